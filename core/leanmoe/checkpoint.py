@@ -1,0 +1,53 @@
+"""A Hugging Face checkpoint directory as LeanMoE reads it: config, family, manifest. No tensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from leanmoe.errors import CheckpointError
+from leanmoe.families import Family, MoEShape, family_of
+from leanmoe.manifest import Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model directory whose ``config.json`` is of a known MoE family."""
+
+    path: Path
+    config: dict[str, Any]
+    family: Family
+
+    @cached_property
+    def shape(self) -> MoEShape:
+        try:
+            return self.family.shape(self.config)
+        except KeyError as error:
+            raise CheckpointError(
+                f"{self.path / 'config.json'} has no key {error}, which a {self.family.name} "
+                "model needs; take the config of the original model"
+            ) from None
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """The manifest, or ``None`` for a checkpoint LeanMoE did not make."""
+        return read_manifest(self.path)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read ``path/config.json`` and find its family; raise ``CheckpointError`` otherwise."""
+    file = path / "config.json"
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a directory; give a Hugging Face model directory")
+    if not file.is_file():
+        raise CheckpointError(f"{path} has no config.json; give a Hugging Face model directory")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}); fetch it again") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} holds no JSON object; fetch it again")
+    return Checkpoint(path, config, family_of(config, str(path)))

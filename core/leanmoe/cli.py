@@ -1,0 +1,58 @@
+"""``leanmoe``: one line per subcommand; each imports its part only when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from leanmoe.command import Command, run_command
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("leanmoe_demo.command", "the whole main job on the embedded model"),
+    "reference": ("leanmoe_pruning.reference.command", "write the embedded reference MoE"),
+    "score": ("leanmoe_pruning.commands.score", "one pass over data: statistics for every method"),
+    "prune": ("leanmoe_pruning.commands.prune", "cut experts and write a lean checkpoint"),
+    "curve": ("leanmoe_pruning.commands.curve", "measure betas and the quality of each level"),
+    "eval": (
+        "leanmoe_pruning.commands.evaluate",
+        "perplexity per domain, alone or beside another",
+    ),
+    "serve": ("leanmoe_server.command", "serve a model behind the OpenAI API"),
+    "loadtest": ("leanmoe_loadtest.command", "load a running server with Locust"),
+    "bench": ("leanmoe_bench.command", "side by side with stock vLLM in one run"),
+}
+
+
+def usage() -> str:
+    """The text of ``leanmoe --help``."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: leanmoe COMMAND [options]", "", *lines, "", "leanmoe COMMAND --help says more."]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name == "--version":
+        from leanmoe import __version__
+
+        print(f"leanmoe {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(
+            f"leanmoe: no command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr
+        )
+        return 2
+    command: Command = import_module(COMMANDS[name][0]).COMMAND
+    return run_command(command, rest)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,79 @@
+"""What every ``leanmoe`` subcommand shares: arguments, output, errors, exit codes.
+
+A subcommand is a module with a ``COMMAND``: its parser and its ``run``, which
+returns the one object that ``--json`` prints. Logs and progress go to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from leanmoe.errors import LeanMoEError
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: how it is described, parsed, run and shown to a person."""
+
+    name: str
+    help: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Result]
+    show: Callable[[Result], str] | None = None
+    passes_through: bool = False  # unknown arguments land in ``args.rest``
+
+
+def _parser(command: Command) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"leanmoe {command.name}",
+        description=command.help,
+        epilog=f"example:\n  {command.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more on stderr")
+    return parser
+
+
+def _parse(command: Command, argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser(command)
+    if not command.passes_through:
+        return parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    args.rest = rest
+    return args
+
+
+def run_command(command: Command, argv: Sequence[str]) -> int:
+    """Parse, run and print; the exit code is 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    args = _parse(command, argv)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        result = command.run(args)
+    except LeanMoEError as error:
+        print(f"leanmoe {command.name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"leanmoe {command.name}: interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False))
+    elif command.show is not None:
+        print(command.show(result))
+    return 0

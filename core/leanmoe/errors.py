@@ -1,0 +1,46 @@
+"""Every error LeanMoE raises on purpose.
+
+    LeanMoEError            exit 1: the work failed
+    ├── InputError          exit 2: what the user gave cannot be used
+    │   ├── CheckpointError    a model directory, its files or its manifest
+    │   ├── LevelError         a skip level outside its range or without betas
+    │   └── DataError          a --data specification
+    ├── OutputError         exit 1: the disk is full, the target exists
+    └── RuntimeSeamError    exit 1: vLLM is not what the plugin was written for
+
+A message is one sentence: what, where, found, expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class LeanMoEError(Exception):
+    """The work failed for a reason the user can read."""
+
+    exit_code = 1
+
+
+class InputError(LeanMoEError):
+    """What the user gave cannot be used; nothing was written."""
+
+    exit_code = 2
+
+
+class CheckpointError(InputError):
+    """A model directory, one of its files or its manifest is not usable."""
+
+
+class LevelError(InputError):
+    """A skip level is out of range, or the model has no betas for it."""
+
+
+class DataError(InputError):
+    """A ``--data`` specification names nothing usable."""
+
+
+class OutputError(LeanMoEError):
+    """The output could not be written; the old one, if any, is untouched."""
+
+
+class RuntimeSeamError(LeanMoEError):
+    """A vLLM symbol, version or layer is not what the plugin was written for."""

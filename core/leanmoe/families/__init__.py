@@ -1,0 +1,31 @@
+"""The model families LeanMoE knows, one file each."""
+
+from __future__ import annotations
+
+from leanmoe.errors import CheckpointError
+from leanmoe.families.base import Config, ExpertTensor, Family, MoEShape
+from leanmoe.families.mixtral import MIXTRAL
+
+FAMILIES: tuple[Family, ...] = (MIXTRAL,)
+
+__all__ = ["FAMILIES", "Config", "ExpertTensor", "Family", "MoEShape", "family_of"]
+
+_EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def family_of(config: Config, where: str) -> Family:
+    """The family of a Hugging Face ``config.json``; ``where`` names it in the error."""
+    architectures = config.get("architectures") or ["(none named)"]
+    for family in FAMILIES:
+        if architectures[0] in family.architectures:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.architectures)
+    if not any(key in config for key in _EXPERT_COUNT_KEYS):
+        raise CheckpointError(
+            f"{where} is a dense model ({architectures[0]}): it has no experts to prune or skip; "
+            f"give a Mixture-of-Experts checkpoint of one of: {known}"
+        )
+    raise CheckpointError(
+        f"{where} has the architecture {architectures[0]}, which LeanMoE does not know; "
+        f"known: {known}"
+    )

@@ -1,0 +1,98 @@
+"""``leanmoe.json``: what was cut out of a checkpoint, from what, how, and what it costs.
+
+The manifest carries a digest over its own content and one per file beside it, so
+that neither a changed shard nor an edited promise goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leanmoe.curve import QualityCurve
+from leanmoe.errors import CheckpointError
+from leanmoe.provenance import atomic_write_json, bytes_digest, file_digest
+
+MANIFEST_NAME = "leanmoe.json"
+
+
+class Source(BaseModel):
+    """The checkpoint that was cut."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    files: dict[str, str] = Field(description="file name -> sha256 of the source's files")
+
+
+class Manifest(BaseModel):
+    """The whole record beside a lean checkpoint (or one that only has a curve)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    family: str
+    source: Source | None = None
+    method: str = Field(description="pruning method, or 'none' where only a curve was added")
+    settings: dict[str, Any] = Field(default_factory=dict)
+    kept: dict[int, list[int]] = Field(
+        default_factory=dict, description="decoder layer -> source expert ids in new order"
+    )
+    calibration: str | None = None
+    calibration_digest: str | None = None
+    tools: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict, description="file name -> sha256")
+    curve: QualityCurve | None = None
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical content."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return bytes_digest([text.encode()])
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``leanmoe.json`` in one step, its digest included."""
+    content = {"digest": manifest.digest(), **manifest.model_dump(mode="json")}
+    atomic_write_json(directory / MANIFEST_NAME, content)
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of ``directory`` with its own digest checked, or ``None`` if it has none."""
+    path = directory / MANIFEST_NAME
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stated = content.pop("digest", None) if isinstance(content, dict) else None
+        manifest = Manifest.model_validate(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not a JSON manifest ({error}); cut again") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the manifest"
+        raise CheckpointError(f"{path}: {place}: {first['msg']}; cut again") from None
+    if stated != manifest.digest():
+        raise CheckpointError(
+            f"{path} does not match its own digest (states {stated}, content gives "
+            f"{manifest.digest()}): it was edited after it was written; cut or measure again"
+        )
+    return manifest
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """Raise unless every file the manifest names is there with its stated digest."""
+    for name, stated in manifest.files.items():
+        path = directory / name
+        if Path(name).name != name:
+            raise CheckpointError(f"{directory / MANIFEST_NAME} names a path outside: {name!r}")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing and the manifest names it; copy it again")
+        found = file_digest(path)
+        if found != stated:
+            raise CheckpointError(
+                f"{path} does not match the manifest (found {found}, expected {stated}): "
+                "it was changed or damaged; copy or cut it again"
+            )

@@ -1,0 +1,84 @@
+"""What the API process and the workers say to each other, and nothing else.
+
+Messages cross process borders as plain dictionaries (``model_dump``): vLLM's
+RPC serialises those without pickling.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SkipMode(StrEnum):
+    """How an experts class drops an assignment (VLLM seams)."""
+
+    COMPACT = "compact"  # CPU: kept pairs are gathered, or redirected where few rows run
+    MASK = "mask"  # id -1, weight 0
+    REDIRECT = "redirect"  # the top-1 id, weight 0
+    ZERO = "zero"  # id kept, weight 0: right, nothing is saved
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerReport(_Message):
+    """One MoE layer as a worker found it after loading."""
+
+    layer: int
+    name: str
+    wrapped: bool
+    modular: bool
+    n_routed_experts: int
+    top_k: int
+    renormalize: bool
+    mode: SkipMode
+    experts_class: str
+    problem: str | None = None
+
+
+class HandshakeReport(_Message):
+    """One worker's answer to "did you wrap every MoE layer?"."""
+
+    worker: str
+    pid: int
+    plugin_version: str
+    vllm_version: str
+    layers: list[LayerReport]
+    weight_bytes: int
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence per layer that would silently not skip."""
+        return [f"layer {r.layer} ({r.name}): {r.problem}" for r in self.layers if r.problem]
+
+
+class PolicyUpdate(_Message):
+    """New betas for every MoE layer; layer -> beta in [0, 1], 0 is exact."""
+
+    level: float = Field(ge=0.0, le=1.0)
+    betas: dict[int, float]
+    version: int = Field(ge=0)
+
+
+class LayerCounts(_Message):
+    """What one layer really ran since the worker started."""
+
+    layer: int
+    tokens: int
+    routed: int
+    skipped: int
+
+
+class SkipSnapshot(_Message):
+    """One worker's counters and memory at the moment of the poll."""
+
+    worker: str
+    pid: int
+    policy_version: int
+    level: float
+    layers: list[LayerCounts]
+    resident_bytes: int
+    device_bytes: int | None = None

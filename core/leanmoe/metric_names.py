@@ -1,0 +1,49 @@
+"""Every Prometheus name LeanMoE exports, in one place (documented in docs/metrics.md).
+
+None begins with ``vllm:``: vLLM unregisters collectors that do.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+ROUTED_ASSIGNMENTS = Metric(
+    "leanmoe_routed_assignments_total",
+    "Token-expert assignments the router made, before skipping",
+    ("layer",),
+)
+SKIPPED_ASSIGNMENTS = Metric(
+    "leanmoe_skipped_assignments_total",
+    "Token-expert assignments that were routed and not computed",
+    ("layer",),
+)
+SKIP_LEVEL = Metric("leanmoe_skip_level", "Skip level in force, 0 exact to 1 top-1 only")
+POLICY_VERSION = Metric("leanmoe_policy_version", "Number of level changes since the start")
+TOKENS_PER_SECOND = Metric(
+    "leanmoe_tokens_per_second",
+    "Tokens per second over the last poll interval",
+    ("phase",),
+)
+WEIGHT_BYTES = Metric("leanmoe_weight_bytes", "Bytes of model weights a worker holds", ("worker",))
+RESIDENT_BYTES = Metric(
+    "leanmoe_resident_memory_bytes", "Resident memory of a process", ("process",)
+)
+DEVICE_BYTES = Metric(
+    "leanmoe_device_memory_bytes", "Device memory in use, where there is a device", ("worker",)
+)
+HANDSHAKE_COMPLETE = Metric(
+    "leanmoe_handshake_complete", "1 when every worker reported every MoE layer wrapped"
+)
+HANDSHAKE_LAYERS = Metric(
+    "leanmoe_wrapped_layers", "MoE layers wrapped, by worker and skip mode", ("worker", "mode")
+)
+SNAPSHOT_AGE = Metric("leanmoe_snapshot_age_seconds", "Seconds since the counters were last read")
+
+ALL: tuple[Metric, ...] = tuple(v for v in list(globals().values()) if isinstance(v, Metric))

@@ -1,0 +1,51 @@
+"""From a wished level to the betas the workers apply.
+
+The skip rule: keep expert j of a token when w_j >= beta_layer * w_max; the
+largest always survives; renormalise only where the model's router does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from leanmoe.curve import QualityCurve
+from leanmoe.errors import LevelError
+
+EXACT = 0.0
+TOP1_ONLY = 1.0
+
+
+def check_level(level: float, where: str = "skip level") -> float:
+    """Return ``level`` as a float in [0, 1] or raise ``LevelError``."""
+    number = isinstance(level, int | float) and not isinstance(level, bool)
+    # The comparison also refuses NaN.
+    if not number or not EXACT <= level <= TOP1_ONLY:
+        raise LevelError(
+            f"{where} is {level!r}, outside [0, 1]; give a number from 0 (exact) to 1 (top-1 only)"
+        )
+    return float(level)
+
+
+def resolve_betas(
+    level: float, layers: Iterable[int], curve: QualityCurve | None
+) -> dict[int, float]:
+    """Betas per decoder layer at ``level``.
+
+    Levels 0 and 1 need no curve. Any other does, and the curve must name exactly
+    the model's MoE ``layers``.
+    """
+    check_level(level)
+    wanted = sorted(layers)
+    if level in (EXACT, TOP1_ONLY):
+        return dict.fromkeys(wanted, level)
+    if curve is None:
+        raise LevelError(
+            f"skip level {level} needs a quality curve and this model has none: "
+            "run `leanmoe curve MODEL --data SPEC` first, or use level 0 or 1"
+        )
+    if curve.layers != wanted:
+        raise LevelError(
+            f"the quality curve holds betas for {len(curve.layers)} layers and the model has "
+            f"{len(wanted)} MoE layers: run `leanmoe curve` on this checkpoint again"
+        )
+    return curve.betas_at(level)

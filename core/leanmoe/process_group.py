@@ -1,0 +1,34 @@
+"""A child process with everything it starts: stopped, continued and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+
+class ProcessGroup:
+    """A process that leads a group of its own, so that its children can be signalled with it."""
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], output: IO[Any], **options: Any
+    ) -> None:
+        self.process: subprocess.Popen[Any] = subprocess.Popen(
+            command, env=env, stdout=output, stderr=output, start_new_session=True, **options
+        )
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal every process of the group; none left is no error."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def end(self, grace_seconds: float) -> None:
+        """Wait for the leader to end, then kill whatever of the group is left."""
+        self.signal(signal.SIGCONT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=grace_seconds)
+        self.signal(signal.SIGKILL)
+        self.process.wait()
