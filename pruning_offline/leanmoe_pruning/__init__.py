@@ -1,0 +1,1 @@
+"""The offline stage: scores, cuts and measures checkpoints layer by layer."""

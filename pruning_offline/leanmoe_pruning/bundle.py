@@ -1,0 +1,178 @@
+"""The score bundle on disk: one directory per (model, data) pair, content hashed.
+
+``scores.json`` names model, data and the digest of every file beside it;
+``layer-NNN.safetensors`` holds what decisions follow from (``router_logits`` [T, E],
+``output_gram`` [T, P], ``ratios`` w_j/w_max [T, K-1]), ``summary.safetensors`` what
+people look at (``token_counts`` and ``gate_mass`` [L, E], ``median_beta`` [L]).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe.errors import InputError
+from leanmoe.families import MoEShape
+from leanmoe.provenance import atomic_write_json, bytes_digest, file_digest, tool_versions
+from leanmoe_pruning.data import DataSet
+from leanmoe_pruning.gram import packed_size
+from leanmoe_pruning.scoring import LayerScores, median_beta
+from leanmoe_pruning.shards import write_tensors
+
+DESCRIPTION = "scores.json"
+SUMMARY = "summary.safetensors"
+
+
+class BundleDescription(BaseModel):
+    """Which model and which tokens a bundle speaks of."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    family: str
+    source: dict[str, str]
+    data: str
+    data_digest: str
+    layout: list[tuple[int, int]]
+    compute: str
+    moe_layers: list[int]
+    n_routed_experts: int
+    top_k: int
+    tools: dict[str, str]
+    files: dict[str, str]
+
+    def digest(self) -> str:
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return bytes_digest([text.encode()])
+
+
+def layer_file(layer: int) -> str:
+    """The name of one layer's file."""
+    return f"layer-{layer:03d}.safetensors"
+
+
+def write_bundle(
+    directory: Path,
+    checkpoint: Checkpoint,
+    source: dict[str, str],
+    data: DataSet,
+    layers: Iterable[LayerScores],
+    compute: torch.dtype,
+) -> BundleDescription:
+    """Write a whole bundle, layer by layer as the scores come, the description last."""
+    shape = checkpoint.shape
+    files: dict[str, str] = {}
+    summary = _Summary(shape)
+    for scores in layers:
+        files[layer_file(scores.layer)] = _write_layer(directory, shape, scores)
+        summary.add(scores)
+    files[SUMMARY] = write_tensors(directory / SUMMARY, summary.tensors())
+    description = BundleDescription(
+        family=checkpoint.family.name,
+        source=source,
+        data=data.spec,
+        data_digest=data.digest(),
+        layout=data.layout,
+        compute=str(compute).removeprefix("torch."),
+        moe_layers=list(shape.moe_layers),
+        n_routed_experts=shape.n_routed_experts,
+        top_k=shape.top_k,
+        tools=tool_versions(),
+        files=files,
+    )
+    content = {"digest": description.digest(), **description.model_dump(mode="json")}
+    atomic_write_json(directory / DESCRIPTION, content)
+    return description
+
+
+def _write_layer(directory: Path, shape: MoEShape, scores: LayerScores) -> str:
+    tensors = {
+        "router_logits": scores.router_logits_TE.float(),
+        "output_gram": scores.output_gram_TP,
+        "ratios": scores.routing(shape).ratios[:, 1:].contiguous(),
+    }
+    return write_tensors(directory / layer_file(scores.layer), tensors)
+
+
+class _Summary:
+    """Small per-layer figures gathered while the layers pass."""
+
+    def __init__(self, shape: MoEShape) -> None:
+        self._shape = shape
+        self._counts: list[torch.Tensor] = []
+        self._mass: list[torch.Tensor] = []
+        self._betas: list[float] = []
+
+    def add(self, scores: LayerScores) -> None:
+        self._counts.append(scores.token_counts(self._shape))
+        self._mass.append(scores.gate_mass(self._shape))
+        self._betas.append(median_beta(scores.routing(self._shape)))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "token_counts": torch.stack(self._counts),
+            "gate_mass": torch.stack(self._mass),
+            "median_beta": torch.tensor(self._betas, dtype=torch.float64),
+        }
+
+
+class ScoreBundle:
+    """A bundle opened for reading, its own digests checked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.description = _read_description(directory)
+        for name, stated in self.description.files.items():
+            self._check_file(name, stated)
+
+    def _check_file(self, name: str, stated: str) -> None:
+        path = self.directory / name
+        if Path(name).name != name or not path.is_file():
+            raise InputError(f"score bundle {self.directory} lacks {name}; score again")
+        found = file_digest(path)
+        if found != stated:
+            raise InputError(
+                f"{path} does not match its bundle (found {found}, expected {stated}); score again"
+            )
+
+    def check_model(self, checkpoint: Checkpoint, source: dict[str, str]) -> None:
+        """Raise unless the bundle was made from exactly this model."""
+        held = self.description.source
+        wrong = sorted(name for name in held | source if held.get(name) != source.get(name))
+        if wrong:
+            raise InputError(
+                f"score bundle {self.directory} was made from another model than "
+                f"{checkpoint.path} ({wrong[0]} differs); score this model"
+            )
+
+    def layers(self) -> Iterator[LayerScores]:
+        """Scores layer by layer."""
+        for layer in self.description.moe_layers:
+            held = load_file(self.directory / layer_file(layer))
+            gram_TP = held["output_gram"]
+            if gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
+                raise InputError(f"{self.directory / layer_file(layer)} has a Gram of wrong size")
+            yield LayerScores(layer, held["router_logits"], gram_TP)
+
+
+def _read_description(directory: Path) -> BundleDescription:
+    path = directory / DESCRIPTION
+    if not path.is_file():
+        raise InputError(f"{directory} is not a score bundle: it has no {DESCRIPTION}; score again")
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stated = content.pop("digest", None)
+        description = BundleDescription.model_validate(content)
+    except (ValueError, AttributeError, ValidationError) as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"{path} is not a score description ({line}); score again") from None
+    if stated != description.digest():
+        raise InputError(f"{path} does not match its own digest: it was edited; score again")
+    return description

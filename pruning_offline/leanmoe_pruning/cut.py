@@ -1,0 +1,143 @@
+"""The cutter: a smaller checkpoint out of a checkpoint, shard by shard.
+
+Router rows of kept experts are sliced, experts re-indexed in ascending order of
+their source ids, everything else copied byte for byte. All shards are read and
+checked before the first byte is written; the index is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe.errors import CheckpointError
+from leanmoe.families.base import PROJECTIONS
+from leanmoe.provenance import file_digest
+from leanmoe_pruning.model import WEIGHT_SUFFIXES, model_files
+from leanmoe_pruning.progress import Tick
+from leanmoe_pruning.shards import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    ShardReader,
+    TensorInfo,
+    write_index,
+    write_shard,
+)
+
+Kept = Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One output tensor: where it comes from and which rows of it stay."""
+
+    info: TensorInfo
+    source: str
+    rows: tuple[int, ...] | None = None
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        tensor = reader.read(self.source)
+        return tensor if self.rows is None else tensor[list(self.rows)]
+
+
+class Cutter:
+    """A cut decided and checked, not yet written."""
+
+    def __init__(self, checkpoint: Checkpoint, kept: Kept) -> None:
+        self.checkpoint = checkpoint
+        self.kept = kept
+        self.reader = ShardReader(checkpoint.path)
+        self._check_complete()
+        self.shards = {
+            name: pieces
+            for name, held in self.reader.shards.items()
+            if (pieces := [piece for info in held.values() if (piece := self._piece(info))])
+        }
+
+    def _check_complete(self) -> None:
+        family, shape = self.checkpoint.family, self.checkpoint.shape
+        wide, narrow = shape.expert_ffn_size, shape.hidden_size
+        for layer in shape.moe_layers:
+            self._check_shape(family.gate_name(layer), (shape.n_routed_experts, narrow))
+            for expert in range(shape.n_routed_experts):
+                for projection in PROJECTIONS:
+                    size = (narrow, wide) if projection == "down_proj" else (wide, narrow)
+                    self._check_shape(family.expert_name(layer, expert, projection), size)
+
+    def _check_shape(self, name: str, expected: tuple[int, ...]) -> None:
+        found = self.reader.info(name).shape
+        if found != expected:
+            raise CheckpointError(
+                f"tensor {name} in {self.checkpoint.path} has shape {list(found)}, expected "
+                f"{list(expected)} from config.json; config and shards are of different models"
+            )
+
+    def _piece(self, info: TensorInfo) -> _Piece | None:
+        family = self.checkpoint.family
+        layer = family.gate_layer(info.name)
+        if layer is not None:
+            rows = tuple(self.kept[layer])
+            shape = (len(rows), *info.shape[1:])
+            return _Piece(TensorInfo(info.name, info.dtype, shape), info.name, rows)
+        part = family.parse_expert(info.name)
+        if part is None:
+            return _Piece(info, info.name)
+        kept = list(self.kept[part.layer])
+        if part.expert not in kept:
+            return None
+        name = family.expert_name(part.layer, kept.index(part.expert), part.projection)
+        return _Piece(TensorInfo(name, info.dtype, info.shape), info.name)
+
+    @property
+    def n_tensors(self) -> int:
+        return len(self.reader.names)
+
+    def validate(self, tick: Tick) -> None:
+        """Read every source tensor; raise ``CheckpointError`` at the first NaN or infinity."""
+        self.reader.validate(tick)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights the output will hold."""
+        return sum(piece.info.nbytes for pieces in self.shards.values() for piece in pieces)
+
+    def write(self, directory: Path, tick: Tick) -> dict[str, str]:
+        """Write the lean checkpoint without its manifest; return the digest of each file."""
+        digests = dict(self._copy_side_files(directory))
+        digests["config.json"] = self._write_config(directory)
+        for name, pieces in self.shards.items():
+            digests[name] = self._write_shard(directory / name, pieces, tick)
+        if list(self.shards) != [SINGLE_NAME]:
+            plan = {name: [piece.info for piece in held] for name, held in self.shards.items()}
+            write_index(directory, plan)
+            digests[INDEX_NAME] = file_digest(directory / INDEX_NAME)
+        return digests
+
+    def _write_shard(self, path: Path, pieces: list[_Piece], tick: Callable[[], None]) -> str:
+        def tensors() -> Iterator[torch.Tensor]:
+            for piece in pieces:
+                yield piece.read(self.reader)
+                tick()
+
+        return write_shard(path, [piece.info for piece in pieces], tensors())
+
+    def _write_config(self, directory: Path) -> str:
+        keep = len(next(iter(self.kept.values())))
+        config = self.checkpoint.family.cut_config(self.checkpoint.config, keep)
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (directory / "config.json").write_text(text, encoding="utf-8")
+        return file_digest(directory / "config.json")
+
+    def _copy_side_files(self, directory: Path) -> Iterator[tuple[str, str]]:
+        """Tokenizer, chat template, generation settings, licence: all that is not weights."""
+        for file in model_files(self.checkpoint.path):
+            if file.suffix in WEIGHT_SUFFIXES or file.name in ("config.json", INDEX_NAME):
+                continue
+            shutil.copyfile(file, directory / file.name)
+            yield file.name, file_digest(directory / file.name)

@@ -1,0 +1,162 @@
+"""Calibration and held-out token windows: what ``--data`` names, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe.errors import DataError
+from leanmoe.provenance import bytes_digest
+from leanmoe_pruning.data.builtin import Split, builtin_ids, builtin_texts
+from leanmoe_pruning.data.files import cut_windows, stored_ids, text_ids
+from leanmoe_pruning.data.spec import Item, parse_spec
+from leanmoe_pruning.data.tokenizer import ModelTokenizer
+
+DEFAULT_WINDOW = 256
+FileShare = Literal["all", "halves"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Windows of one name; ``ids_NT`` are token ids, int64."""
+
+    name: str
+    ids_NT: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.ids_NT.numel()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A mix, in the order it was given."""
+
+    spec: str
+    sources: tuple[Source, ...]
+
+    @property
+    def ids(self) -> list[torch.Tensor]:
+        return [source.ids_NT for source in self.sources]
+
+    @property
+    def windows(self) -> int:
+        return sum(len(source.ids_NT) for source in self.sources)
+
+    @property
+    def tokens(self) -> int:
+        return sum(source.tokens for source in self.sources)
+
+    @property
+    def layout(self) -> list[tuple[int, int]]:
+        """(windows, length) of each source."""
+        return [(ids.shape[0], ids.shape[1]) for ids in self.ids]
+
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and token ids."""
+
+        def parts() -> Iterator[bytes]:
+            for source in self.sources:
+                yield f"{source.name} {list(source.ids_NT.shape)}\n".encode()
+                yield source.ids_NT.numpy().tobytes()
+
+        return bytes_digest(parts())
+
+
+def load_data(
+    spec: str,
+    checkpoint: Checkpoint,
+    split: Split,
+    *,
+    window: int = DEFAULT_WINDOW,
+    files: FileShare = "all",
+) -> DataSet:
+    """Read ``spec`` for a model.
+
+    Built-in texts give their ``split``. A user's file has none: all of it is taken,
+    or with ``files="halves"`` the first half of its windows for calibration and the
+    second as held-out text. Raises ``DataError``.
+    """
+    if window < 2:
+        raise DataError(f"--window {window} is too short; give at least 2 tokens")
+    tokenizer = ModelTokenizer(checkpoint.path)
+    sources = tuple(_load_item(item, tokenizer, split, window, files) for item in parse_spec(spec))
+    for source in sources:
+        _check_ids(source, int(checkpoint.config["vocab_size"]))
+    return DataSet(spec, sources)
+
+
+def _load_item(
+    item: Item, tokenizer: ModelTokenizer, split: Split, window: int, files: FileShare
+) -> Source:
+    if item.domain is not None:
+        return Source(item.name, _take(_builtin(item.domain, tokenizer, split, window), item))
+    ids_NT = _take(_from_file(item, tokenizer, window), item)
+    return Source(item.name, _half(ids_NT, split, item) if files == "halves" else ids_NT)
+
+
+def _builtin(domain: str, tokenizer: ModelTokenizer, split: Split, window: int) -> torch.Tensor:
+    if tokenizer.is_smollm2 and window == DEFAULT_WINDOW:
+        return builtin_ids(domain, split)
+    documents = (tokenizer.encode(text) for text in builtin_texts(domain, split))
+    return cut_windows(documents, [], window, f"builtin:{domain}")
+
+
+def _from_file(item: Item, tokenizer: ModelTokenizer, window: int) -> torch.Tensor:
+    assert item.path is not None
+    if item.path.suffix == ".safetensors":
+        return stored_ids(item.path, item.tensor)
+    documents = text_ids(item.path, tokenizer)
+    return cut_windows(documents, tokenizer.separator, window, item.name)
+
+
+def _take(ids_NT: torch.Tensor, item: Item) -> torch.Tensor:
+    found = len(ids_NT)
+    if item.count is not None and item.count > found:
+        raise DataError(
+            f"--data {item.text!r} asks for {item.count} windows and there are {found}; "
+            "ask for fewer"
+        )
+    return ids_NT[: item.count]
+
+
+def _half(ids_NT: torch.Tensor, split: Split, item: Item) -> torch.Tensor:
+    middle = len(ids_NT) // 2
+    if middle == 0:
+        raise DataError(
+            f"--data {item.text!r} has {len(ids_NT)} window(s): one half is for calibration and "
+            "one is held out; give at least 2, or name other text with --calibration"
+        )
+    return ids_NT[:middle] if split == "calibration" else ids_NT[middle:]
+
+
+def _check_ids(source: Source, vocab_size: int) -> None:
+    ids_NT = source.ids_NT
+    if ids_NT.numel() == 0 or ids_NT.shape[1] < 2:
+        raise DataError(
+            f"{source.name} has windows of shape {list(ids_NT.shape)}, expected at least one "
+            "window of 2 tokens"
+        )
+    low, high = int(ids_NT.min()), int(ids_NT.max())
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise DataError(
+            f"{source.name} holds token id {wrong}, outside the model's vocabulary of "
+            f"{vocab_size}; tokenise it with this model's tokenizer"
+        )
+
+
+def batch_of_tokens(layout: list[tuple[int, int]], batch_size: int) -> torch.Tensor:
+    """The batch each token belongs to, int64 ``[T]``: ``batch_size`` windows each, per source."""
+    if batch_size < 1:
+        raise DataError(f"--batch-size {batch_size} is not a positive whole number of windows")
+    parts, first = [], 0
+    for windows, length in layout:
+        batches = torch.arange(windows) // batch_size
+        parts.append((first + batches).repeat_interleave(length))
+        first += int(batches[-1]) + 1
+    return torch.cat(parts)

@@ -1,0 +1,90 @@
+"""Token windows out of the user's files: plain text, JSON lines, token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from leanmoe.errors import DataError
+from leanmoe_pruning.data.tokenizer import ModelTokenizer
+
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
+def stored_ids(path: Path, tensor: str) -> torch.Tensor:
+    """Token ids ``[N, T]`` of one tensor of a safetensors file, int64."""
+    _check_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if tensor not in names:
+                raise DataError(f"{path} has no tensor {tensor!r}; it holds {', '.join(names)}")
+            ids: torch.Tensor = file.get_tensor(tensor)
+    except SafetensorError as error:
+        raise DataError(
+            f"{path} is not a whole safetensors file ({error}); copy it again"
+        ) from None
+    if ids.ndim != 2 or ids.dtype not in _INTEGERS:
+        raise DataError(
+            f"{path}:{tensor} is {ids.dtype} of shape {list(ids.shape)}, expected integer token "
+            "ids [windows, length]"
+        )
+    return ids.long()
+
+
+def text_ids(path: Path, tokenizer: ModelTokenizer) -> Iterator[list[int]]:
+    """Token ids of each document of a text, JSON-lines or chat file."""
+    _check_file(path)
+    if path.suffix.lower() not in _JSON_LINES:
+        yield tokenizer.encode(_read(path))
+        return
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if line.strip():
+            yield _document_ids(line, f"{path} line {number}", tokenizer)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"--data names {path}, which is not a file; check the path")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}); convert it first") from None
+
+
+def _document_ids(line: str, where: str, tokenizer: ModelTokenizer) -> list[int]:
+    try:
+        document: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON ({error}); expected one object per line") from None
+    fields = document if isinstance(document, dict) else {}
+    if isinstance(fields.get("text"), str):
+        return tokenizer.encode(fields["text"])
+    if isinstance(fields.get("messages"), list):
+        return tokenizer.encode_chat(fields["messages"], where)
+    raise DataError(f'{where} has neither "text" (a string) nor "messages" (a chat); add one')
+
+
+def cut_windows(
+    documents: Iterator[list[int]], separator: list[int], length: int, name: str
+) -> torch.Tensor:
+    """Join documents and cut windows of ``length``; the remainder is left out. ``[N, length]``"""
+    flat: list[int] = []
+    for ids in documents:
+        flat += [*separator, *ids] if flat else ids
+    n_windows = len(flat) // length
+    if n_windows == 0:
+        raise DataError(
+            f"{name} has {len(flat)} tokens, too few for one window of {length}; give more text "
+            "or a smaller --window"
+        )
+    return torch.tensor(flat[: n_windows * length]).view(n_windows, length)

@@ -1,0 +1,76 @@
+"""A model's own tokenizer, read from ``tokenizer.json``."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from leanmoe.errors import DataError
+from leanmoe.provenance import bytes_digest
+
+SMOLLM2_VOCABULARY = "sha256:0c6d9e03781a2ba7a0bdfd633c73d13a64a07c557474be6c28e08ea0a11fb300"
+
+
+class ModelTokenizer:
+    """Text and chats to token ids, without special tokens the model does not ask for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        path = self.directory / "tokenizer.json"
+        if not path.is_file():
+            raise DataError(
+                f"{path} is missing, so text cannot become token ids; copy the model's tokenizer "
+                "there or give token ids as FILE.safetensors:TENSOR"
+            )
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"{path} is not a tokenizer ({error}); fetch it again") from None
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        """Digest of the token -> id map."""
+        vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        return bytes_digest(f"{index} {token}\n".encode() for token, index in vocabulary)
+
+    @property
+    def is_smollm2(self) -> bool:
+        """True when built-in token ids mean the same to this model."""
+        return self.vocabulary_digest == SMOLLM2_VOCABULARY
+
+    @cached_property
+    def separator(self) -> list[int]:
+        """The id put between two documents: the model's end token, where its config names one."""
+        path = self.directory / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        end = config.get("eos_token_id")
+        return [end] if isinstance(end, int) else []
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_chat(self, messages: list[dict[str, Any]], where: str) -> list[int]:
+        """Token ids of a chat in the model's own template."""
+        try:
+            text = self._chat.apply_chat_template(messages, tokenize=False)
+        except Exception as error:  # template errors are of many kinds
+            raise DataError(f"{where}: the chat does not fit the template ({error})") from None
+        return self.encode(text)
+
+    @cached_property
+    def _chat(self) -> Any:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+        if not tokenizer.chat_template:
+            raise DataError(f"{self.directory} has no chat template; give plain text instead")
+        return tokenizer

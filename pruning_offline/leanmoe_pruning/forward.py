@@ -1,0 +1,85 @@
+"""Windows of several sources carried through the layers of a stream.
+
+Sources may differ in window length, so activations are one tensor per source,
+``[N, T, D]``. A layer changes them in place, a few windows at a time, so that
+what it works on stays in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from leanmoe.families import MoEShape
+from leanmoe_pruning.routing import Routing, route
+from leanmoe_pruning.stream import DecoderLayer, DecoderStream
+
+CHUNK_TOKENS = 4096
+Hidden = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a layer's router decided for every token, and what survived skipping."""
+
+    routing: Routing
+    keep_TK: torch.Tensor
+
+
+def embed_all(stream: DecoderStream, ids: Sequence[torch.Tensor]) -> Hidden:
+    """Embedding of every source."""
+    return [stream.embed(ids_NT) for ids_NT in ids]
+
+
+def chunks(hidden: Hidden) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Views of a few whole windows each, with the rows their tokens have among all tokens."""
+    start = 0
+    for part in hidden:
+        for chunk_NTD in torch.split(part, max(1, CHUNK_TOKENS // part.shape[1])):
+            end = start + chunk_NTD.shape[0] * chunk_NTD.shape[1]
+            yield chunk_NTD, slice(start, end)
+            start = end
+
+
+def run_block(
+    layer: DecoderLayer,
+    shape: MoEShape,
+    chunk_NTD: torch.Tensor,
+    kept: Sequence[int] | None = None,
+    betas_T: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Routed]:
+    """MoE block output ``[T, D]``, all but ``kept`` experts masked, skipping by ``betas_T``."""
+    x_TD = layer.block_input(chunk_NTD)
+    routing = route(layer.router_logits(x_TD), shape, kept)
+    keep_TK = routing.kept(0.0 if betas_T is None else betas_T)
+    output_TD = layer.experts.routed(x_TD, routing.applied(keep_TK), routing.ids_TK, keep_TK)
+    return output_TD, Routed(routing, keep_TK)
+
+
+def step_(
+    layer: DecoderLayer,
+    shape: MoEShape,
+    hidden: Hidden,
+    kept: Sequence[int] | None = None,
+    betas_T: torch.Tensor | None = None,
+) -> Routed:
+    """One whole decoder layer, in place."""
+    found = []
+    for chunk_NTD, rows in chunks(hidden):
+        layer.attend_(chunk_NTD)
+        betas = None if betas_T is None else betas_T[rows]
+        output_TD, routed = run_block(layer, shape, chunk_NTD, kept, betas)
+        chunk_NTD += output_TD.view_as(chunk_NTD)
+        found.append(routed)
+    return _joined(found)
+
+
+def _joined(found: Sequence[Routed]) -> Routed:
+    routing = Routing(
+        torch.cat([part.routing.weights_TK for part in found]),
+        torch.cat([part.routing.ids_TK for part in found]),
+        found[0].routing.renormalize,
+    )
+    return Routed(routing, torch.cat([part.keep_TK for part in found]))

@@ -1,0 +1,56 @@
+"""Per-token Gram matrices of expert outputs, and losses of routings computed from them.
+
+With f_e the outputs of all experts for a token and z the output it should have,
+the vectors g_e = f_e - z and z span every output a changed routing can give:
+sum_e a_e f_e - z = sum_e a_e g_e + (sum_e a_e - 1) z. Their inner products are
+enough for the squared distance of any routing, so a subset of experts costs a few
+multiplications per token and no forward pass. Centring on z keeps the precision
+where experts resemble one another. S subsets, T tokens, D model, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import combinations_with_replacement
+
+import torch
+
+
+@lru_cache
+def _pair_table(n: int) -> torch.Tensor:
+    table = torch.empty(n, n, dtype=torch.int64)
+    row, column = torch.triu_indices(n, n)
+    table[row, column] = torch.arange(len(row))
+    table[column, row] = torch.arange(len(row))
+    return table
+
+
+def packed_size(n_experts: int) -> int:
+    """Numbers stored per token: the upper triangle of (E+1) x (E+1)."""
+    return (n_experts + 1) * (n_experts + 2) // 2
+
+
+def centred_gram(outputs_ETD: torch.Tensor, target_TD: torch.Tensor) -> torch.Tensor:
+    """Packed inner products of [f_e - z ..., z] per token, float32 ``[T, (E+1)(E+2)/2]``."""
+    vectors_TED = torch.cat([outputs_ETD - target_TD, target_TD[None]]).transpose(0, 1).double()
+    gram_TEE = vectors_TED @ vectors_TED.transpose(1, 2)
+    row, column = torch.triu_indices(gram_TEE.shape[1], gram_TEE.shape[1])
+    return gram_TEE[:, row, column].float()
+
+
+def squared_distance(
+    gram_TP: torch.Tensor, weights_STK: torch.Tensor, ids_STK: torch.Tensor, n_experts: int
+) -> torch.Tensor:
+    """||sum_k a_k f_k - z||^2 per routing and token, float64 ``[S, T]``, for S routings at once."""
+    weights_STK = weights_STK.double()
+    rest_ST1 = weights_STK.sum(-1, keepdim=True) - 1.0
+    weights_STJ = torch.cat([weights_STK, rest_ST1], dim=-1)
+    ids_STJ = torch.cat([ids_STK, torch.full_like(ids_STK[..., :1], n_experts)], dim=-1)
+    table_P = _pair_table(n_experts + 1)
+    total_ST = torch.zeros(ids_STK.shape[:-1], dtype=torch.float64)
+    gram_STP = gram_TP.expand(len(ids_STK), -1, -1)
+    for i, j in combinations_with_replacement(range(ids_STJ.shape[-1]), 2):
+        pair_ST1 = table_P[ids_STJ[..., i], ids_STJ[..., j]][..., None]
+        product_ST = weights_STJ[..., i] * weights_STJ[..., j] * (1.0 if i == j else 2.0)
+        total_ST += product_ST * gram_STP.gather(-1, pair_ST1)[..., 0]
+    return total_ST.clamp_min(0.0)

@@ -1,0 +1,1 @@
+"""Selection methods: which experts of each layer stay."""

@@ -1,0 +1,58 @@
+"""What a selection method decides, and what it decided on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import torch
+
+from leanmoe.errors import InputError
+from leanmoe.families import MoEShape
+
+MAX_SUBSETS = 20_000
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Kept experts of one layer, ascending; ``losses`` follow ``dropped_subsets`` (NAEE only)."""
+
+    layer: int
+    kept: tuple[int, ...]
+    losses: torch.Tensor | None = None
+
+
+def check_keep(keep: int, shape: MoEShape, where: str) -> None:
+    """Raise unless ``keep`` experts per layer can serve the model's top-k."""
+    if keep < shape.top_k:
+        raise InputError(
+            f"--keep {keep} is below the top-{shape.top_k} routing of {where}: each token needs "
+            f"{shape.top_k} experts; give a number from {shape.top_k} to {shape.n_routed_experts}"
+        )
+    if keep > shape.n_routed_experts:
+        raise InputError(
+            f"--keep {keep} is more than the {shape.n_routed_experts} experts per layer of "
+            f"{where}; give a number from {shape.top_k} to {shape.n_routed_experts}"
+        )
+
+
+def check_enumerable(keep: int, shape: MoEShape) -> None:
+    """Raise when the subsets are too many to try each (use another method then)."""
+    subsets = comb(shape.n_routed_experts, keep)
+    if subsets > MAX_SUBSETS:
+        raise InputError(
+            f"naee tries every subset and keeping {keep} of {shape.n_routed_experts} has "
+            f"{subsets} of them, more than {MAX_SUBSETS}; use --method frequency"
+        )
+
+
+def dropped_subsets(n_experts: int, keep: int) -> list[tuple[int, ...]]:
+    """Every set of dropped experts in lexicographic order."""
+    return list(combinations(range(n_experts), n_experts - keep))
+
+
+def complement(dropped: Sequence[int], n_experts: int) -> tuple[int, ...]:
+    """The experts that stay, ascending."""
+    return tuple(expert for expert in range(n_experts) if expert not in dropped)

@@ -1,0 +1,46 @@
+"""Gate ratios of a model, whole or with experts masked: betas and their means per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from leanmoe_pruning.cut import Kept
+from leanmoe_pruning.forward import embed_all, step_
+from leanmoe_pruning.progress import Tick
+from leanmoe_pruning.routing import Routing
+from leanmoe_pruning.scoring import gate_ratios, median_beta
+from leanmoe_pruning.stream import DecoderStream
+
+
+@dataclass(frozen=True)
+class LayerRatios:
+    """Median (NAEE's beta) and mean of one layer's ratios w_j / w_max."""
+
+    layer: int
+    beta: float
+    mean: float
+
+    @classmethod
+    def of(cls, layer: int, routing: Routing) -> LayerRatios:
+        ratios = gate_ratios(routing).astype(np.float64)
+        return cls(layer, median_beta(routing), float(ratios.mean()) if len(ratios) else 0.0)
+
+
+def measure_ratios(
+    stream: DecoderStream, ids: Sequence[torch.Tensor], kept: Kept, tick: Tick
+) -> list[LayerRatios]:
+    """Ratios of the model with only ``kept`` experts per layer, on its own activations.
+
+    Masking logits equals cutting router rows, so the pruned checkpoint need not exist yet.
+    """
+    hidden = embed_all(stream, ids)
+    found = []
+    for layer in stream.layers():
+        routed = step_(layer, stream.shape, hidden, kept[layer.index])
+        found.append(LayerRatios.of(layer.index, routed.routing))
+        tick()
+    return found
