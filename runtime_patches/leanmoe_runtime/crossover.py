@@ -1,0 +1,85 @@
+"""Times the ways of leaving assignments out against the full kernel, for `leanmoe bench kernel`.
+
+Run as a module in the engine's environment: prints one JSON list of raw seconds.
+Weights are random and larger than the caches; half the tokens lose their weakest
+expert. The ways are timed in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from leanmoe_runtime.compat import cpu_fused_moe, cpu_prepack_moe_weight
+from leanmoe_runtime.drop import Kernel, compact, redirect
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
+
+
+def _kernel(experts: int, hidden: int, ffn: int) -> Kernel:
+    def weights(rows: int, columns: int) -> torch.Tensor:
+        drawn = torch.empty(experts, rows, columns, dtype=torch.bfloat16).normal_(0.0, 0.02)
+        packed: torch.Tensor = cpu_prepack_moe_weight(drawn, "vec")
+        return packed
+
+    w13, w2 = weights(2 * ffn, hidden), weights(hidden, ffn)
+
+    def kernel(x: torch.Tensor, weights_TK: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        cpu_fused_moe(out, x, w13, w2, None, None, weights_TK, ids_TK, "silu", "vec")
+        return out
+
+    return kernel
+
+
+def _ways(
+    kernel: Kernel, rows: int, experts: int, top_k: int, hidden: int
+) -> dict[str, Callable[[], torch.Tensor]]:
+    random = np.random.default_rng(rows)
+    ids = np.stack([random.permutation(experts)[:top_k] for _ in range(rows)]).astype(np.int32)
+    weights_TK = random.dirichlet(np.ones(top_k), size=rows).astype(np.float32)
+    keep_TK = np.ones((rows, top_k), dtype=np.bool_)
+    keep_TK[: (rows + 1) // 2, -1] = False
+    x_TD, ids_TK = torch.randn(rows, hidden).to(torch.bfloat16), torch.from_numpy(ids)
+    kept_TK = weights_TK * keep_TK
+    return {
+        "full": lambda: kernel(x_TD, torch.from_numpy(weights_TK), ids_TK),
+        "redirect": lambda: redirect(kernel, x_TD, kept_TK, ids_TK, keep_TK),
+        "compact": lambda: compact(kernel, x_TD, kept_TK, ids_TK, keep_TK),
+    }
+
+
+def seconds_per_way(
+    ways: dict[str, Callable[[], torch.Tensor]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of every way in every round; one warm-up round is left out."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-1, rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if turn >= 0:
+                taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+def main() -> None:
+    """Arguments: one JSON object with experts, top_k, hidden, ffn, rounds, seed."""
+    wish: dict[str, Any] = json.loads(sys.argv[1])
+    torch.manual_seed(wish["seed"])
+    kernel = _kernel(wish["experts"], wish["hidden"], wish["ffn"])
+    results = []
+    for rows in ROWS:
+        ways = _ways(kernel, rows, wish["experts"], wish["top_k"], wish["hidden"])
+        results.append({"rows": rows, "seconds": seconds_per_way(ways, wish["rounds"])})
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

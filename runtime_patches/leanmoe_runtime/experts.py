@@ -1,0 +1,146 @@
+"""``LeanRoutedExperts``: the experts of one layer, computing only what is kept.
+
+On CPU, Dynamo traces the whole model once with its guards off, so a Python-side
+threshold would freeze in the graph. The layer therefore ends in one opaque
+operator, ``leanmoe::experts``, whose body runs at every step; everything around
+it compiles as in stock vLLM. Elsewhere the router has masked already (router.py)
+and the stock path runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from leanmoe_runtime.compat import (
+    CPUUnquantizedExperts,
+    MoEPrepareAndFinalizeNoDPEPModular,
+    RoutedExperts,
+    current_platform,
+    direct_register_custom_op,
+    get_forward_context,
+)
+from leanmoe_runtime.drop import Kernel, run_kept
+from leanmoe_runtime.rule import keep_mask, kept_weights
+from leanmoe_runtime.state import LayerState
+
+_LIBRARY = torch.library.Library("leanmoe", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LAYERS: list[LeanRoutedExperts] = []
+
+
+class LeanRoutedExperts(RoutedExperts):  # type: ignore[misc]
+    """Replaces vLLM's ``RoutedExperts`` by class name wherever a model builds one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.skip_state: LayerState | None = None
+        self._kernel: Kernel | None = None
+        self._slot = len(_LAYERS)
+        _LAYERS.append(self)
+
+    def forward_modular(
+        self,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        shared_experts: Any = None,
+        shared_experts_input: torch.Tensor | None = None,
+    ) -> Any:
+        """Stock ``forward_modular``; on CPU through the opaque operator."""
+        if current_platform.is_cpu():
+            return torch.ops.leanmoe.experts(x, topk_weights, topk_ids, self._slot)
+        return super().forward_modular(
+            x, topk_weights, topk_ids, shared_experts, shared_experts_input
+        )
+
+    def kernel(self) -> Kernel:
+        """The stock grouped kernel as a function of (x, weights, ids); chosen at first use."""
+        if self._kernel is None:
+            self._kernel = _direct_kernel(self) or self._through_quant_method
+        return self._kernel
+
+    def _through_quant_method(
+        self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor
+    ) -> torch.Tensor:
+        out: torch.Tensor = self.quant_method.apply(
+            layer=self,
+            x=x,
+            topk_weights=weights,
+            topk_ids=ids,
+            shared_experts=None,
+            shared_experts_input=None,
+        )
+        return out
+
+
+def _direct_kernel(layer: LeanRoutedExperts) -> Kernel | None:
+    """The C++ kernel itself where nothing but plumbing lies between, else ``None``.
+
+    Stock compiles that plumbing away; inside an opaque operator it would cost
+    tens of microseconds per layer and step.
+    """
+    modular: Any = getattr(layer.quant_method, "moe_kernel", None)
+    experts: Any = getattr(modular, "fused_experts", None)
+    plain = (
+        isinstance(experts, CPUUnquantizedExperts)
+        and not experts._use_zentorch
+        and isinstance(modular.prepare_finalize, MoEPrepareAndFinalizeNoDPEPModular)
+        and not layer.apply_router_weight_on_input
+    )
+    if not plain:
+        return None
+    operator = torch.ops._C.cpu_fused_moe.default
+    w13, w2, isa = layer.w13_weight, layer.w2_weight, experts.isa
+    biases, activation = (experts.w1_bias, experts.w2_bias), layer.activation.value
+
+    def kernel(x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        operator(out, x, w13, w2, *biases, weights, ids, False, activation, isa)
+        return out
+
+    return kernel
+
+
+def _experts(
+    x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, slot: int
+) -> torch.Tensor:
+    layer = _LAYERS[slot]
+    state, kernel = layer.skip_state, layer.kernel()
+    if state is None:
+        return kernel(x, topk_weights, topk_ids)
+    state.calls += 1
+    # Profile and warm-up runs carry no attention metadata and are not traffic.
+    real = get_forward_context().attn_metadata is not None
+    if real:
+        state.tokens += len(topk_ids)
+    if state.beta <= 0.0:
+        return kernel(x, topk_weights, topk_ids)
+    weights_TK = topk_weights.numpy()
+    keep_TK = keep_mask(weights_TK, state.beta)
+    skipped = keep_TK.size - int(keep_TK.sum())
+    if real:
+        state.skipped += skipped
+    if skipped == 0:
+        return kernel(x, topk_weights, topk_ids)
+    kept_TK = kept_weights(weights_TK, keep_TK, state.renormalize)
+    return run_kept(kernel, x, kept_TK, topk_ids, keep_TK)
+
+
+def _experts_fake(
+    x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, slot: int
+) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def register_operator() -> None:
+    """Define ``leanmoe::experts`` once per process."""
+    if hasattr(torch.ops.leanmoe, "experts"):
+        return
+    direct_register_custom_op(
+        op_name="experts",
+        op_func=_experts,
+        fake_impl=_experts_fake,
+        target_lib=_LIBRARY,
+        dispatch_key="CPU",
+    )

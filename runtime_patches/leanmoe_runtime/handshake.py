@@ -1,0 +1,91 @@
+"""A worker's answer to "did you wrap every MoE layer?", read off the loaded model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from leanmoe import __version__
+from leanmoe.messages import HandshakeReport, LayerReport, SkipMode
+from leanmoe_runtime.compat import CompilationMode, vllm_version
+from leanmoe_runtime.experts import LeanRoutedExperts
+from leanmoe_runtime.runner import LeanRunner, layer_index
+
+
+def report(worker: Any) -> HandshakeReport:
+    """Every layer vLLM counts as MoE, wrapped or not, and the weights this worker holds."""
+    compilation = worker.vllm_config.compilation_config
+    context = compilation.static_forward_context
+    return HandshakeReport(
+        worker=f"rank{worker.rank}",
+        pid=os.getpid(),
+        plugin_version=__version__,
+        vllm_version=vllm_version(),
+        layers=[
+            _layer(name, context[name], compiled=compilation.mode != CompilationMode.NONE)
+            for name in compilation.static_all_moe_layers
+        ],
+        weight_bytes=weight_bytes(worker.model_runner.get_model()),
+    )
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of weights and persistent tensors, shared storages once.
+
+    vLLM's CPU linears move their weight into a packed copy outside any parameter and
+    leave an empty one behind; those count by their shape.
+    """
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (*model.parameters(), *model.buffers())
+    }
+    return sum(storages.values()) + sum(map(_packed_bytes, model.modules()))
+
+
+def _packed_bytes(module: Any) -> int:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.numel() or not hasattr(module, "output_size"):
+        return 0
+    rows = getattr(module, "output_size_per_partition", module.output_size)
+    columns = getattr(module, "input_size_per_partition", module.input_size)
+    return int(rows * columns) * weight.element_size()
+
+
+def _layer(name: str, runner: Any, *, compiled: bool) -> LayerReport:
+    experts = getattr(runner, "routed_experts", None)
+    monolithic = bool(getattr(getattr(experts, "quant_method", None), "is_monolithic", False))
+    wrapped = isinstance(runner, LeanRunner) and isinstance(experts, LeanRoutedExperts)
+    return LayerReport(
+        layer=layer_index(name),
+        name=name,
+        wrapped=wrapped,
+        modular=not monolithic,
+        n_routed_experts=getattr(experts, "global_num_experts", 0),
+        top_k=getattr(experts, "top_k", 0),
+        renormalize=bool(getattr(experts, "renormalize", False)),
+        mode=runner.skip_mode if wrapped else SkipMode.ZERO,
+        experts_class=_kernel_class(experts),
+        problem=_problem(runner, experts, monolithic, compiled),
+    )
+
+
+def _kernel_class(experts: Any) -> str:
+    kernel = getattr(getattr(experts, "quant_method", None), "moe_kernel", None)
+    return type(getattr(kernel, "fused_experts", experts)).__name__
+
+
+def _problem(runner: Any, experts: Any, monolithic: bool, compiled: bool) -> str | None:
+    if not isinstance(runner, LeanRunner):
+        return f"its runner is {type(runner).__name__}, which the plugin does not replace"
+    if not isinstance(experts, LeanRoutedExperts):
+        return f"its experts are {type(experts).__name__}, which the plugin does not replace"
+    if monolithic:
+        return "its kernel routes by itself (monolithic); choose another --moe-backend"
+    if runner.skip_state is None or runner.skip_state.layer < 0:
+        return "its name carries no decoder layer number"
+    # Compiling ends in a warm-up run; an eager engine may not have run yet.
+    if compiled and runner.skip_state.calls == 0:
+        return "its skip seam never ran: a graph compiled without the plugin was loaded"
+    return None

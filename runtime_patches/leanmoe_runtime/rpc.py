@@ -1,0 +1,55 @@
+"""The three methods the plugin gives vLLM's workers, called through ``collective_rpc``.
+
+Arguments and answers are JSON texts of ``leanmoe.messages``: vLLM's RPC carries
+strings without pickling.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import psutil
+import torch
+
+from leanmoe.messages import PolicyUpdate, SkipSnapshot
+from leanmoe_runtime.compat import WorkerBase
+from leanmoe_runtime.handshake import report
+from leanmoe_runtime.state import SKIP_STATE
+
+
+def leanmoe_handshake(worker: Any) -> str:
+    """JSON of a ``HandshakeReport``."""
+    return report(worker).model_dump_json()
+
+
+def leanmoe_set_policy(worker: Any, update_json: str) -> str:
+    """Apply a ``PolicyUpdate``; JSON of the ``SkipSnapshot`` after it."""
+    SKIP_STATE.apply(PolicyUpdate.model_validate_json(update_json))
+    return leanmoe_snapshot(worker)
+
+
+def leanmoe_snapshot(worker: Any) -> str:
+    """JSON of a ``SkipSnapshot``."""
+    return SkipSnapshot(
+        worker=f"rank{worker.rank}",
+        pid=os.getpid(),
+        policy_version=SKIP_STATE.version,
+        level=SKIP_STATE.level,
+        layers=SKIP_STATE.counts(),
+        resident_bytes=psutil.Process().memory_info().rss,
+        device_bytes=_device_bytes(),
+    ).model_dump_json()
+
+
+def _device_bytes() -> int | None:
+    if not torch.accelerator.is_available():
+        return None
+    free, total = torch.accelerator.get_memory_info()
+    return int(total - free)
+
+
+def add_worker_methods() -> None:
+    """Attach the methods to ``WorkerBase``, as vLLM's endpoint-plugin contract prescribes."""
+    for method in (leanmoe_handshake, leanmoe_set_policy, leanmoe_snapshot):
+        setattr(WorkerBase, method.__name__, method)

@@ -1,0 +1,47 @@
+"""``LeanRunner``: ties one MoE layer's router and experts to its skip state."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from leanmoe.messages import SkipMode
+from leanmoe_runtime.compat import MoERunner, current_platform
+from leanmoe_runtime.experts import LeanRoutedExperts
+from leanmoe_runtime.router import wrap_router
+from leanmoe_runtime.state import SKIP_STATE, LayerState
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def layer_index(layer_name: str) -> int:
+    """Decoder layer number in a module name such as ``model.layers.3.mlp.experts``; -1 if none."""
+    match = _LAYER.search(layer_name)
+    return int(match[1]) if match else -1
+
+
+class LeanRunner(MoERunner):  # type: ignore[misc]
+    """Replaces vLLM's ``MoERunner`` by class name wherever a model builds one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.skip_state: LayerState | None = None
+        experts = self.routed_experts
+        if not isinstance(experts, LeanRoutedExperts):
+            return  # the handshake names it
+        self.skip_state = SKIP_STATE.add(
+            LayerState(
+                layer=layer_index(self.layer_name),
+                top_k=experts.top_k,
+                renormalize=experts.renormalize,
+            )
+        )
+        if current_platform.is_cpu():
+            experts.skip_state = self.skip_state
+        else:
+            wrap_router(self.router, self.skip_state)
+
+    @property
+    def skip_mode(self) -> SkipMode:
+        """What skipping saves here; other devices mask with weight zero for now."""
+        return SkipMode.COMPACT if current_platform.is_cpu() else SkipMode.ZERO
