@@ -1,0 +1,1 @@
+"""The server: vLLM's OpenAI app with live skip levels and metrics."""

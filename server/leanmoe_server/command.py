@@ -1,0 +1,76 @@
+"""``leanmoe serve``: check what can be checked, then hand over to vLLM's OpenAI server."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from leanmoe.command import Command, Result
+from leanmoe.environment import engine_environment
+from leanmoe.errors import LeanMoEError
+from leanmoe_server.preflight import ADMIN_KEY_VARIABLE, check_and_configure
+
+_REPLACED = "LEANMOE_SERVE_REPLACED"
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="model directory; comes first")
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("--skip-level", type=float, help="0 exact (default) to 1 top-1 only")
+    level.add_argument(
+        "--max-kld", type=float, help="highest level whose measured KLD bound stays under this"
+    )
+    parser.add_argument("--host", help="address to listen on (vLLM's default: all)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
+    parser.add_argument("--admin-key-file", help="file with the key that may change the level")
+    parser.add_argument("--skip-verify", action="store_true", help="do not hash the model's files")
+    parser.add_argument("--poll-seconds", type=float, default=5.0, help="between two readings")
+    parser.add_argument(
+        "--drain-seconds", type=float, default=30.0, help="for answers to finish on SIGTERM"
+    )
+
+
+def _enter_engine_environment() -> None:
+    """Replace this process once by one whose preloads and plugins are the engine's."""
+    wanted = engine_environment()
+    if all(os.environ.get(name) == value for name, value in wanted.items()):
+        return
+    if _REPLACED in os.environ or sys.argv[1:2] != [COMMAND.name]:
+        raise LeanMoEError(
+            "the engine's environment could not be set up: run `leanmoe serve` as a command"
+        )
+    arguments = [sys.executable, "-m", "leanmoe.cli", *sys.argv[1:]]
+    sys.stdout.flush()
+    os.execve(sys.executable, arguments, {**wanted, _REPLACED: "1"})
+
+
+def _vllm_arguments(args: argparse.Namespace) -> list[str]:
+    host = [] if args.host is None else ["--host", args.host]
+    return [
+        *("--model", args.model, "--port", str(args.port), "--seed", str(args.seed)),
+        *host,
+        *args.rest,
+    ]
+
+
+def _run(args: argparse.Namespace) -> Result:
+    _enter_engine_environment()
+    settings = check_and_configure(args)
+    # The engine's processes inherit the environment and need no secret.
+    os.environ.pop(ADMIN_KEY_VARIABLE, None)
+    from leanmoe_server.vllm_engine import serve
+
+    serve(_vllm_arguments(args), settings)
+    return {"stopped": True}
+
+
+COMMAND = Command(
+    name="serve",
+    help="Serve a model behind the OpenAI API with live skip levels. Arguments that are not "
+    "listed here go to vLLM.",
+    example="leanmoe serve ./lean --max-kld 0.05 --port 8000 --max-model-len 4096",
+    add_arguments=_add_arguments,
+    run=_run,
+    passes_through=True,
+)

@@ -1,0 +1,120 @@
+"""The one owner of the skip policy: handshake at start, changes one at a time, all or unready."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from leanmoe.errors import LeanMoEError, RuntimeSeamError
+from leanmoe.messages import HandshakeReport, PolicyUpdate, SkipSnapshot
+from leanmoe_server.engine import Engine
+from leanmoe_server.readiness import Readiness, handshake_problems
+from leanmoe_server.settings import Resolved, ServeSettings, Wish
+
+logger = logging.getLogger(__name__)
+
+
+class SkipControl:
+    """Holds the policy in force and changes it on every worker together."""
+
+    def __init__(self, engine: Engine, settings: ServeSettings, readiness: Readiness) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._readiness = readiness
+        self._lock = asyncio.Lock()
+        self.handshake: list[HandshakeReport] = []
+        self.wrapped = False
+        self.current: Resolved | None = None
+        self.version = 0
+
+    async def start(self) -> None:
+        """Run the model once, check every layer on every worker, put the first policy in force.
+
+        Never raises: a failure leaves the server unready with the reason.
+        """
+        try:
+            # A layer proves that it skips by having run, and eager engines start without a run.
+            await self._engine.warm_up()
+            self.handshake = await self._engine.handshake()
+        except Exception as error:
+            self._readiness.refuse([f"the workers did not complete the handshake: {error}"])
+            return
+        problems = handshake_problems(
+            self.handshake,
+            self._settings.model.moe_layers,
+            self._settings.every_worker_holds_all_layers,
+        )
+        if problems:
+            self._readiness.refuse(problems)
+            return
+        self.wrapped = True
+        try:
+            await self.change(self._settings.wish)
+        except LeanMoEError as error:
+            self._readiness.refuse([str(error)])
+
+    async def change(self, wish: Wish) -> dict[str, Any]:
+        """Put ``wish`` in force on all workers and return ``describe()``.
+
+        ``LevelError`` leaves everything as it was; ``RuntimeSeamError`` means that
+        workers may disagree, and the server stays unready until a change succeeds.
+        """
+        resolved = self._settings.model.resolve(wish)
+        # A client that hangs up must not leave half of the workers changed.
+        return await asyncio.shield(self._change(resolved))
+
+    async def _change(self, resolved: Resolved) -> dict[str, Any]:
+        async with self._lock:
+            if not self.wrapped:
+                raise RuntimeSeamError(
+                    "the level cannot change: the model's layers are not wrapped, see /ready"
+                )
+            try:
+                await self._apply(resolved)
+            except Exception as error:
+                reason = f"skip level {resolved.level} did not reach every worker: {error}"
+                self._readiness.refuse([f"{reason}; set a level again or restart"])
+                raise RuntimeSeamError(reason) from error
+            self.current = resolved
+            self._readiness.accept()
+            logger.info("skip level %s in force, version %d", resolved.level, self.version)
+            return self.describe()
+
+    async def _apply(self, resolved: Resolved) -> None:
+        self.version += 1
+        update = PolicyUpdate(level=resolved.level, betas=resolved.betas, version=self.version)
+        _check_acknowledged(await self._engine.set_policy(update), update, len(self.handshake))
+        # KV computed under another level must not be reused under this one.
+        if not await self._engine.reset_prefix_cache():
+            raise RuntimeSeamError("the prefix cache could not be emptied")
+
+    def describe(self) -> dict[str, Any]:
+        """The policy in force and the measured promise that bounds it, for ``GET``."""
+        resolved, curve = self.current, self._settings.model.curve
+        answer: dict[str, Any] = {
+            "ready": self._readiness.ready,
+            "level": None if resolved is None else resolved.level,
+            "max_kld": None if resolved is None else resolved.max_kld,
+            "betas": {} if resolved is None else {str(i): b for i, b in resolved.betas.items()},
+            "version": self.version,
+            "has_curve": curve is not None,
+            "promise": None,
+            "curve": None,
+        }
+        if curve is None or resolved is None:
+            return answer
+        answer["promise"] = curve.point_at(resolved.level).model_dump(exclude={"betas"})
+        answer["curve"] = [point.model_dump(exclude={"betas"}) for point in curve.points]
+        return answer
+
+
+def _check_acknowledged(answers: list[SkipSnapshot], update: PolicyUpdate, workers: int) -> None:
+    if len(answers) != workers:
+        raise RuntimeSeamError(f"{len(answers)} of {workers} workers answered")
+    for answer in answers:
+        if (answer.policy_version, answer.level) != (update.version, update.level):
+            raise RuntimeSeamError(
+                f"worker {answer.worker} has version {answer.policy_version} at level "
+                f"{answer.level}, expected version {update.version} at level {update.level}"
+            )

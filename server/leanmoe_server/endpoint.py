@@ -1,0 +1,55 @@
+"""The ``vllm.endpoint_plugins`` entry: our routes in vLLM's app, our state beside its own."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI
+
+from leanmoe_server.control import SkipControl
+from leanmoe_server.drain import Drain
+from leanmoe_server.engine import Engine
+from leanmoe_server.metrics import Metrics
+from leanmoe_server.poller import Poller
+from leanmoe_server.readiness import Readiness
+from leanmoe_server.routes import CONTROL_PATH, READY_PATH, change_policy, ready, show_policy
+from leanmoe_server.service import Service, keep_service
+from leanmoe_server.settings import ServeSettings
+from leanmoe_server.token_rates import TokenRates
+
+
+def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> Service:
+    """Put the parts of one server together around ``engine``."""
+    readiness = Readiness()
+    return Service(
+        settings=settings,
+        readiness=readiness,
+        control=SkipControl(engine, settings, readiness),
+        poller=Poller(engine, metrics, TokenRates(), settings.poll_seconds),
+        drain=Drain(engine, settings.drain_seconds),
+    )
+
+
+class LeanMoEEndpoint:
+    """What vLLM calls while it builds the app and after the engine is up."""
+
+    name = "leanmoe"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add the routes; ``/v1`` puts them behind vLLM's own authentication."""
+        app.add_api_route(READY_PATH, ready, methods=["GET"])
+        app.add_api_route(CONTROL_PATH, show_policy, methods=["GET"])
+        app.add_api_route(CONTROL_PATH, change_policy, methods=["PUT"])
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Handshake with every worker and set the first level, before the port listens."""
+        # vLLM is only needed where it already runs.
+        from leanmoe_server.vllm_engine import VllmEngine
+
+        metrics = Metrics()
+        service = build_service(VllmEngine(engine_client), args.leanmoe, metrics)
+        keep_service(state, service)
+        await service.control.start()
+        metrics.observe_handshake(service.control.handshake, service.control.wrapped)

@@ -1,0 +1,35 @@
+"""What the server asks of an engine; the routes know nothing else of vLLM."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from leanmoe.messages import HandshakeReport, PolicyUpdate, SkipSnapshot
+
+
+class Engine(Protocol):
+    """Every call reaches all workers and returns one answer per worker."""
+
+    async def warm_up(self) -> None:
+        """Run a prompt and a decode step through the whole model, past no gate."""
+        ...
+
+    async def handshake(self) -> list[HandshakeReport]:
+        """What each worker found in its model after loading."""
+        ...
+
+    async def set_policy(self, update: PolicyUpdate) -> list[SkipSnapshot]:
+        """Put new betas in force between two engine steps."""
+        ...
+
+    async def snapshot(self) -> list[SkipSnapshot]:
+        """Counters and memory of each worker now."""
+        ...
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forget all cached KV, that of running requests included; True when it is gone."""
+        ...
+
+    async def abort_all(self) -> None:
+        """End every running request with ``finish_reason: abort``."""
+        ...

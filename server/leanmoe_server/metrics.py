@@ -1,0 +1,94 @@
+"""LeanMoE's Prometheus series; the only place that registers them.
+
+Workers count from their own start; what is added here are differences, so the
+series are ordinary counters. Under tensor parallelism every rank counts the same
+tokens: the first rank that reports a layer speaks for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+
+from leanmoe import metric_names as names
+from leanmoe.messages import HandshakeReport, LayerCounts, SkipSnapshot
+from leanmoe.metric_names import Metric
+
+
+def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
+    return Counter(metric.name, metric.help, metric.labels, registry=registry)
+
+
+def _gauge(metric: Metric, registry: CollectorRegistry) -> Gauge:
+    return Gauge(
+        metric.name,
+        metric.help,
+        metric.labels,
+        registry=registry,
+        multiprocess_mode="mostrecent",
+    )
+
+
+class Metrics:
+    """Every series of ``leanmoe.metric_names``, fed by handshake and snapshots."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._routed = _counter(names.ROUTED_ASSIGNMENTS, registry)
+        self._skipped = _counter(names.SKIPPED_ASSIGNMENTS, registry)
+        self._level = _gauge(names.SKIP_LEVEL, registry)
+        self._version = _gauge(names.POLICY_VERSION, registry)
+        self._tokens_per_second = _gauge(names.TOKENS_PER_SECOND, registry)
+        self._weight_bytes = _gauge(names.WEIGHT_BYTES, registry)
+        self._resident_bytes = _gauge(names.RESIDENT_BYTES, registry)
+        self._device_bytes = _gauge(names.DEVICE_BYTES, registry)
+        self._complete = _gauge(names.HANDSHAKE_COMPLETE, registry)
+        self._wrapped = _gauge(names.HANDSHAKE_LAYERS, registry)
+        self._age = _gauge(names.SNAPSHOT_AGE, registry)
+        self._age.set_function(self.snapshot_age)
+        self._last_snapshot: float | None = None
+        self._counted: dict[int, LayerCounts] = {}
+
+    def snapshot_age(self) -> float:
+        """Seconds since the last snapshot; infinite before the first."""
+        return (
+            float("inf") if self._last_snapshot is None else time.monotonic() - self._last_snapshot
+        )
+
+    def observe_handshake(self, reports: Iterable[HandshakeReport], complete: bool) -> None:
+        self._complete.set(complete)
+        for report in reports:
+            self._weight_bytes.labels(report.worker).set(report.weight_bytes)
+            modes = Tally(layer.mode.value for layer in report.layers if layer.wrapped)
+            for mode, layers in modes.items():
+                self._wrapped.labels(report.worker, mode).set(layers)
+
+    def observe_snapshots(self, snapshots: list[SkipSnapshot]) -> None:
+        self._last_snapshot = time.monotonic()
+        for snapshot in reversed(snapshots):
+            self._level.set(snapshot.level)
+            self._version.set(snapshot.policy_version)
+            if snapshot.device_bytes is not None:
+                self._device_bytes.labels(snapshot.worker).set(snapshot.device_bytes)
+        first = {c.layer: c for s in reversed(snapshots) for c in s.layers}
+        for layer, counts in sorted(first.items()):
+            self._count(layer, counts)
+
+    def _count(self, layer: int, counts: LayerCounts) -> None:
+        before = self._counted.get(layer, LayerCounts(layer=layer, tokens=0, routed=0, skipped=0))
+        self._counted[layer] = counts
+        # A worker that began anew counts from zero again.
+        restarted = counts.routed < before.routed or counts.skipped < before.skipped
+        routed, skipped = (0, 0) if restarted else (before.routed, before.skipped)
+        self._routed.labels(str(layer)).inc(counts.routed - routed)
+        self._skipped.labels(str(layer)).inc(counts.skipped - skipped)
+
+    def observe_memory(self, resident_bytes: Mapping[str, int]) -> None:
+        for process, size in resident_bytes.items():
+            self._resident_bytes.labels(process).set(size)
+
+    def observe_rates(self, tokens_per_second: Mapping[str, float]) -> None:
+        for phase, rate in tokens_per_second.items():
+            self._tokens_per_second.labels(phase).set(rate)

@@ -1,0 +1,59 @@
+"""Reads the workers' counters in the background and right before a scrape."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from leanmoe_server.engine import Engine
+from leanmoe_server.memory import resident_bytes
+from leanmoe_server.metrics import Metrics
+from leanmoe_server.token_rates import TokenRates
+
+logger = logging.getLogger(__name__)
+
+
+class Poller:
+    """One reading at a time, shared by everyone who asks meanwhile."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, rates: TokenRates, seconds: float) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._rates = rates
+        self._seconds = seconds
+        self._reading: asyncio.Task[None] | None = None
+        self._loop: asyncio.Task[None] | None = None
+        self._failing = False
+
+    def start(self) -> None:
+        """Poll until the event loop ends."""
+        self._loop = asyncio.get_running_loop().create_task(self._forever())
+
+    async def _forever(self) -> None:
+        while True:
+            await self.refresh(max_age_seconds=self._seconds / 2)
+            await asyncio.sleep(self._seconds)
+
+    async def refresh(
+        self, max_age_seconds: float = 0.0, wait_seconds: float | None = None
+    ) -> None:
+        """Bring the metrics up to date; after ``wait_seconds`` the old values must do."""
+        if self._metrics.snapshot_age() <= max_age_seconds:
+            return
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.get_running_loop().create_task(self._read())
+        # Not cancelled with the waiter: the reading may serve the next one.
+        await asyncio.wait([self._reading], timeout=wait_seconds)
+
+    async def _read(self) -> None:
+        try:
+            snapshots = await self._engine.snapshot()
+        except Exception as error:
+            if not self._failing:
+                logger.error("the workers' counters could not be read: %s", error)
+            self._failing = True
+            return
+        self._failing = False
+        self._metrics.observe_snapshots(snapshots)
+        self._metrics.observe_memory(resident_bytes({s.pid: s.worker for s in snapshots}))
+        self._metrics.observe_rates(self._rates.read())

@@ -1,0 +1,83 @@
+"""What can be known wrong before vLLM is imported: model, manifest, level, keys, port."""
+
+from __future__ import annotations
+
+import os
+import socket
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from leanmoe.checkpoint import Checkpoint, open_checkpoint
+from leanmoe.errors import CheckpointError, InputError
+from leanmoe.manifest import check_files
+from leanmoe_server.settings import ServeSettings, SkipModel, Wish
+
+ADMIN_KEY_VARIABLE = "LEANMOE_ADMIN_KEY"
+
+
+def _open_model(model: str, rest: Sequence[str]) -> Checkpoint:
+    try:
+        return open_checkpoint(Path(model))
+    except CheckpointError as error:
+        stray = [one for one in rest if Path(one, "config.json").is_file()]
+        if stray:
+            raise InputError(
+                f"MODEL was read as {model!r}; put {stray[0]} first, then vLLM's arguments"
+            ) from None
+        raise error
+
+
+def read_admin_key(file: str | None, environment: Mapping[str, str]) -> str | None:
+    """The admin key from ``file`` or the environment; ``None`` when neither is given."""
+    if file is None:
+        return environment.get(ADMIN_KEY_VARIABLE) or None
+    try:
+        key = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--admin-key-file {file} cannot be read: {error}") from None
+    if not key:
+        raise InputError(f"--admin-key-file {file} is empty; write the key into it")
+    return key
+
+
+def check_port(host: str | None, port: int) -> None:
+    """Raise unless ``host:port`` can be bound now."""
+    if not 1 <= port <= 65535:
+        raise InputError(f"--port is {port}, expected a number from 1 to 65535")
+    family = socket.AF_INET6 if host and ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host or "", port))
+            probe.listen(1)
+        except OSError as error:
+            raise InputError(
+                f"cannot listen on {host or '0.0.0.0'}:{port}: {error.strerror or error}; "
+                "stop what uses it or choose another --port"
+            ) from None
+
+
+def _check_seconds(name: str, value: float, least: float) -> float:
+    if not least <= value < float("inf"):
+        raise InputError(f"{name} is {value}, expected a number of seconds from {least} up")
+    return value
+
+
+def check_and_configure(args: Namespace) -> ServeSettings:
+    """Everything the server needs, or one clear error."""
+    checkpoint = _open_model(args.model, args.rest)
+    manifest = checkpoint.manifest
+    settings = ServeSettings(
+        model=SkipModel.of(checkpoint),
+        wish=Wish(level=args.skip_level, max_kld=args.max_kld),
+        admin_key=read_admin_key(args.admin_key_file, os.environ),
+        poll_seconds=_check_seconds("--poll-seconds", args.poll_seconds, 0.1),
+        drain_seconds=_check_seconds("--drain-seconds", args.drain_seconds, 1.0),
+    )
+    settings.model.resolve(settings.wish)
+    if not any(one.startswith("--uds") for one in args.rest):
+        check_port(args.host, args.port)
+    if manifest is not None and not args.skip_verify:
+        check_files(checkpoint.path, manifest)
+    return settings

@@ -1,0 +1,78 @@
+"""Whether the server may answer: every MoE layer wrapped on every worker, one policy in force.
+
+An unready server stays up instead of exiting: restarting would not mend the model,
+``/ready`` can say which layer and why, and no orchestrator sends it traffic.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from leanmoe import __version__
+from leanmoe.messages import HandshakeReport
+
+logger = logging.getLogger(__name__)
+
+
+class Readiness:
+    """Ready only while ``reasons`` is empty; starts unready."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = ["the workers have not reported yet"]
+
+    @property
+    def ready(self) -> bool:
+        return not self.reasons
+
+    def refuse(self, reasons: list[str]) -> None:
+        """Stop answering, and say why in the log and in ``/ready``."""
+        self.reasons = reasons
+        for reason in reasons:
+            logger.error("not ready: %s", reason)
+
+    def accept(self) -> None:
+        self.reasons = []
+
+
+def _layer_problems(report: HandshakeReport, expected: Iterable[int]) -> list[str]:
+    layers = {layer.layer: layer for layer in report.layers}
+    problems = list(report.problems)
+    for index in expected:
+        found = layers.get(index)
+        if found is None:
+            problems.append(f"layer {index}: the plugin found no MoE layer there")
+        elif not found.wrapped and not found.problem:
+            problems.append(f"layer {index} ({found.name}): it is not wrapped and would not skip")
+        elif not found.modular and not found.problem:
+            problems.append(
+                f"layer {index} ({found.name}): its kernel routes by itself, past the skip rule; "
+                "choose another --moe-backend"
+            )
+    return [f"worker {report.worker}: {problem}" for problem in problems]
+
+
+def handshake_problems(
+    reports: list[HandshakeReport], moe_layers: tuple[int, ...], every_worker: bool = True
+) -> list[str]:
+    """One sentence per worker and layer that would silently not skip; empty when all is well.
+
+    ``every_worker=False`` is for pipeline parallelism, where a worker holds some layers only.
+    """
+    if not reports:
+        return ["no worker answered the handshake"]
+    problems = []
+    for report in reports:
+        if report.plugin_version != __version__:
+            problems.append(
+                f"worker {report.worker} runs plugin {report.plugin_version}, the server "
+                f"{__version__}: install one version"
+            )
+        held = {layer.layer for layer in report.layers}
+        expected = moe_layers if every_worker else tuple(i for i in moe_layers if i in held)
+        problems += _layer_problems(report, expected)
+    everywhere = {layer.layer for report in reports for layer in report.layers}
+    if not every_worker:
+        absent = [i for i in moe_layers if i not in everywhere]
+        problems += [f"layer {i}: no worker reported a MoE layer there" for i in absent]
+    return problems

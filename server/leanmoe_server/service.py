@@ -1,0 +1,42 @@
+"""All that belongs to one running server, and where the app keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from leanmoe_server.control import SkipControl
+from leanmoe_server.drain import Drain
+from leanmoe_server.poller import Poller
+from leanmoe_server.readiness import Readiness
+from leanmoe_server.settings import ServeSettings
+
+_ATTRIBUTE = "leanmoe"
+
+
+@dataclass
+class Service:
+    """The parts the gate and the routes share."""
+
+    settings: ServeSettings
+    readiness: Readiness
+    control: SkipControl
+    poller: Poller
+    drain: Drain
+
+    @property
+    def blocked(self) -> list[str]:
+        """Why inference must not be answered now; empty when it may."""
+        stopping = ["the server is stopping"] if self.drain.draining else []
+        return stopping or self.readiness.reasons
+
+
+def service_of(app: Any) -> Service | None:
+    """The service of a Starlette app, or ``None`` before it was set up."""
+    service = getattr(app.state, _ATTRIBUTE, None)
+    return service if isinstance(service, Service) else None
+
+
+def keep_service(state: Any, service: Service) -> None:
+    """Attach ``service`` to an app's state."""
+    setattr(state, _ATTRIBUTE, service)

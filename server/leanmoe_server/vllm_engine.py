@@ -1,0 +1,146 @@
+"""The only module of the server that imports vLLM: its arguments, its app, its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import uvloop
+from vllm.entrypoints.launchers.api_server.entry import run_server
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.inputs import TokensPrompt
+from vllm.logger import configure_logging_from_args
+from vllm.sampling_params import SamplingParams
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from leanmoe import __version__
+from leanmoe.errors import InputError, LeanMoEError
+from leanmoe.messages import HandshakeReport, PolicyUpdate, SkipSnapshot
+from leanmoe_server.settings import ServeSettings
+
+_GATE = "leanmoe_server.gate.Gate"
+# After the drain, a client that does not read its last bytes may not hold the exit.
+_CLOSE_SECONDS = 5
+# A worker answers between two engine steps; a long prefill on a slow machine takes a while.
+_RPC_SECONDS = 120.0
+
+
+class VllmEngine:
+    """``Engine`` over vLLM's ``AsyncLLM``."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def _ask(self, method: str, *arguments: str) -> list[str]:
+        answers: list[str] = await asyncio.wait_for(
+            self._client.collective_rpc(method, args=arguments), _RPC_SECONDS
+        )
+        return answers
+
+    async def warm_up(self) -> None:
+        sampling = SamplingParams(max_tokens=2, ignore_eos=True, detokenize=False)
+        prompt = TokensPrompt(prompt_token_ids=[0])
+        async for _ in self._client.generate(prompt, sampling, request_id="leanmoe-warm-up"):
+            pass
+
+    async def handshake(self) -> list[HandshakeReport]:
+        answers = await self._ask("leanmoe_handshake")
+        return [HandshakeReport.model_validate_json(answer) for answer in answers]
+
+    async def set_policy(self, update: PolicyUpdate) -> list[SkipSnapshot]:
+        answers = await self._ask("leanmoe_set_policy", update.model_dump_json())
+        return [SkipSnapshot.model_validate_json(answer) for answer in answers]
+
+    async def snapshot(self) -> list[SkipSnapshot]:
+        answers = await self._ask("leanmoe_snapshot")
+        return [SkipSnapshot.model_validate_json(answer) for answer in answers]
+
+    async def reset_prefix_cache(self) -> bool:
+        # Running requests are preempted and recomputed: they hold KV of the old level.
+        return bool(await self._client.reset_prefix_cache(reset_running_requests=True))
+
+    async def abort_all(self) -> None:
+        await self._client.pause_generation(mode="abort", clear_cache=False)
+
+
+def _raise_input_error(message: str) -> NoReturn:
+    raise InputError(f"{message}; arguments not in `leanmoe serve --help` are vLLM's own")
+
+
+def parse_vllm_arguments(argv: Sequence[str]) -> Namespace:
+    """vLLM's own namespace for ``argv``; ``InputError`` for what it or we cannot take."""
+    parser = make_arg_parser(FlexibleArgumentParser(prog="leanmoe serve"))
+    parser.error = _raise_input_error
+    try:
+        args: Namespace = parser.parse_args(list(argv))
+        validate_parsed_serve_args(args)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"vLLM refuses these arguments: {error}") from None
+    _refuse_unsupported(args)
+    return args
+
+
+def _refuse_unsupported(args: Namespace) -> None:
+    refused = {
+        "--enable-return-routed-experts": (
+            args.enable_return_routed_experts,
+            "it reports expert ids as unsigned numbers, in which a skipped one turns into another",
+        ),
+        "--data-parallel-size above 1": (
+            (args.data_parallel_size or 1) > 1,
+            "vLLM returns the answers of the first engine only, so no level could be verified; "
+            "run one server per replica",
+        ),
+        "--api-server-count above 1": (
+            (args.api_server_count or 1) > 1,
+            "each API process would keep its own level and counters",
+        ),
+        "--headless": (args.headless, "the skip level needs the API process"),
+        "--grpc": (args.grpc, "the skip level is controlled over HTTP"),
+    }
+    for flag, (given, why) in refused.items():
+        if given:
+            raise InputError(f"leanmoe serve cannot take {flag}: {why}")
+
+
+def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
+    """Add the gate, the drain time, the cache fingerprint and our settings to vLLM's arguments."""
+    user_keys = [key for key in [*(args.api_key or []), os.environ.get("VLLM_API_KEY")] if key]
+    if settings.admin_key in user_keys:
+        raise InputError("the admin key is also a user's --api-key; give the administrator another")
+    # Outermost of all: added last, a middleware stands before those added earlier.
+    args.middleware = [*args.middleware, _GATE]
+    # Engine processes that get the signal themselves must drain as well.
+    args.shutdown_timeout = args.shutdown_timeout or math.ceil(settings.drain_seconds)
+    # Hashed into vLLM's compile cache key: stock artefacts must never serve the plugin.
+    fingerprint = {"leanmoe": {"plugin": __version__}}
+    args.additional_config = {**(args.additional_config or {}), **fingerprint}
+    args.leanmoe = replace(
+        settings,
+        has_user_keys=bool(user_keys),
+        every_worker_holds_all_layers=args.pipeline_parallel_size == 1,
+    )
+    return args
+
+
+def serve(argv: Sequence[str], settings: ServeSettings) -> None:
+    """Run vLLM's OpenAI server with ``argv`` and our parts until it is told to stop."""
+    cli_env_setup()
+    args = parse_vllm_arguments(argv)
+    configure_logging_from_args(args)
+    # What the server decides is part of its log, whatever level libraries give the root.
+    logging.getLogger("leanmoe_server").setLevel(logging.INFO)
+    args = with_our_parts(args, settings)
+    try:
+        uvloop.run(run_server(args, timeout_graceful_shutdown=_CLOSE_SECONDS))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise LeanMoEError(
+            f"vLLM could not serve {args.model}: {error}; its own messages above say more"
+        ) from error

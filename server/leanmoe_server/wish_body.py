@@ -1,0 +1,44 @@
+"""The JSON body of ``PUT /v1/expert_skipping``: exactly one of ``level`` and ``max_kld``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from leanmoe.errors import InputError
+from leanmoe.policy import check_level
+from leanmoe_server.settings import Wish, check_max_kld
+
+MAX_BODY_BYTES = 4096
+_EXPECTED = 'expected {"level": 0.5} or {"max_kld": 0.05}'
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(keys) != len(set(keys)):
+        raise InputError(f"the body names a key twice: {keys}; {_EXPECTED}")
+    return dict(pairs)
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        # Integers of any length become floats, so none can overflow a later check.
+        return json.loads(body, object_pairs_hook=_no_duplicates, parse_int=float)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the body is not valid JSON ({error}); {_EXPECTED}") from None
+
+
+def parse_wish(body: bytes) -> Wish:
+    """The wish in ``body``; ``InputError`` says what is wrong with it."""
+    content = _parse(body)
+    if not isinstance(content, dict):
+        raise InputError(f"the body is not a JSON object; {_EXPECTED}")
+    unknown = sorted(set(content) - {"level", "max_kld"})
+    if unknown:
+        raise InputError(f"the body has unknown keys {unknown}; {_EXPECTED}")
+    if len(content) != 1:
+        found = "both keys" if content else "neither key"
+        raise InputError(f"the body has {found}; {_EXPECTED}")
+    if "level" in content:
+        return Wish(level=check_level(content["level"], "level"))
+    return Wish(max_kld=check_max_kld(content["max_kld"]))
