@@ -1,0 +1,1 @@
+"""The load test: Locust users that stream and measure."""

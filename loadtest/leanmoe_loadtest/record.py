@@ -1,0 +1,55 @@
+"""What happened to one request: raw timestamps; every latency is derived and may be absent.
+
+Times are seconds on the machine's monotonic clock.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RequestRecord(BaseModel):
+    """One streamed chat completion as the client saw it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sent: float
+    chunks: list[float] = Field(default_factory=list, description="arrival of each piece of text")
+    ended: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    error: str | None = None
+    unfinished: bool = False
+
+    @property
+    def completed(self) -> bool:
+        return self.error is None and not self.unfinished and self.ended is not None
+
+    @property
+    def ttft_seconds(self) -> float | None:
+        """Time to first token: from sending to the first piece of text."""
+        return self.chunks[0] - self.sent if self.chunks else None
+
+    @property
+    def itl_seconds(self) -> list[float]:
+        """Inter-token latencies: every gap between two pieces of text."""
+        return [after - before for before, after in pairwise(self.chunks)]
+
+    @property
+    def e2e_seconds(self) -> float | None:
+        """The whole request, to the end of its stream."""
+        return None if self.ended is None else self.ended - self.sent
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens by the server's usage, or pieces of text where it sent none."""
+        return len(self.chunks) if self.completion_tokens is None else self.completion_tokens
+
+    @property
+    def tpot_seconds(self) -> float | None:
+        """Time per output token after the first; absent below two tokens."""
+        if self.e2e_seconds is None or self.ttft_seconds is None or self.output_tokens < 2:
+            return None
+        return (self.e2e_seconds - self.ttft_seconds) / (self.output_tokens - 1)
