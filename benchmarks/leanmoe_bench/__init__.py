@@ -1,0 +1,1 @@
+"""Side-by-side measurements against stock vLLM: one run, ratios with spread."""

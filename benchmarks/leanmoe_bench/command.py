@@ -1,0 +1,119 @@
+"""``leanmoe bench serve``: arguments and table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from leanmoe.command import Command, Result
+from leanmoe.errors import InputError
+from leanmoe.interrupts import stop_on_sigterm
+
+_CASES = ("level0", "median", "top1")
+_MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["serve", "kernel"], help="whole engines or the CPU kernel")
+    parser.add_argument("--shape", default="M", help="M (default), R or tiny")
+    parser.add_argument("--case", action="append", choices=_CASES, help="default: all")
+    parser.add_argument("--measure", action="append", choices=_MEASURES, help="default: all")
+    parser.add_argument("--rounds", type=int, default=8, help="interleaved pairs per measure")
+    parser.add_argument(
+        "--mode",
+        choices=["compiled", "eager", "both"],
+        default="both",
+        help="torch.compile on, off, or one after the other (default)",
+    )
+    parser.add_argument("--work", type=Path, help="keep the random checkpoint here (4.4 GB for M)")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    from leanmoe_bench.shapes import SHAPES
+
+    if args.shape not in SHAPES:
+        raise InputError(f"no shape {args.shape!r}; expected one of {', '.join(SHAPES)}")
+    if args.rounds < 2:
+        raise InputError(f"--rounds is {args.rounds}, expected at least 2: one per engine order")
+    if args.what == "kernel":
+        return _kernel(args)
+    with stop_on_sigterm(), tempfile.TemporaryDirectory(prefix="leanmoe-bench-") as temporary:
+        return _measure(args, args.work or Path(temporary))
+
+
+def _kernel(args: argparse.Namespace) -> Result:
+    from leanmoe_bench.kernel import measure
+    from leanmoe_bench.serve import environment
+    from leanmoe_bench.shapes import SHAPES
+
+    rows = measure(SHAPES[args.shape], args.rounds, args.seed)
+    return {"environment": environment(), "rounds": args.rounds, "kernel": rows}
+
+
+def _measure(args: argparse.Namespace, work: Path) -> Result:
+    from leanmoe_bench.serve import MEASURES, compare, environment, rows_to_json
+    from leanmoe_bench.shapes import SHAPES
+
+    final = {}
+    for mode in ("compiled", "eager") if args.mode == "both" else (args.mode,):
+        for row in compare(
+            SHAPES[args.shape],
+            work,
+            eager=mode == "eager",
+            cases=args.case or _CASES,
+            measures=[m for m in MEASURES if m.name in (args.measure or _MEASURES)],
+            rounds=args.rounds,
+            seed=args.seed,
+        ):
+            # A row comes again, with more pairs, after the engines' second start.
+            final[row.mode, row.case, row.measure] = row
+            print(_line(asdict(row)), file=sys.stderr, flush=True)
+    rows = rows_to_json(list(final.values()))
+    return {"environment": environment(), "rounds": args.rounds, "rows": rows}
+
+
+_HEAD = (
+    f"{'shape':6}{'mode':10}{'case':8}{'measure':14}{'ratio':>7}  {'spread':15}"
+    f"{'ideal':>6}  {'bytes, ops':12}{'skipped':>7}{'ours':>10}{'stock':>10}  tokens/s"
+)
+
+
+def _line(row: dict[str, object]) -> str:
+    spread = f"{row['low']:.2f} to {row['high']:.2f}"
+    ideals = f"{row['ideal_bytes']:.2f}, {row['ideal_operations']:.2f}"
+    return (
+        f"{row['shape']:6}{row['mode']:10}{row['case']:8}{row['measure']:14}"
+        f"{row['ratio']:>7.2f}  {spread:15}{row['ideal']:>6.2f}  {ideals:12}"
+        f"{row['skip_rate']:>7.1%}"
+        f"{row['ours']:>10.1f}{row['stock']:>10.1f}"
+    )
+
+
+def _show(result: Result) -> str:
+    if "kernel" in result:
+        return "\n".join(_kernel_line(row) for row in result["kernel"])
+    return "\n".join([_HEAD, *(_line(row) for row in result["rows"])])
+
+
+def _kernel_line(row: dict[str, Any]) -> str:
+    ways = [
+        f"{way} {row[way]['ratio']:.2f}x ({row[way]['low']:.2f} to {row[way]['high']:.2f})"
+        for way in ("redirect", "compact")
+    ]
+    return f"{row['shape']:6}{row['rows']:>5} rows  full {row['full_ms']:9.2f} ms  " + "  ".join(
+        ways
+    )
+
+
+COMMAND = Command(
+    name="bench",
+    help="Measure LeanMoE beside stock vLLM: same flags, interleaved, ratios with spread.",
+    example="leanmoe bench serve --shape M --case median --measure decode_b1 --json",
+    add_arguments=_add_arguments,
+    run=_run,
+    show=_show,
+)

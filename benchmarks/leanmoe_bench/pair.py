@@ -1,0 +1,122 @@
+"""Two engines side by side: measured in turns, the idle one stopped meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from leanmoe.environment import engine_environment
+from leanmoe.errors import LeanMoEError
+from leanmoe.process_group import ProcessGroup
+
+
+class RemoteArm:
+    """A handle on an ``arm.py`` process and its engine's children."""
+
+    def __init__(self, name: str, *, plugin: bool, log: Path) -> None:
+        self.name = name
+        self._log = log
+        read, write = os.pipe()
+        with log.open("w") as out:
+            self.group = ProcessGroup(
+                [sys.executable, "-m", "leanmoe_bench.arm", str(write)],
+                env=engine_environment(plugin=plugin),
+                output=out,
+                stdin=subprocess.PIPE,
+                text=True,
+                pass_fds=(write,),
+            )
+        os.close(write)
+        self._answers = os.fdopen(read)
+
+    def send(self, operation: str, **arguments: Any) -> None:
+        commands = self.group.process.stdin
+        assert commands is not None
+        commands.write(json.dumps({"op": operation, **arguments}) + "\n")
+        commands.flush()
+
+    def answer(self) -> dict[str, Any]:
+        line = self._answers.readline()
+        answer = json.loads(line) if line else {"error": "the engine process ended"}
+        if "error" in answer:
+            raise LeanMoEError(f"{self.name} engine failed: {answer['error']}\n{self._tail()}")
+        return dict(answer)
+
+    def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        self.send(operation, **arguments)
+        return self.answer()
+
+    def close(self) -> None:
+        """End the engine and every process it started."""
+        self.group.signal(signal.SIGCONT)
+        assert self.group.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.group.process.stdin.close()
+        self.group.end(grace_seconds=30)
+        self._answers.close()
+
+    def _tail(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+
+
+class Pair:
+    """Stock vLLM and ours on the same model with the same flags."""
+
+    def __init__(self, stock: RemoteArm, ours: RemoteArm) -> None:
+        self.stock, self.ours = stock, ours
+
+    def alone(self, arm: RemoteArm, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Run one operation while the other engine is stopped."""
+        other = self.ours if arm is self.stock else self.stock
+        other.group.signal(signal.SIGSTOP)
+        try:
+            return arm.call(operation, **arguments)
+        finally:
+            other.group.signal(signal.SIGCONT)
+
+    def ratios(
+        self, operation: str, rounds: int, **arguments: Any
+    ) -> tuple[list[float], list[float]]:
+        """Interleaved throughputs (stock, ours); the order alternates, one warm-up is left out."""
+        stock: list[float] = []
+        ours: list[float] = []
+        for turn in range(-1, rounds):
+            order = [(self.stock, stock), (self.ours, ours)]
+            for arm, values in order if turn % 2 == 0 else reversed(order):
+                value = self.alone(arm, operation, **arguments)["tokens_per_second"]
+                if turn >= 0:
+                    values.append(value)
+        return stock, ours
+
+
+@contextmanager
+def engine_pair(
+    model: Path, engine: dict[str, Any], vocabulary: int, seed: int, *, first: str = "stock"
+) -> Iterator[Pair]:
+    """Start both engines one after the other, ``first`` first; end both whatever happens."""
+    with ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="leanmoe-bench-")))
+        arms: dict[str, RemoteArm] = {}
+        for name in ("stock", "ours") if first == "stock" else ("ours", "stock"):
+            plugin = name == "ours"
+            arm = RemoteArm(name, plugin=plugin, log=logs / f"{name}.log")
+            stack.callback(arm.close)
+            extra = {"additional_config": {"leanmoe": {"plugin": True}}} if plugin else {}
+            arm.call(
+                "start",
+                model=str(model),
+                engine={**engine, **extra},
+                vocabulary=vocabulary,
+                seed=seed,
+            )
+            arms[name] = arm
+        yield Pair(arms["stock"], arms["ours"])
