@@ -1,0 +1,1 @@
+"""The demo: the whole main job on the embedded model, driven through the command line."""

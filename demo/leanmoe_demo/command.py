@@ -1,0 +1,145 @@
+"""``leanmoe demo``: build, score, prune, measure, serve and load the embedded model."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from leanmoe.command import Command, Result
+from leanmoe.interrupts import stop_on_sigterm
+from leanmoe.manifest import read_manifest
+from leanmoe.provenance import atomic_write_json, tool_versions
+from leanmoe_demo.load import interleaved
+from leanmoe_demo.server import Server, lean_server, stock_server
+from leanmoe_demo.shell import Shell
+from leanmoe_demo.story import GIVEN_UP, KEEP, MAX_KLD, QUESTION, SERVED, mix
+from leanmoe_demo.table import render
+
+_SCORE_WINDOWS, _CURVE_WINDOWS, _EVAL_WINDOWS = 4, 4, 4
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, help="also write the result object to this file")
+    parser.add_argument("--work", type=Path, help="keep the checkpoints here (2.3 GB)")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    shell = Shell(args.seed)
+    work = args.work or Path(tempfile.mkdtemp(prefix="leanmoe-demo-"))
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with stop_on_sigterm():
+            result = _story(shell, work)
+    finally:
+        if args.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+    if args.output:
+        atomic_write_json(args.output, result)
+    return result
+
+
+def _story(shell: Shell, work: Path) -> Result:
+    reference, lean = work / "reference", work / "lean"
+    _say("1. Offline: build, score our traffic, keep 5 of 8 experts, measure what skipping costs")
+    _offline(shell, work, reference, lean)
+    level = _level(lean)
+    _say("2. Perplexity on the domains served and the ones given up")
+    domains = mix(SERVED + GIVEN_UP, _EVAL_WINDOWS)
+    stock_quality = shell.leanmoe("eval stock", "eval", str(reference), "--data", domains)
+    lean_quality = shell.leanmoe(
+        "eval lean", "eval", str(lean), "--data", domains, "--skip-level", str(level)
+    )
+    _say("3. Serve both side by side, same flags, load them in turns")
+    served = _serve(shell, work, reference, lean)
+    return {
+        "question": QUESTION,
+        "level": level,
+        "promise": _promise(lean, level),
+        "stock": {**served["stock"], **_on_disk(reference), **_perplexity(stock_quality)},
+        "lean": {**_on_disk(lean), **_perplexity(lean_quality), **served["lean"]},
+        "load": served["load"],
+        "seconds": shell.seconds,
+        "tools": tool_versions(),
+    }
+
+
+def _offline(shell: Shell, work: Path, reference: Path, lean: Path) -> None:
+    scores = work / "scores"
+    shell.leanmoe("reference", "reference", str(reference), "--force")
+    traffic = mix(SERVED, _SCORE_WINDOWS)
+    shell.leanmoe("score", "score", str(reference), "--data", traffic, "-o", str(scores), "--force")
+    shell.leanmoe(
+        "prune",
+        *("prune", str(reference), "--method", "naee", "--keep", str(KEEP)),
+        *("--scores", str(scores), "-o", str(lean), "--force"),
+    )
+    shell.leanmoe("curve", "curve", str(lean), "--data", mix(SERVED, _CURVE_WINDOWS))
+
+
+def _curve(lean: Path) -> Any:
+    manifest = read_manifest(lean)
+    assert manifest is not None and manifest.curve is not None
+    return manifest.curve
+
+
+def _level(lean: Path) -> float:
+    return float(_curve(lean).level_for_max_kld(MAX_KLD))
+
+
+def _promise(lean: Path, level: float) -> dict[str, Any]:
+    return dict(_curve(lean).point_at(level).model_dump(mode="json", exclude={"betas"}))
+
+
+def _serve(shell: Shell, work: Path, reference: Path, lean: Path) -> dict[str, Any]:
+    with (
+        stock_server(reference, work) as stock,
+        lean_server(lean, work, "--max-kld", str(MAX_KLD)) as ours,
+    ):
+        answers = {server.name: server.chat(QUESTION) for server in (stock, ours)}
+        load = interleaved(shell, stock, ours)
+        return {
+            "stock": _server_facts(stock, answers),
+            "lean": {
+                **_server_facts(ours, answers),
+                "weight_bytes": int(ours.metric("leanmoe_weight_bytes")),
+            },
+            "load": load,
+        }
+
+
+def _server_facts(server: Server, answers: dict[str, str]) -> dict[str, Any]:
+    return {"resident_bytes": server.worker_resident_bytes(), "answer": answers[server.name]}
+
+
+def _on_disk(model: Path) -> dict[str, int]:
+    """Bytes of the whole directory and of its tensors alone."""
+    files = [file for file in model.iterdir() if file.is_file()]
+    weights = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
+    return {"disk_bytes": sum(f.stat().st_size for f in files), "weight_bytes": weights}
+
+
+def _perplexity(quality: Result) -> dict[str, Any]:
+    domains = quality["domains"]
+    return {
+        "perplexity": {
+            name.removeprefix("builtin:"): values["perplexity"] for name, values in domains.items()
+        }
+    }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+COMMAND = Command(
+    name="demo",
+    help="The whole main job on the embedded model: build, score, prune, curve, serve, load.",
+    example="leanmoe demo --output demo.json",
+    add_arguments=_add_arguments,
+    run=_run,
+    show=render,
+)
