@@ -1,0 +1,32 @@
+"""The ledger of patches names exactly what the plugin changes."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LEDGER = (ROOT / "runtime_patches" / "PATCHES.md").read_text()
+CODE = "\n".join(
+    path.read_text() for path in (ROOT / "runtime_patches/leanmoe_runtime").glob("*.py")
+)
+
+
+def test_every_entry_says_why_how_and_when_it_can_go():
+    entries = re.split(r"^## ", LEDGER, flags=re.MULTILINE)[1:]
+    for entry in entries:
+        for heading in ("**Target:**", "**Why:**", "**How:**", "**Can go when:**"):
+            assert heading in entry, (entry.splitlines()[0], heading)
+
+
+def test_every_replaced_class_and_added_method_is_in_the_ledger():
+    replaced = re.findall(r"(\w+)\.register_oot\(", CODE)
+    added = re.findall(r"^def (leanmoe_\w+)", CODE, flags=re.MULTILINE)
+    assigned = re.findall(r"router\.(_\w+) = ", CODE)
+    operators = re.findall(r"torch\.ops\._C\.(\w+)", CODE)
+    assert replaced and added and assigned and operators
+    for name in {*replaced, *added, *assigned, *operators}:
+        assert name in LEDGER, f"{name} is changed and not in PATCHES.md"
+
+
+def test_every_entry_still_has_its_code():
+    for title in re.findall(r"^## (\S+)", LEDGER, flags=re.MULTILINE):
+        assert title.split(".")[-1] in CODE, f"PATCHES.md lists {title}, the code does not"

@@ -1,0 +1,28 @@
+"""Every golden prune run once per session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.golden.naee_data import RUNS, prune
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pruned(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+    """Golden name -> (lean checkpoint, dump)."""
+    folder = tmp_path_factory.mktemp("naee")
+    runs = {name: (folder / name, folder / f"{name}.dump") for name in RUNS}
+    for name, (out, dump) in runs.items():
+        assert prune(name, out, dump) == 0
+    return runs

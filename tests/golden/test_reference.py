@@ -1,0 +1,46 @@
+"""The embedded reference MoE is rebuilt to the pinned bits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from leanmoe.cli import main
+from leanmoe_pruning.data.tokenizer import ModelTokenizer
+from leanmoe_pruning.reference import build
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    out = tmp_path_factory.mktemp("reference") / "model"
+    assert main(["reference", str(out)]) == 0
+    return out
+
+
+def test_digest_and_size(reference):
+    assert build.tensors_digest(reference) == build.TENSORS_DIGEST
+    index = json.loads((reference / "model.safetensors.index.json").read_text())
+    assert len(index["weight_map"]) == 932
+    assert index["metadata"]["total_size"] == 1_384_073_856
+
+
+def test_tokenizer_is_the_one_the_builtin_ids_were_made_with(reference):
+    tokenizer = ModelTokenizer(reference)
+    assert tokenizer.is_smollm2
+    assert tokenizer.encode("a1b22 3 44") == [81, 33, 82, 34, 34, 216, 35, 216, 36, 36]
+    ids = tokenizer.encode_chat([{"role": "user", "content": "hi"}], "test")
+    assert ids[0] == 1
+
+
+def test_damaged_artefact_is_refused(tmp_path):
+    for name in build.ARTEFACT_DIGESTS:
+        (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(build.InputError, match="is damaged"):
+        build.check_artefacts(tmp_path)
+
+
+def test_a_differing_rebuild_is_refused(reference, monkeypatch):
+    monkeypatch.setattr(build, "TENSORS_DIGEST", "sha256:other")
+    with pytest.raises(build.OutputError, match="differs from the published one"):
+        build.check_written(reference)

@@ -1,0 +1,42 @@
+"""A worker extension that keeps the router logits of every token, for an independent recount."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class LogitRecorder:
+    """Mixed into vLLM's worker by ``worker_extension_cls``; eager mode only (hooks)."""
+
+    def record_logits(self: Any) -> int:
+        """Start recording; return the number of gates found."""
+        self.recorded_logits: dict[int, list[torch.Tensor]] = {}
+        gates = [
+            (int(name.split("layers.")[1].split(".")[0]), module)
+            for name, module in self.model_runner.get_model().named_modules()
+            if name.endswith("block_sparse_moe.gate")
+        ]
+        for layer, gate in gates:
+            gate.register_forward_hook(self._keep(layer))
+        return len(gates)
+
+    def _keep(self: Any, layer: int) -> Any:
+        rows = self.recorded_logits.setdefault(layer, [])
+
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            logits = output[0] if isinstance(output, tuple) else output
+            rows.append(logits.detach().float().clone())
+
+        return hook
+
+    def take_logits(self: Any) -> dict[str, list[list[float]]]:
+        """Everything recorded, [T, E] per layer, and start anew."""
+        taken = {
+            str(layer): torch.cat(rows).tolist() if rows else []
+            for layer, rows in self.recorded_logits.items()
+        }
+        for rows in self.recorded_logits.values():
+            rows.clear()
+        return taken

@@ -1,0 +1,68 @@
+"""User keys and the admin key on a live server; neither reaches the log or the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from tests.integration.live_server import LiveServer, live_server
+
+USER, ADMIN = "s3cret-user", "s3cret-admin"
+
+
+@pytest.fixture(scope="module")
+def keyed_server(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
+    log = tmp_path_factory.mktemp("keyed") / "log"
+    environment = {"LEANMOE_ADMIN_KEY": ADMIN, "VLLM_API_KEY": USER}
+    with live_server(tiny_model, log, "--max-kld", "0.05", environment=environment) as running:
+        yield running
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_the_level_of_the_start_is_in_force(keyed_server: LiveServer) -> None:
+    shown = keyed_server.get("/v1/expert_skipping", bearer(USER)).json()
+    assert (shown["level"], shown["max_kld"], shown["version"]) == (0.5, 0.05, 1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        (bearer(USER), 401),
+        (bearer("wrong"), 401),
+        ({**bearer(USER), "X-LeanMoE-Admin-Key": USER}, 401),
+        ({**bearer(USER), "X-LeanMoE-Admin-Key": ADMIN}, 200),
+        (bearer(ADMIN), 200),
+    ],
+)
+def test_only_the_admin_key_changes_the_level(
+    keyed_server: LiveServer, headers: dict[str, str], status: int
+) -> None:
+    assert keyed_server.put_level({"level": 1}, headers).status_code == status
+
+
+def test_only_user_keys_infer(keyed_server: LiveServer) -> None:
+    assert keyed_server.client(USER).models.list().data
+    with pytest.raises(openai.AuthenticationError):
+        keyed_server.client(ADMIN).models.list()
+
+
+def test_no_key_in_the_log_or_in_the_workers(keyed_server: LiveServer) -> None:
+    log = keyed_server.log.read_text()
+    assert USER not in log and ADMIN not in log
+    workers = [p for p in keyed_server.processes() if p.pid != keyed_server.process.pid]
+    assert workers
+    assert all(ADMIN not in value for p in workers for value in environment_of(p).values())
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    return dict(process.environ())

@@ -1,0 +1,73 @@
+"""Starts that must fail at once with one sentence, before any engine is loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.live_server import serve_command
+
+
+def serve(model: Path | str, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Exit code and the last line on stderr; only errors are expected."""
+    done = subprocess.run(
+        serve_command(Path(model), *arguments),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def copied_model(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--skip-level", "1.5"], "outside [0, 1]"),
+        (["--skip-level", "high"], "invalid float value"),
+        (["--skip-level", "0.5", "--max-kld", "0.1"], "not allowed with"),
+    ],
+)
+def test_bad_arguments(tiny_model: Path, arguments: list[str], words: str) -> None:
+    began = time.monotonic()
+    code, sentence = serve(tiny_model, *arguments)
+    assert (code, words in sentence) == (2, True), sentence
+    # vLLM alone takes longer than that to import.
+    assert time.monotonic() - began < 20
+
+
+def test_a_used_port(tiny_model: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        port = other.getsockname()[1]
+        code, sentence = serve(tiny_model, "--host", "127.0.0.1", "--port", str(port))
+    assert code == 2
+    assert f"127.0.0.1:{port}" in sentence and "choose another --port" in sentence
+
+
+def test_a_changed_weight_file(copied_model: Path) -> None:
+    weights = copied_model / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    code, sentence = serve(copied_model)
+    assert code == 2
+    assert "model.safetensors does not match the manifest" in sentence
+
+
+def test_what_vllm_offers_and_we_cannot_take(tiny_model: Path) -> None:
+    code, sentence = serve(tiny_model, "--enable-return-routed-experts")
+    assert code == 2 and "cannot take --enable-return-routed-experts" in sentence

@@ -1,0 +1,55 @@
+"""The ideal ratio follows from the shape alone; ratios are paired."""
+
+import pytest
+
+from leanmoe_bench.ideal import Step, bytes_read, ideal_ratio, operations
+from leanmoe_bench.ratio import paired_ratio
+from leanmoe_bench.shapes import SHAPES
+
+M = SHAPES["M"]
+
+
+def test_shape_m_is_the_stated_size():
+    parameters = (
+        M.layers * (M.attention_parameters + M.experts * M.expert_parameters) + M.head_parameters
+    )
+    assert 2 * parameters == pytest.approx(4.4e9, rel=0.03)
+
+
+def test_batch_one_at_median_betas_reads_1_28_times_less():
+    assert ideal_ratio(M, Step(1, 1), 0.25).bytes_ratio == pytest.approx(1.28, abs=0.005)
+
+
+def test_nothing_skipped_is_one_and_more_skipped_is_more():
+    ideals = [ideal_ratio(M, Step(8, 8), rate) for rate in (0.0, 0.2, 0.4, 0.5)]
+    assert ideals[0] == (1.0, 1.0)
+    for ratios in zip(*ideals, strict=True):
+        assert list(ratios) == sorted(ratios)
+
+
+def test_the_ideal_is_the_resource_that_skipping_saves_most():
+    many = ideal_ratio(M, Step(1024, 1), 0.25)
+    assert many.bytes_ratio == pytest.approx(1.0)
+    assert many.ratio == many.operations_ratio > 1.25
+
+
+def test_many_rows_read_every_expert():
+    everything = 2 * (
+        M.layers * (M.attention_parameters + M.experts * M.expert_parameters) + M.head_parameters
+    )
+    assert bytes_read(M, Step(512, 512), M.top_k) == pytest.approx(everything)
+
+
+def test_operations_count_kept_experts_per_row():
+    one, two = (operations(M, Step(10, 0), kept) for kept in (1, 2))
+    assert two - one == 10 * M.layers * M.expert_parameters
+
+
+def test_a_ratio_is_the_median_of_pairs_with_its_spread():
+    ratio = paired_ratio([2.0, 6.0, 9.0], [1.0, 2.0, 9.0])
+    assert (ratio.middle, ratio.low, ratio.high) == (2.0, 1.0, 3.0)
+
+
+def test_with_many_pairs_the_spread_leaves_outliers_out():
+    ours = [1.0] * 19 + [50.0]
+    assert paired_ratio(ours, [1.0] * 20).high == 1.0

@@ -1,0 +1,58 @@
+"""The golden NAEE checkpoint as a small real model, whole and in shards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from leanmoe_pruning.shards import TensorInfo, write_index, write_shard
+from tests.golden.naee_data import CHECKPOINT
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A copy that a test may damage."""
+    path = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, path)
+    (path / "tokenizer_config.json").write_text("{}")
+    return path
+
+
+@pytest.fixture
+def sharded(model) -> Path:
+    """The same weights in three shards with an index."""
+    tensors = load_file(model / "model.safetensors")
+    # Deleted, not overwritten: the tensors still map it.
+    (model / "model.safetensors").unlink()
+    names = list(tensors)
+    shards = {}
+    for number in range(3):
+        held = {name: tensors[name] for name in names[number::3]}
+        plan = [TensorInfo(name, t.dtype, tuple(t.shape)) for name, t in held.items()]
+        file = f"model-{number + 1:05d}-of-00003.safetensors"
+        write_shard(model / file, plan, held.values())
+        shards[file] = plan
+    write_index(model, shards)
+    return model
+
+
+@pytest.fixture
+def change_config(model):
+    def change(**values: object) -> None:
+        path = model / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change

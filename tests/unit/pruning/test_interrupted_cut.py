@@ -1,0 +1,99 @@
+"""A full disk, Ctrl-C and SIGTERM in the middle of a cut leave the old output and no new one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from leanmoe.cli import main
+from leanmoe_pruning import cut
+from tests.golden.naee_data import CALIBRATION
+
+
+@pytest.fixture
+def prune(sharded, tmp_path):
+    def run(*more: str) -> int:
+        arguments = ["prune", str(sharded), "--method", "naee", "--keep", "4"]
+        out = str(tmp_path / "out")
+        return main([*arguments, "--data", CALIBRATION, "-o", out, *more])
+
+    return run
+
+
+@pytest.fixture
+def fail_at_second_shard(monkeypatch):
+    real = cut.write_shard
+
+    def install(fail: Callable[[], None]) -> None:
+        calls = []
+
+        def write(path, plan, tensors):
+            calls.append(path)
+            if len(calls) == 2:
+                fail()
+            return real(path, plan, tensors)
+
+        monkeypatch.setattr(cut, "write_shard", write)
+
+    return install
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+FAILURES = [(full_disk, 1), (ctrl_c, 130), (sigterm, 130)]
+
+
+@pytest.mark.parametrize(("failure", "code"), FAILURES)
+def test_new_output_is_absent(prune, fail_at_second_shard, tmp_path, failure, code, capsys):
+    fail_at_second_shard(failure)
+    assert prune() == code
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("failure", "code"), FAILURES)
+def test_old_output_stays(prune, fail_at_second_shard, tmp_path, failure, code):
+    assert prune() == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    fail_at_second_shard(failure)
+    assert prune("--force") == code
+    after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert after == before
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "out"}
+
+
+def test_a_real_refused_write(prune, tmp_path, capsys):
+    """The kernel refuses the write: files may not grow beyond 50 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        code = prune()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1
+    assert "could not write" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_existing_output_is_refused_before_any_work(prune, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("mine")
+    monkeypatch.setattr("leanmoe_pruning.commands.prune.source_digests", None)
+    assert prune() == 2
+    assert "--force" in capsys.readouterr().err
+    assert (tmp_path / "out" / "precious").read_text() == "mine"

@@ -1,0 +1,60 @@
+"""A policy applies to every layer or to none; layer numbers come from names."""
+
+import pytest
+
+from leanmoe.errors import LevelError
+from leanmoe.messages import PolicyUpdate
+from leanmoe_runtime.runner import layer_index
+from leanmoe_runtime.state import LayerState, SkipState
+
+
+def state_of(*layers: int) -> SkipState:
+    state = SkipState()
+    for layer in layers:
+        state.add(LayerState(layer=layer, top_k=2, renormalize=True))
+    return state
+
+
+def update(**betas: float) -> PolicyUpdate:
+    return PolicyUpdate(level=0.5, betas={int(k[1:]): v for k, v in betas.items()}, version=7)
+
+
+def test_a_policy_sets_host_and_device_betas():
+    state = state_of(1, 3)
+    state.apply(update(l1=0.25, l3=0.5))
+    assert [state.layers[n].beta for n in (1, 3)] == [0.25, 0.5]
+    assert [float(state.layers[n].beta_tensor) for n in (1, 3)] == [0.25, 0.5]
+    assert (state.level, state.version) == (0.5, 7)
+
+
+@pytest.mark.parametrize("betas", [{"l1": 0.5}, {"l1": 0.5, "l3": 0.5, "l4": 0.5}])
+def test_a_policy_for_other_layers_changes_nothing(betas):
+    state = state_of(1, 3)
+    with pytest.raises(LevelError, match="measure the curve"):
+        state.apply(update(**betas))
+    assert state.version == 0 and all(layer.beta == 0.0 for layer in state.layers.values())
+
+
+def test_a_beta_above_one_is_clamped_so_that_the_largest_survives():
+    state = state_of(0)
+    state.apply(update(l0=1.5))
+    assert state.layers[0].beta == 1.0
+
+
+def test_counts_add_host_and_device_and_routed_is_tokens_times_top_k():
+    layer = LayerState(layer=2, top_k=2, renormalize=True, tokens=10, skipped=3)
+    layer.device_counts += 5
+    counts = layer.counts()
+    assert (counts.tokens, counts.routed, counts.skipped) == (15, 30, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("model.layers.12.block_sparse_moe.experts", 12),
+        ("language_model.model.layers.0.mlp.experts", 0),
+        ("model.experts", -1),
+    ],
+)
+def test_the_decoder_layer_is_read_from_the_name(name, index):
+    assert layer_index(name) == index

@@ -1,0 +1,92 @@
+"""The real app parts around a ``FakeEngine``: vLLM's authentication, the gate, the routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+from leanmoe.manifest import read_manifest
+from leanmoe_server.endpoint import LeanMoEEndpoint, build_service
+from leanmoe_server.fake_engine import FakeEngine
+from leanmoe_server.gate import Gate
+from leanmoe_server.metrics import Metrics
+from leanmoe_server.service import Service, keep_service
+from leanmoe_server.settings import ServeSettings, SkipModel, Wish
+from tests.tiny import write_tiny_curve, write_tiny_mixtral
+
+
+@pytest.fixture(scope="session")
+def skip_model(tmp_path_factory: pytest.TempPathFactory) -> SkipModel:
+    """Four MoE layers and the tiny model's made-up curve."""
+    path = tmp_path_factory.mktemp("unit") / "tiny"
+    manifest = read_manifest(write_tiny_curve(write_tiny_mixtral(path, hidden=32, ffn=32)))
+    assert manifest is not None
+    return SkipModel((0, 1, 2, 3), manifest.curve)
+
+
+@dataclass
+class App:
+    """One app, its engine and a way to speak to it as a client from somewhere."""
+
+    asgi: FastAPI
+    engine: FakeEngine
+    service: Service
+    registry: CollectorRegistry
+
+    def client(self, host: str = "127.0.0.1", **headers: str) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.asgi, client=(host, 50000))
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.AsyncClient(transport=transport, base_url="http://leanmoe", headers=named)
+
+
+@pytest.fixture
+def build_app(skip_model: SkipModel) -> Callable[..., App]:
+    """Middleware in vLLM's order: its authentication first added, the gate outermost."""
+
+    def build(
+        engine: FakeEngine | None = None,
+        *,
+        user_key: str | None = None,
+        admin_key: str | None = None,
+        wish: Wish | None = None,
+        model: SkipModel = skip_model,
+    ) -> App:
+        app, registry = FastAPI(), CollectorRegistry()
+        LeanMoEEndpoint().attach_router(app)
+
+        @app.get("/v1/models")
+        async def models() -> dict[str, str]:
+            return {"object": "list"}
+
+        if user_key:
+            app.add_middleware(AuthenticationMiddleware, tokens=[user_key])
+        app.add_middleware(Gate)
+        settings = ServeSettings(
+            model=model,
+            wish=wish or Wish(),
+            admin_key=admin_key,
+            has_user_keys=user_key is not None,
+        )
+        engine = engine or FakeEngine()
+        service = build_service(engine, settings, Metrics(registry))
+        keep_service(app.state, service)
+        return App(app, engine, service, registry)
+
+    return build
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LEANMOE_ADMIN_KEY", raising=False)

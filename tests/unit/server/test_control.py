@@ -1,0 +1,160 @@
+"""Levels over a fake engine: all workers or unready, one change at a time, cache emptied."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from leanmoe_server.fake_engine import FakeEngine
+from leanmoe_server.settings import SkipModel, Wish
+
+pytestmark = pytest.mark.anyio
+PATH = "/v1/expert_skipping"
+
+
+async def test_unready_before_the_start_and_ready_after(build_app) -> None:
+    app = build_app()
+    async with app.client() as client:
+        assert (await client.get("/ready")).status_code == 503
+        assert (await client.get("/v1/models")).status_code == 503
+        await app.service.control.start()
+        assert (await client.get("/ready")).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_the_first_level_is_in_force_before_ready(build_app) -> None:
+    app = build_app(wish=Wish(level=0.5))
+    await app.service.control.start()
+    assert app.engine.workers[0].policy.betas == dict.fromkeys(range(4), 0.6)
+    assert app.engine.cache_resets == 1
+
+
+@pytest.mark.parametrize("broken_worker", [0, 1])
+async def test_an_unwrapped_layer_on_any_worker_keeps_the_server_unready(
+    build_app, broken_worker: int
+) -> None:
+    engine = FakeEngine(workers=2)
+    engine.workers[broken_worker].unwrapped = frozenset({2})
+    app = build_app(engine)
+    await app.service.control.start()
+    async with app.client() as client:
+        ready = await client.get("/ready")
+        assert ready.status_code == 503
+        [reason] = ready.json()["reasons"]
+        assert f"worker rank{broken_worker}: layer 2" in reason and "wrapped" in reason
+        refused = await client.get("/v1/models")
+        assert refused.status_code == 503 and reason in refused.json()["error"]["message"]
+        change = await client.put(PATH, json={"level": 0})
+        assert change.status_code == 503
+        assert (await client.get("/ready")).status_code == 503
+
+
+async def test_a_missing_layer_or_no_worker_keeps_the_server_unready(build_app) -> None:
+    for engine in (FakeEngine(layers=[0, 1, 3]), FakeEngine(workers=0)):
+        app = build_app(engine)
+        await app.service.control.start()
+        assert not app.service.readiness.ready
+
+
+async def test_a_deaf_worker_makes_the_server_unready_until_it_listens(build_app) -> None:
+    engine = FakeEngine(workers=2)
+    app = build_app(engine)
+    await app.service.control.start()
+    engine.workers[1].deaf = True
+    async with app.client() as client:
+        answer = await client.put(PATH, json={"level": 1})
+        assert answer.status_code == 503 and "rank1" in answer.json()["error"]["message"]
+        assert (await client.get("/v1/models")).status_code == 503
+        engine.workers[1].deaf = False
+        assert (await client.put(PATH, json={"level": 1})).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_a_cache_that_cannot_be_emptied_makes_the_server_unready(build_app) -> None:
+    app = build_app()
+    await app.service.control.start()
+    app.engine.cache_reset_works = False
+    async with app.client() as client:
+        assert (await client.put(PATH, json={"level": 1})).status_code == 503
+        assert (await client.get("/ready")).status_code == 503
+
+
+async def test_concurrent_changes_end_with_one_policy_everywhere(build_app) -> None:
+    app = build_app(FakeEngine(workers=3))
+    await app.service.control.start()
+    async with app.client() as client:
+        puts = [client.put(PATH, json={"level": i % 2}) for i in range(20)]
+        answers = await asyncio.gather(*puts)
+    assert [a.status_code for a in answers] == [200] * 20
+    assert sorted(a.json()["version"] for a in answers) == list(range(2, 22))
+    policies = {json.dumps(w.policy.model_dump(mode="json")) for w in app.engine.workers}
+    assert len(policies) == 1
+    assert app.engine.cache_resets == 21
+
+
+@pytest.mark.parametrize("wish", [{"level": 0.5}, {"max_kld": 0.1}])
+async def test_without_a_curve_only_0_and_1_are_levels(build_app, wish: dict[str, float]) -> None:
+    app = build_app(model=SkipModel((0, 1, 2, 3), None))
+    await app.service.control.start()
+    async with app.client() as client:
+        answer = await client.put(PATH, json=wish)
+        assert answer.status_code == 400
+        assert "leanmoe curve" in answer.json()["error"]["message"]
+        shown = (await client.get(PATH)).json()
+        assert (shown["has_curve"], shown["curve"], shown["level"]) == (False, None, 0.0)
+        assert (await client.put(PATH, json={"level": 1})).status_code == 200
+
+
+async def test_an_endless_body_is_cut_off(build_app) -> None:
+    app = build_app()
+    await app.service.control.start()
+    sent = 0
+
+    async def endless():
+        nonlocal sent
+        while True:
+            sent += 1024
+            yield b" " * 1024
+
+    async with app.client() as client:
+        request = httpx.Request("PUT", f"http://leanmoe{PATH}", content=endless())
+        answer = await client.send(request)
+    assert answer.status_code == 400
+    assert sent < 64 * 1024
+
+
+async def test_draining_refuses_what_comes_and_waits_for_what_runs(build_app) -> None:
+    app = build_app()
+    await app.service.control.start()
+    closed = asyncio.Event()
+    drain = app.service.drain
+    drain.enter()
+    drain.begin(closed.set)
+    async with app.client() as client:
+        assert (await client.get("/v1/models")).status_code == 503
+        assert (await client.get("/ready")).json()["reasons"] == ["the server is stopping"]
+        assert not closed.is_set()
+    drain.leave()
+    await asyncio.wait_for(closed.wait(), 5)
+    assert app.engine.aborts == 0
+
+
+async def test_a_second_signal_ends_what_runs(build_app) -> None:
+    app = build_app()
+    drain = app.service.drain
+    closed = asyncio.Event()
+    drain.enter()
+    drain.begin(closed.set)
+    await asyncio.sleep(0)
+    drain.begin(closed.set)
+
+    async def until_aborted() -> None:
+        while not app.engine.aborts:
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(until_aborted(), 5)
+    drain.leave()
+    await asyncio.wait_for(closed.wait(), 5)

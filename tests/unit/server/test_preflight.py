@@ -1,0 +1,161 @@
+"""What ``leanmoe serve`` refuses: our arguments before vLLM is imported, then vLLM's own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from leanmoe.errors import InputError
+from leanmoe_server.command import COMMAND
+from leanmoe_server.preflight import check_and_configure
+from leanmoe_server.settings import ServeSettings
+from tests.integration.live_server import free_port
+from tests.tiny import write_tiny_curve, write_tiny_mixtral
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("preflight") / "tiny"
+    return write_tiny_curve(write_tiny_mixtral(path, hidden=32, ffn=32))
+
+
+@pytest.fixture
+def copied_model(small_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_model, tmp_path / "copy"))
+
+
+def configure(model: Path, *arguments: str) -> ServeSettings:
+    parser = argparse.ArgumentParser()
+    COMMAND.add_arguments(parser)
+    given = [str(model), "--host", "127.0.0.1", "--port", str(free_port()), *arguments]
+    args, args.rest = parser.parse_known_args(given)
+    return check_and_configure(args)
+
+
+def test_a_good_start(small_model: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("s3cret\n")
+    settings = configure(small_model, "--max-kld", "0.05", "--admin-key-file", str(key))
+    assert settings.model.resolve(settings.wish).level == 0.5
+    assert settings.admin_key == "s3cret"
+    assert configure(small_model).model.resolve(configure(small_model).wish).level == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--skip-level", "1.5"], "outside [0, 1]"),
+        (["--skip-level", "-0.5"], "outside [0, 1]"),
+        (["--skip-level", "nan"], "outside [0, 1]"),
+        (["--max-kld", "-1"], "max_kld is -1.0"),
+        (["--max-kld", "nan"], "max_kld is nan"),
+        (["--max-kld", "inf"], "max_kld is inf"),
+        (["--port", "70000"], "--port is 70000"),
+        (["--port", "0"], "--port is 0"),
+        (["--host", "203.0.113.7"], "cannot listen on 203.0.113.7"),
+        (["--drain-seconds", "-1"], "--drain-seconds is -1.0"),
+        (["--drain-seconds", "inf"], "--drain-seconds is inf"),
+        (["--poll-seconds", "0"], "--poll-seconds is 0.0"),
+        (["--admin-key-file", "/nowhere/key"], "cannot be read"),
+        (["--admin-key-file", os.devnull], "is empty"),
+    ],
+)
+def test_bad_arguments(small_model: Path, arguments: list[str], words: str) -> None:
+    with pytest.raises(InputError) as refused:
+        configure(small_model, *arguments)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_levels_between_need_a_curve(copied_model: Path) -> None:
+    (copied_model / "leanmoe.json").unlink()
+    for arguments in (["--skip-level", "0.5"], ["--max-kld", "0.1"]):
+        with pytest.raises(InputError, match="leanmoe curve"):
+            configure(copied_model, *arguments)
+    assert configure(copied_model, "--skip-level", "1").wish.level == 1.0
+
+
+def test_a_changed_file_unless_told_not_to_look(copied_model: Path) -> None:
+    weights = copied_model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match="does not match the manifest"):
+        configure(copied_model)
+    configure(copied_model, "--skip-verify")
+    weights.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        configure(copied_model)
+
+
+def test_an_edited_promise_even_when_told_not_to_look(copied_model: Path) -> None:
+    manifest = copied_model / "leanmoe.json"
+    content = json.loads(manifest.read_text())
+    content["curve"]["points"][1]["kld_upper"] = 0.0
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="does not match its own digest"):
+        configure(copied_model, "--skip-verify")
+
+
+def test_a_model_in_the_wrong_place_of_the_command_line(small_model: Path) -> None:
+    with pytest.raises(InputError, match=f"put {small_model} first"):
+        configure(Path("512"), str(small_model))
+
+
+def test_no_model_and_a_dense_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a directory"):
+        configure(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        configure(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(InputError, match="is a dense model"):
+        configure(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--enable-return-routed-experts"], "cannot take --enable-return-routed-experts"),
+        (["--data-parallel-size", "2"], "cannot take --data-parallel-size above 1"),
+        (["--data_parallel_size=2"], "cannot take --data-parallel-size above 1"),
+        (["--api-server-count", "2"], "cannot take --api-server-count above 1"),
+        (["--headless"], "cannot take --headless"),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--max-model-len", "many"], "--max-model-len"),
+        (["--enable-auto-tool-choice"], "requires --tool-call-parser"),
+    ],
+)
+def test_what_vllm_offers_and_we_cannot_take(arguments: list[str], words: str) -> None:
+    # Imported late: the other tests show that none of vLLM is needed for them.
+    from leanmoe_server.vllm_engine import parse_vllm_arguments
+
+    with pytest.raises(InputError) as refused:
+        parse_vllm_arguments(["--model", "m", *arguments])
+    assert words in str(refused.value)
+
+
+def test_our_parts_are_added_to_what_the_user_gave() -> None:
+    from leanmoe import __version__
+    from leanmoe_server.settings import SkipModel, Wish
+    from leanmoe_server.vllm_engine import parse_vllm_arguments, with_our_parts
+
+    config = '{"mine": 1}'
+    middleware = "somewhere.Middleware"
+    given = ["--model", "m", "--additional-config", config, "--middleware", middleware]
+    settings = ServeSettings(SkipModel((0,), None), Wish(), drain_seconds=7)
+    args = with_our_parts(parse_vllm_arguments([*given, "--api-key", "k"]), settings)
+    assert args.additional_config == {"mine": 1, "leanmoe": {"plugin": __version__}}
+    assert args.middleware == [middleware, "leanmoe_server.gate.Gate"]
+    assert args.shutdown_timeout == 7
+    assert args.leanmoe.has_user_keys and args.leanmoe.every_worker_holds_all_layers
+
+
+def test_one_key_for_users_and_administrator() -> None:
+    from leanmoe_server.settings import SkipModel, Wish
+    from leanmoe_server.vllm_engine import parse_vllm_arguments, with_our_parts
+
+    settings = ServeSettings(SkipModel((0,), None), Wish(), admin_key="same")
+    with pytest.raises(InputError, match="is also a user's --api-key"):
+        with_our_parts(parse_vllm_arguments(["--model", "m", "--api-key", "same"]), settings)
