@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.integration.live_server import LiveServer, live_server, wait_for
+from tests.tiny import write_tiny_mixtral
+
+
+TOKENS = 500
 
 
 @dataclass
 class Stream:
-    """What one streaming client saw."""
+    """What one streaming client saw; ``begun`` is set once text comes, or none will."""
 
     chunks: int = 0
     reason: str | None = None
     error: str | None = None
+    begun: threading.Event = field(default_factory=threading.Event)
 
 
-def read_stream(server: LiveServer, tokens: int, seen: Stream, begun: threading.Event) -> None:
+def read_stream(server: LiveServer, seen: Stream, tokens: int = TOKENS) -> None:
     try:
         stream = server.client().chat.completions.create(
             model=server.model,
@@ -34,29 +40,31 @@ def read_stream(server: LiveServer, tokens: int, seen: Stream, begun: threading.
             seen.chunks += 1
             seen.reason = (chunk.choices and chunk.choices[0].finish_reason) or seen.reason
             if seen.chunks == 5:
-                begun.set()
+                seen.begun.set()
     except Exception as error:
         seen.error = repr(error)
     finally:
-        begun.set()
+        seen.begun.set()
 
 
-def stop_mid_stream(server: LiveServer, tokens: int, to_group: bool = False) -> list[Stream]:
-    """Three streams, SIGTERM once each has begun; what they saw when the server had ended."""
+def stop_mid_stream(server: LiveServer, to_group: bool = False) -> list[Stream]:
+    """SIGTERM while three streams run; what they saw when the server had ended."""
     family = server.processes()
     assert len(family) >= 3
-    streams, threads = [Stream() for _ in range(3)], []
-    for seen in streams:
-        begun = threading.Event()
-        thread = threading.Thread(target=read_stream, args=(server, tokens, seen, begun))
+    # A client's first stream builds its classes for seconds, in which the server runs ahead.
+    read_stream(server, Stream(), tokens=8)
+    streams = [Stream() for _ in range(3)]
+    threads = [threading.Thread(target=read_stream, args=(server, seen)) for seen in streams]
+    for thread in threads:
         thread.start()
-        assert begun.wait(60)
-        threads.append(thread)
+    assert all(seen.begun.wait(60) for seen in streams)
     for process in family if to_group else family[:1]:
         process.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join(90)
-    assert server.process.wait(90) == 0, server.log.read_text()[-4000:]
+    text = server.log.read_text()
+    assert server.process.wait(90) == 0, text[-4000:]
+    assert "3 requests in flight" in text
     left = wait_for(lambda: [p for p in family if alive(p)], lambda left: not left, seconds=10)
     assert left == []
     return streams
@@ -69,28 +77,31 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def test_streams_finish_within_the_drain_time(tiny_model: Path, tmp_path: Path) -> None:
-    with live_server(tiny_model, tmp_path / "log") as server:
-        streams = stop_mid_stream(server, tokens=200)
-        assert "3 requests in flight" in server.log.read_text()
+@pytest.fixture(scope="module")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So many layers that an answer takes seconds on any machine, each step leaving room for
+    the API process: from few thin layers it gets its tokens in one burst at the end."""
+    return write_tiny_mixtral(tmp_path_factory.mktemp("models") / "slow", layers=48)
+
+
+def test_streams_finish_within_the_drain_time(slow_model: Path, tmp_path: Path) -> None:
+    with live_server(slow_model, tmp_path / "log", "--drain-seconds", "80") as server:
+        streams = stop_mid_stream(server)
     assert [(s.reason, s.error) for s in streams] == [("length", None)] * 3
 
 
 def test_a_signal_to_every_process_leaves_nobody_and_no_stream_hanging(
-    tiny_model: Path, tmp_path: Path
+    slow_model: Path, tmp_path: Path
 ) -> None:
     """A worker told to stop cannot finish: its streams end with an error event or are complete."""
-    with live_server(tiny_model, tmp_path / "log") as server:
-        streams = stop_mid_stream(server, tokens=200, to_group=True)
+    with live_server(slow_model, tmp_path / "log") as server:
+        streams = stop_mid_stream(server, to_group=True)
     assert all((s.reason == "length") != (s.error is not None) for s in streams), streams
 
 
-def test_streams_end_cleanly_after_the_drain_time(tiny_model: Path, tmp_path: Path) -> None:
-    # Slow enough that no answer can be complete: the prompt alone fills the drain time.
-    with live_server(tiny_model, tmp_path / "log", "--drain-seconds", "1") as server:
-        streams = stop_mid_stream(server, tokens=900)
+def test_streams_end_cleanly_after_the_drain_time(slow_model: Path, tmp_path: Path) -> None:
+    with live_server(slow_model, tmp_path / "log", "--drain-seconds", "1") as server:
+        streams = stop_mid_stream(server)
         text = server.log.read_text()
-    assert [s.error for s in streams] == [None] * 3
-    assert {s.reason for s in streams} <= {"abort", "length"}
-    assert "abort" in {s.reason for s in streams}
-    assert "ending" in text and "Traceback" not in text
+    assert [(s.reason, s.error) for s in streams] == [("abort", None)] * 3
+    assert "ending 3 requests" in text and "Traceback" not in text
