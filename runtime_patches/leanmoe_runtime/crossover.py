@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from leanmoe_runtime.compat import cpu_fused_moe, cpu_prepack_moe_weight
-from leanmoe_runtime.drop import Kernel, compact, redirect
+from leanmoe_runtime.drop import Kernel, Planner, run
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
 
@@ -43,15 +43,21 @@ def _ways(
 ) -> dict[str, Callable[[], torch.Tensor]]:
     random = np.random.default_rng(rows)
     ids = np.stack([random.permutation(experts)[:top_k] for _ in range(rows)]).astype(np.int32)
-    weights_TK = random.dirichlet(np.ones(top_k), size=rows).astype(np.float32)
-    keep_TK = np.ones((rows, top_k), dtype=np.bool_)
-    keep_TK[: (rows + 1) // 2, -1] = False
-    x_TD, ids_TK = torch.randn(rows, hidden).to(torch.bfloat16), torch.from_numpy(ids)
-    kept_TK = weights_TK * keep_TK
+    # Half of the rows lose their last expert.
+    weights_TK = np.full((rows, top_k), 1.0 / top_k, dtype=np.float32)
+    weights_TK[: (rows + 1) // 2, -1] = 0.1 / top_k
+    x_TD = torch.randn(rows, hidden).to(torch.bfloat16)
+    weights, ids_TK = torch.from_numpy(weights_TK), torch.from_numpy(ids)
+    planner = Planner()
+
+    def dropping(redirect_max_rows: int) -> torch.Tensor:
+        plan = planner.plan(weights, ids_TK, 0.5, True, redirect_max_rows)
+        return run(kernel, x_TD, plan)
+
     return {
-        "full": lambda: kernel(x_TD, torch.from_numpy(weights_TK), ids_TK),
-        "redirect": lambda: redirect(kernel, x_TD, kept_TK, ids_TK, keep_TK),
-        "compact": lambda: compact(kernel, x_TD, kept_TK, ids_TK, keep_TK),
+        "full": lambda: kernel(x_TD, weights, ids_TK),
+        "redirect": lambda: dropping(rows),
+        "compact": lambda: dropping(0),
     }
 
 

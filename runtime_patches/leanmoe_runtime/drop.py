@@ -1,7 +1,7 @@
 """How the CPU leaves skipped assignments out of the grouped kernel.
 
 vLLM's CPU kernel indexes its buffers with every id it is given, so an id of -1
-corrupts memory; and a weight of zero is still computed. Three ways remain, taken
+corrupts memory; and a weight of zero is still computed. Three forms remain, taken
 in this order:
 
 - *even*: every token keeps equally many experts (always so for one token, and at
@@ -11,78 +11,148 @@ in this order:
   skipped slot points at the token's top-1 expert with weight zero.
 - *compact*: kept (token, expert) pairs are gathered, run with top-k 1 and summed
   in float32. Fewer rows to compute, which pays where many rows run.
+
+T tokens, K top-k, N kept pairs, D model.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from leanmoe_runtime.rule import Mask, Weights
+from leanmoe_runtime.native import library
 
 # Rows up to which redirecting beats compacting; measured by `leanmoe bench kernel`.
 REDIRECT_MAX_ROWS = 4
 
+_EVEN, _REDIRECT, _COMPACT = 1, 2, 3
+_FEW_PAIRS = 1024
+_SUMS = {
+    torch.bfloat16: "leanmoe_sum_bfloat16",
+    torch.float16: "leanmoe_sum_float16",
+    torch.float32: "leanmoe_sum_float32",
+}
+
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def run_kept(
-    kernel: Kernel,
-    x_TD: torch.Tensor,
-    weights_TK: Weights,
-    ids_TK: torch.Tensor,
-    keep_TK: Mask,
-) -> torch.Tensor:
-    """Output of the kept assignments only, [T, D]; ``weights_TK`` has zeros where skipped.
+class Plan(NamedTuple):
+    """What the kernel is given. Valid until the planner's next plan.
+
+    ``weights`` and ``ids`` are ``[T, k]``, or ``[N, 1]`` where ``rows_N`` names the token of
+    each pair; both are ``None`` where nothing is skipped.
+    """
+
+    skipped: int
+    weights: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
+    rows_N: torch.Tensor | None = None
+
+
+class _Pointers(ctypes.Structure):
+    _fields_ = (
+        ("keep", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("ids", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+    )
+
+
+class Planner:
+    """Applies the skip rule in memory of its own; one per process serves all layers."""
+
+    def __init__(self) -> None:
+        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        self._decide = library().leanmoe_plan
+        self._decide.argtypes = [
+            *(pointer, pointer, pointer, count, count),
+            *(ctypes.c_float, ctypes.c_int, count),
+        ]
+        self._decide.restype = count
+        self._reserve(_FEW_PAIRS)
+
+    def _reserve(self, pairs: int) -> None:
+        self._pairs = pairs
+        self._keep = torch.empty(pairs, dtype=torch.uint8)
+        self._weights = torch.empty(pairs, dtype=torch.float32)
+        self._ids = torch.empty(pairs, dtype=torch.int32)
+        self._rows = torch.empty(pairs, dtype=torch.int64)
+        parts = (self._keep, self._weights, self._ids, self._rows)
+        self._pointers = _Pointers(*(part.data_ptr() for part in parts))
+        self._address = ctypes.addressof(self._pointers)
+        # Views are made once: a handful of tensor operations costs more than the rule.
+        self._plans: dict[tuple[int, int, int], Plan] = {}
+
+    def plan(
+        self,
+        weights_TK: torch.Tensor,
+        ids_TK: torch.Tensor,
+        beta: float,
+        renormalize: bool,
+        redirect_max_rows: int = REDIRECT_MAX_ROWS,
+    ) -> Plan:
+        """Decide from the router's weights and ids on the host."""
+        rows, top_k = weights_TK.shape
+        # As they come from vLLM's CPU router; C code must not trust that.
+        weights_TK = weights_TK.to(torch.float32).contiguous()
+        ids_TK = ids_TK.to(torch.int32).contiguous()
+        if rows * top_k > self._pairs:
+            self._reserve(rows * top_k)
+        found = self._decide(
+            self._address,
+            weights_TK.data_ptr(),
+            ids_TK.data_ptr(),
+            rows,
+            top_k,
+            beta,
+            renormalize,
+            redirect_max_rows,
+        )
+        plan = self._plans.get((rows, top_k, found))
+        return self._view(rows, top_k, found) if plan is None else plan
+
+    def _view(self, rows: int, top_k: int, found: int) -> Plan:
+        kept, form = divmod(found, 4)
+        plan = Plan(rows * top_k - kept)
+        if form == _REDIRECT:
+            plan = self._shaped(plan.skipped, (rows, top_k))
+        elif form == _EVEN:
+            plan = self._shaped(plan.skipped, (rows, kept // rows))
+        elif form == _COMPACT:
+            plan = self._shaped(plan.skipped, (kept, 1))._replace(rows_N=self._rows[:kept])
+        if rows * top_k <= _FEW_PAIRS:
+            self._plans[rows, top_k, found] = plan
+        return plan
+
+    def _shaped(self, skipped: int, size: tuple[int, int]) -> Plan:
+        pairs = size[0] * size[1]
+        return Plan(skipped, self._weights[:pairs].view(size), self._ids[:pairs].view(size))
+
+
+def run(kernel: Kernel, x_TD: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Output of the kept assignments of a plan that skips, ``[T, D]``.
 
     ``kernel(x, weights, ids)`` is the stock grouped kernel for any number of ids per row.
     """
-    kept_T = keep_TK.sum(axis=1)
-    if kept_T.min() == kept_T.max():
-        return even(kernel, x_TD, weights_TK, ids_TK, keep_TK, int(kept_T[0]))
-    if len(kept_T) <= REDIRECT_MAX_ROWS:
-        return redirect(kernel, x_TD, weights_TK, ids_TK, keep_TK)
-    return compact(kernel, x_TD, weights_TK, ids_TK, keep_TK)
+    assert plan.weights is not None and plan.ids is not None
+    if plan.rows_N is None:
+        return kernel(x_TD, plan.weights, plan.ids)
+    out_ND = kernel(x_TD.index_select(0, plan.rows_N), plan.weights, plan.ids)
+    return _sum(out_ND.contiguous(), plan.rows_N, torch.empty(x_TD.shape, dtype=out_ND.dtype))
 
 
-def even(
-    kernel: Kernel,
-    x_TD: torch.Tensor,
-    weights_TK: Weights,
-    ids_TK: torch.Tensor,
-    keep_TK: Mask,
-    kept: int,
-) -> torch.Tensor:
-    weights = torch.from_numpy(weights_TK[keep_TK].reshape(-1, kept))
-    ids = torch.from_numpy(ids_TK.numpy()[keep_TK].reshape(-1, kept))
-    return kernel(x_TD, weights, ids)
-
-
-def redirect(
-    kernel: Kernel,
-    x_TD: torch.Tensor,
-    weights_TK: Weights,
-    ids_TK: torch.Tensor,
-    keep_TK: Mask,
-) -> torch.Tensor:
-    ids = ids_TK.numpy()
-    top_T1 = np.take_along_axis(ids, weights_TK.argmax(axis=1)[:, None], axis=1)
-    redirected = np.where(keep_TK, ids, top_T1).astype(ids.dtype, copy=False)
-    return kernel(x_TD, torch.from_numpy(weights_TK), torch.from_numpy(redirected))
-
-
-def compact(
-    kernel: Kernel,
-    x_TD: torch.Tensor,
-    weights_TK: Weights,
-    ids_TK: torch.Tensor,
-    keep_TK: Mask,
-) -> torch.Tensor:
-    rows_N = torch.from_numpy(keep_TK.nonzero()[0])
-    weights_N1 = torch.from_numpy(weights_TK[keep_TK][:, None])
-    ids_N1 = torch.from_numpy(ids_TK.numpy()[keep_TK][:, None])
-    out_ND = kernel(x_TD.index_select(0, rows_N), weights_N1, ids_N1)
-    sum_TD = torch.zeros(x_TD.shape, dtype=torch.float32)
-    return sum_TD.index_add_(0, rows_N, out_ND.float()).to(x_TD.dtype)
+def _sum(out_ND: torch.Tensor, rows_N: torch.Tensor, out_TD: torch.Tensor) -> torch.Tensor:
+    """Pairs of a token summed in float32; every token has one at least."""
+    function: Any = library()[_SUMS[out_ND.dtype]]
+    pairs, width = out_ND.shape
+    function(
+        ctypes.c_void_p(out_ND.data_ptr()),
+        ctypes.c_void_p(rows_N.data_ptr()),
+        ctypes.c_int64(pairs),
+        ctypes.c_int64(width),
+        ctypes.c_void_p(out_TD.data_ptr()),
+    )
+    return out_TD

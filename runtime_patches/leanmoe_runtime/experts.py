@@ -9,6 +9,7 @@ and the stock path runs.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,12 +22,12 @@ from leanmoe_runtime.compat import (
     direct_register_custom_op,
     get_forward_context,
 )
-from leanmoe_runtime.drop import Kernel, run_kept
-from leanmoe_runtime.rule import keep_mask, kept_weights
+from leanmoe_runtime.drop import Kernel, Planner, run
 from leanmoe_runtime.state import LayerState
 
 _LIBRARY = torch.library.Library("leanmoe", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LAYERS: list[LeanRoutedExperts] = []
+_planner = cache(Planner)
 
 
 class LeanRoutedExperts(RoutedExperts):  # type: ignore[misc]
@@ -36,6 +37,8 @@ class LeanRoutedExperts(RoutedExperts):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.skip_state: LayerState | None = None
         self._kernel: Kernel | None = None
+        if current_platform.is_cpu():
+            _planner()  # what cannot be built must fail here, not at the first change of level
         self._slot = len(_LAYERS)
         _LAYERS.append(self)
 
@@ -116,15 +119,12 @@ def _experts(
         state.tokens += len(topk_ids)
     if state.beta <= 0.0:
         return kernel(x, topk_weights, topk_ids)
-    weights_TK = topk_weights.numpy()
-    keep_TK = keep_mask(weights_TK, state.beta)
-    skipped = keep_TK.size - int(keep_TK.sum())
-    if real:
-        state.skipped += skipped
-    if skipped == 0:
+    plan = _planner().plan(topk_weights, topk_ids, state.beta, state.renormalize)
+    if not plan.skipped:
         return kernel(x, topk_weights, topk_ids)
-    kept_TK = kept_weights(weights_TK, keep_TK, state.renormalize)
-    return run_kept(kernel, x, kept_TK, topk_ids, keep_TK)
+    if real:
+        state.skipped += plan.skipped
+    return run(kernel, x, plan)
 
 
 def _experts_fake(

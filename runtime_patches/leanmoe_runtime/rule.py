@@ -1,4 +1,4 @@
-"""The skip rule, once for host arrays and once for device tensors.
+"""The skip rule in tensor operations, for devices; drop.c holds it for the CPU.
 
 Keep expert j of a token when w_j >= beta * w_max. The largest always survives.
 Kept weights are renormalised where the model's router renormalises. NAEE
@@ -7,35 +7,13 @@ Kept weights are renormalised where the model's router renormalises. NAEE
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-
-Weights = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-
-
-def keep_mask(weights_TK: Weights, beta: float) -> Mask:
-    """True where an assignment is kept, [T, K]; one per row at least, NaN or not."""
-    keep_TK: Mask = weights_TK >= np.float32(beta) * weights_TK.max(axis=1, keepdims=True)
-    if not keep_TK.any(axis=1).all():
-        keep_TK[np.arange(len(keep_TK)), weights_TK.argmax(axis=1)] = True
-    return keep_TK
-
-
-def kept_weights(weights_TK: Weights, keep_TK: Mask, renormalize: bool) -> Weights:
-    """Weights with skipped ones at zero; rows sum to their old sum where ``renormalize``."""
-    kept_TK: Weights = np.where(keep_TK, weights_TK, np.float32(0.0))
-    if renormalize:
-        total_T1 = weights_TK.sum(axis=1, keepdims=True)
-        kept_TK *= total_T1 / kept_TK.sum(axis=1, keepdims=True)
-    return kept_TK
 
 
 def mask_on_device(
     weights_TK: torch.Tensor, beta: torch.Tensor, renormalize: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same rule in tensor operations: (kept weights [T, K], keep mask [T, K]).
+    """(Kept weights [T, K], keep mask [T, K]); skipped weights are zero.
 
     ``beta`` is a zero-dimensional tensor on the same device, so that a captured
     graph follows a level that changes.

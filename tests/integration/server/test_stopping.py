@@ -13,7 +13,6 @@ import pytest
 from tests.integration.live_server import LiveServer, live_server, wait_for
 from tests.tiny import write_tiny_mixtral
 
-
 TOKENS = 500
 
 

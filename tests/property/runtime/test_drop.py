@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanmoe_runtime import drop
-from leanmoe_runtime.rule import keep_mask, kept_weights
+from leanmoe_runtime.drop import REDIRECT_MAX_ROWS, Plan, Planner, run
+from leanmoe_runtime.rule import mask_on_device
 
 D, E = 8, 6
 EXPERTS_EDD = torch.randn(E, D, D, generator=torch.Generator().manual_seed(0))
+PLANNER = Planner()
 
 
 class CountingKernel:
@@ -23,59 +24,115 @@ class CountingKernel:
         assert ids.min() >= 0, "the CPU kernel indexes its buffers with every id"
         assert weights.dtype == torch.float32 and ids.dtype == torch.int32
         assert weights.is_contiguous() and ids.is_contiguous() and x.is_contiguous()
+        assert x.shape[0] == weights.shape[0] == ids.shape[0]
         self.pairs += ids.numel()
         out_TKD = torch.einsum("td,tkde->tke", x, EXPERTS_EDD[ids.long()])
         return torch.einsum("tke,tk->te", out_TKD, weights)
 
 
-def routed(tokens: int, k: int, seed: int):
+def routed(tokens: int, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     random = np.random.default_rng(seed)
     ids = np.stack([random.permutation(E)[:k] for _ in range(tokens)]).astype(np.int32)
     weights = random.dirichlet(np.ones(k), size=tokens).astype(np.float32)
     x = torch.from_numpy(random.standard_normal((tokens, D)).astype(np.float32))
-    return x, weights, torch.from_numpy(ids)
+    return x, torch.from_numpy(weights), torch.from_numpy(ids)
+
+
+def output(x, weights, ids, plan: Plan, kernel=None):
+    kernel = kernel or CountingKernel()
+    return run(kernel, x, plan) if plan.skipped else kernel(x, weights, ids)
 
 
 @settings(deadline=None)
-@given(st.integers(1, 50), st.integers(1, 4), st.floats(0, 1), st.integers(0, 999), st.booleans())
-def test_same_sum_as_weight_zero(tokens, k, beta, seed, renormalize):
+@given(
+    st.integers(1, 50),
+    st.integers(1, 4),
+    st.floats(0, 1),
+    st.integers(0, 999),
+    st.booleans(),
+    st.sampled_from([0, REDIRECT_MAX_ROWS, 50]),
+)
+def test_same_sum_as_weight_zero(tokens, k, beta, seed, renormalize, redirect_max_rows):
     x, weights, ids = routed(tokens, k, seed)
-    keep = keep_mask(weights, beta)
-    kept = kept_weights(weights, keep, renormalize)
-    expected = CountingKernel()(x, torch.from_numpy(kept), ids)
-    found = drop.run_kept(CountingKernel(), x, kept, ids, keep)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    kept, keep = mask_on_device(weights, torch.tensor(beta), renormalize)
+    plan = PLANNER.plan(weights, ids, beta, renormalize, redirect_max_rows)
+    assert plan.skipped == int((~keep).sum())
+    expected = CountingKernel()(x, kept, ids)
+    torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)
 
 
 @settings(deadline=None)
-@given(st.integers(2, 50), st.floats(0, 1), st.integers(0, 999))
+@given(st.integers(1, 50), st.floats(0, 1), st.integers(0, 999))
 def test_only_kept_pairs_reach_the_kernel(tokens, beta, seed):
-    x, weights, ids = routed(max(tokens, drop.REDIRECT_MAX_ROWS + 1), 3, seed)
-    keep = keep_mask(weights, beta)
+    x, weights, ids = routed(tokens, 3, seed)
+    plan = PLANNER.plan(weights, ids, beta, True, redirect_max_rows=0)
     kernel = CountingKernel()
-    drop.run_kept(kernel, x, kept_weights(weights, keep, True), ids, keep)
-    assert kernel.pairs == keep.sum()
+    output(x, weights, ids, plan, kernel)
+    assert kernel.pairs == ids.numel() - plan.skipped
 
 
-@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("rows", [1, 64, 5000])
 def test_top_one_runs_the_kernel_with_one_expert_per_row(rows):
     x, weights, ids = routed(rows, 2, 3)
-    keep = keep_mask(weights, 1.0)
     kernel = CountingKernel()
-    drop.run_kept(kernel, x, kept_weights(weights, keep, True), ids, keep)
+    output(x, weights, ids, PLANNER.plan(weights, ids, 1.0, True), kernel)
     assert kernel.pairs == rows
 
 
-def test_redirect_reads_no_expert_of_a_skipped_slot(monkeypatch):
-    monkeypatch.setattr(drop, "REDIRECT_MAX_ROWS", 8)
-    x, weights, ids = routed(4, 2, 1)
-    keep = np.array([[True, True], [True, False], [False, True], [True, True]])
-    kept = kept_weights(weights, keep, True)
-    seen: list[torch.Tensor] = []
+def test_redirect_reads_no_expert_of_a_skipped_slot():
+    _, _, ids = routed(4, 2, 1)
+    weights = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
+    plan = PLANNER.plan(weights, ids, 0.5, True, redirect_max_rows=4)
+    assert plan.skipped == 2
+    assert plan.ids[1].tolist() == [ids[1, 0]] * 2 and plan.ids[2].tolist() == [ids[2, 1]] * 2
+    assert plan.weights[1].tolist() == [1.0, 0.0] and plan.weights[2].tolist() == [0.0, 1.0]
 
-    def kernel(x, weights, ids):
-        seen.append(ids)
-        return CountingKernel()(x, weights, ids)
 
-    drop.run_kept(kernel, x, kept, ids, keep)
-    assert seen[0][1].tolist() == [ids[1, 0]] * 2 and seen[0][2].tolist() == [ids[2, 1]] * 2
+def test_what_just_reaches_the_threshold_is_kept():
+    ids = torch.tensor([[0, 1]] * 3, dtype=torch.int32)
+    weights = torch.tensor([[0.5, 0.5], [0.75, 0.25], [0.8, 0.2]])
+    plan = PLANNER.plan(weights, ids, weights[1, 1].item() / weights[1, 0].item(), True)
+    assert plan.skipped == 1
+    assert PLANNER.plan(weights[:1], ids[:1], 1.0, True).skipped == 0
+
+
+def test_a_row_of_nan_keeps_one_expert_and_stays_nan():
+    weights = torch.tensor([[float("nan")] * 3, [0.5, 0.3, 0.2]])
+    ids = torch.tensor([[2, 1, 0], [3, 4, 5]], dtype=torch.int32)
+    plan = PLANNER.plan(weights, ids, 0.9, True)
+    assert plan.skipped == 4
+    assert plan.ids.flatten().tolist() == [2, 3]
+    assert plan.weights.isnan().flatten().tolist() == [True, False]
+
+
+def test_weights_and_ids_of_any_layout_and_width_are_read_right():
+    x, weights, ids = routed(6, 4, 5)
+    plain = PLANNER.plan(weights, ids, 0.5, True)
+    expected = output(x, weights, ids, plain)
+    strided = weights.t().contiguous().t().double()
+    plan = PLANNER.plan(strided, ids.t().contiguous().t().long(), 0.5, True)
+    torch.testing.assert_close(output(x, weights, ids, plan), expected)
+
+
+def test_a_plan_is_the_same_after_other_shapes_were_planned():
+    """Views are kept by shape, memory grows with the largest step; neither may mix steps up."""
+    planner = Planner()
+    steps = [routed(tokens, k, seed) for seed, (tokens, k) in enumerate([(3, 2), (3, 4), (900, 2)])]
+    for x, weights, ids in [*steps, *reversed(steps)]:
+        kept, _ = mask_on_device(weights, torch.tensor(0.5), True)
+        plan = planner.plan(weights, ids, 0.5, True)
+        expected = CountingKernel()(x, kept, ids)
+        torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("width", [1, 7, 1024, 2500])
+def test_gathered_outputs_are_summed_as_torch_sums_them(dtype, width):
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.tensor([0, 0, 0, 1, 2, 2])
+    pairs = torch.randn(6, width, generator=generator).to(dtype)
+    pairs[3, 0] = float("nan")
+    plan = Plan(3, torch.ones(6, 1), torch.zeros(6, 1, dtype=torch.int32), rows)
+    found = run(lambda x, weights, ids: pairs, torch.zeros(3, width, dtype=dtype), plan)
+    expected = torch.zeros(3, width).index_add_(0, rows, pairs.float()).to(dtype)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)

@@ -1,4 +1,4 @@
-"""The skip rule holds for any weights, beta and k, and host and device agree."""
+"""The skip rule holds for any weights, beta and k, on host and device alike."""
 
 import numpy as np
 import torch
@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from leanmoe_runtime.rule import keep_mask, kept_weights, mask_on_device
+from leanmoe_runtime.drop import Planner
+from leanmoe_runtime.rule import mask_on_device
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 8))
 WEIGHTS = SHAPES.flatmap(
@@ -15,11 +16,30 @@ WEIGHTS = SHAPES.flatmap(
     )
 )
 BETAS = st.floats(0.0, 1.0, width=32)
+PLANNER = Planner()
+
+
+def on_device(weights, beta, renormalize=True):
+    kept, keep = mask_on_device(torch.from_numpy(weights), torch.tensor(beta), renormalize)
+    return kept.numpy(), keep.numpy()
+
+
+def on_host(weights, beta, renormalize=True):
+    """The host's plan as kept weights [T, K]: ids are the slots, so pairs find their place."""
+    slots = np.broadcast_to(np.arange(weights.shape[1], dtype=np.int32), weights.shape).copy()
+    plan = PLANNER.plan(torch.from_numpy(weights), torch.from_numpy(slots), beta, renormalize, 0)
+    if not plan.skipped:
+        return weights
+    ids, values = plan.ids.numpy(), plan.weights.numpy()
+    rows = np.arange(len(ids)) if plan.rows_N is None else plan.rows_N.numpy()
+    kept = np.zeros_like(weights)
+    kept[rows[:, None], ids] = values
+    return kept
 
 
 @given(WEIGHTS, BETAS)
 def test_keeps_exactly_what_reaches_beta_times_the_largest(weights, beta):
-    keep = keep_mask(weights, beta)
+    _, keep = on_device(weights, beta)
     for row, kept in zip(weights, keep, strict=True):
         threshold = np.float32(beta) * row.max()
         assert kept.tolist() == [bool(w >= threshold) for w in row]
@@ -27,34 +47,28 @@ def test_keeps_exactly_what_reaches_beta_times_the_largest(weights, beta):
 
 @given(WEIGHTS, BETAS)
 def test_the_largest_always_survives(weights, beta):
-    keep = keep_mask(weights, beta)
+    _, keep = on_device(weights, beta)
     assert keep[np.arange(len(weights)), weights.argmax(axis=1)].all()
 
 
 @given(WEIGHTS)
 def test_level_zero_keeps_everything(weights):
-    assert keep_mask(weights, 0.0).all()
+    assert on_device(weights, 0.0)[1].all()
+    assert (on_host(weights, 0.0) == weights).all()
 
 
 @given(WEIGHTS, BETAS)
 def test_renormalising_keeps_the_sum_and_not_renormalising_keeps_the_weights(weights, beta):
-    keep = keep_mask(weights, beta)
-    renormalised = kept_weights(weights, keep, renormalize=True)
+    renormalised, keep = on_device(weights, beta, renormalize=True)
     np.testing.assert_allclose(renormalised.sum(1), weights.sum(1), rtol=1e-5)
-    plain = kept_weights(weights, keep, renormalize=False)
+    plain, _ = on_device(weights, beta, renormalize=False)
     assert (plain[keep] == weights[keep]).all()
     assert (plain[~keep] == 0).all() and (renormalised[~keep] == 0).all()
 
 
 @given(WEIGHTS, BETAS, st.booleans())
 def test_device_and_host_agree(weights, beta, renormalize):
-    keep = keep_mask(weights, beta)
-    host = kept_weights(weights, keep, renormalize)
-    kept, mask = mask_on_device(torch.from_numpy(weights), torch.tensor(beta), renormalize)
-    assert mask.numpy().tolist() == keep.tolist()
-    np.testing.assert_allclose(kept.numpy(), host, rtol=1e-5)
-
-
-def test_a_row_of_nan_keeps_one_expert():
-    keep = keep_mask(np.full((2, 3), np.nan, dtype=np.float32), 0.5)
-    assert keep.sum(axis=1).tolist() == [1, 1]
+    device, keep = on_device(weights, beta, renormalize)
+    host = on_host(weights, beta, renormalize)
+    assert ((host > 0) == keep).all()
+    np.testing.assert_allclose(host, device, rtol=1e-5)

@@ -1,0 +1,32 @@
+"""The C code is built where there is a compiler, and says so where there is none."""
+
+import pytest
+
+from leanmoe.errors import RuntimeSeamError
+from leanmoe_runtime import native
+
+
+def test_it_is_built_once_and_nothing_else_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.__wrapped__()
+    [built] = (tmp_path / "leanmoe").iterdir()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert native.library.__wrapped__().leanmoe_plan
+    assert [*(tmp_path / "leanmoe").iterdir()] == [built]
+
+
+def test_without_a_compiler_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(RuntimeSeamError, match=r"'no-such-compiler'.*install a C compiler"):
+        native.library.__wrapped__()
+    assert [*(tmp_path / "leanmoe").iterdir()] == []
+
+
+def test_a_source_that_does_not_compile_is_quoted(tmp_path, monkeypatch):
+    source = tmp_path / "broken.c"
+    source.write_text("int broken(void) { return missing; }\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_SOURCE", source)
+    with pytest.raises(RuntimeSeamError, match="missing"):
+        native.library.__wrapped__()
