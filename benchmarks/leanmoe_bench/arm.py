@@ -23,14 +23,17 @@ class Arm:
         import numpy as np
         from vllm import LLM
 
-        self._random = np.random.default_rng(seed)
+        self._draw = np.random.default_rng
+        self._seed = seed
         self._vocabulary = vocabulary
         self._engine = LLM(
             model=model, skip_tokenizer_init=True, seed=seed, disable_log_stats=False, **engine
         )
 
-    def _prompts(self, count: int, length: int) -> list[dict[str, Any]]:
-        ids = self._random.integers(3, self._vocabulary, size=(count, length))
+    def _prompts(self, count: int, length: int, turn: int) -> list[dict[str, Any]]:
+        """The same in both arms at a turn: how many experts a batch reads depends on its text."""
+        random = self._draw([self._seed, turn])
+        ids = random.integers(3, self._vocabulary, size=(count, length))
         return [{"prompt_token_ids": row.tolist()} for row in ids]
 
     def _generate(self, prompts: list[dict[str, Any]], tokens: int) -> tuple[float, list[Any]]:
@@ -43,17 +46,17 @@ class Arm:
         outputs = self._engine.generate(prompts, sampling, use_tqdm=False)
         return time.perf_counter() - start, outputs
 
-    def decode(self, batch: int, tokens: int, prompt: int = 4) -> Answer:
+    def decode(self, batch: int, tokens: int, turn: int, prompt: int = 4) -> Answer:
         """Tokens per second of ``tokens`` decode steps of ``batch`` sequences, prefill apart."""
-        _, outputs = self._generate(self._prompts(batch, prompt), 1 + tokens)
+        _, outputs = self._generate(self._prompts(batch, prompt, turn), 1 + tokens)
         # The engine's own clock: all sequences share the steps between these two.
         start = max(output.metrics.first_token_ts for output in outputs)
         end = max(output.metrics.last_token_ts for output in outputs)
         return {"tokens_per_second": batch * tokens / (end - start)}
 
-    def prefill(self, length: int) -> Answer:
+    def prefill(self, length: int, turn: int) -> Answer:
         """Prompt tokens per second of one prompt of ``length`` tokens."""
-        seconds, _ = self._generate(self._prompts(1, length), 1)
+        seconds, _ = self._generate(self._prompts(1, length, turn), 1)
         return {"tokens_per_second": length / seconds}
 
     def generate(self, prompts: list[list[int]], tokens: int) -> Answer:

@@ -89,11 +89,11 @@ class Pair:
         """Interleaved throughputs (stock, ours); the order alternates, one warm-up is left out."""
         stock: list[float] = []
         ours: list[float] = []
-        for turn in range(-1, rounds):
+        for turn in range(1 + rounds):
             order = [(self.stock, stock), (self.ours, ours)]
-            for arm, values in order if turn % 2 == 0 else reversed(order):
-                value = self.alone(arm, operation, **arguments)["tokens_per_second"]
-                if turn >= 0:
+            for arm, values in order if turn % 2 else reversed(order):
+                value = self.alone(arm, operation, turn=turn, **arguments)["tokens_per_second"]
+                if turn:
                     values.append(value)
         return stock, ours
 

@@ -139,10 +139,10 @@ class Comparison:
     def _median_betas(self, top_k: int) -> dict[int, float]:
         """Bisect every layer's beta at once until half its tokens lose their second expert."""
         low, high = dict.fromkeys(self._layers, 0.0), dict.fromkeys(self._layers, 1.0)
-        for _ in range(_CALIBRATION_ROUNDS):
+        for turn in range(_CALIBRATION_ROUNDS):
             betas = {layer: (low[layer] + high[layer]) / 2 for layer in self._layers}
             before = {c.layer: c for c in self.set_betas(betas).layers}
-            self._pair.alone(self._pair.ours, "prefill", length=_CALIBRATION_TOKENS)
+            self._pair.alone(self._pair.ours, "prefill", length=_CALIBRATION_TOKENS, turn=turn)
             for after in self._counts():
                 tokens = after.tokens - before[after.layer].tokens
                 skipped = after.skipped - before[after.layer].skipped
