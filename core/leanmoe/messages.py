@@ -63,6 +63,19 @@ class PolicyUpdate(_Message):
     version: int = Field(ge=0)
 
 
+class LevelTable(_Message):
+    """What single requests may ask for, sent once at the start.
+
+    A request carries hundredths of a level as an extra sampling argument named ``key``, which
+    only the server knows: no client can ask a worker past the server's cap.
+    """
+
+    key: str
+    betas: dict[int, dict[int, float]] = Field(
+        description="hundredths of a level -> decoder layer -> beta"
+    )
+
+
 class LayerCounts(_Message):
     """What one layer really ran since the worker started."""
 

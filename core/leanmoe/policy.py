@@ -13,6 +13,8 @@ from leanmoe.errors import LevelError
 
 EXACT = 0.0
 TOP1_ONLY = 1.0
+# A request's own level is rounded down to this step, so that workers hold a table of them.
+HUNDREDTHS = 100
 
 
 def check_level(level: float, where: str = "skip level") -> float:
@@ -24,6 +26,11 @@ def check_level(level: float, where: str = "skip level") -> float:
             f"{where} is {level!r}, outside [0, 1]; give a number from 0 (exact) to 1 (top-1 only)"
         )
     return float(level)
+
+
+def hundredths_of(level: float) -> int:
+    """``level`` in whole hundredths, rounded down: never more is skipped than was asked for."""
+    return int(level * HUNDREDTHS + 1e-9)
 
 
 def resolve_betas(

@@ -55,6 +55,7 @@ __all__ = [
     "current_platform",
     "direct_register_custom_op",
     "get_forward_context",
+    "model_runner_class",
     "op_registry_oot",
     "vllm_version",
 ]
@@ -109,6 +110,21 @@ def _check_signature(symbol: Callable[..., Any], expected: tuple[str, ...]) -> N
             f"vLLM's {symbol.__qualname__} takes {found}, expected {expected}: "
             f"the seam moved, install vLLM {SUPPORTED}.x"
         )
+
+
+def model_runner_class() -> Any:
+    """The class whose input step orders a step's tokens; only workers need its module."""
+    try:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    except ImportError as error:
+        raise RuntimeSeamError(
+            f"vLLM's model runner is not where it was: {error}; install vLLM {SUPPORTED}.x"
+        ) from error
+    if not getattr(GPUModelRunner._prepare_inputs, "leanmoe", False):
+        _check_signature(
+            GPUModelRunner._prepare_inputs, ("self", "scheduler_output", "num_scheduled_tokens")
+        )
+    return GPUModelRunner
 
 
 def check_seams() -> None:

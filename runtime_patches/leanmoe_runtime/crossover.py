@@ -48,10 +48,10 @@ def _ways(
     weights_TK[: (rows + 1) // 2, -1] = 0.1 / top_k
     x_TD = torch.randn(rows, hidden).to(torch.bfloat16)
     weights, ids_TK = torch.from_numpy(weights_TK), torch.from_numpy(ids)
-    planner = Planner()
+    planner, betas = Planner(), torch.tensor([0.5])
 
     def dropping(redirect_max_rows: int) -> torch.Tensor:
-        plan = planner.plan(weights, ids_TK, 0.5, True, redirect_max_rows)
+        plan = planner.plan(weights, ids_TK, betas, True, redirect_max_rows)
         return run(kernel, x_TD, plan)
 
     return {

@@ -59,11 +59,14 @@ static void write_pairs(const struct plan *plan, const float *weights, const int
     }
 }
 
-// Decide a step of T tokens with K weights and ids each. Returns 4 * (pairs kept) + form.
+// Decide a step of T tokens with K weights and ids each. Token i uses betas[rows[i]], or
+// betas[0] where rows is NULL. Returns 4 * (pairs kept) + form.
 int64_t leanmoe_plan(const struct plan *plan, const float *weights, const int32_t *ids, int64_t t,
-                     int64_t k, float beta, int renormalize, int64_t redirect_max_rows) {
+                     int64_t k, const float *betas, const int32_t *rows, int renormalize,
+                     int64_t redirect_max_rows) {
     int64_t kept = 0, fewest = k, most = 0;
     for (int64_t i = 0; i < t; i++) {
+        const float beta = betas[rows ? rows[i] : 0];
         const int64_t stay = keep_row(weights + i * k, k, beta, plan->keep + i * k);
         kept += stay;
         fewest = stay < fewest ? stay : fewest;

@@ -69,7 +69,7 @@ class Planner:
         self._decide = library().leanmoe_plan
         self._decide.argtypes = [
             *(pointer, pointer, pointer, count, count),
-            *(ctypes.c_float, ctypes.c_int, count),
+            *(pointer, pointer, ctypes.c_int, count),
         ]
         self._decide.restype = count
         self._reserve(_FEW_PAIRS)
@@ -90,12 +90,19 @@ class Planner:
         self,
         weights_TK: torch.Tensor,
         ids_TK: torch.Tensor,
-        beta: float,
+        betas: torch.Tensor,
         renormalize: bool,
         redirect_max_rows: int = REDIRECT_MAX_ROWS,
+        token_rows_T: torch.Tensor | None = None,
     ) -> Plan:
-        """Decide from the router's weights and ids on the host."""
+        """Decide from the router's weights and ids on the host.
+
+        ``betas`` is a float32 table, of which token i uses the row ``token_rows_T[i]`` (int32,
+        inside the table), or the first where that is ``None``.
+        """
         rows, top_k = weights_TK.shape
+        if token_rows_T is not None and len(token_rows_T) != rows:
+            raise ValueError(f"{len(token_rows_T)} rows of betas were given for {rows} tokens")
         # As they come from vLLM's CPU router; C code must not trust that.
         weights_TK = weights_TK.to(torch.float32).contiguous()
         ids_TK = ids_TK.to(torch.int32).contiguous()
@@ -107,7 +114,8 @@ class Planner:
             ids_TK.data_ptr(),
             rows,
             top_k,
-            beta,
+            betas.data_ptr(),
+            None if token_rows_T is None else token_rows_T.data_ptr(),
             renormalize,
             redirect_max_rows,
         )

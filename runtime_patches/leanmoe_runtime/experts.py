@@ -23,7 +23,7 @@ from leanmoe_runtime.compat import (
     get_forward_context,
 )
 from leanmoe_runtime.drop import Kernel, Planner, run
-from leanmoe_runtime.state import LayerState
+from leanmoe_runtime.state import SKIP_STATE, LayerState
 
 _LIBRARY = torch.library.Library("leanmoe", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LAYERS: list[LeanRoutedExperts] = []
@@ -117,9 +117,12 @@ def _experts(
     real = get_forward_context().attn_metadata is not None
     if real:
         state.tokens += len(topk_ids)
-    if state.beta <= 0.0:
+    rows_T = SKIP_STATE.token_rows_T if real else None
+    if state.beta <= 0.0 and rows_T is None:
         return kernel(x, topk_weights, topk_ids)
-    plan = _planner().plan(topk_weights, topk_ids, state.beta, state.renormalize)
+    plan = _planner().plan(
+        topk_weights, topk_ids, state.betas, state.renormalize, token_rows_T=rows_T
+    )
     if not plan.skipped:
         return kernel(x, topk_weights, topk_ids)
     if real:

@@ -1,4 +1,4 @@
-"""The three methods the plugin gives vLLM's workers, called through ``collective_rpc``.
+"""The methods the plugin gives vLLM's workers, called through ``collective_rpc``.
 
 Arguments and answers are JSON texts of ``leanmoe.messages``: vLLM's RPC carries
 strings without pickling.
@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from leanmoe.messages import PolicyUpdate, SkipSnapshot
+from leanmoe.messages import LevelTable, PolicyUpdate, SkipSnapshot
 from leanmoe_runtime.compat import WorkerBase
 from leanmoe_runtime.handshake import report
 from leanmoe_runtime.state import SKIP_STATE
@@ -26,6 +26,12 @@ def leanmoe_handshake(worker: Any) -> str:
 def leanmoe_set_policy(worker: Any, update_json: str) -> str:
     """Apply a ``PolicyUpdate``; JSON of the ``SkipSnapshot`` after it."""
     SKIP_STATE.apply(PolicyUpdate.model_validate_json(update_json))
+    return leanmoe_snapshot(worker)
+
+
+def leanmoe_set_levels(worker: Any, table_json: str) -> str:
+    """Take a ``LevelTable``; JSON of the ``SkipSnapshot`` after it."""
+    SKIP_STATE.set_levels(LevelTable.model_validate_json(table_json))
     return leanmoe_snapshot(worker)
 
 
@@ -51,5 +57,5 @@ def _device_bytes() -> int | None:
 
 def add_worker_methods() -> None:
     """Attach the methods to ``WorkerBase``, as vLLM's endpoint-plugin contract prescribes."""
-    for method in (leanmoe_handshake, leanmoe_set_policy, leanmoe_snapshot):
+    for method in (leanmoe_handshake, leanmoe_set_policy, leanmoe_set_levels, leanmoe_snapshot):
         setattr(WorkerBase, method.__name__, method)

@@ -8,6 +8,7 @@ from typing import Any
 from leanmoe.messages import SkipMode
 from leanmoe_runtime.compat import MoERunner, current_platform
 from leanmoe_runtime.experts import LeanRoutedExperts
+from leanmoe_runtime.requests import watch_requests
 from leanmoe_runtime.router import wrap_router
 from leanmoe_runtime.state import SKIP_STATE, LayerState
 
@@ -38,6 +39,7 @@ class LeanRunner(MoERunner):  # type: ignore[misc]
         )
         if current_platform.is_cpu():
             experts.skip_state = self.skip_state
+            watch_requests()
         else:
             wrap_router(self.router, self.skip_state)
 

@@ -1,22 +1,37 @@
-"""What one worker holds per MoE layer: its beta, its counters, whether it ever ran."""
+"""What one worker holds per MoE layer: its betas, its counters, whether it ever ran.
+
+A layer's ``betas`` is a table. Row 0 is the engine-wide level; the rows after it are the
+levels single requests ask for, in hundredths. Which row a token uses is said once per
+step, for all layers (requests.py).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from leanmoe.errors import LevelError
-from leanmoe.messages import LayerCounts, PolicyUpdate
+from leanmoe.messages import LayerCounts, LevelTable, PolicyUpdate
+from leanmoe.policy import HUNDREDTHS
+
+ENGINE_ROW = 0
+N_ROWS = 1 + HUNDREDTHS + 1
+
+
+def request_row(hundredths: int) -> int:
+    """The row of a level that requests ask for."""
+    return 1 + hundredths
 
 
 @dataclass
 class LayerState:
-    """One MoE layer's threshold and counts.
+    """One MoE layer's thresholds and counts.
 
-    ``beta`` is read by host code (CPU), ``beta_tensor`` by device code; both are
-    written together. ``counts`` on the device is [tokens, skipped], int64. Host
-    counts are plain integers.
+    ``beta`` is the engine-wide threshold as host code reads it, ``beta_tensor`` as device code
+    does; ``betas`` is the whole table, on the host. ``device_counts`` is [tokens, skipped],
+    int64. Host counts are plain integers.
     """
 
     layer: int
@@ -24,14 +39,17 @@ class LayerState:
     renormalize: bool
     beta: float = 0.0
     beta_tensor: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    betas: torch.Tensor = field(default_factory=lambda: torch.zeros(N_ROWS))
     device_counts: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
     calls: int = 0
     tokens: int = 0
     skipped: int = 0
 
     def set_beta(self, beta: float) -> None:
+        """Set the engine-wide threshold."""
         self.beta = beta
         self.beta_tensor.fill_(beta)
+        self.betas[ENGINE_ROW] = beta
 
     def counts(self) -> LayerCounts:
         """Counts since the start; the only place that reads the device."""
@@ -52,6 +70,9 @@ class SkipState:
         self.layers: dict[int, LayerState] = {}
         self.level = 0.0
         self.version = 0
+        self.request_key: str | None = None
+        # Rows of the step's tokens, int32; None while every token uses the engine's.
+        self.token_rows_T: torch.Tensor | None = None
 
     def add(self, state: LayerState) -> LayerState:
         self.layers[state.layer] = state
@@ -59,17 +80,35 @@ class SkipState:
 
     def apply(self, update: PolicyUpdate) -> None:
         """Set every layer's beta, or none: layers must be exactly the model's."""
-        if set(update.betas) != set(self.layers):
+        self._check_layers(update.betas)
+        for layer, beta in update.betas.items():
+            self.layers[layer].set_beta(_clamped(beta))
+        self.level, self.version = update.level, update.version
+
+    def set_levels(self, table: LevelTable) -> None:
+        """Take the betas of every level that requests may ask for, or none."""
+        for hundredths, betas in table.betas.items():
+            self._check_layers(betas)
+            if not 0 <= hundredths <= HUNDREDTHS:
+                raise LevelError(f"the table names {hundredths} hundredths, expected 0 to 100")
+        for hundredths, betas in table.betas.items():
+            for layer, beta in betas.items():
+                self.layers[layer].betas[request_row(hundredths)] = _clamped(beta)
+        self.request_key = table.key
+
+    def _check_layers(self, betas: Mapping[int, float]) -> None:
+        if set(betas) != set(self.layers):
             raise LevelError(
-                f"the policy has betas for {len(update.betas)} layers and the worker holds "
+                f"the policy has betas for {len(betas)} layers and the worker holds "
                 f"{len(self.layers)} MoE layers: measure the curve on this checkpoint again"
             )
-        for layer, beta in update.betas.items():
-            self.layers[layer].set_beta(min(max(beta, 0.0), 1.0))
-        self.level, self.version = update.level, update.version
 
     def counts(self) -> list[LayerCounts]:
         return [self.layers[layer].counts() for layer in sorted(self.layers)]
+
+
+def _clamped(beta: float) -> float:
+    return min(max(beta, 0.0), 1.0)
 
 
 SKIP_STATE = SkipState()

@@ -21,6 +21,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     level.add_argument(
         "--max-kld", type=float, help="highest level whose measured KLD bound stays under this"
     )
+    parser.add_argument(
+        "--max-skip-level", type=float, default=1.0, help="no level above this, for anybody"
+    )
     parser.add_argument("--host", help="address to listen on (vLLM's default: all)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--admin-key-file", help="file with the key that may change the level")

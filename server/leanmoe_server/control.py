@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from typing import Any
 
 from leanmoe.errors import LeanMoEError, RuntimeSeamError
-from leanmoe.messages import HandshakeReport, PolicyUpdate, SkipSnapshot
+from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
 from leanmoe_server.engine import Engine
 from leanmoe_server.readiness import Readiness, handshake_problems
 from leanmoe_server.settings import Resolved, ServeSettings, Wish
@@ -27,6 +28,8 @@ class SkipControl:
         self.wrapped = False
         self.current: Resolved | None = None
         self.version = 0
+        # Unknown to clients, so that none can ask a worker past the cap.
+        self.request_key = f"leanmoe-{secrets.token_hex(16)}"
 
     async def start(self) -> None:
         """Run the model once, check every layer on every worker, put the first policy in force.
@@ -50,9 +53,22 @@ class SkipControl:
             return
         self.wrapped = True
         try:
+            await self._offer_levels()
             await self.change(self._settings.wish)
         except LeanMoEError as error:
             self._readiness.refuse([str(error)])
+
+    async def _offer_levels(self) -> None:
+        if self._settings.no_request_levels is not None:
+            return
+        table = LevelTable(key=self.request_key, betas=self._settings.model.level_table())
+        try:
+            answers = await self._engine.set_levels(table)
+        except Exception as error:
+            raise RuntimeSeamError(
+                f"the table of levels did not reach the workers: {error}"
+            ) from error
+        _check_all_answered(answers, len(self.handshake))
 
     async def change(self, wish: Wish) -> dict[str, Any]:
         """Put ``wish`` in force on all workers and return ``describe()``.
@@ -97,6 +113,8 @@ class SkipControl:
             "level": None if resolved is None else resolved.level,
             "max_kld": None if resolved is None else resolved.max_kld,
             "betas": {} if resolved is None else {str(i): b for i, b in resolved.betas.items()},
+            "max_level": self._settings.model.max_level,
+            "request_levels": self._settings.no_request_levels is None,
             "version": self.version,
             "has_curve": curve is not None,
             "promise": None,
@@ -109,9 +127,13 @@ class SkipControl:
         return answer
 
 
-def _check_acknowledged(answers: list[SkipSnapshot], update: PolicyUpdate, workers: int) -> None:
+def _check_all_answered(answers: list[SkipSnapshot], workers: int) -> None:
     if len(answers) != workers:
         raise RuntimeSeamError(f"{len(answers)} of {workers} workers answered")
+
+
+def _check_acknowledged(answers: list[SkipSnapshot], update: PolicyUpdate, workers: int) -> None:
+    _check_all_answered(answers, workers)
     for answer in answers:
         if (answer.policy_version, answer.level) != (update.version, update.level):
             raise RuntimeSeamError(

@@ -13,6 +13,7 @@ from leanmoe_server.engine import Engine
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
+from leanmoe_server.request_level import RequestLevel
 from leanmoe_server.routes import CONTROL_PATH, READY_PATH, change_policy, ready, show_policy
 from leanmoe_server.service import Service, keep_service
 from leanmoe_server.settings import ServeSettings
@@ -42,6 +43,8 @@ class LeanMoEEndpoint:
         app.add_api_route(READY_PATH, ready, methods=["GET"])
         app.add_api_route(CONTROL_PATH, show_policy, methods=["GET"])
         app.add_api_route(CONTROL_PATH, change_policy, methods=["PUT"])
+        # vLLM adds its own middleware, authentication among it, around this one.
+        app.add_middleware(RequestLevel)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Handshake with every worker and set the first level, before the port listens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from leanmoe.messages import HandshakeReport, PolicyUpdate, SkipSnapshot
+from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
 
 
 class Engine(Protocol):
@@ -20,6 +20,10 @@ class Engine(Protocol):
 
     async def set_policy(self, update: PolicyUpdate) -> list[SkipSnapshot]:
         """Put new betas in force between two engine steps."""
+        ...
+
+    async def set_levels(self, table: LevelTable) -> list[SkipSnapshot]:
+        """Tell what single requests may ask for."""
         ...
 
     async def snapshot(self) -> list[SkipSnapshot]:

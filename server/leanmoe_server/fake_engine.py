@@ -14,6 +14,7 @@ from leanmoe.messages import (
     HandshakeReport,
     LayerCounts,
     LayerReport,
+    LevelTable,
     PolicyUpdate,
     SkipMode,
     SkipSnapshot,
@@ -71,6 +72,7 @@ class FakeEngine:
         self.cache_resets = 0
         self.aborts = 0
         self.cache_reset_works = True
+        self.levels: LevelTable | None = None
 
     def run_tokens(self, tokens: int) -> None:
         """Pretend that ``tokens`` went through; at level 1 the second expert of each is skipped."""
@@ -98,6 +100,10 @@ class FakeEngine:
         for worker in self.workers:
             if not worker.deaf:
                 worker.policy = update
+        return await self.snapshot()
+
+    async def set_levels(self, table: LevelTable) -> list[SkipSnapshot]:
+        self.levels = table
         return await self.snapshot()
 
     async def snapshot(self) -> list[SkipSnapshot]:

@@ -69,7 +69,7 @@ def check_and_configure(args: Namespace) -> ServeSettings:
     checkpoint = _open_model(args.model, args.rest)
     manifest = checkpoint.manifest
     settings = ServeSettings(
-        model=SkipModel.of(checkpoint),
+        model=SkipModel.of(checkpoint, args.max_skip_level),
         wish=Wish(level=args.skip_level, max_kld=args.max_kld),
         admin_key=read_admin_key(args.admin_key_file, os.environ),
         poll_seconds=_check_seconds("--poll-seconds", args.poll_seconds, 0.1),

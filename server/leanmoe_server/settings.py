@@ -9,7 +9,14 @@ from typing import Any
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import LevelError
-from leanmoe.policy import check_level, resolve_betas
+from leanmoe.policy import (
+    EXACT,
+    HUNDREDTHS,
+    TOP1_ONLY,
+    check_level,
+    hundredths_of,
+    resolve_betas,
+)
 
 
 @dataclass(frozen=True)
@@ -39,22 +46,49 @@ def check_max_kld(max_kld: Any) -> float:
 
 @dataclass(frozen=True)
 class SkipModel:
-    """What the server must know of a model to resolve levels: its MoE layers and its curve."""
+    """What the server must know to resolve levels: the model's MoE layers, its curve, the cap."""
 
     moe_layers: tuple[int, ...]
     curve: QualityCurve | None
+    max_level: float = TOP1_ONLY
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> SkipModel:
+    def of(cls, checkpoint: Checkpoint, max_level: float = TOP1_ONLY) -> SkipModel:
         manifest = checkpoint.manifest
-        return cls(checkpoint.shape.moe_layers, manifest.curve if manifest else None)
+        cap = check_level(max_level, "--max-skip-level")
+        return cls(checkpoint.shape.moe_layers, manifest.curve if manifest else None, cap)
 
     def resolve(self, wish: Wish) -> Resolved:
         """The level and betas a wish stands for; ``LevelError`` says why there are none."""
-        level = check_level(0.0 if wish.level is None else wish.level)
+        level = self._level_of(wish)
+        return Resolved(level, self._betas(level), wish.max_kld)
+
+    def request_hundredths(self, wish: Wish) -> int:
+        """The level of a single request, in hundredths, rounded down."""
+        level = self._level_of(wish)
+        self._betas(level)
+        return hundredths_of(level)
+
+    def level_table(self) -> dict[int, dict[int, float]]:
+        """Betas of every level a request may ask for, by hundredths."""
+        wanted = range(hundredths_of(self.max_level) + 1)
+        if self.curve is None:
+            wanted = range(0, len(wanted), HUNDREDTHS)
+        return {one: self._betas(one / HUNDREDTHS) for one in wanted}
+
+    def _betas(self, level: float) -> dict[int, float]:
+        return resolve_betas(level, self.moe_layers, self.curve)
+
+    def _level_of(self, wish: Wish) -> float:
         if wish.max_kld is not None:
-            level = self._level_under(check_max_kld(wish.max_kld))
-        return Resolved(level, resolve_betas(level, self.moe_layers, self.curve), wish.max_kld)
+            return min(self._level_under(check_max_kld(wish.max_kld)), self.max_level)
+        level = check_level(EXACT if wish.level is None else wish.level)
+        if level > self.max_level:
+            raise LevelError(
+                f"level {level} is above {self.max_level}, the most this server allows "
+                "(--max-skip-level); ask for less"
+            )
+        return level
 
     def _level_under(self, max_kld: float) -> float:
         if self.curve is None:
@@ -67,12 +101,16 @@ class SkipModel:
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Everything the routes and background tasks are configured with."""
+    """Everything the routes and background tasks are configured with.
+
+    ``no_request_levels`` says why single requests may not choose, where they may not.
+    """
 
     model: SkipModel
     wish: Wish
     admin_key: str | None = field(default=None, repr=False)
     has_user_keys: bool = False
     every_worker_holds_all_layers: bool = True
+    no_request_levels: str | None = None
     poll_seconds: float = 5.0
     drain_seconds: float = 30.0

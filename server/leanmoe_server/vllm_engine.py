@@ -21,8 +21,9 @@ from vllm.sampling_params import SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from leanmoe import __version__
+from leanmoe.environment import is_cpu_build
 from leanmoe.errors import InputError, LeanMoEError
-from leanmoe.messages import HandshakeReport, PolicyUpdate, SkipSnapshot
+from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
 from leanmoe_server.settings import ServeSettings
 
 _GATE = "leanmoe_server.gate.Gate"
@@ -56,6 +57,10 @@ class VllmEngine:
 
     async def set_policy(self, update: PolicyUpdate) -> list[SkipSnapshot]:
         answers = await self._ask("leanmoe_set_policy", update.model_dump_json())
+        return [SkipSnapshot.model_validate_json(answer) for answer in answers]
+
+    async def set_levels(self, table: LevelTable) -> list[SkipSnapshot]:
+        answers = await self._ask("leanmoe_set_levels", table.model_dump_json())
         return [SkipSnapshot.model_validate_json(answer) for answer in answers]
 
     async def snapshot(self) -> list[SkipSnapshot]:
@@ -110,6 +115,19 @@ def _refuse_unsupported(args: Namespace) -> None:
             raise InputError(f"leanmoe serve cannot take {flag}: {why}")
 
 
+def _why_no_request_levels(args: Namespace) -> str | None:
+    """What keeps a step's tokens from being told apart by request, or ``None``."""
+    if not is_cpu_build():
+        return "on this device the router knows one level for all"
+    breaking = {
+        "--speculative-config": args.speculative_config,
+        "--enable-dbo": args.enable_dbo,
+        "--prefill-context-parallel-size": args.prefill_context_parallel_size > 1,
+    }
+    given = [flag for flag, is_given in breaking.items() if is_given]
+    return f"with {given[0]} a step's tokens lie in another order" if given else None
+
+
 def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
     """Add the gate, the drain time, the cache fingerprint and our settings to vLLM's arguments."""
     user_keys = [key for key in [*(args.api_key or []), os.environ.get("VLLM_API_KEY")] if key]
@@ -126,6 +144,7 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
         settings,
         has_user_keys=bool(user_keys),
         every_worker_holds_all_layers=args.pipeline_parallel_size == 1,
+        no_request_levels=_why_no_request_levels(args),
     )
     return args
 

@@ -30,6 +30,13 @@ def test_a_changed_signature_is_refused_by_symbol(monkeypatch):
         compat.check_seams()
 
 
+def test_the_model_runner_s_input_step_is_where_it_was(monkeypatch):
+    runner = compat.model_runner_class()
+    monkeypatch.setattr(runner, "_prepare_inputs", lambda self, scheduled: None)
+    with pytest.raises(RuntimeSeamError, match=r"takes .*scheduled"):
+        compat.model_runner_class()
+
+
 def test_another_plugin_on_the_same_seam_is_refused(monkeypatch):
     class Other:
         pass

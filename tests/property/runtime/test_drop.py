@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from leanmoe_runtime.drop import REDIRECT_MAX_ROWS, Plan, Planner, run
 from leanmoe_runtime.rule import mask_on_device
+from tests.property.runtime.planning import plan_of
 
 D, E = 8, 6
 EXPERTS_EDD = torch.randn(E, D, D, generator=torch.Generator().manual_seed(0))
@@ -55,7 +56,7 @@ def output(x, weights, ids, plan: Plan, kernel=None):
 def test_same_sum_as_weight_zero(tokens, k, beta, seed, renormalize, redirect_max_rows):
     x, weights, ids = routed(tokens, k, seed)
     kept, keep = mask_on_device(weights, torch.tensor(beta), renormalize)
-    plan = PLANNER.plan(weights, ids, beta, renormalize, redirect_max_rows)
+    plan = plan_of(PLANNER, weights, ids, beta, renormalize, redirect_max_rows)
     assert plan.skipped == int((~keep).sum())
     expected = CountingKernel()(x, kept, ids)
     torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)
@@ -65,7 +66,7 @@ def test_same_sum_as_weight_zero(tokens, k, beta, seed, renormalize, redirect_ma
 @given(st.integers(1, 50), st.floats(0, 1), st.integers(0, 999))
 def test_only_kept_pairs_reach_the_kernel(tokens, beta, seed):
     x, weights, ids = routed(tokens, 3, seed)
-    plan = PLANNER.plan(weights, ids, beta, True, redirect_max_rows=0)
+    plan = plan_of(PLANNER, weights, ids, beta, True, redirect_max_rows=0)
     kernel = CountingKernel()
     output(x, weights, ids, plan, kernel)
     assert kernel.pairs == ids.numel() - plan.skipped
@@ -75,14 +76,14 @@ def test_only_kept_pairs_reach_the_kernel(tokens, beta, seed):
 def test_top_one_runs_the_kernel_with_one_expert_per_row(rows):
     x, weights, ids = routed(rows, 2, 3)
     kernel = CountingKernel()
-    output(x, weights, ids, PLANNER.plan(weights, ids, 1.0, True), kernel)
+    output(x, weights, ids, plan_of(PLANNER, weights, ids, 1.0, True), kernel)
     assert kernel.pairs == rows
 
 
 def test_redirect_reads_no_expert_of_a_skipped_slot():
     _, _, ids = routed(4, 2, 1)
     weights = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
-    plan = PLANNER.plan(weights, ids, 0.5, True, redirect_max_rows=4)
+    plan = plan_of(PLANNER, weights, ids, 0.5, True, redirect_max_rows=4)
     assert plan.skipped == 2
     assert plan.ids[1].tolist() == [ids[1, 0]] * 2 and plan.ids[2].tolist() == [ids[2, 1]] * 2
     assert plan.weights[1].tolist() == [1.0, 0.0] and plan.weights[2].tolist() == [0.0, 1.0]
@@ -91,15 +92,34 @@ def test_redirect_reads_no_expert_of_a_skipped_slot():
 def test_what_just_reaches_the_threshold_is_kept():
     ids = torch.tensor([[0, 1]] * 3, dtype=torch.int32)
     weights = torch.tensor([[0.5, 0.5], [0.75, 0.25], [0.8, 0.2]])
-    plan = PLANNER.plan(weights, ids, weights[1, 1].item() / weights[1, 0].item(), True)
+    plan = plan_of(PLANNER, weights, ids, weights[1, 1].item() / weights[1, 0].item(), True)
     assert plan.skipped == 1
-    assert PLANNER.plan(weights[:1], ids[:1], 1.0, True).skipped == 0
+    assert plan_of(PLANNER, weights[:1], ids[:1], 1.0, True).skipped == 0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.integers(0, 999), st.booleans())
+def test_every_token_follows_its_own_row_of_the_table(tokens, seed, renormalize):
+    x, weights, ids = routed(tokens, 3, seed)
+    betas = torch.tensor([0.3, 0.0, 1.0, 0.7])
+    rows = torch.randint(4, (tokens,), generator=torch.Generator().manual_seed(seed)).int()
+    plan = PLANNER.plan(weights, ids, betas, renormalize, token_rows_T=rows)
+    kept, keep = mask_on_device(weights, betas[rows][:, None], renormalize)
+    assert plan.skipped == int((~keep).sum())
+    expected = CountingKernel()(x, kept, ids)
+    torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_for_another_number_of_tokens_are_refused():
+    _, weights, ids = routed(3, 2, 0)
+    with pytest.raises(ValueError, match="2 rows of betas were given for 3 tokens"):
+        PLANNER.plan(weights, ids, torch.zeros(4), True, token_rows_T=torch.zeros(2).int())
 
 
 def test_a_row_of_nan_keeps_one_expert_and_stays_nan():
     weights = torch.tensor([[float("nan")] * 3, [0.5, 0.3, 0.2]])
     ids = torch.tensor([[2, 1, 0], [3, 4, 5]], dtype=torch.int32)
-    plan = PLANNER.plan(weights, ids, 0.9, True)
+    plan = plan_of(PLANNER, weights, ids, 0.9, True)
     assert plan.skipped == 4
     assert plan.ids.flatten().tolist() == [2, 3]
     assert plan.weights.isnan().flatten().tolist() == [True, False]
@@ -107,10 +127,10 @@ def test_a_row_of_nan_keeps_one_expert_and_stays_nan():
 
 def test_weights_and_ids_of_any_layout_and_width_are_read_right():
     x, weights, ids = routed(6, 4, 5)
-    plain = PLANNER.plan(weights, ids, 0.5, True)
+    plain = plan_of(PLANNER, weights, ids, 0.5, True)
     expected = output(x, weights, ids, plain)
     strided = weights.t().contiguous().t().double()
-    plan = PLANNER.plan(strided, ids.t().contiguous().t().long(), 0.5, True)
+    plan = plan_of(PLANNER, strided, ids.t().contiguous().t().long(), 0.5, True)
     torch.testing.assert_close(output(x, weights, ids, plan), expected)
 
 
@@ -120,7 +140,7 @@ def test_a_plan_is_the_same_after_other_shapes_were_planned():
     steps = [routed(tokens, k, seed) for seed, (tokens, k) in enumerate([(3, 2), (3, 4), (900, 2)])]
     for x, weights, ids in [*steps, *reversed(steps)]:
         kept, _ = mask_on_device(weights, torch.tensor(0.5), True)
-        plan = planner.plan(weights, ids, 0.5, True)
+        plan = plan_of(planner, weights, ids, 0.5, True)
         expected = CountingKernel()(x, kept, ids)
         torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)
 

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from leanmoe_runtime.drop import Planner
 from leanmoe_runtime.rule import mask_on_device
+from tests.property.runtime.planning import plan_of
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 8))
 WEIGHTS = SHAPES.flatmap(
@@ -27,7 +28,9 @@ def on_device(weights, beta, renormalize=True):
 def on_host(weights, beta, renormalize=True):
     """The host's plan as kept weights [T, K]: ids are the slots, so pairs find their place."""
     slots = np.broadcast_to(np.arange(weights.shape[1], dtype=np.int32), weights.shape).copy()
-    plan = PLANNER.plan(torch.from_numpy(weights), torch.from_numpy(slots), beta, renormalize, 0)
+    plan = plan_of(
+        PLANNER, torch.from_numpy(weights), torch.from_numpy(slots), beta, renormalize, 0
+    )
     if not plan.skipped:
         return weights
     ids, values = plan.ids.numpy(), plan.weights.numpy()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from leanmoe.manifest import read_manifest
@@ -17,6 +20,7 @@ from leanmoe_server.endpoint import LeanMoEEndpoint, build_service
 from leanmoe_server.fake_engine import FakeEngine
 from leanmoe_server.gate import Gate
 from leanmoe_server.metrics import Metrics
+from leanmoe_server.request_level import ROUTES as INFERENCE
 from leanmoe_server.service import Service, keep_service
 from leanmoe_server.settings import ServeSettings, SkipModel, Wish
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
@@ -29,6 +33,12 @@ def skip_model(tmp_path_factory: pytest.TempPathFactory) -> SkipModel:
     manifest = read_manifest(write_tiny_curve(write_tiny_mixtral(path, hidden=32, ffn=32)))
     assert manifest is not None
     return SkipModel((0, 1, 2, 3), manifest.curve)
+
+
+async def _events(seen: bytes) -> AsyncIterator[bytes]:
+    for content in ({"seen": seen.decode(), "usage": None}, {"usage": {"n": 1}}):
+        yield b"data: " + json.dumps(content).encode() + b"\n\n"
+    yield b"data: [DONE]\n\n"
 
 
 @dataclass
@@ -56,6 +66,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         user_key: str | None = None,
         admin_key: str | None = None,
         wish: Wish | None = None,
+        no_request_levels: str | None = None,
         model: SkipModel = skip_model,
     ) -> App:
         app, registry = FastAPI(), CollectorRegistry()
@@ -65,6 +76,16 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         async def models() -> dict[str, str]:
             return {"object": "list"}
 
+        async def infer(request: Request) -> Response:
+            """Give back what vLLM would have been given, in the shape of an answer."""
+            seen = await request.body()
+            if b'"stream":true' in seen.replace(b" ", b""):
+                return StreamingResponse(_events(seen), media_type="text/event-stream")
+            return JSONResponse({"seen": seen.decode(errors="replace"), "usage": {"n": 1}})
+
+        for path in (*INFERENCE, "/v1/embeddings"):
+            app.add_api_route(path, infer, methods=["POST"])
+
         if user_key:
             app.add_middleware(AuthenticationMiddleware, tokens=[user_key])
         app.add_middleware(Gate)
@@ -73,6 +94,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
             wish=wish or Wish(),
             admin_key=admin_key,
             has_user_keys=user_key is not None,
+            no_request_levels=no_request_levels,
         )
         engine = engine or FakeEngine()
         service = build_service(engine, settings, Metrics(registry))

@@ -1,0 +1,142 @@
+"""A request's own skip level: ``expert_skipping`` in the body of an inference request.
+
+Innermost middleware, behind vLLM's authentication. It takes the key out of the body,
+checks it, and puts what the workers understand in its place: the level as an extra
+sampling argument, and a cache salt of that level, so that no request reads KV that
+was written at another. The level that applied comes back as a header and, where a
+request named one, in the ``usage`` object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from leanmoe.errors import InputError
+from leanmoe.policy import HUNDREDTHS
+from leanmoe_server.routes import error_response
+from leanmoe_server.service import Service, service_of
+from leanmoe_server.usage_echo import UsageEcho
+from leanmoe_server.wish_body import REQUEST_KEY, request_wish
+
+ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+LEVEL_HEADER = "x-leanmoe-skip-level"
+MAX_BODY_BYTES = 64 << 20
+_EXTRA, _SALT = "vllm_xargs", "cache_salt"
+
+
+class RequestLevel:
+    """Pure ASGI middleware; requests on other routes pass untouched."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = service_of(scope["app"]) if scope["type"] == "http" else None
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if service is None or scope["method"] != "POST" or path not in ROUTES:
+            await self.app(scope, receive, send)
+            return
+        try:
+            whole = await _read(receive)
+            if whole is None:
+                return  # the client is gone
+            hundredths, body = _translated(whole, service)
+        except InputError as error:
+            await error_response(400, str(error), "invalid_request_error")(scope, receive, send)
+            return
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        headers["content-length"] = str(len(body))
+        del headers["transfer-encoding"]
+        await self.app(
+            {**scope, "headers": headers.raw},
+            _replayed(body, receive),
+            _echoing(send, service, hundredths),
+        )
+
+
+async def _read(receive: Receive) -> bytes | None:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise InputError(f"the body is longer than {MAX_BODY_BYTES} bytes; send less")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay
+
+
+def _translated(body: bytes, service: Service) -> tuple[int | None, bytes]:
+    """The level asked for and the body as vLLM is to see it; as it came where none is."""
+    # Escapes may spell the key in another way; nearly all bodies have neither.
+    if REQUEST_KEY.encode() not in body and b"\\u" not in body:
+        return None, body
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return None, body  # vLLM says what is wrong with it
+    if not isinstance(content, dict) or content.get(REQUEST_KEY) is None:
+        return None, body
+    hundredths = _hundredths(content.pop(REQUEST_KEY), service)
+    key = service.control.request_key
+    content[_EXTRA] = {**_extra(content), key: hundredths}
+    content[_SALT] = _salt(content, key, hundredths)
+    return hundredths, json.dumps(content).encode()
+
+
+def _hundredths(wish: Any, service: Service) -> int:
+    refusal = service.settings.no_request_levels
+    if refusal is not None:
+        raise InputError(
+            f"this server takes no {REQUEST_KEY!r} in single requests: {refusal}; leave it out"
+        )
+    return service.settings.model.request_hundredths(request_wish(wish))
+
+
+def _extra(content: Mapping[str, Any]) -> dict[str, Any]:
+    extra = content.get(_EXTRA) or {}
+    if not isinstance(extra, dict):
+        raise InputError(f"{_EXTRA!r} is not a JSON object; send one or leave it out")
+    return extra
+
+
+def _salt(content: Mapping[str, Any], key: str, hundredths: int) -> str:
+    """A salt of level and user's salt that no other request can have by chance or by design."""
+    given = content.get(_SALT)
+    if given is not None and (not isinstance(given, str) or not given):
+        raise InputError(f"{_SALT!r} is not a non-empty string; send one or leave it out")
+    return hashlib.sha256(f"{key} {hundredths} {given or ''}".encode()).hexdigest()
+
+
+def _echoing(send: Send, service: Service, hundredths: int | None) -> Send:
+    current = service.control.current
+    level = current.level if hundredths is None and current else (hundredths or 0) / HUNDREDTHS
+    echo = None if hundredths is None else UsageEcho(level)
+
+    async def echoing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=list(message["headers"]))
+            headers[LEVEL_HEADER] = f"{level:g}"
+            message = {**message, "headers": headers.raw}
+            if echo is not None:
+                echo.begin(message["status"], Headers(raw=headers.raw))
+        for one in [message] if echo is None else echo.passed(message):
+            await send(one)
+
+    return echoing

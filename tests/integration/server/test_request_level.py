@@ -1,0 +1,139 @@
+"""Requests of different levels in one batch of a real engine, each served as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from leanmoe_server.request_level import LEVEL_HEADER
+from tests.integration.live_server import LiveServer, live_server
+from tests.tiny import write_tiny_curve, write_tiny_mixtral
+
+LEVELS = (0.0, 0.5, 1.0)
+TEXT = "the water and people of a long day go home see time look write number"
+WORDS = TEXT.split()
+PROMPTS = [" ".join(WORDS[i : i + 4] + WORDS[: i % 5]) for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server in float32: what stands in a batch then changes no token by rounding."""
+    folder = tmp_path_factory.mktemp("mixed")
+    model = write_tiny_curve(write_tiny_mixtral(folder / "tiny", dtype="float32"))
+    flags = ("--max-model-len", "1024", "--max-num-seqs", "32", "--dtype", "float32")
+    cache = ("--kv-cache-memory-bytes", "100000000")
+    log = folder / "server.log"
+    with live_server(model, log, "--max-skip-level", "1", flags=(*flags, *cache)) as running:
+        assert running.get("/ready").status_code == 200, running.log.read_text()[-4000:]
+        yield running
+
+
+def complete(server: LiveServer, prompt: str, wish: Any, **options: Any) -> Any:
+    body = {"ignore_eos": True, **({} if wish is None else {"expert_skipping": wish})}
+    return server.client().completions.with_raw_response.create(
+        model=server.model,
+        prompt=prompt,
+        max_tokens=24,
+        temperature=0,
+        extra_body=body,
+        **options,
+    )
+
+
+def text_of(server: LiveServer, prompt: str, wish: Any) -> str:
+    return str(complete(server, prompt, wish).parse().choices[0].text)
+
+
+def test_each_request_gets_the_tokens_it_would_get_alone(mixed: LiveServer) -> None:
+    asked = [(prompt, {"level": level}) for prompt in PROMPTS for level in LEVELS]
+    alone = []
+    for level in LEVELS:
+        # Alone means: this level for the whole engine, nobody asking for another.
+        assert mixed.put_level({"level": level}).status_code == 200
+        alone.append([text_of(mixed, prompt, None) for prompt in PROMPTS])
+    assert mixed.put_level({"level": 0.5}).status_code == 200
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(lambda one: text_of(mixed, *one), asked))
+    expected = [alone[i][p] for p in range(len(PROMPTS)) for i in range(len(LEVELS))]
+    assert together == expected
+    assert alone[0] != alone[1] != alone[2]
+
+
+def test_an_exact_request_after_an_approximate_one_is_exact(mixed: LiveServer) -> None:
+    """The prompt fills many cache blocks; each answer is that of a fresh cache at its level."""
+    prompt = " ".join(WORDS * 20)
+    fresh = {}
+    for level in (0.0, 1.0):
+        assert mixed.put_level({"level": level}).status_code == 200
+        fresh[level] = text_of(mixed, prompt, None)
+    assert mixed.put_level({"level": 0}).status_code == 200
+    assert text_of(mixed, prompt, {"level": 1}) == fresh[1.0]
+    assert text_of(mixed, prompt, None) == fresh[0.0]
+    assert text_of(mixed, prompt, "off") == fresh[0.0]
+    assert text_of(mixed, prompt, {"level": 1}) == fresh[1.0]
+    assert fresh[0.0] != fresh[1.0]
+
+
+def skipped(server: LiveServer) -> float:
+    series = "leanmoe_skipped_assignments_total"
+    return sum(value for (name, _), value in server.metrics().items() if name == series)
+
+
+def test_only_who_asks_is_skipped_and_counted(mixed: LiveServer) -> None:
+    assert mixed.put_level({"level": 0}).status_code == 200
+    before = skipped(mixed)
+    text_of(mixed, PROMPTS[0], None)
+    assert skipped(mixed) == before
+    text_of(mixed, PROMPTS[0], {"level": 1})
+    assert skipped(mixed) > before
+    assert mixed.put_level({"level": 1}).status_code == 200
+    middle = skipped(mixed)
+    text_of(mixed, PROMPTS[1], "off")
+    assert skipped(mixed) == middle
+
+
+def test_the_level_that_applied_comes_back(mixed: LiveServer) -> None:
+    assert mixed.put_level({"level": 0.5}).status_code == 200
+    default = complete(mixed, PROMPTS[0], None)
+    assert default.headers[LEVEL_HEADER] == "0.5"
+    answer = complete(mixed, PROMPTS[0], {"max_kld": 0.01})
+    assert answer.headers[LEVEL_HEADER] == "0"
+    assert answer.parse().usage.model_extra["expert_skipping"] == {"level": 0.0}
+
+
+def test_chat_streams_and_responses_take_a_level(mixed: LiveServer) -> None:
+    client, wish = mixed.client(), {"expert_skipping": {"level": 1}, "ignore_eos": True}
+    stream = client.chat.completions.create(
+        model=mixed.model,
+        messages=[{"role": "user", "content": PROMPTS[0]}],
+        max_tokens=8,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body=wish,
+    )
+    usages = [chunk.usage for chunk in stream if chunk.usage is not None]
+    assert usages[-1].completion_tokens == 8
+    assert usages[-1].model_extra["expert_skipping"] == {"level": 1.0}
+    response = client.responses.with_raw_response.create(
+        model=mixed.model,
+        input=PROMPTS[0],
+        max_output_tokens=8,
+        temperature=0,
+        extra_body={"expert_skipping": {"level": 1}},
+    )
+    assert response.headers[LEVEL_HEADER] == "1"
+    assert response.parse().usage.model_extra["expert_skipping"] == {"level": 1.0}
+
+
+def test_a_level_above_the_cap_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with live_server(tiny_model, tmp_path / "log", "--max-skip-level", "0.5") as capped:
+        with pytest.raises(openai.BadRequestError, match="the most this server allows"):
+            text_of(capped, PROMPTS[0], {"level": 0.6})
+        assert text_of(capped, PROMPTS[0], {"level": 0.5})
+        assert capped.put_level({"level": 0.6}).status_code == 400

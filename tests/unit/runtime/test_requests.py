@@ -1,0 +1,83 @@
+"""Which row of the beta tables a step's tokens use follows from what is scheduled, in order."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from leanmoe.errors import LevelError
+from leanmoe.messages import LevelTable
+from leanmoe_runtime.requests import RequestRows
+from leanmoe_runtime.state import LayerState, SkipState
+
+KEY = "key-of-this-server"
+
+
+def state_of(layers: int = 2) -> SkipState:
+    state = SkipState()
+    for layer in range(layers):
+        state.add(LayerState(layer=layer, top_k=2, renormalize=True))
+    state.set_levels(LevelTable(key=KEY, betas={40: {0: 0.4, 1: 0.3}, 100: {0: 1.0, 1: 1.0}}))
+    return state
+
+
+def new(name: str, **extra):
+    return SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args=extra or None))
+
+
+def step(rows: RequestRows, new_requests=(), finished=(), order=(), tokens=()):
+    scheduled = SimpleNamespace(scheduled_new_reqs=new_requests, finished_req_ids=set(finished))
+    rows.begin_step(scheduled, order, np.array(tokens, dtype=np.int32))
+
+
+def test_rows_lie_in_the_order_of_the_batch():
+    state = state_of()
+    rows = RequestRows(state)
+    step(rows, [new("a"), new("b", **{KEY: 40})], order=["b", "a"], tokens=[3, 2])
+    assert state.token_rows_T.tolist() == [41, 41, 41, 0, 0]
+    step(rows, [new("c", **{KEY: 100})], order=["a", "b", "c"], tokens=[1, 1, 2])
+    assert state.token_rows_T.tolist() == [0, 41, 101, 101]
+
+
+def test_a_step_without_such_a_request_has_no_rows():
+    state = state_of()
+    rows = RequestRows(state)
+    step(rows, [new("a"), new("b", **{KEY: 40})], order=["a"], tokens=[5])
+    assert state.token_rows_T is None
+    step(rows, order=["a", "b"], tokens=[1, 1])
+    assert state.token_rows_T is not None
+    step(rows, finished=["b"], order=["a"], tokens=[1])
+    assert state.token_rows_T is None
+
+
+def test_a_name_used_again_carries_nothing_over():
+    state = state_of()
+    rows = RequestRows(state)
+    step(rows, [new("a", **{KEY: 40})], order=["a"], tokens=[1])
+    step(rows, [new("a")], finished=["a"], order=["a"], tokens=[1])
+    assert state.token_rows_T is None
+
+
+def test_another_key_and_a_number_outside_the_table_cannot_do_harm():
+    state = state_of()
+    rows = RequestRows(state)
+    step(rows, [new("a", leanmoe=40), new("b", **{KEY: 10**6})], order=["a", "b"], tokens=[1, 1])
+    assert state.token_rows_T.tolist() == [0, 101]
+
+
+def test_requests_without_sampling_parameters_use_the_engine_s_level():
+    state = state_of()
+    rows = RequestRows(state)
+    pooling = SimpleNamespace(req_id="p", sampling_params=None)
+    step(rows, [pooling, new("b", **{KEY: 40})], order=["p", "b"], tokens=[2, 1])
+    assert state.token_rows_T.tolist() == [0, 0, 41]
+
+
+def test_the_table_fills_the_rows_of_every_layer_or_of_none():
+    state = state_of()
+    assert [float(state.layers[layer].betas[41]) for layer in (0, 1)] == pytest.approx([0.4, 0.3])
+    with pytest.raises(LevelError, match="3 layers and the worker holds 2"):
+        state.set_levels(LevelTable(key="other", betas={10: dict.fromkeys(range(3), 0.5)}))
+    with pytest.raises(LevelError, match="101 hundredths"):
+        state.set_levels(LevelTable(key="other", betas={101: dict.fromkeys(range(2), 0.5)}))
+    assert state.request_key == KEY

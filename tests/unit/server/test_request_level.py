@@ -1,0 +1,200 @@
+"""A request's own level: taken out of its body, checked, handed on, echoed; the cap holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from leanmoe_server.request_level import LEVEL_HEADER, MAX_BODY_BYTES, ROUTES
+from leanmoe_server.settings import Wish
+
+pytestmark = pytest.mark.anyio
+CHAT = "/v1/chat/completions"
+BODY = {"model": "m", "messages": [{"role": "user", "content": "h\u00e9 \u4f60"}]}
+
+
+async def ask(app, body, path: str = CHAT, **headers: str):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with app.client(**headers) as client:
+        return await client.post(path, content=content)
+
+
+async def started(build_app, **options):
+    app = build_app(**options)
+    await app.service.control.start()
+    return app
+
+
+def handed_on(answer) -> dict:
+    assert answer.status_code == 200, answer.text
+    return json.loads(answer.json()["seen"])
+
+
+async def test_a_body_without_the_key_arrives_byte_for_byte(build_app) -> None:
+    app = await started(build_app, wish=Wish(level=0.5))
+    odd = b'{ "model":"m" ,"x":"\\u00e9", "temperature": 1.0e0 }'
+    answer = await ask(app, odd)
+    assert answer.json() == {"seen": odd.decode(), "usage": {"n": 1}}
+    assert answer.headers[LEVEL_HEADER] == "0.5"
+    assert (await ask(app, b"{not json")).json()["seen"] == "{not json"
+
+
+@pytest.mark.parametrize("path", sorted(ROUTES))
+async def test_a_level_becomes_an_argument_and_a_salt(build_app, path: str) -> None:
+    app = await started(build_app)
+    answer = await ask(app, {**BODY, "expert_skipping": {"level": 0.4}}, path)
+    seen, key = handed_on(answer), app.service.control.request_key
+    assert seen["vllm_xargs"] == {key: 40}
+    assert seen["messages"] == BODY["messages"]
+    assert "expert_skipping" not in seen and len(seen["cache_salt"]) == 64
+    assert answer.headers[LEVEL_HEADER] == "0.4"
+    assert answer.json()["usage"] == {"n": 1, "expert_skipping": {"level": 0.4}}
+    assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+@pytest.mark.parametrize(
+    ("wish", "hundredths"),
+    [
+        ("off", 0),
+        ({"level": 0}, 0),
+        ({"level": 1}, 100),
+        ({"level": 0.29}, 29),
+        ({"level": 0.999}, 99),
+        ({"max_kld": 0.05}, 50),
+        ({"max_kld": 0.01}, 0),
+    ],
+)
+async def test_wishes_resolve_to_hundredths_rounded_down(build_app, wish, hundredths: int) -> None:
+    app = await started(build_app, wish=Wish(level=1.0))
+    seen = handed_on(await ask(app, {**BODY, "expert_skipping": wish}))
+    assert list(seen["vllm_xargs"].values()) == [hundredths]
+
+
+async def test_the_workers_know_the_betas_of_every_level(build_app) -> None:
+    app = await started(build_app)
+    table = app.engine.levels
+    assert table.key == app.service.control.request_key
+    assert sorted(table.betas) == list(range(101))
+    assert table.betas[25] == {i: pytest.approx(0.3) for i in range(4)}
+    assert table.betas[100] == dict.fromkeys(range(4), 1.0)
+
+
+async def test_a_stream_is_echoed_in_its_last_event(build_app) -> None:
+    app = await started(build_app)
+    body = {**BODY, "stream": True, "expert_skipping": {"level": 0.5}}
+    answer = await ask(app, body)
+    events = [line.removeprefix("data: ") for line in answer.text.split("\n") if line]
+    assert answer.headers[LEVEL_HEADER] == "0.5"
+    assert json.loads(events[0])["usage"] is None
+    assert json.loads(events[1]) == {"usage": {"n": 1, "expert_skipping": {"level": 0.5}}}
+    assert events[2] == "[DONE]"
+
+
+async def test_salts_differ_by_level_and_by_the_user_s_own(build_app) -> None:
+    app = await started(build_app)
+    bodies = [
+        {**BODY, "expert_skipping": wish, **extra}
+        for wish in ("off", {"level": 0.5}, {"level": 1})
+        for extra in ({}, {"cache_salt": "mine"}, {"cache_salt": "yours"})
+    ]
+    salts = [handed_on(await ask(app, body))["cache_salt"] for body in bodies]
+    assert len(set(salts)) == len(bodies)
+    again = handed_on(await ask(app, bodies[4]))["cache_salt"]
+    assert again == salts[4]
+    assert handed_on(await ask(app, {**BODY, "cache_salt": "mine"}))["cache_salt"] == "mine"
+
+
+async def test_a_user_s_own_arguments_stay(build_app) -> None:
+    app = await started(build_app)
+    body = {**BODY, "vllm_xargs": {"theirs": 1}, "expert_skipping": {"level": 0.5}}
+    assert handed_on(await ask(app, body))["vllm_xargs"]["theirs"] == 1
+
+
+async def test_the_key_in_escapes_is_no_way_around(build_app) -> None:
+    app = await started(build_app)
+    hidden = json.dumps(BODY)[:-1].encode() + b', "expert\\u005fskipping": {"level": 7}}'
+    assert (await ask(app, hidden)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"level": 1.5},
+        {"level": -0.1},
+        {"level": "0.5"},
+        {"level": True},
+        {"level": 0.5, "max_kld": 0.1},
+        {"max_kld": -1},
+        {"beta": 0.5},
+        {},
+        [],
+        0.5,
+        "on",
+    ],
+)
+async def test_a_bad_wish_is_refused_in_one_sentence(build_app, wish) -> None:
+    app = await started(build_app)
+    answer = await ask(app, {**BODY, "expert_skipping": wish})
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == 400 and len(message) > 20 and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("cache_salt", ""), ("cache_salt", 5), ("vllm_xargs", [1])]
+)
+async def test_fields_that_could_not_be_kept_are_refused_by_name(build_app, field, value) -> None:
+    app = await started(build_app)
+    answer = await ask(app, {**BODY, "expert_skipping": "off", field: value})
+    assert answer.status_code == 400 and field in answer.json()["error"]["message"]
+
+
+async def test_the_cap_bounds_every_wish(build_app, skip_model) -> None:
+    app = await started(build_app, model=replace(skip_model, max_level=0.5))
+    refused = await ask(app, {**BODY, "expert_skipping": {"level": 0.51}})
+    assert refused.status_code == 400
+    assert "0.5, the most this server allows" in refused.json()["error"]["message"]
+    seen = handed_on(await ask(app, {**BODY, "expert_skipping": {"max_kld": 10}}))
+    assert list(seen["vllm_xargs"].values()) == [50]
+    assert max(app.engine.levels.betas) == 50
+    async with app.client() as client:
+        change = await client.put("/v1/expert_skipping", json={"level": 1})
+        assert change.status_code == 400
+        shown = (await client.get("/v1/expert_skipping")).json()
+        assert (shown["max_level"], shown["request_levels"]) == (0.5, True)
+
+
+async def test_without_a_curve_only_0_and_1_can_be_asked_for(build_app, skip_model) -> None:
+    app = await started(build_app, model=replace(skip_model, curve=None))
+    assert sorted(app.engine.levels.betas) == [0, 100]
+    assert (await ask(app, {**BODY, "expert_skipping": {"level": 1}})).status_code == 200
+    refused = await ask(app, {**BODY, "expert_skipping": {"level": 0.5}})
+    assert refused.status_code == 400 and "leanmoe curve" in refused.json()["error"]["message"]
+
+
+async def test_where_tokens_cannot_be_told_apart_it_says_why(build_app) -> None:
+    app = await started(build_app, no_request_levels="with --enable-dbo they lie otherwise")
+    refused = await ask(app, {**BODY, "expert_skipping": "off"})
+    assert refused.status_code == 400 and "--enable-dbo" in refused.json()["error"]["message"]
+    assert (await ask(app, BODY)).status_code == 200
+    assert app.engine.levels is None
+
+
+async def test_authentication_comes_first(build_app) -> None:
+    app = await started(build_app, user_key="user")
+    body = {**BODY, "expert_skipping": {"level": 7}}
+    assert (await ask(app, body)).status_code == 401
+    assert (await ask(app, body, Authorization="Bearer user")).status_code == 400
+
+
+async def test_a_body_beyond_the_limit_is_refused(build_app) -> None:
+    app = await started(build_app)
+    assert (await ask(app, b"x" * (MAX_BODY_BYTES + 1))).status_code == 400
+
+
+async def test_other_routes_pass_untouched(build_app) -> None:
+    app = await started(build_app)
+    body = {"input": "x", "expert_skipping": {"level": 7}}
+    answer = await ask(app, body, "/v1/embeddings")
+    assert handed_on(answer) == body and LEVEL_HEADER not in answer.headers
