@@ -11,7 +11,7 @@ from typing import Any
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
-from leanmoe.interrupts import stop_on_sigterm
+from leanmoe.interrupts import stop_on_signals
 
 _CASES = ("level0", "median", "top1")
 _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
@@ -40,8 +40,9 @@ def _run(args: argparse.Namespace) -> Result:
     if args.rounds < 2:
         raise InputError(f"--rounds is {args.rounds}, expected at least 2: one per engine order")
     if args.what == "kernel":
-        return _kernel(args)
-    with stop_on_sigterm(), tempfile.TemporaryDirectory(prefix="leanmoe-bench-") as temporary:
+        with stop_on_signals():
+            return _kernel(args)
+    with stop_on_signals(), tempfile.TemporaryDirectory(prefix="leanmoe-bench-") as temporary:
         return _measure(args, args.work or Path(temporary))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from leanmoe.errors import LeanMoEError
 from leanmoe.messages import HandshakeReport, PolicyUpdate, SkipSnapshot
 from leanmoe_bench.ideal import Step, ideal_ratio
 from leanmoe_bench.pair import Pair, engine_pair
@@ -110,6 +111,8 @@ class Comparison:
         self._pair = pair
         answer = pair.ours.call("rpc", method="leanmoe_handshake", args=[])["results"]
         reports = [HandshakeReport.model_validate_json(text) for text in answer]
+        if reports[0].problems:
+            raise LeanMoEError(f"ours would not skip: {reports[0].problems[0]}")
         self._layers = [layer.layer for layer in reports[0].layers]
         self._version = 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from leanmoe.errors import CheckpointError
 from leanmoe.families import Family, MoEShape, family_of
 from leanmoe.manifest import Manifest, read_manifest
+from leanmoe.provenance import parse_json
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Checkpoint:
     def shape(self) -> MoEShape:
         try:
             return self.family.shape(self.config)
-        except KeyError as error:
+        except ValueError as error:
             raise CheckpointError(
-                f"{self.path / 'config.json'} has no key {error}, which a {self.family.name} "
-                "model needs; take the config of the original model"
+                f"{self.path / 'config.json'} does not describe a {self.family.name} model: "
+                f"{error}; take the config of the original model"
             ) from None
 
     @cached_property
@@ -37,16 +37,23 @@ class Checkpoint:
         return read_manifest(self.path)
 
 
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long to be one
+        return False
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read ``path/config.json`` and find its family; raise ``CheckpointError`` otherwise."""
     file = path / "config.json"
-    if not path.is_dir():
+    if not _is_dir(path):
         raise CheckpointError(f"{path} is not a directory; give a Hugging Face model directory")
     if not file.is_file():
         raise CheckpointError(f"{path} has no config.json; give a Hugging Face model directory")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        config = parse_json(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{file} is not valid JSON ({error}); fetch it again") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} holds no JSON object; fetch it again")

@@ -50,8 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"leanmoe: no command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr
         )
         return 2
-    command: Command = import_module(COMMANDS[name][0]).COMMAND
-    return run_command(command, rest)
+    try:
+        command: Command = import_module(COMMANDS[name][0]).COMMAND
+        return run_command(command, rest)
+    except KeyboardInterrupt:
+        print(f"leanmoe {name}: interrupted before it began", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leanmoe.errors import LeanMoEError
+from leanmoe.errors import LeanMoEError, OutputError
+from leanmoe.interrupts import interrupt_requested
 
 Result = dict[str, Any]
 
@@ -65,15 +66,39 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
         stream=sys.stderr,
     )
     try:
-        result = command.run(args)
+        _print(command, args.json, command.run(args))
     except LeanMoEError as error:
         print(f"leanmoe {command.name}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"leanmoe {command.name}: interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
-    if args.json:
-        print(json.dumps(result, ensure_ascii=False))
-    elif command.show is not None:
-        print(command.show(result))
+        return _interrupted(command)
+    except Exception as error:
+        if interrupt_requested():
+            return _interrupted(command)
+        if args.verbose:
+            raise
+        print(
+            f"leanmoe {command.name}: unexpected {type(error).__name__}: {error}; this is a fault "
+            "of LeanMoE: run it again with --verbose and report what it prints",
+            file=sys.stderr,
+        )
+        return 1
     return 0
+
+
+def _print(command: Command, as_json: bool, result: Result) -> None:
+    if as_json:
+        text = json.dumps(result, ensure_ascii=False)
+    elif command.show is not None:
+        text = command.show(result)
+    else:
+        return
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise OutputError(f"the result could not be printed: {error.strerror}") from error
+
+
+def _interrupted(command: Command) -> int:
+    print(f"leanmoe {command.name}: interrupted; nothing half-written is left", file=sys.stderr)
+    return 130

@@ -28,10 +28,10 @@ class CurvePoint(BaseModel):
     level: float = Field(ge=0.0, le=1.0)
     betas: dict[int, float] = Field(description="decoder layer -> threshold on w_j / w_max")
     skip_rate: float = Field(ge=0.0, le=1.0)
-    kld: float
-    kld_upper: float
+    kld: float = Field(ge=0.0, allow_inf_nan=False)
+    kld_upper: float = Field(ge=0.0, allow_inf_nan=False)
     top1_agreement: float = Field(ge=0.0, le=1.0)
-    perplexity: float
+    perplexity: float = Field(ge=0.0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> Self:

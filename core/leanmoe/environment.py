@@ -45,23 +45,31 @@ def _merged_preload(base: Mapping[str, str]) -> str:
     return ":".join([*present, *missing])
 
 
+def _plugins(base: Mapping[str, str]) -> str:
+    """The user's choice of plugins and ours: naming one at all leaves out the rest."""
+    named = [name for name in base.get("VLLM_PLUGINS", "").split(",") if name]
+    return ",".join([*named, *([] if PLUGIN_NAME in named else [PLUGIN_NAME])])
+
+
 def engine_environment(
     *, plugin: bool = True, base: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """The whole environment for an engine process; ``plugin=False`` gives stock vLLM.
 
-    What the user has set already wins, except the choice of plugins.
+    What the user has set already wins; to the plugins named in ``VLLM_PLUGINS`` ours is added.
     """
     base = os.environ if base is None else base
     defaults = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # Standard output belongs to the one object of --json.
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     }
     if is_cpu_build():
         defaults |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_TARGET_DEVICE": "cpu"}
     environment = {**defaults, **base}
-    environment["VLLM_PLUGINS"] = PLUGIN_NAME if plugin else "none"
+    environment["VLLM_PLUGINS"] = _plugins(base) if plugin else "none"
     if is_cpu_build() and (preload := _merged_preload(base)):
         environment["LD_PRELOAD"] = preload
     return environment

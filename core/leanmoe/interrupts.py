@@ -1,4 +1,8 @@
-"""SIGTERM treated like Ctrl-C, so that a stopped command cleans up after itself."""
+"""Ctrl-C and SIGTERM as one interrupt, so that a stopped command cleans up after itself.
+
+Libraries in C may turn the exception of a signal handler into one of their own; whether
+an interrupt was asked for is therefore remembered.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_requested = threading.Event()
+
+
+def interrupt_requested() -> bool:
+    """True once a signal asked a command of this process to stop."""
+    return _requested.is_set()
+
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    _requested.set()
     raise KeyboardInterrupt
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[None]:
-    """Raise ``KeyboardInterrupt`` in the block on SIGTERM (main thread only)."""
+def stop_on_signals() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` in the block on SIGINT and SIGTERM (main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _stop)
+    _requested.clear()
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import CheckpointError
-from leanmoe.provenance import atomic_write_json, bytes_digest, file_digest
+from leanmoe.provenance import atomic_write_json, bytes_digest, file_digest, parse_json
 
 MANIFEST_NAME = "leanmoe.json"
 
@@ -65,15 +65,15 @@ def read_manifest(directory: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         stated = content.pop("digest", None) if isinstance(content, dict) else None
         manifest = Manifest.model_validate(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not a JSON manifest ({error}); cut again") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the manifest"
         raise CheckpointError(f"{path}: {place}: {first['msg']}; cut again") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not a JSON manifest ({error}); cut again") from None
     if stated != manifest.digest():
         raise CheckpointError(
             f"{path} does not match its own digest (states {stated}, content gives "
@@ -86,7 +86,7 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     """Raise unless every file the manifest names is there with its stated digest."""
     for name, stated in manifest.files.items():
         path = directory / name
-        if Path(name).name != name:
+        if Path(name).name != name or len(name) > 255:
             raise CheckpointError(f"{directory / MANIFEST_NAME} names a path outside: {name!r}")
         if not path.is_file():
             raise CheckpointError(f"{path} is missing and the manifest names it; copy it again")

@@ -1,7 +1,7 @@
 """What the API process and the workers say to each other, and nothing else.
 
-Messages cross process borders as plain dictionaries (``model_dump``): vLLM's
-RPC serialises those without pickling.
+Messages cross process borders as JSON texts: vLLM's RPC carries strings without
+pickling.
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ class _Message(BaseModel):
 
 
 class LayerReport(_Message):
-    """One MoE layer as a worker found it after loading."""
+    """One MoE layer as a worker found it after loading.
+
+    ``ran`` is whether its skip seam was ever reached: a graph compiled without the plugin, or
+    a path around it, would leave it ``False`` after a warm-up.
+    """
 
     layer: int
     name: str
     wrapped: bool
+    ran: bool
     modular: bool
     n_routed_experts: int
     top_k: int

@@ -28,7 +28,7 @@ SKIP_LEVEL = Metric("leanmoe_skip_level", "Skip level in force, 0 exact to 1 top
 POLICY_VERSION = Metric("leanmoe_policy_version", "Number of level changes since the start")
 TOKENS_PER_SECOND = Metric(
     "leanmoe_tokens_per_second",
-    "Tokens per second over the last poll interval",
+    "Tokens per second since the last reading",
     ("phase",),
 )
 WEIGHT_BYTES = Metric("leanmoe_weight_bytes", "Bytes of model weights a worker holds", ("worker",))

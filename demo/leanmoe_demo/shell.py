@@ -10,6 +10,8 @@ from typing import Any
 
 from leanmoe.errors import LeanMoEError
 
+_CLEAN_UP_SECONDS = 30.0
+
 
 class Shell:
     """Runs subcommands and says on stderr what happens and how long it took."""
@@ -22,17 +24,28 @@ class Shell:
         """The object that ``leanmoe ARGUMENTS --json`` prints."""
         print(f"  leanmoe {' '.join(arguments)}", file=sys.stderr, flush=True)
         start = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "leanmoe.cli", *arguments, "--json", "--seed", str(self._seed)],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        code, output = _run([*arguments, "--json", "--seed", str(self._seed)])
         self.seconds[label] = round(time.monotonic() - start, 1)
-        if done.returncode != 0:
+        if code != 0:
             raise LeanMoEError(
-                f"the demo stopped: `leanmoe {arguments[0]}` ended with code {done.returncode}; "
+                f"the demo stopped: `leanmoe {arguments[0]}` ended with code {code}; "
                 "its own message stands above"
             )
         print(f"    {self.seconds[label]:.0f} s", file=sys.stderr, flush=True)
-        return dict(json.loads(done.stdout))
+        return dict(json.loads(output))
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    """Exit code and standard output; an interrupted command is let clean up after itself."""
+    command = [sys.executable, "-P", "-m", "leanmoe.cli", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        output, _ = process.communicate()
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(_CLEAN_UP_SECONDS)
+        finally:
+            process.kill()
+        raise
+    return process.returncode, output

@@ -12,6 +12,7 @@ import urllib3
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError, LeanMoEError
+from leanmoe.interrupts import stop_on_signals
 from leanmoe_loadtest.locust_process import Load, run_load
 from leanmoe_loadtest.stats import LATENCIES, PERCENTILES, summarise
 
@@ -42,10 +43,17 @@ def _check(args: argparse.Namespace) -> str:
     for name, (value, most) in limits.items():
         if not 1 <= value <= most:
             raise InputError(f"{name} is {value}, expected a number from 1 to {most}")
-    parts = urlsplit(args.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_http(args.url):
         raise InputError(f"URL is {args.url!r}, expected http://host:port")
     return str(args.url).rstrip("/").removesuffix("/v1")
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _first_model(url: str) -> str:
@@ -81,7 +89,8 @@ def _run(args: argparse.Namespace) -> Result:
         ignore_eos=args.ignore_eos,
         seed=args.seed,
     )
-    summary = summarise(run_load(load))
+    with stop_on_signals():
+        summary = summarise(run_load(load))
     if not summary["requests"]["completed"]:
         raise LeanMoEError(
             f"no request to {url} completed: {summary['requests']}, errors {summary['errors']}"
@@ -113,7 +122,7 @@ def _show(result: dict[str, Any]) -> str:
 COMMAND = Command(
     name="loadtest",
     help="Stream chat completions from a running server with Locust and report TTFT, ITL, TPOT "
-    "and throughput.",
+    "and throughput. The key in OPENAI_API_KEY, if any, is sent to the URL.",
     example="leanmoe loadtest http://127.0.0.1:8000 --users 8 --duration 60",
     add_arguments=_add_arguments,
     run=_run,

@@ -51,7 +51,7 @@ def _command(load: Load, records: Path) -> list[str]:
         "--loglevel": "WARNING",
         "--exit-code-on-error": 0,
     }
-    locust = [sys.executable, "-m", "locust", "--locustfile", str(_USER_FILE), "--headless"]
+    locust = [sys.executable, "-P", "-m", "locust", "--locustfile", str(_USER_FILE), "--headless"]
     given = [part for name, value in flags.items() for part in (name, str(value))]
     return [*locust, "--only-summary", *given, *(["--ignore-eos"] if load.ignore_eos else [])]
 

@@ -61,6 +61,8 @@ class ChatUser(User):  # type: ignore[misc]
         except gevent.GreenletExit:
             record.unfinished = True
             raise
+        except Exception as error:  # an answer of a shape nobody foresaw is a failed request
+            record.error = f"{type(error).__name__}: {error}"
         finally:
             self._keep(record)
 

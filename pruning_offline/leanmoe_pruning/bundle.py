@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
-from leanmoe.provenance import atomic_write_json, bytes_digest, file_digest, tool_versions
+from leanmoe.provenance import (
+    atomic_write_json,
+    bytes_digest,
+    file_digest,
+    parse_json,
+    tool_versions,
+)
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.gram import packed_size
 from leanmoe_pruning.scoring import LayerScores, median_beta
@@ -167,10 +173,10 @@ def _read_description(directory: Path) -> BundleDescription:
     if not path.is_file():
         raise InputError(f"{directory} is not a score bundle: it has no {DESCRIPTION}; score again")
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         stated = content.pop("digest", None)
         description = BundleDescription.model_validate(content)
-    except (ValueError, AttributeError, ValidationError) as error:
+    except (ValueError, AttributeError, TypeError, OSError) as error:
         line = str(error).splitlines()[0]
         raise InputError(f"{path} is not a score description ({line}); score again") from None
     if stated != description.digest():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.curve import CurvePoint, QualityCurve
-from leanmoe.errors import DataError, OutputError
+from leanmoe.errors import CheckpointError, DataError, OutputError
 from leanmoe.manifest import Manifest, write_manifest
 from leanmoe.provenance import file_digest, tool_versions
 from leanmoe_pruning.data import DataSet
@@ -56,6 +57,11 @@ def build_curve(
 
 def _point(level: float, index: int, betas: Betas, run: LevelPass, found: WindowSums) -> CurvePoint:
     kld = found.mean_kld()
+    if not math.isfinite(kld.upper()):
+        raise CheckpointError(
+            f"{run.stream.checkpoint.path} predicts no finite probabilities at level {level}, so "
+            "nothing can be promised; score and serve a model whose weights are sound"
+        )
     return CurvePoint(
         level=level,
         betas=betas.at(index),

@@ -17,9 +17,8 @@ import torch
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
-from leanmoe.families.base import PROJECTIONS
 from leanmoe.provenance import file_digest
-from leanmoe_pruning.model import WEIGHT_SUFFIXES, model_files
+from leanmoe_pruning.model import WEIGHT_SUFFIXES, check_complete, model_files
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.shards import (
     INDEX_NAME,
@@ -53,30 +52,15 @@ class Cutter:
         self.checkpoint = checkpoint
         self.kept = kept
         self.reader = ShardReader(checkpoint.path)
-        self._check_complete()
+        check_complete(checkpoint, self.reader)
+        self._blocks = tuple(
+            f"{checkpoint.family.block_prefix(layer)}." for layer in checkpoint.shape.moe_layers
+        )
         self.shards = {
             name: pieces
             for name, held in self.reader.shards.items()
             if (pieces := [piece for info in held.values() if (piece := self._piece(info))])
         }
-
-    def _check_complete(self) -> None:
-        family, shape = self.checkpoint.family, self.checkpoint.shape
-        wide, narrow = shape.expert_ffn_size, shape.hidden_size
-        for layer in shape.moe_layers:
-            self._check_shape(family.gate_name(layer), (shape.n_routed_experts, narrow))
-            for expert in range(shape.n_routed_experts):
-                for projection in PROJECTIONS:
-                    size = (narrow, wide) if projection == "down_proj" else (wide, narrow)
-                    self._check_shape(family.expert_name(layer, expert, projection), size)
-
-    def _check_shape(self, name: str, expected: tuple[int, ...]) -> None:
-        found = self.reader.info(name).shape
-        if found != expected:
-            raise CheckpointError(
-                f"tensor {name} in {self.checkpoint.path} has shape {list(found)}, expected "
-                f"{list(expected)} from config.json; config and shards are of different models"
-            )
 
     def _piece(self, info: TensorInfo) -> _Piece | None:
         family = self.checkpoint.family
@@ -87,12 +71,21 @@ class Cutter:
             return _Piece(TensorInfo(info.name, info.dtype, shape), info.name, rows)
         part = family.parse_expert(info.name)
         if part is None:
+            self._check_no_part_of_a_block(info.name)
             return _Piece(info, info.name)
         kept = list(self.kept[part.layer])
         if part.expert not in kept:
             return None
         name = family.expert_name(part.layer, kept.index(part.expert), part.projection)
         return _Piece(TensorInfo(name, info.dtype, info.shape), info.name)
+
+    def _check_no_part_of_a_block(self, name: str) -> None:
+        if name.startswith(self._blocks):
+            raise CheckpointError(
+                f"{self.checkpoint.path} holds {name}, a part of a MoE block that belongs to "
+                "experts in a way LeanMoE does not know (a scale of quantised weights?); restore "
+                "the checkpoint to plain bf16 weights first"
+            )
 
     @property
     def n_tensors(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.levels import LevelPass, run_levels
 from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.quality import WindowSums, measure_window
+from leanmoe_pruning.quality import WindowSums, measure_window, perplexity_of
 from leanmoe_pruning.stream import DecoderStream
 
 Layers = Mapping[int, float]
@@ -42,10 +42,10 @@ def domain_sums(
 def domain_report(sums: WindowSums) -> dict[str, Any]:
     """One domain's figures; the interval is 95 % over windows, absent for a single window."""
     loss = sums.mean_log_loss()
-    report: dict[str, Any] = {"perplexity": math.exp(loss.mean), "low": None, "high": None}
+    report: dict[str, Any] = {"perplexity": sums.perplexity(), "low": None, "high": None}
     if loss.standard_error is not None:
         low, high = loss.interval()
-        report |= {"low": math.exp(low), "high": math.exp(high)}
+        report |= {"low": math.exp(low), "high": perplexity_of(high)}
     report["tokens"] = sum(sums.tokens)
     if sums.kld:
         kld = sums.mean_kld()

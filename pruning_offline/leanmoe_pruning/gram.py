@@ -31,11 +31,15 @@ def packed_size(n_experts: int) -> int:
 
 
 def centred_gram(outputs_ETD: torch.Tensor, target_TD: torch.Tensor) -> torch.Tensor:
-    """Packed inner products of [f_e - z ..., z] per token, float32 ``[T, (E+1)(E+2)/2]``."""
+    """Packed inner products of [f_e - z ..., z] per token, float64 ``[T, (E+1)(E+2)/2]``.
+
+    A subset that hardly changes anything has a loss far below the terms it is the
+    difference of: float32 would leave noise of it.
+    """
     vectors_TED = torch.cat([outputs_ETD - target_TD, target_TD[None]]).transpose(0, 1).double()
     gram_TEE = vectors_TED @ vectors_TED.transpose(1, 2)
     row, column = torch.triu_indices(gram_TEE.shape[1], gram_TEE.shape[1])
-    return gram_TEE[:, row, column].float()
+    return gram_TEE[:, row, column]
 
 
 def squared_distance(

@@ -111,13 +111,21 @@ class PruneJob:
             family=self.checkpoint.family.name,
             source=Source(name=self.checkpoint.path.resolve().name, files=self.source),
             method=self.choosing.method,
-            settings=self.choosing.settings(),
+            settings={**self.choosing.settings(), **self._computed_in()},
             kept={choice.layer: list(choice.kept) for choice in choices},
             calibration=calibration,
             calibration_digest=digest,
             tools=tool_versions(),
             files=files,
         )
+
+    def _computed_in(self) -> dict[str, str]:
+        """The dtype of the products that decisions rest on."""
+        if self.choosing.method == "random":
+            return {}
+        if self.bundle is not None:
+            return {"compute": self.bundle.description.compute}
+        return {"compute": str(self._running()[0].compute).removeprefix("torch.")}
 
     def _calibration(self) -> tuple[str | None, str | None]:
         if self.choosing.method == "random":

@@ -14,11 +14,23 @@ from dataclasses import dataclass, field
 
 import torch
 
+from leanmoe.errors import CheckpointError
 from leanmoe_pruning.bounds import WindowMean
 from leanmoe_pruning.stream import DecoderStream
 
 # Logits of this many tokens stay small enough for the allocator to reuse their memory.
 CHUNK = 128
+_MAX_LOG_LOSS = 700.0  # beyond it exp leaves float64
+
+
+def perplexity_of(log_loss: float) -> float:
+    """exp of a mean log loss; ``CheckpointError`` where the model predicts nothing finite."""
+    if not log_loss < _MAX_LOG_LOSS:
+        raise CheckpointError(
+            f"the model's log loss is {log_loss} nats per token, which is no perplexity: its "
+            "weights are not sound; fetch or make the model again"
+        )
+    return math.exp(log_loss)
 
 
 @dataclass
@@ -51,7 +63,7 @@ class WindowSums:
         return WindowMean.of(self.log_loss, [count - 1 for count in self.tokens])
 
     def perplexity(self) -> float:
-        return math.exp(self.mean_log_loss().mean)
+        return perplexity_of(self.mean_log_loss().mean)
 
     def mean_kld(self) -> WindowMean:
         return WindowMean.of(self.kld, self.tokens)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
 from leanmoe_pruning.forward import chunks, embed_all
 from leanmoe_pruning.gram import centred_gram
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.routing import Routing, route
+from leanmoe_pruning.shards import is_finite
 from leanmoe_pruning.stream import DecoderLayer, DecoderStream
 
 
@@ -71,6 +73,11 @@ def measure_chunk(
     every_ETD = layer.experts.every_output(x_TD)
     output_TD = _mix(every_ETD, route(logits_TE, shape))
     gram_TP = centred_gram(every_ETD, output_TD if target_TD is None else target_TD)
+    if not (is_finite(logits_TE) and is_finite(gram_TP)):
+        raise CheckpointError(
+            f"the activations of layer {layer.index} are not finite, so nothing can be decided "
+            "from them: the weights overflow; try --compute float32 or fetch the model again"
+        )
     return LayerScores(layer.index, logits_TE, gram_TP), output_TD
 
 

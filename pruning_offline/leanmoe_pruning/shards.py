@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import CheckpointError
+from leanmoe.provenance import parse_json
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -70,14 +71,29 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             f"shard {path} is truncated or damaged: found {size} bytes, expected {end}; "
             "fetch or copy it again"
         )
-    return {name: _info(name, entry, path) for name, entry in entries.items()}
+    infos = {name: _info(name, entry, path) for name, entry in entries.items()}
+    _check_layout(path)
+    return infos
+
+
+def _check_layout(path: Path) -> None:
+    """Let the library judge offsets, sizes and types: it is what will read the file."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        raise CheckpointError(
+            f"shard {path} is damaged ({error}); fetch or copy it again"
+        ) from None
 
 
 def _entries(text: bytes, path: Path, size: int) -> dict[str, Any]:
     try:
-        entries: dict[str, Any] = json.loads(text)
+        entries: dict[str, Any] = parse_json(text)
         entries.pop("__metadata__", None)
-    except (ValueError, AttributeError):
+        for entry in entries.values():
+            _ = int(entry["data_offsets"][1]), str(entry["dtype"]), tuple(entry["shape"])
+    except (ValueError, AttributeError, LookupError, TypeError):
         raise CheckpointError(
             f"shard {path} ({size} bytes) has no readable safetensors header: it is truncated "
             "or not a safetensors file; fetch or copy it again"
@@ -113,17 +129,18 @@ class ShardReader:
         names = sorted(set(self._file_of.values())) or [SINGLE_NAME]
         self.shards = {name: read_header(self._shard_path(name)) for name in names}
         self._check_index()
+        self._check_once()
         self._file_of = {tensor: name for name, held in self.shards.items() for tensor in held}
         self._open: dict[str, Any] = {}
 
     def _shard_path(self, name: str) -> Path:
-        if Path(name).name != name:
+        if Path(name).name != name or len(name) > 255:
             raise CheckpointError(f"{self.directory / INDEX_NAME} names a path outside: {name!r}")
         return self.directory / name
 
     def _from_index(self, index: Path) -> dict[str, str]:
         try:
-            content = json.loads(index.read_text(encoding="utf-8"))
+            content = parse_json(index.read_text(encoding="utf-8"))
             return {str(k): str(v) for k, v in content["weight_map"].items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(
@@ -137,6 +154,16 @@ class ShardReader:
                     f"{self.directory / INDEX_NAME} says that {name} holds {tensor} and it does "
                     "not; fetch index and shard from the same revision"
                 )
+
+    def _check_once(self) -> None:
+        held: dict[str, str] = {}
+        for name, tensors in self.shards.items():
+            for tensor in tensors:
+                if held.setdefault(tensor, name) != name:
+                    raise CheckpointError(
+                        f"{tensor} is in {held[tensor]} and in {name} of {self.directory}, so it "
+                        "is not said which holds; fetch the checkpoint again"
+                    )
 
     @property
     def names(self) -> list[str]:
@@ -156,13 +183,9 @@ class ShardReader:
 
     def read(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
         """One tensor, checked to be finite and, where given, of ``shape``."""
-        found = self.info(name).shape
-        file = self._file_of[name]
-        if shape is not None and found != tuple(shape):
-            raise CheckpointError(
-                f"tensor {name} in {self.directory / file} has shape {list(found)}, expected "
-                f"{list(shape)} from config.json; config and shards are of different models"
-            )
+        if shape is not None:
+            self.check_weight(name, shape)
+        file = self._file_of[self.info(name).name]
         tensor: torch.Tensor = self._handle(file).get_tensor(name)
         if not is_finite(tensor):
             raise CheckpointError(
@@ -170,6 +193,27 @@ class ShardReader:
                 "fetch or make the checkpoint again"
             )
         return tensor
+
+    def check_weight(self, name: str, shape: Sequence[int]) -> None:
+        """Raise unless a weight is there, of ``shape`` and floating-point."""
+        found = self.info(name).shape
+        if found != tuple(shape):
+            raise CheckpointError(
+                f"tensor {name} in {self.directory / self._file_of[name]} has shape "
+                f"{list(found)}, expected {list(shape)} from config.json; config and shards are "
+                "of different models"
+            )
+        self.check_is_weight(name)
+
+    def check_is_weight(self, name: str) -> None:
+        """Raise unless a tensor that is multiplied with holds floating-point numbers."""
+        dtype = self.info(name).dtype
+        if not dtype.is_floating_point:
+            raise CheckpointError(
+                f"weight {name} in {self.directory / self._file_of[name]} has dtype "
+                f"{_NAMES[dtype]}, expected a floating-point one; a quantised checkpoint must be "
+                "restored to bf16 first"
+            )
 
     def _handle(self, file: str) -> Any:
         if file not in self._open:

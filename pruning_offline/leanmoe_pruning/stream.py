@@ -4,7 +4,7 @@ Only one layer's weights are in memory; the caller holds the activations of all
 windows. Attention, norms and rotary embedding are transformers' own classes, the
 MoE block is ours because a method needs what happens inside. The residual stream,
 norms, router and every statistic are float32; matrix products run in ``compute``:
-float32 for a float32 checkpoint, otherwise bfloat16 unless told, which is three
+float32 for a float32 or float64 checkpoint, otherwise bfloat16 unless told, which is three
 times faster and adds some 0.0003 nats to every divergence on the reference model.
 N windows, T tokens, D model, V vocabulary.
 """
@@ -25,6 +25,7 @@ from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
 from leanmoe.families.base import PROJECTIONS
 from leanmoe_pruning.experts import Experts
+from leanmoe_pruning.model import check_complete
 from leanmoe_pruning.shards import ShardReader
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -81,25 +82,24 @@ class DecoderStream:
         self.reader = ShardReader(checkpoint.path)
         self.shape: MoEShape = checkpoint.shape
         self._modules: Any = import_module("leanmoe_pruning.modules")
-        self.config: Any = self._modules.make_config(checkpoint.config)
+        check_complete(checkpoint, self.reader)
+        self.config: Any = self._transformers_config()
         self._rotary = self._modules.make_rotary(self.config)
-        self._check_layers()
         self.compute = COMPUTE_DTYPES[compute] if compute else self._own_dtype()
+
+    def _transformers_config(self) -> Any:
+        try:
+            return self._modules.make_config(self.checkpoint.config)
+        except Exception as error:  # its checks raise errors of many kinds
+            line = str(error).strip().splitlines()[-1]
+            raise CheckpointError(
+                f"transformers cannot use {self.checkpoint.path / 'config.json'} ({line.strip()}); "
+                "take the config of the original model"
+            ) from None
 
     def _own_dtype(self) -> torch.dtype:
         stored = self.reader.info(self.checkpoint.family.gate_name(self.shape.moe_layers[0])).dtype
-        return torch.float32 if stored == torch.float32 else torch.bfloat16
-
-    def _check_layers(self) -> None:
-        family, shape = self.checkpoint.family, self.shape
-        for layer in shape.moe_layers:
-            rows = self.reader.info(family.gate_name(layer)).shape[0]
-            if rows != shape.n_routed_experts:
-                raise CheckpointError(
-                    f"{family.gate_name(layer)} in {self.checkpoint.path} has {rows} rows and "
-                    f"config.json says {shape.n_routed_experts} experts; config and shards are of "
-                    "different models"
-                )
+        return torch.float32 if stored.itemsize >= torch.float32.itemsize else torch.bfloat16
 
     @property
     def n_layers(self) -> int:
@@ -121,7 +121,8 @@ class DecoderStream:
 
     def _layer(self, index: int) -> DecoderLayer:
         prefix = f"model.layers.{index}"
-        gate = self.reader.read(self.checkpoint.family.gate_name(index)).float()
+        gate_shape = (self.shape.n_routed_experts, self.shape.hidden_size)
+        gate = self.reader.read(self.checkpoint.family.gate_name(index), gate_shape).float()
         return DecoderLayer(
             index=index,
             attention=self._attention(index),
@@ -170,11 +171,10 @@ class DecoderStream:
 
     @cached_property
     def _head(self) -> torch.Tensor:
-        name = "lm_head.weight"
-        if self.config.tie_word_embeddings or name not in self.reader:
+        if self.config.tie_word_embeddings:
             return self._embedding.float()
         size = (self.config.vocab_size, self.shape.hidden_size)
-        return self.reader.read(name, size).float()
+        return self.reader.read("lm_head.weight", size).float()
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """float32 ``[T, V]`` of final hidden states; call it in chunks."""

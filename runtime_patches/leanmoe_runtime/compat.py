@@ -18,7 +18,6 @@ SUPPORTED = "0.32"
 
 try:
     from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight
-    from vllm.config import CompilationMode
     from vllm.forward_context import get_forward_context
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
     from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
@@ -42,7 +41,6 @@ __all__ = [
     "SUPPORTED",
     "BaseRouter",
     "CPUUnquantizedExperts",
-    "CompilationMode",
     "MoEPrepareAndFinalizeNoDPEPModular",
     "MoERunner",
     "PluggableLayer",

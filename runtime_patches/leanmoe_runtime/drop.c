@@ -112,5 +112,4 @@ static inline uint16_t float_to_bf16(float value) {
     }
 
 DEFINE_SUM(leanmoe_sum_bfloat16, uint16_t, bf16_to_float, float_to_bf16)
-DEFINE_SUM(leanmoe_sum_float16, _Float16, (float), (_Float16))
 DEFINE_SUM(leanmoe_sum_float32, float, SAME, SAME)

@@ -30,11 +30,8 @@ REDIRECT_MAX_ROWS = 4
 
 _EVEN, _REDIRECT, _COMPACT = 1, 2, 3
 _FEW_PAIRS = 1024
-_SUMS = {
-    torch.bfloat16: "leanmoe_sum_bfloat16",
-    torch.float16: "leanmoe_sum_float16",
-    torch.float32: "leanmoe_sum_float32",
-}
+_VIEWS_UP_TO_ROWS = 32
+_SUMS = {torch.bfloat16: "leanmoe_sum_bfloat16", torch.float32: "leanmoe_sum_float32"}
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -106,6 +103,7 @@ class Planner:
         # As they come from vLLM's CPU router; C code must not trust that.
         weights_TK = weights_TK.to(torch.float32).contiguous()
         ids_TK = ids_TK.to(torch.int32).contiguous()
+        betas = betas.to(torch.float32).contiguous()
         if rows * top_k > self._pairs:
             self._reserve(rows * top_k)
         found = self._decide(
@@ -131,7 +129,8 @@ class Planner:
             plan = self._shaped(plan.skipped, (rows, kept // rows))
         elif form == _COMPACT:
             plan = self._shaped(plan.skipped, (kept, 1))._replace(rows_N=self._rows[:kept])
-        if rows * top_k <= _FEW_PAIRS:
+        # More rows leave too many numbers of kept pairs to keep a view of each.
+        if rows <= _VIEWS_UP_TO_ROWS:
             self._plans[rows, top_k, found] = plan
         return plan
 
@@ -149,7 +148,10 @@ def run(kernel: Kernel, x_TD: torch.Tensor, plan: Plan) -> torch.Tensor:
     if plan.rows_N is None:
         return kernel(x_TD, plan.weights, plan.ids)
     out_ND = kernel(x_TD.index_select(0, plan.rows_N), plan.weights, plan.ids)
-    return _sum(out_ND.contiguous(), plan.rows_N, torch.empty(x_TD.shape, dtype=out_ND.dtype))
+    # Older compilers know no half precision; a sum in float32 is what it is anyway.
+    addable_ND = out_ND if out_ND.dtype in _SUMS else out_ND.float()
+    out_TD = torch.empty(x_TD.shape, dtype=addable_ND.dtype)
+    return _sum(addable_ND.contiguous(), plan.rows_N, out_TD).to(x_TD.dtype)
 
 
 def _sum(out_ND: torch.Tensor, rows_N: torch.Tensor, out_TD: torch.Tensor) -> torch.Tensor:

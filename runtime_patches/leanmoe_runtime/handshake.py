@@ -9,7 +9,7 @@ import torch
 
 from leanmoe import __version__
 from leanmoe.messages import HandshakeReport, LayerReport, SkipMode
-from leanmoe_runtime.compat import CompilationMode, vllm_version
+from leanmoe_runtime.compat import vllm_version
 from leanmoe_runtime.experts import LeanRoutedExperts
 from leanmoe_runtime.runner import LeanRunner, layer_index
 
@@ -23,10 +23,7 @@ def report(worker: Any) -> HandshakeReport:
         pid=os.getpid(),
         plugin_version=__version__,
         vllm_version=vllm_version(),
-        layers=[
-            _layer(name, context[name], compiled=compilation.mode != CompilationMode.NONE)
-            for name in compilation.static_all_moe_layers
-        ],
+        layers=[_layer(name, context[name]) for name in compilation.static_all_moe_layers],
         weight_bytes=weight_bytes(worker.model_runner.get_model()),
     )
 
@@ -53,7 +50,7 @@ def _packed_bytes(module: Any) -> int:
     return int(rows * columns) * weight.element_size()
 
 
-def _layer(name: str, runner: Any, *, compiled: bool) -> LayerReport:
+def _layer(name: str, runner: Any) -> LayerReport:
     experts = getattr(runner, "routed_experts", None)
     monolithic = bool(getattr(getattr(experts, "quant_method", None), "is_monolithic", False))
     wrapped = isinstance(runner, LeanRunner) and isinstance(experts, LeanRoutedExperts)
@@ -61,13 +58,14 @@ def _layer(name: str, runner: Any, *, compiled: bool) -> LayerReport:
         layer=layer_index(name),
         name=name,
         wrapped=wrapped,
+        ran=wrapped and runner.skip_state is not None and runner.skip_state.calls > 0,
         modular=not monolithic,
         n_routed_experts=getattr(experts, "global_num_experts", 0),
         top_k=getattr(experts, "top_k", 0),
         renormalize=bool(getattr(experts, "renormalize", False)),
         mode=runner.skip_mode if wrapped else SkipMode.ZERO,
         experts_class=_kernel_class(experts),
-        problem=_problem(runner, experts, monolithic, compiled),
+        problem=_problem(runner, experts, monolithic),
     )
 
 
@@ -76,7 +74,7 @@ def _kernel_class(experts: Any) -> str:
     return type(getattr(kernel, "fused_experts", experts)).__name__
 
 
-def _problem(runner: Any, experts: Any, monolithic: bool, compiled: bool) -> str | None:
+def _problem(runner: Any, experts: Any, monolithic: bool) -> str | None:
     if not isinstance(runner, LeanRunner):
         return f"its runner is {type(runner).__name__}, which the plugin does not replace"
     if not isinstance(experts, LeanRoutedExperts):
@@ -85,7 +83,4 @@ def _problem(runner: Any, experts: Any, monolithic: bool, compiled: bool) -> str
         return "its kernel routes by itself (monolithic); choose another --moe-backend"
     if runner.skip_state is None or runner.skip_state.layer < 0:
         return "its name carries no decoder layer number"
-    # Compiling ends in a warm-up run; an eager engine may not have run yet.
-    if compiled and runner.skip_state.calls == 0:
-        return "its skip seam never ran: a graph compiled without the plugin was loaded"
     return None

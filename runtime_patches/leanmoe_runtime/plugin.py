@@ -6,9 +6,19 @@ inside ``register`` stops the process, which is what a broken seam must do.
 
 from __future__ import annotations
 
+import os
+
+from leanmoe.environment import PLUGIN_NAME
+
 
 def register() -> None:
-    """Check the seams, then replace vLLM's MoE layers by ours; safe to call again."""
+    """Check the seams, then replace vLLM's MoE layers by ours; safe to call again.
+
+    Only where ``VLLM_PLUGINS`` names the plugin, as `leanmoe serve` has it: vLLM loads every
+    installed plugin by itself, and a plain `vllm serve` beside us is to stay what it was.
+    """
+    if PLUGIN_NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
+        return
     from leanmoe_runtime.compat import MoERunner, RoutedExperts, check_seams, op_registry_oot
     from leanmoe_runtime.experts import LeanRoutedExperts, register_operator
     from leanmoe_runtime.rpc import add_worker_methods

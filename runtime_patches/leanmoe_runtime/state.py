@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from leanmoe.errors import LevelError
+from leanmoe.errors import LevelError, RuntimeSeamError
 from leanmoe.messages import LayerCounts, LevelTable, PolicyUpdate
 from leanmoe.policy import HUNDREDTHS
 
@@ -38,8 +38,8 @@ class LayerState:
     top_k: int
     renormalize: bool
     beta: float = 0.0
-    beta_tensor: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    betas: torch.Tensor = field(default_factory=lambda: torch.zeros(N_ROWS))
+    beta_tensor: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
+    betas: torch.Tensor = field(default_factory=lambda: torch.zeros(N_ROWS, dtype=torch.float32))
     device_counts: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
     calls: int = 0
     tokens: int = 0
@@ -75,14 +75,23 @@ class SkipState:
         self.token_rows_T: torch.Tensor | None = None
 
     def add(self, state: LayerState) -> LayerState:
+        """Take a layer; two of one number, as with a draft model of experts, are refused."""
+        if state.layer in self.layers:
+            raise RuntimeSeamError(
+                f"two MoE layers of this process are number {state.layer}, so one would never "
+                "skip: a draft model with experts of its own cannot run beside the model"
+            )
         self.layers[state.layer] = state
         return state
 
     def apply(self, update: PolicyUpdate) -> None:
-        """Set every layer's beta, or none: layers must be exactly the model's."""
+        """Set every layer's beta, or none: each layer of this process must be named.
+
+        Others may be: under pipeline parallelism a process holds some of the model's layers.
+        """
         self._check_layers(update.betas)
-        for layer, beta in update.betas.items():
-            self.layers[layer].set_beta(_clamped(beta))
+        for index, layer in self.layers.items():
+            layer.set_beta(_clamped(update.betas[index]))
         self.level, self.version = update.level, update.version
 
     def set_levels(self, table: LevelTable) -> None:
@@ -92,15 +101,17 @@ class SkipState:
             if not 0 <= hundredths <= HUNDREDTHS:
                 raise LevelError(f"the table names {hundredths} hundredths, expected 0 to 100")
         for hundredths, betas in table.betas.items():
-            for layer, beta in betas.items():
-                self.layers[layer].betas[request_row(hundredths)] = _clamped(beta)
+            for index, layer in self.layers.items():
+                layer.betas[request_row(hundredths)] = _clamped(betas[index])
         self.request_key = table.key
 
     def _check_layers(self, betas: Mapping[int, float]) -> None:
-        if set(betas) != set(self.layers):
+        absent = sorted(set(self.layers) - set(betas))
+        if absent:
             raise LevelError(
-                f"the policy has betas for {len(betas)} layers and the worker holds "
-                f"{len(self.layers)} MoE layers: measure the curve on this checkpoint again"
+                f"the policy has betas for {len(betas)} layers and none for layer {absent[0]} "
+                f"of the {len(self.layers)} MoE layers here: measure the curve on this checkpoint "
+                "again"
             )
 
     def counts(self) -> list[LayerCounts]:

@@ -43,7 +43,8 @@ def _enter_engine_environment() -> None:
         raise LeanMoEError(
             "the engine's environment could not be set up: run `leanmoe serve` as a command"
         )
-    arguments = [sys.executable, "-m", "leanmoe.cli", *sys.argv[1:]]
+    # -P: what lies in the working directory is not to be imported.
+    arguments = [sys.executable, "-P", "-m", "leanmoe.cli", *sys.argv[1:]]
     sys.stdout.flush()
     os.execve(sys.executable, arguments, {**wanted, _REPLACED: "1"})
 
@@ -64,7 +65,7 @@ def _run(args: argparse.Namespace) -> Result:
     os.environ.pop(ADMIN_KEY_VARIABLE, None)
     from leanmoe_server.vllm_engine import serve
 
-    serve(_vllm_arguments(args), settings)
+    serve(args.model, _vllm_arguments(args), settings)
     return {"stopped": True}
 
 

@@ -41,12 +41,13 @@ class SkipControl:
             await self._engine.warm_up()
             self.handshake = await self._engine.handshake()
         except Exception as error:
-            self._readiness.refuse([f"the workers did not complete the handshake: {error}"])
+            self._readiness.refuse([f"the workers did not complete the handshake: {_said(error)}"])
             return
         problems = handshake_problems(
             self.handshake,
             self._settings.model.moe_layers,
             self._settings.every_worker_holds_all_layers,
+            self._settings.model.shape,
         )
         if problems:
             self._readiness.refuse(problems)
@@ -66,7 +67,7 @@ class SkipControl:
             answers = await self._engine.set_levels(table)
         except Exception as error:
             raise RuntimeSeamError(
-                f"the table of levels did not reach the workers: {error}"
+                f"the table of levels did not reach the workers: {_said(error)}"
             ) from error
         _check_all_answered(answers, len(self.handshake))
 
@@ -89,7 +90,7 @@ class SkipControl:
             try:
                 await self._apply(resolved)
             except Exception as error:
-                reason = f"skip level {resolved.level} did not reach every worker: {error}"
+                reason = f"skip level {resolved.level} did not reach every worker: {_said(error)}"
                 self._readiness.refuse([f"{reason}; set a level again or restart"])
                 raise RuntimeSeamError(reason) from error
             self.current = resolved
@@ -140,3 +141,8 @@ def _check_acknowledged(answers: list[SkipSnapshot], update: PolicyUpdate, worke
                 f"worker {answer.worker} has version {answer.policy_version} at level "
                 f"{answer.level}, expected version {update.version} at level {update.level}"
             )
+
+
+def _said(error: Exception) -> str:
+    """What an error says; a time-out says nothing by itself."""
+    return str(error) or type(error).__name__

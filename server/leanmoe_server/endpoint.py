@@ -15,7 +15,7 @@ from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.request_level import RequestLevel
 from leanmoe_server.routes import CONTROL_PATH, READY_PATH, change_policy, ready, show_policy
-from leanmoe_server.service import Service, keep_service
+from leanmoe_server.service import SERVICE_ARGUMENT, Service, keep_service
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.token_rates import TokenRates
 
@@ -25,6 +25,7 @@ def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> 
     readiness = Readiness()
     return Service(
         settings=settings,
+        engine=engine,
         readiness=readiness,
         control=SkipControl(engine, settings, readiness),
         poller=Poller(engine, metrics, TokenRates(), settings.poll_seconds),
@@ -54,5 +55,6 @@ class LeanMoEEndpoint:
         metrics = Metrics()
         service = build_service(VllmEngine(engine_client), args.leanmoe, metrics)
         keep_service(state, service)
+        setattr(args, SERVICE_ARGUMENT, service)
         await service.control.start()
         metrics.observe_handshake(service.control.handshake, service.control.wrapped)

@@ -34,6 +34,10 @@ class Engine(Protocol):
         """Forget all cached KV, that of running requests included; True when it is gone."""
         ...
 
+    def dead(self) -> bool:
+        """True once the engine cannot answer any more."""
+        ...
+
     async def abort_all(self) -> None:
         """End every running request with ``finish_reason: abort``."""
         ...

@@ -23,12 +23,14 @@ from leanmoe.messages import (
 
 @dataclass
 class FakeWorker:
-    """One worker's state; ``deaf`` workers ignore policies, ``unwrapped`` layers do not skip."""
+    """One worker's state; ``deaf`` workers ignore policies, ``unwrapped`` layers do not skip,
+    ``bypassed`` ones are wrapped and never reached."""
 
     name: str
     layers: tuple[int, ...]
     deaf: bool = False
     unwrapped: frozenset[int] = frozenset()
+    bypassed: frozenset[int] = frozenset()
     policy: PolicyUpdate = field(default_factory=lambda: PolicyUpdate(level=0, betas={}, version=0))
     tokens: int = 0
     skipped: int = 0
@@ -39,6 +41,7 @@ class FakeWorker:
             layer=layer,
             name=f"model.layers.{layer}.mlp.experts",
             wrapped=wrapped,
+            ran=layer not in self.bypassed,
             modular=True,
             n_routed_experts=8,
             top_k=2,
@@ -73,6 +76,7 @@ class FakeEngine:
         self.aborts = 0
         self.cache_reset_works = True
         self.levels: LevelTable | None = None
+        self.died = False
 
     def run_tokens(self, tokens: int) -> None:
         """Pretend that ``tokens`` went through; at level 1 the second expert of each is skipped."""
@@ -112,6 +116,9 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> bool:
         self.cache_resets += 1
         return self.cache_reset_works
+
+    def dead(self) -> bool:
+        return self.died
 
     async def abort_all(self) -> None:
         self.aborts += 1

@@ -86,6 +86,7 @@ class Metrics:
         self._skipped.labels(str(layer)).inc(counts.skipped - skipped)
 
     def observe_memory(self, resident_bytes: Mapping[str, int]) -> None:
+        self._resident_bytes.clear()  # a process that ended holds nothing any more
         for process, size in resident_bytes.items():
             self._resident_bytes.labels(process).set(size)
 

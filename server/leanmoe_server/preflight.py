@@ -31,7 +31,10 @@ def _open_model(model: str, rest: Sequence[str]) -> Checkpoint:
 def read_admin_key(file: str | None, environment: Mapping[str, str]) -> str | None:
     """The admin key from ``file`` or the environment; ``None`` when neither is given."""
     if file is None:
-        return environment.get(ADMIN_KEY_VARIABLE) or None
+        given = environment.get(ADMIN_KEY_VARIABLE)
+        if given is not None and not given.strip():
+            raise InputError(f"{ADMIN_KEY_VARIABLE} is set and empty; put the key in or unset it")
+        return given.strip() if given else None
     try:
         key = Path(file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

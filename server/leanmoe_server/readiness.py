@@ -10,7 +10,8 @@ import logging
 from collections.abc import Iterable
 
 from leanmoe import __version__
-from leanmoe.messages import HandshakeReport
+from leanmoe.families import MoEShape
+from leanmoe.messages import HandshakeReport, LayerReport
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,13 @@ class Readiness:
         self.reasons = []
 
 
-def _layer_problems(report: HandshakeReport, expected: Iterable[int]) -> list[str]:
+def _layer_problems(
+    report: HandshakeReport, expected: Iterable[int], shape: MoEShape | None
+) -> list[str]:
     layers = {layer.layer: layer for layer in report.layers}
     problems = list(report.problems)
+    if len(layers) < len(report.layers):
+        problems.append("two MoE layers have one number; a draft model with experts cannot run")
     for index in expected:
         found = layers.get(index)
         if found is None:
@@ -49,11 +54,36 @@ def _layer_problems(report: HandshakeReport, expected: Iterable[int]) -> list[st
                 f"layer {index} ({found.name}): its kernel routes by itself, past the skip rule; "
                 "choose another --moe-backend"
             )
+        elif not found.ran and not found.problem:
+            problems.append(
+                f"layer {index} ({found.name}): its skip seam never ran, so it would not skip: a "
+                "graph compiled without the plugin was loaded, or something goes around it"
+            )
+        elif shape is not None and (difference := _difference(found, shape)):
+            problems.append(f"layer {index} ({found.name}): {difference}")
     return [f"worker {report.worker}: {problem}" for problem in problems]
 
 
+def _difference(found: LayerReport, shape: MoEShape) -> str | None:
+    """How a loaded layer differs from the checkpoint whose curve is promised."""
+    pairs = {
+        "experts": (found.n_routed_experts, shape.n_routed_experts),
+        "top-k": (found.top_k, shape.top_k),
+        "renormalising": (found.renormalize, shape.renormalize),
+    }
+    wrong = [
+        f"{name} {has}, the model's config {says}"
+        for name, (has, says) in pairs.items()
+        if has != says
+    ]
+    return f"it was loaded with {wrong[0]}" if wrong else None
+
+
 def handshake_problems(
-    reports: list[HandshakeReport], moe_layers: tuple[int, ...], every_worker: bool = True
+    reports: list[HandshakeReport],
+    moe_layers: tuple[int, ...],
+    every_worker: bool = True,
+    shape: MoEShape | None = None,
 ) -> list[str]:
     """One sentence per worker and layer that would silently not skip; empty when all is well.
 
@@ -70,7 +100,7 @@ def handshake_problems(
             )
         held = {layer.layer for layer in report.layers}
         expected = moe_layers if every_worker else tuple(i for i in moe_layers if i in held)
-        problems += _layer_problems(report, expected)
+        problems += _layer_problems(report, expected, shape)
     everywhere = {layer.layer for report in reports for layer in report.layers}
     if not every_worker:
         absent = [i for i in moe_layers if i not in everywhere]

@@ -7,11 +7,13 @@ from typing import Any
 
 from leanmoe_server.control import SkipControl
 from leanmoe_server.drain import Drain
+from leanmoe_server.engine import Engine
 from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.settings import ServeSettings
 
 _ATTRIBUTE = "leanmoe"
+SERVICE_ARGUMENT = "leanmoe_service"  # where vLLM's arguments carry it out of the event loop
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Service:
     """The parts the gate and the routes share."""
 
     settings: ServeSettings
+    engine: Engine
     readiness: Readiness
     control: SkipControl
     poller: Poller
@@ -27,8 +30,11 @@ class Service:
     @property
     def blocked(self) -> list[str]:
         """Why inference must not be answered now; empty when it may."""
-        stopping = ["the server is stopping"] if self.drain.draining else []
-        return stopping or self.readiness.reasons
+        if self.drain.draining:
+            return ["the server is stopping"]
+        if self.engine.dead():
+            return ["vLLM's engine is dead, see the log; restart the server"]
+        return self.readiness.reasons
 
 
 def service_of(app: Any) -> Service | None:

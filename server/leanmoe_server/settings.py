@@ -9,6 +9,7 @@ from typing import Any
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import LevelError
+from leanmoe.families import MoEShape
 from leanmoe.policy import (
     EXACT,
     HUNDREDTHS,
@@ -51,12 +52,14 @@ class SkipModel:
     moe_layers: tuple[int, ...]
     curve: QualityCurve | None
     max_level: float = TOP1_ONLY
+    shape: MoEShape | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, max_level: float = TOP1_ONLY) -> SkipModel:
         manifest = checkpoint.manifest
         cap = check_level(max_level, "--max-skip-level")
-        return cls(checkpoint.shape.moe_layers, manifest.curve if manifest else None, cap)
+        curve = manifest.curve if manifest else None
+        return cls(checkpoint.shape.moe_layers, curve, cap, checkpoint.shape)
 
     def resolve(self, wish: Wish) -> Resolved:
         """The level and betas a wish stands for; ``LevelError`` says why there are none."""

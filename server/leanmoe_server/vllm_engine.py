@@ -24,8 +24,10 @@ from leanmoe import __version__
 from leanmoe.environment import is_cpu_build
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
+from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
 
+_OTHER_MODEL = "the model would be another than the one that was checked"
 _GATE = "leanmoe_server.gate.Gate"
 # After the drain, a client that does not read its last bytes may not hold the exit.
 _CLOSE_SECONDS = 5
@@ -69,7 +71,12 @@ class VllmEngine:
 
     async def reset_prefix_cache(self) -> bool:
         # Running requests are preempted and recomputed: they hold KV of the old level.
-        return bool(await self._client.reset_prefix_cache(reset_running_requests=True))
+        return bool(
+            await self._client.reset_prefix_cache(reset_running_requests=True, reset_connector=True)
+        )
+
+    def dead(self) -> bool:
+        return bool(self._client.errored)
 
     async def abort_all(self) -> None:
         await self._client.pause_generation(mode="abort", clear_cache=False)
@@ -107,6 +114,16 @@ def _refuse_unsupported(args: Namespace) -> None:
             (args.api_server_count or 1) > 1,
             "each API process would keep its own level and counters",
         ),
+        "--kv-transfer-config": (
+            args.kv_transfer_config,
+            "its store would mix keys and values of different levels",
+        ),
+        "--kv-offloading-size": (
+            args.kv_offloading_size,
+            "its store would mix keys and values of different levels",
+        ),
+        "--hf-overrides": (args.hf_overrides, _OTHER_MODEL),
+        "--hf-config-path": (args.hf_config_path, _OTHER_MODEL),
         "--headless": (args.headless, "the skip level needs the API process"),
         "--grpc": (args.grpc, "the skip level is controlled over HTTP"),
     }
@@ -149,10 +166,14 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
     return args
 
 
-def serve(argv: Sequence[str], settings: ServeSettings) -> None:
-    """Run vLLM's OpenAI server with ``argv`` and our parts until it is told to stop."""
+def serve(model: str, argv: Sequence[str], settings: ServeSettings) -> None:
+    """Run vLLM's OpenAI server on ``model`` with ``argv`` and our parts until told to stop."""
     cli_env_setup()
     args = parse_vllm_arguments(argv)
+    if args.model != model:
+        raise InputError(
+            f"leanmoe serve was given two models, {model} and {args.model}; name one, first"
+        )
     configure_logging_from_args(args)
     # What the server decides is part of its log, whatever level libraries give the root.
     logging.getLogger("leanmoe_server").setLevel(logging.INFO)
@@ -163,3 +184,7 @@ def serve(argv: Sequence[str], settings: ServeSettings) -> None:
         raise LeanMoEError(
             f"vLLM could not serve {args.model}: {error}; its own messages above say more"
         ) from error
+    # vLLM ends in the same way when its engine dies.
+    service = getattr(args, SERVICE_ARGUMENT, None)
+    if service is not None and not service.drain.draining:
+        raise LeanMoEError("vLLM's engine stopped by itself; its own messages above say why")

@@ -79,6 +79,23 @@ def test_register_replaces_both_layers_once_and_adds_the_worker_methods():
     assert done.stdout.split()[-3:] == ["LeanRunner", "LeanRoutedExperts", "True"]
 
 
+def test_without_being_named_the_plugin_leaves_vllm_as_it_is():
+    code = (
+        "from leanmoe_runtime.plugin import register; register()\n"
+        "from vllm.model_executor.custom_op import op_registry_oot; print(list(op_registry_oot))"
+    )
+    environment = engine_environment(plugin=False)
+    for named in ("", "other"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={**environment, "VLLM_PLUGINS": named},
+            check=True,
+        )
+        assert done.stdout.split()[-1] == "[]"
+
+
 def test_the_cpu_kernel_takes_any_number_of_ids_per_row():
     """``run_kept`` relies on it: top-k 2 equals the sum of two top-k 1 calls."""
     from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight

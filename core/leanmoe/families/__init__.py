@@ -15,7 +15,15 @@ _EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "m
 
 def family_of(config: Config, where: str) -> Family:
     """The family of a Hugging Face ``config.json``; ``where`` names it in the error."""
-    architectures = config.get("architectures") or ["(none named)"]
+    named = config.get("architectures")
+    if named is not None and not (
+        isinstance(named, list) and all(isinstance(n, str) for n in named)
+    ):
+        raise CheckpointError(
+            f"{where} names architectures {named!r}, expected a list of names; take the config of "
+            "the original model"
+        )
+    architectures = named or ["(none named)"]
     for family in FAMILIES:
         if architectures[0] in family.architectures:
             return family

@@ -39,7 +39,12 @@ class Family:
 
     name: str
     architectures: tuple[str, ...]
+    # ValueError, in words, for a config that does not describe such a model.
     shape: Callable[[Config], MoEShape]
+    # Names of all tensors outside the MoE blocks, without which no such model can run.
+    other_names: Callable[[Config], list[str]]
+    # The decoder layer a tensor's name speaks of, or None.
+    layer_of: Callable[[str], int | None]
     block_prefix: Callable[[int], str]
     gate_name: Callable[[int], str]
     expert_name: Callable[[int, int, Projection], str]

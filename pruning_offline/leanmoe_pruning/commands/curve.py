@@ -11,7 +11,7 @@ import torch
 from leanmoe.command import Command, Result
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import InputError
-from leanmoe.interrupts import stop_on_sigterm
+from leanmoe.interrupts import stop_on_signals
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.curve import build_curve, check_heldout, store_curve
 from leanmoe_pruning.data import DataSet, load_data
@@ -21,7 +21,7 @@ from leanmoe_pruning.progress import progress
 from leanmoe_pruning.stream import DecoderStream
 
 DEFAULT_LEVELS = 11
-MIN_LEVELS = 3
+MIN_LEVELS, MAX_LEVELS = 3, 1001
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,12 +58,14 @@ def _load(args: argparse.Namespace, stream: DecoderStream) -> tuple[DataSet, Dat
 @torch.inference_mode()
 def _run(args: argparse.Namespace) -> Result:
     started = time.monotonic()
-    if args.levels < MIN_LEVELS:
-        raise InputError(f"--levels is {args.levels}, expected at least {MIN_LEVELS}")
+    if not MIN_LEVELS <= args.levels <= MAX_LEVELS:
+        raise InputError(
+            f"--levels is {args.levels}, expected a number from {MIN_LEVELS} to {MAX_LEVELS}"
+        )
     checkpoint = open_model(args.model)
     stream = DecoderStream(checkpoint, args.compute)
     calibration, heldout = _load(args, stream)
-    with stop_on_sigterm():
+    with stop_on_signals():
         with progress("levels through layers", stream.n_layers) as tick:
             betas, run = calibrate_and_run(
                 stream, calibration.ids, heldout.ids, level_grid(args.levels), tick

@@ -11,7 +11,7 @@ import torch
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.command import Command, Result
 from leanmoe.errors import CheckpointError
-from leanmoe.interrupts import stop_on_sigterm
+from leanmoe.interrupts import stop_on_signals
 from leanmoe.policy import check_level, resolve_betas
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data
@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> Result:
     checkpoint = open_model(args.model)
     other = _open_other(args.against, checkpoint) if args.against else None
     data = load_data(args.data, checkpoint, "heldout", window=args.window)
-    with stop_on_sigterm():
+    with stop_on_signals():
         run = _pass(checkpoint, data, args.skip_level, args.compute)
         against = _pass(other, data, 0.0, args.compute) if other else None
         with progress("windows", data.windows) as tick:

@@ -9,6 +9,7 @@ from leanmoe_pruning.data import DEFAULT_WINDOW
 from leanmoe_pruning.data.spec import HELP
 
 DEFAULT_BATCH = 8
+MAX_BATCH = 1_000_000
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

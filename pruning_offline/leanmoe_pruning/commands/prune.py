@@ -10,12 +10,13 @@ import torch
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
-from leanmoe.interrupts import stop_on_sigterm
+from leanmoe.interrupts import stop_on_signals
 from leanmoe.manifest import Manifest, write_manifest
-from leanmoe.provenance import atomic_directory, refuse_existing
+from leanmoe.provenance import atomic_directory, check_output
 from leanmoe_pruning.bundle import ScoreBundle
 from leanmoe_pruning.commands.options import (
     DEFAULT_BATCH,
+    MAX_BATCH,
     add_compute,
     add_data,
     add_model,
@@ -74,9 +75,10 @@ def _check(args: argparse.Namespace) -> PruneJob:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    refuse_existing(args.out, args.force)
+    inputs = [args.model, *([] if args.scores is None else [args.scores])]
+    check_output(args.out, args.force, inputs)
     if args.dump is not None:
-        refuse_existing(args.dump, args.force)
+        check_output(args.dump, args.force, [*inputs, args.out])
 
 
 def _check_inputs(args: argparse.Namespace, how: Choosing) -> None:
@@ -88,23 +90,30 @@ def _check_inputs(args: argparse.Namespace, how: Choosing) -> None:
         raise InputError(f"--method {how.method} decides from data; give --scores or --data SPEC")
     if args.data is not None and args.scores is not None:
         raise InputError("--scores and --data were both given; the bundle holds its data, drop one")
-    if how.batch_size < 1:
-        raise InputError(f"--batch-size is {how.batch_size}, expected a number >= 1")
+    if not 1 <= how.batch_size <= MAX_BATCH:
+        raise InputError(
+            f"--batch-size is {how.batch_size}, expected a number from 1 to {MAX_BATCH}"
+        )
+    if args.compute is not None and args.scores is not None:
+        raise InputError(
+            "--compute was given with --scores, whose statistics are computed already; drop one"
+        )
 
 
 @torch.inference_mode()
 def _run(args: argparse.Namespace) -> Result:
     started = time.monotonic()
     job = _check(args)
-    with stop_on_sigterm():
+    with stop_on_signals():
         with progress(f"{args.method}: choosing experts", job.checkpoint.shape.n_layers) as tick:
             choices = list(job.choices(tick))
         cutter = Cutter(job.checkpoint, {choice.layer: choice.kept for choice in choices})
         with progress("checking shards", cutter.n_tensors) as tick:
             cutter.validate(tick)
-        manifest = _write(args, job, cutter, choices)
+        # First: where the dump cannot be written, there is no checkpoint without it either.
         if args.dump is not None:
             job.dump(args.dump, choices, args.force)
+        manifest = _write(args, job, cutter, choices)
     return {**_result(args, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
 
 

@@ -8,8 +8,8 @@ import time
 import torch
 
 from leanmoe.command import Command, Result
-from leanmoe.interrupts import stop_on_sigterm
-from leanmoe.provenance import atomic_directory, refuse_existing
+from leanmoe.interrupts import stop_on_signals
+from leanmoe.provenance import atomic_directory, check_output
 from leanmoe_pruning.bundle import write_bundle
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
 from leanmoe_pruning.data import load_data
@@ -29,13 +29,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 @torch.inference_mode()
 def _run(args: argparse.Namespace) -> Result:
     started = time.monotonic()
-    refuse_existing(args.out, args.force)
+    check_output(args.out, args.force, [args.model])
     checkpoint = open_model(args.model)
     data = load_data(args.data, checkpoint, "calibration", window=args.window)
     stream = DecoderStream(checkpoint, args.compute)
     source = source_digests(args.model)
     with (
-        stop_on_sigterm(),
+        stop_on_signals(),
         atomic_directory(args.out, args.force) as directory,
         progress("scoring layers", stream.n_layers) as tick,
     ):

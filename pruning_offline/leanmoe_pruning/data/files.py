@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import DataError
+from leanmoe.provenance import parse_json
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -50,7 +50,11 @@ def text_ids(path: Path, tokenizer: ModelTokenizer) -> Iterator[list[int]]:
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # a name too long to be one
+        found = False
+    if not found:
         raise DataError(f"--data names {path}, which is not a file; check the path")
 
 
@@ -63,8 +67,8 @@ def _read(path: Path) -> str:
 
 def _document_ids(line: str, where: str, tokenizer: ModelTokenizer) -> list[int]:
     try:
-        document: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+        document: Any = parse_json(line)
+    except ValueError as error:
         raise DataError(f"{where} is not JSON ({error}); expected one object per line") from None
     fields = document if isinstance(document, dict) else {}
     if isinstance(fields.get("text"), str):

@@ -10,6 +10,7 @@ from leanmoe.errors import DataError
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math", "py", "wn")
 BUILTIN = "builtin:"
 DEFAULT_TENSOR = "input_ids"
+_MAX_DIGITS = 12
 HELP = (
     "comma-separated mix of NAME[:COUNT] windows: builtin:DOMAIN "
     f"({', '.join(DOMAINS)}), a .txt/.jsonl file, or FILE.safetensors[:TENSOR] with token ids"
@@ -29,7 +30,9 @@ class Item:
     @property
     def name(self) -> str:
         """What reports call it."""
-        return self.domain or str(self.path)
+        if self.domain is not None:
+            return self.domain
+        return str(self.path) if self.tensor == DEFAULT_TENSOR else f"{self.path}:{self.tensor}"
 
 
 def parse_spec(spec: str) -> list[Item]:
@@ -38,8 +41,8 @@ def parse_spec(spec: str) -> list[Item]:
     if not all(texts):
         raise DataError(f"--data {spec!r} has an empty part; expected {HELP}")
     items = [_parse_item(text) for text in texts]
-    names = [item.name + item.tensor for item in items]
-    twice = next((item for item in items if names.count(item.name + item.tensor) > 1), None)
+    names = [item.name for item in items]
+    twice = next((item for item in items if names.count(item.name) > 1), None)
     if twice is not None:
         raise DataError(f"--data {spec!r} names {twice.name} twice; name it once with a count")
     return items
@@ -61,7 +64,7 @@ def _parse_item(text: str) -> Item:
 
 
 def _is_number(text: str) -> bool:
-    return text.lstrip("+-").isdigit()
+    return text.isascii() and text.removeprefix("+").removeprefix("-").isdigit()
 
 
 def _only_count(rest: list[str], text: str) -> int | None:
@@ -71,7 +74,7 @@ def _only_count(rest: list[str], text: str) -> int | None:
 
 
 def _count(text: str, item: str) -> int:
-    if not _is_number(text) or int(text) <= 0:
+    if not _is_number(text) or len(text) > _MAX_DIGITS or int(text) <= 0:
         raise DataError(
             f"--data {item!r}: count {text!r} is not a positive whole number of windows"
         )

@@ -55,7 +55,12 @@ class ModelTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:  # half of a surrogate pair is no character
+            raise DataError(
+                f"a text holds what is no Unicode character ({text[:40]!a}…); clean it first"
+            ) from None
         return ids
 
     def encode_chat(self, messages: list[dict[str, Any]], where: str) -> list[int]:

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from leanmoe.command import Command, Result
-from leanmoe.provenance import atomic_directory, refuse_existing
+from leanmoe.interrupts import stop_on_signals
+from leanmoe.provenance import atomic_directory, check_output
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.reference.build import (
     ReferenceModel,
@@ -25,10 +26,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> Result:
     started = time.monotonic()
-    refuse_existing(args.out, args.force)
+    check_output(args.out, args.force)
     check_artefacts()
     model = ReferenceModel(GGUFBase(find_base()))
-    with atomic_directory(args.out, args.force) as directory:
+    with stop_on_signals(), atomic_directory(args.out, args.force) as directory:
         with progress("reference model", model.n_layers) as tick:
             write_reference(model, directory, tick)
         digest = check_written(directory)

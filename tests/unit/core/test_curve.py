@@ -79,6 +79,14 @@ def test_a_curve_that_does_not_rise_from_exact_to_top_one_is_refused(points):
         curve(*points)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
+@pytest.mark.parametrize("name", ["kld", "kld_upper", "perplexity"])
+def test_a_figure_that_is_no_measurement_is_refused(name, value):
+    """NaN compares as under any limit: a curve that held one would promise everything."""
+    with pytest.raises(ValidationError):
+        CurvePoint.model_validate({**point(0.5, 0.02).model_dump(), name: value})
+
+
 def test_a_beta_above_one_is_refused():
     with pytest.raises(ValidationError, match=r"beta of layer 3 is 1\.5"):
         CurvePoint(

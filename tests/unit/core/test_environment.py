@@ -8,6 +8,9 @@ def test_stock_names_no_plugin_of_ours_whatever_the_user_set():
         "VLLM_PLUGINS"
     ] not in ("", "leanmoe")
     assert engine_environment(plugin=True, base={})["VLLM_PLUGINS"] == "leanmoe"
+    both = engine_environment(base={"VLLM_PLUGINS": "theirs"})
+    assert both["VLLM_PLUGINS"] == "theirs,leanmoe"
+    assert engine_environment(base=both)["VLLM_PLUGINS"] == "theirs,leanmoe"
 
 
 def test_the_user_s_settings_win():

@@ -72,19 +72,19 @@ def test_a_path_out_of_the_directory_is_refused(tmp_path):
 def test_an_interrupted_output_leaves_the_old_one(tmp_path, error):
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").write_text("old")
+    (target / "config.json").write_text("old")
     expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected), atomic_directory(target, force=True) as directory:
         (directory / "new").write_text("half")
         raise error
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (target / "old").read_text() == "old" and not (target / "new").exists()
+    assert (target / "config.json").read_text() == "old" and not (target / "new").exists()
 
 
 def test_a_finished_output_replaces_the_old_one_only_by_force(tmp_path):
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").write_text("old")
+    (target / "config.json").write_text("old")
     with pytest.raises(InputError, match="exists already"), atomic_directory(target):
         raise AssertionError("never entered")
     with atomic_directory(target, force=True) as directory:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 from leanmoe.process_group import ProcessGroup
 
@@ -39,6 +40,23 @@ def test_a_stopped_group_is_ended_too():
     group.signal(signal.SIGSTOP)
     group.process.terminate()
     group.end(grace_seconds=10)
+    _, alive = psutil.wait_procs([child], timeout=10)
+    assert not alive
+
+
+def test_an_interrupt_while_it_waits_still_ends_all_of_it(monkeypatch):
+    group, child = start()
+    real, calls = group.process.wait, []
+
+    def interrupted(timeout=None):
+        calls.append(timeout)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(timeout)
+
+    monkeypatch.setattr(group.process, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        group.end(grace_seconds=10)
     _, alive = psutil.wait_procs([child], timeout=10)
     assert not alive
 

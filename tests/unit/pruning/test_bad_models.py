@@ -108,7 +108,7 @@ def test_missing_tensor(model, refused):
 
 def test_config_of_another_model(change_config, refused):
     change_config(num_local_experts=6)
-    refused("8 rows", "6 experts")
+    refused("[8, 32]", "expected [6, 32]")
 
 
 def test_index_that_names_a_path_outside(sharded, refused):
@@ -171,3 +171,140 @@ def test_float16_and_bfloat16_checkpoints_are_cut_in_their_own_dtype(model, tmp_
         assert main([*arguments, "--data", CALIBRATION, "-o", str(out)]) == 0
         cut = load_file(out / "model.safetensors")
         assert {tensor.dtype for tensor in cut.values()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 1}, ["layer 2", "1 layers"]),
+        ({"num_hidden_layers": 9}, ["model.layers.3."]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers is 0"]),
+        ({"num_hidden_layers": "3"}, ["num_hidden_layers is '3'"]),
+        ({"num_hidden_layers": 10**30}, ["num_hidden_layers"]),
+        ({"num_local_experts": None}, ["num_local_experts is None"]),
+        ({"num_experts_per_tok": 0}, ["num_experts_per_tok is 0"]),
+        ({"num_experts_per_tok": 9}, ["num_experts_per_tok is 9, more than the 8"]),
+        ({"hidden_size": 32.5}, ["hidden_size is 32.5"]),
+        ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'", "silu"]),
+        ({"sliding_window": 0}, ["sliding_window is 0"]),
+        ({"rope_theta": -5}, ["rope_theta is -5"]),
+        ({"rms_norm_eps": "tiny"}, ["rms_norm_eps is 'tiny'"]),
+        ({"num_attention_heads": 3}, ["no multiple of"]),
+        ({"head_dim": 7}, ["head_dim is odd"]),
+        ({"architectures": 5}, ["names architectures 5"]),
+        ({"architectures": "MixtralForCausalLM"}, ["expected a list"]),
+        ({"rope_scaling": 7}, ["transformers cannot use"]),
+    ],
+)
+def test_config_values_that_describe_no_model(change_config, refused, change, words) -> None:
+    change_config(**change)
+    refused(*words)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        [],
+        {},
+        {"dtype": "F32", "shape": [1]},
+        {"dtype": "F32", "shape": None, "data_offsets": [0, 4]},
+        {"dtype": 5, "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": ["a", "b"]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 4]},
+    ],
+)
+def test_a_header_entry_of_any_wrong_kind(model, refused, entry) -> None:
+    write_raw(model / "model.safetensors", json.dumps({"x": entry}).encode())
+    refused(str(model / "model.safetensors"))
+
+
+@pytest.mark.parametrize("header", [b"[]", b"null", b"7", b'"x"', b"[" * 50_000, b"{}", b"\xff{"])
+def test_a_header_that_is_no_table(model, refused, header) -> None:
+    write_raw(model / "model.safetensors", header)
+    refused(str(model))
+
+
+def write_raw(path, header: bytes, body: bytes = bytes(4)) -> None:
+    path.write_bytes(struct.pack("<Q", len(header)) + header + body)
+
+
+def test_weights_that_are_no_numbers_to_multiply_with(model, refused) -> None:
+    tensors = in_memory(model)
+    name = "model.layers.1.block_sparse_moe.experts.3.w1.weight"
+    tensors[name] = tensors[name].to(torch.int32)
+    write_tensors(model / "model.safetensors", tensors)
+    refused(name, "I32", "floating-point")
+
+
+def test_a_scale_that_would_be_left_behind(model, refused) -> None:
+    tensors = in_memory(model)
+    name = "model.layers.1.block_sparse_moe.experts.3.w1.weight_scale"
+    tensors[name] = torch.ones(1)
+    write_tensors(model / "model.safetensors", tensors)
+    refused(name, "does not know")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "lm_head.weight", "model.layers.1.self_attn.q_proj.weight"]
+)
+@pytest.mark.parametrize("method", ["naee", "random"])
+def test_a_tensor_outside_the_blocks_that_is_missing(model, refused, name, method) -> None:
+    tensors = in_memory(model)
+    del tensors[name]
+    write_tensors(model / "model.safetensors", tensors)
+    refused(name, "has no tensor", method=method)
+
+
+def test_a_tensor_in_two_shards(sharded, capsys, tmp_path) -> None:
+    first, second = sorted(sharded.glob("model-*.safetensors"))[:2]
+    tensors = {name: tensor.clone() for name, tensor in load_file(second).items()}
+    name = next(iter(load_file(first)))
+    tensors[name] = load_file(first)[name] * 2
+    write_tensors(second, tensors)
+    out = str(tmp_path / "out")
+    assert main(["prune", str(sharded), "--method", "random", "--keep", "4", "-o", out]) == 2
+    assert f"{name} is in {first.name} and in {second.name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("factor", [1e15, 1e30])
+def test_weights_whose_activations_overflow(model, refused, factor) -> None:
+    tensors = in_memory(model)
+    for name, tensor in tensors.items():
+        if ".experts." in name:
+            tensors[name] = tensor * factor
+    write_tensors(model / "model.safetensors", tensors)
+    refused("activations of layer 0 are not finite")
+
+
+@pytest.mark.parametrize("place", ["model", ".", "model/inside"])
+@pytest.mark.parametrize("command", ["prune", "score", "dump"])
+def test_force_never_touches_the_model_that_is_read(
+    model, tmp_path, capsys, command, place
+) -> None:
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    target, free = str(tmp_path / place), str(tmp_path / "free")
+    arguments = {
+        "prune": ["prune", str(model), "--method", "naee", "--keep", "4", "-o", target],
+        "score": ["score", str(model), "-o", target],
+        "dump": [
+            *("prune", str(model), "--method", "naee", "--keep", "4"),
+            *("-o", free, "--dump", target),
+        ],
+    }[command]
+    assert main([*arguments, "--data", CALIBRATION, "--force"]) == 2
+    assert "one folder or lie in one another" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("dump", ["out", "out/dump", "."])
+def test_dump_and_output_keep_apart(model, tmp_path, capsys, dump) -> None:
+    target = tmp_path / "place"
+    arguments = ["prune", str(model), "--method", "naee", "--keep", "4", "--data", CALIBRATION]
+    places = ["-o", str(target / "out"), "--dump", str(target / dump), "--force"]
+    assert main([*arguments, *places]) == 2
+    assert "one folder or lie in one another" in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]

@@ -51,7 +51,12 @@ def test_manifest_describes_source_output_and_settings(model, tmp_path):
     check_files(out, manifest)
     assert set(manifest.files) == {path.name for path in out.iterdir()} - {"leanmoe.json"}
     assert manifest.source.files["model.safetensors"] == file_digest(model / "model.safetensors")
-    assert manifest.settings == {"keep": 5, "variant": "layerwise", "batch_size": 2}
+    assert manifest.settings == {
+        "keep": 5,
+        "variant": "layerwise",
+        "batch_size": 2,
+        "compute": "float32",
+    }
     assert manifest.calibration == CALIBRATION
     assert manifest.calibration_digest.startswith("sha256:")
     assert {"torch", "transformers", "safetensors"} <= set(manifest.tools)

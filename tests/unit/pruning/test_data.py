@@ -45,6 +45,10 @@ def refused(spec: str, *words: str, checkpoint=None, **more) -> None:
         ("builtin:c:0", ("count '0'", "positive")),
         ("builtin:c:-4", ("count '-4'",)),
         ("builtin:c:many", ("count 'many'",)),
+        ("builtin:c:²", ("count '²'",)),
+        ("builtin:c:--5", ("count '--5'",)),
+        ("builtin:c:" + 5000 * "9", ("is not a positive whole number",)),
+        ("x" * 300, ("not a file",)),
         ("builtin:c:4,builtin:c:2", ("twice",)),
         ("text.txt:4:5", ("too many ':'",)),
         ("absent.txt", ("absent.txt", "not a file")),
@@ -98,6 +102,13 @@ def test_ids_of_a_wrong_shape_or_kind(tmp_path, ids):
     refused(str(path), "expected")
 
 
+def test_two_tensors_of_one_file_are_two_sources(tmp_path):
+    path = tmp_path / "ids.safetensors"
+    write_tensors(path, {"a": torch.tensor([[1, 2]]), "b": torch.tensor([[3, 4, 5]])})
+    data = load_data(f"{path}:a,{path}:b", open_checkpoint(CHECKPOINT), "calibration")
+    assert [source.name for source in data.sources] == [f"{path}:a", f"{path}:b"]
+
+
 def test_an_absent_tensor_lists_the_present(tmp_path):
     path = tmp_path / "ids.safetensors"
     write_tensors(path, {"here": torch.tensor([[1, 2]])})
@@ -134,6 +145,8 @@ def test_too_little_text(with_tokenizer, tmp_path):
         ("{", ("line 2", "is not JSON")),
         ('{"body": 1}', ("line 2", '"text"', '"messages"')),
         ("[1]", ("line 2", '"text"')),
+        ("[" * 50_000, ("line 2", "is not JSON")),
+        ('{"text": "abcd\\ud800"}', ("no Unicode character",)),
         ('{"messages": [{"role": "user", "content": "hi"}]}', ("chat",)),
     ],
 )

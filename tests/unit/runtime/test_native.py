@@ -15,6 +15,30 @@ def test_it_is_built_once_and_nothing_else_is_left(tmp_path, monkeypatch):
     assert [*(tmp_path / "leanmoe").iterdir()] == [built]
 
 
+def test_what_others_could_have_written_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.__wrapped__()
+    [built] = (tmp_path / "leanmoe").iterdir()
+    built.write_bytes(b"not a library")
+    built.chmod(0o777)
+    assert native.library.__wrapped__().leanmoe_plan
+
+
+def test_without_a_home_it_is_built_for_the_process(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(native.Path, "home", no_home)
+    assert native.library.__wrapped__().leanmoe_plan
+
+
+def test_a_compiler_may_be_a_command_with_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "env cc")
+    assert native.library.__wrapped__().leanmoe_plan
+
+
 def test_without_a_compiler_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")

@@ -76,8 +76,8 @@ def test_requests_without_sampling_parameters_use_the_engine_s_level():
 def test_the_table_fills_the_rows_of_every_layer_or_of_none():
     state = state_of()
     assert [float(state.layers[layer].betas[41]) for layer in (0, 1)] == pytest.approx([0.4, 0.3])
-    with pytest.raises(LevelError, match="3 layers and the worker holds 2"):
-        state.set_levels(LevelTable(key="other", betas={10: dict.fromkeys(range(3), 0.5)}))
+    with pytest.raises(LevelError, match="none for layer 1 of the 2 MoE layers"):
+        state.set_levels(LevelTable(key="other", betas={10: {0: 0.5}}))
     with pytest.raises(LevelError, match="101 hundredths"):
         state.set_levels(LevelTable(key="other", betas={101: dict.fromkeys(range(2), 0.5)}))
     assert state.request_key == KEY

@@ -1,8 +1,9 @@
 """A policy applies to every layer or to none; layer numbers come from names."""
 
 import pytest
+import torch
 
-from leanmoe.errors import LevelError
+from leanmoe.errors import LevelError, RuntimeSeamError
 from leanmoe.messages import PolicyUpdate
 from leanmoe_runtime.runner import layer_index
 from leanmoe_runtime.state import LayerState, SkipState
@@ -27,12 +28,35 @@ def test_a_policy_sets_host_and_device_betas():
     assert (state.level, state.version) == (0.5, 7)
 
 
-@pytest.mark.parametrize("betas", [{"l1": 0.5}, {"l1": 0.5, "l3": 0.5, "l4": 0.5}])
-def test_a_policy_for_other_layers_changes_nothing(betas):
+@pytest.mark.parametrize("betas", [{"l1": 0.5}, {"l1": 0.5, "l2": 0.5}, {}])
+def test_a_policy_that_leaves_a_layer_out_changes_nothing(betas):
     state = state_of(1, 3)
     with pytest.raises(LevelError, match="measure the curve"):
         state.apply(update(**betas))
     assert state.version == 0 and all(layer.beta == 0.0 for layer in state.layers.values())
+
+
+def test_a_stage_of_a_pipeline_takes_the_betas_of_its_own_layers():
+    state = state_of(2, 3)
+    state.apply(update(l0=0.1, l1=0.2, l2=0.3, l3=0.4))
+    assert {n: layer.beta for n, layer in state.layers.items()} == {2: 0.3, 3: 0.4}
+
+
+def test_two_layers_of_one_number_are_refused():
+    with pytest.raises(RuntimeSeamError, match=r"number 3.*draft model"):
+        state_of(3, 3)
+
+
+def test_thresholds_are_float32_whatever_dtype_a_model_is_built_in():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        state = state_of(0)
+    finally:
+        torch.set_default_dtype(before)
+    state.apply(update(l0=0.123456))
+    assert state.layers[0].betas.dtype == state.layers[0].beta_tensor.dtype == torch.float32
+    assert float(state.layers[0].betas[0]) == pytest.approx(0.123456, rel=1e-6)
 
 
 def test_a_beta_above_one_is_clamped_so_that_the_largest_survives():

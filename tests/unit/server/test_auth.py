@@ -19,6 +19,9 @@ USER, ADMIN, WRONG = "Bearer s3cret-user", "Bearer s3cret-admin", "Bearer wrong"
         (None, None, AWAY, {}, 403),
         (None, None, HERE, {"origin": "http://evil.example"}, 403),
         (None, None, HERE, {"origin": "null"}, 403),
+        (None, None, HERE, {"origin": "http://["}, 403),
+        (None, None, "::ffff:127.0.0.1", {}, 200),
+        (None, None, "::ffff:10.1.2.3", {}, 403),
         (None, None, HERE, {"origin": "http://localhost:3000"}, 200),
         # Users have keys, nobody is an administrator.
         ("s3cret-user", None, HERE, {}, 401),
@@ -61,6 +64,16 @@ async def test_changing_the_level(build_app, user_key, admin_key, host, headers,
     assert answer.status_code == status, answer.text
     assert app.service.control.current.level == (1.0 if status == 200 else 0.0)
     assert "s3cret-admin" not in answer.text and "s3cret-user" not in answer.text
+
+
+async def test_a_key_is_compared_as_the_bytes_that_were_sent(build_app) -> None:
+    app = build_app(admin_key="clé")
+    await app.service.control.start()
+    for sent, status in (("clé".encode(), 200), ("clé".encode("latin-1"), 401), (b"cl", 401)):
+        async with app.client() as client:
+            headers = [(b"x-leanmoe-admin-key", sent)]
+            answer = await client.put(PATH, json={"level": 1}, headers=headers)
+        assert answer.status_code == status, sent
 
 
 async def test_reading_is_for_users_and_the_admin_key_is_not_a_user_key(build_app) -> None:

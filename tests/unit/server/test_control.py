@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
 
+from leanmoe.families import MoEShape
 from leanmoe_server.fake_engine import FakeEngine
 from leanmoe_server.settings import SkipModel, Wish
 
@@ -50,6 +52,42 @@ async def test_an_unwrapped_layer_on_any_worker_keeps_the_server_unready(
         change = await client.put(PATH, json={"level": 0})
         assert change.status_code == 503
         assert (await client.get("/ready")).status_code == 503
+
+
+async def test_a_layer_that_never_ran_keeps_the_server_unready(build_app) -> None:
+    engine = FakeEngine()
+    engine.workers[0].bypassed = frozenset({3})
+    app = build_app(engine)
+    await app.service.control.start()
+    [reason] = app.service.readiness.reasons
+    assert "layer 3" in reason and "never ran" in reason
+
+
+async def test_two_layers_of_one_number_keep_the_server_unready(build_app) -> None:
+    app = build_app(FakeEngine(layers=[0, 1, 2, 3, 3]))
+    await app.service.control.start()
+    [reason] = app.service.readiness.reasons
+    assert "one number" in reason
+
+
+async def test_a_model_loaded_with_other_experts_keeps_the_server_unready(
+    build_app, skip_model
+) -> None:
+    said = MoEShape(4, (0, 1, 2, 3), 6, 2, 32, 32, True)
+    app = build_app(model=replace(skip_model, shape=said))
+    await app.service.control.start()
+    assert len(app.service.readiness.reasons) == 4
+    assert "experts 8, the model's config 6" in app.service.readiness.reasons[0]
+
+
+async def test_a_dead_engine_is_not_ready(build_app) -> None:
+    app = build_app()
+    await app.service.control.start()
+    app.engine.died = True
+    async with app.client() as client:
+        ready = await client.get("/ready")
+        assert ready.status_code == 503 and "dead" in ready.json()["reasons"][0]
+        assert (await client.get("/v1/models")).status_code == 503
 
 
 async def test_a_missing_layer_or_no_worker_keeps_the_server_unready(build_app) -> None:

@@ -122,6 +122,13 @@ def test_no_model_and_a_dense_one(tmp_path: Path) -> None:
         (["--data_parallel_size=2"], "cannot take --data-parallel-size above 1"),
         (["--api-server-count", "2"], "cannot take --api-server-count above 1"),
         (["--headless"], "cannot take --headless"),
+        (["--kv-offloading-size", "1"], "cannot take --kv-offloading-size"),
+        (
+            ["--kv-transfer-config", '{"kv_connector": "x", "kv_role": "kv_both"}'],
+            "cannot take --kv-transfer-config",
+        ),
+        (["--hf-overrides", '{"num_local_experts": 2}'], "cannot take --hf-overrides"),
+        (["--hf-config-path", "elsewhere"], "cannot take --hf-config-path"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["--max-model-len", "many"], "--max-model-len"),
         (["--enable-auto-tool-choice"], "requires --tool-call-parser"),
@@ -150,6 +157,15 @@ def test_our_parts_are_added_to_what_the_user_gave() -> None:
     assert args.middleware == [middleware, "leanmoe_server.gate.Gate"]
     assert args.shutdown_timeout == 7
     assert args.leanmoe.has_user_keys and args.leanmoe.every_worker_holds_all_layers
+
+
+def test_a_second_model_is_refused() -> None:
+    from leanmoe_server.settings import SkipModel, Wish
+    from leanmoe_server.vllm_engine import serve
+
+    settings = ServeSettings(SkipModel((0,), None), Wish())
+    with pytest.raises(InputError, match="two models, m and elsewhere"):
+        serve("m", ["--model", "m", "--model", "elsewhere"], settings)
 
 
 def test_one_key_for_users_and_administrator() -> None:

@@ -1,0 +1,123 @@
+"""An output never costs anything that was not ours to replace."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leanmoe.errors import InputError, LeanMoEError, OutputError
+from leanmoe.provenance import atomic_directory, check_output, parse_json
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "models" / "model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("place", [".", "..", "inside", "../../models/model", "inside/deeper"])
+def test_an_output_on_around_or_in_an_input_is_refused_even_by_force(model, place) -> None:
+    with pytest.raises(InputError, match="one folder or lie in one another"):
+        check_output(model / place, force=True, inputs=[model])
+    assert (model / "config.json").exists()
+
+
+def test_an_input_under_another_name_is_seen_through(model, tmp_path) -> None:
+    (tmp_path / "link").symlink_to(model.parent)
+    with pytest.raises(InputError, match="one folder"):
+        check_output(tmp_path / "link" / "model", force=True, inputs=[model])
+
+
+@pytest.mark.parametrize("holds", ["thesis.txt", "config.json/x", "thesis/config.json"])
+def test_force_replaces_no_folder_of_somebody_else(tmp_path, holds: str) -> None:
+    target = tmp_path / "out"
+    (target / holds).parent.mkdir(parents=True)
+    (target / holds).write_text("mine")
+    with pytest.raises(InputError, match="is not a folder that LeanMoE wrote"):
+        check_output(target, force=True)
+    assert (target / holds).read_text() == "mine"
+
+
+def test_force_replaces_no_file(tmp_path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="is not a folder that LeanMoE wrote"):
+        check_output(tmp_path / "out", force=True)
+
+
+def test_what_comes_to_lie_there_meanwhile_stays(tmp_path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(InputError, match="exists already"), atomic_directory(target):
+        target.mkdir()
+        (target / "precious").write_text("mine")
+    assert (target / "precious").read_text() == "mine"
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("file/out", "is a file"),
+        ("link", "is a symbolic link"),
+        ("x" * 300, "could not write"),
+    ],
+)
+def test_places_where_nothing_can_be_made(tmp_path, place: str, words: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(LeanMoEError, match=words), atomic_directory(tmp_path / place):
+        raise AssertionError("never entered")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_mount_point_is_refused_before_the_work() -> None:
+    with pytest.raises(InputError, match="is a mount point"):
+        check_output(Path("/dev/shm") if os.path.ismount("/dev/shm") else Path("/proc"))
+
+
+def test_a_place_that_takes_no_folder_is_an_output_error() -> None:
+    with pytest.raises(OutputError, match="could not write"), atomic_directory(Path("/proc/out")):
+        raise AssertionError("never entered")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", b"\xff", ""])
+def test_json_from_outside_fails_in_one_way(text) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text)
+
+
+def test_a_result_that_cannot_be_printed_is_one_sentence() -> None:
+    code = "from leanmoe.cli import main; raise SystemExit(main(['known']))"
+    setup = (
+        "import leanmoe.cli as cli, sys, types\n"
+        "from leanmoe.command import Command\n"
+        "module = types.ModuleType('known'); sys.modules['known'] = module\n"
+        "module.COMMAND = Command('known', 'h', 'e', lambda p: None, lambda a: {'x': 1}, str)\n"
+        "cli.COMMANDS['known'] = ('known', 'h')\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", setup + code], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("leanmoe known: the result could not be printed: No space left")
+
+
+def test_what_nobody_foresaw_is_one_line_that_says_how_to_report_it(monkeypatch, capsys) -> None:
+    from leanmoe import command
+
+    def run(args):
+        return json.loads("{}")["absent"]
+
+    broken = command.Command("broken", "h", "e", lambda parser: None, run)
+    assert command.run_command(broken, []) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "unexpected KeyError" in said and "--verbose" in said
+    with pytest.raises(KeyError):
+        command.run_command(broken, ["--verbose"])
