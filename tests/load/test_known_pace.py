@@ -8,8 +8,10 @@ import sys
 from itertools import pairwise
 
 import numpy as np
+import psutil
 import pytest
 
+from tests.integration.live_server import wait_for
 from tests.load.known_server import KnownServer, Pace, known_server
 
 # What a busy machine may add between the server's clock reading and the client's, by percentile;
@@ -121,3 +123,23 @@ def test_bad_arguments_are_refused(arguments: list[str], words: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+def test_a_stopped_load_leaves_no_generator_behind() -> None:
+    with known_server(Pace()) as server:
+        command = [sys.executable, "-m", "leanmoe.cli", "loadtest", server.url, "--duration", "600"]
+        load = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: server.served, bool, seconds=60)
+        family = psutil.Process(load.pid).children(recursive=True)
+        assert server.served and family
+        load.terminate()
+        _, said = load.communicate(timeout=60)
+    assert load.returncode == 130 and "interrupted" in said
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+@pytest.mark.parametrize("url", ["http://[", "ftp://host", "host:8000", "http://"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    done = run(url)
+    assert done.returncode == 2 and "expected http://host:port" in done.stderr

@@ -80,7 +80,7 @@ def test_weight_bytes_are_the_checkpoint_s(ours_eager, tiny_model):
 
 def test_a_policy_for_the_wrong_layers_changes_nothing(ours_eager):
     ours_eager.set_betas(betas(0.0))
-    with pytest.raises(Exception, match="betas for 3 layers and the worker holds 4"):
+    with pytest.raises(Exception, match="betas for 3 layers and none for layer 3 of the 4"):
         ours_eager.set_betas(dict.fromkeys(range(3), 0.5))
     assert ours_eager.snapshot().level == 0.0
 
