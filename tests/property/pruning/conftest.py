@@ -1,14 +1,5 @@
-"""Small tensors only: one thread is fastest."""
+"""One thread for all of this folder."""
 
-from __future__ import annotations
+from tests.one_thread import one_thread
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]

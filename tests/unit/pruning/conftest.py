@@ -7,19 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from leanmoe_pruning.shards import TensorInfo, write_index, write_shard
 from tests.golden.naee_data import CHECKPOINT
+from tests.one_thread import one_thread
 
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]
 
 
 @pytest.fixture
