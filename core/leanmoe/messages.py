@@ -28,7 +28,8 @@ class LayerReport(_Message):
     """One MoE layer as a worker found it after loading.
 
     ``ran`` is whether its skip seam was ever reached: a graph compiled without the plugin, or
-    a path around it, would leave it ``False`` after a warm-up.
+    a path around it, would leave it ``False`` after a warm-up. ``condensed`` layers always
+    compute all their experts and never skip.
     """
 
     layer: int
@@ -36,6 +37,7 @@ class LayerReport(_Message):
     wrapped: bool
     ran: bool
     modular: bool
+    condensed: bool = False
     n_routed_experts: int
     top_k: int
     renormalize: bool
@@ -60,12 +62,38 @@ class HandshakeReport(_Message):
         return [f"layer {r.layer} ({r.name}): {r.problem}" for r in self.layers if r.problem]
 
 
+class Phases(StrEnum):
+    """Which tokens may skip at all."""
+
+    ALL = "all"  # as published
+    DECODE = "decode"  # prompt tokens keep all their experts
+
+
+class UnionMode(StrEnum):
+    """What becomes of an assignment whose expert the union budget leaves out."""
+
+    VANISH = "vanish"
+    REDIRECT = "redirect"  # to the best-scored expert that is read anyway
+
+
+class UnionBudget(_Message):
+    """At most ``experts`` distinct experts per step and layer, as far as mandatory ones allow.
+
+    Mandatory are every token's top expert and all experts of tokens that opted out.
+    """
+
+    experts: int = Field(gt=0)
+    mode: UnionMode = UnionMode.VANISH
+
+
 class PolicyUpdate(_Message):
     """New betas for every MoE layer; layer -> beta in [0, 1], 0 is exact."""
 
     level: float = Field(ge=0.0, le=1.0)
     betas: dict[int, float]
     version: int = Field(ge=0)
+    phases: Phases = Phases.ALL
+    union: UnionBudget | None = None
 
 
 class LevelTable(_Message):
@@ -82,12 +110,24 @@ class LevelTable(_Message):
 
 
 class LayerCounts(_Message):
-    """What one layer really ran since the worker started."""
+    """What one layer really ran since the worker started.
+
+    ``skipped`` assignments were not computed; ``substituted`` ones (union budget only) were
+    computed by another expert that was read anyway. ``distinct_experts`` is a sum over
+    ``steps`` of the experts whose weights were read. ``dropped_mass`` is the gate weight of
+    skipped assignments, each token's whole weight being 1. ``nonfinite`` tokens had router
+    weights that are no numbers, and kept everything.
+    """
 
     layer: int
     tokens: int
     routed: int
     skipped: int
+    substituted: int = 0
+    steps: int = 0
+    distinct_experts: int = 0
+    dropped_mass: float = 0.0
+    nonfinite: int = 0
 
 
 class SkipSnapshot(_Message):
