@@ -15,6 +15,7 @@ EXACT = 0.0
 TOP1_ONLY = 1.0
 # A request's own level is rounded down to this step, so that workers hold a table of them.
 HUNDREDTHS = 100
+_DETERMINISTIC = 128
 
 
 def check_level(level: float, where: str = "skip level") -> float:
@@ -31,6 +32,17 @@ def check_level(level: float, where: str = "skip level") -> float:
 def hundredths_of(level: float) -> int:
     """``level`` in whole hundredths, rounded down: never more is skipped than was asked for."""
     return int(level * HUNDREDTHS + 1e-9)
+
+
+def request_code(hundredths: int, deterministic: bool) -> int:
+    """What a request tells the workers, as one number."""
+    return hundredths + _DETERMINISTIC * deterministic
+
+
+def decode_request(code: int) -> tuple[int, bool]:
+    """(Hundredths of a level within [0, 100], whether no batch mate may change the answer)."""
+    deterministic, hundredths = divmod(min(max(code, 0), 2 * _DETERMINISTIC - 1), _DETERMINISTIC)
+    return min(hundredths, HUNDREDTHS), bool(deterministic)
 
 
 def resolve_betas(

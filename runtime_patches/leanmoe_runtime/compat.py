@@ -8,8 +8,9 @@ sentence that names it. A plugin that silently does nothing is the worst outcome
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 from leanmoe.errors import RuntimeSeamError
@@ -18,15 +19,18 @@ SUPPORTED = "0.32"
 
 try:
     from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight
+    from vllm.config import get_current_vllm_config
     from vllm.forward_context import get_forward_context
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
     from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+    from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
     from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
         MoEPrepareAndFinalizeNoDPEPModular,
     )
     from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
     from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+    from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
     from vllm.platforms import current_platform
     from vllm.utils.torch_utils import direct_register_custom_op
@@ -41,6 +45,8 @@ __all__ = [
     "SUPPORTED",
     "BaseRouter",
     "CPUUnquantizedExperts",
+    "FusedMoEFactory",
+    "GateLinear",
     "MoEPrepareAndFinalizeNoDPEPModular",
     "MoERunner",
     "PluggableLayer",
@@ -52,6 +58,8 @@ __all__ = [
     "cpu_prepack_moe_weight",
     "current_platform",
     "direct_register_custom_op",
+    "factory_holders",
+    "get_current_vllm_config",
     "get_forward_context",
     "model_runner_class",
     "op_registry_oot",
@@ -73,6 +81,8 @@ _SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
         MoERunner.__init__,
         ("self", "layer_name", "moe_config", "router", "routed_experts"),
     ),
+    (GateLinear.__init__, ("self", "input_size", "output_size")),
+    (FusedMoEFactory, ("num_experts", "top_k", "hidden_size", "intermediate_size")),
     (direct_register_custom_op, ("op_name", "op_func", "mutates_args", "fake_impl", "target_lib")),
     (
         cpu_fused_moe,
@@ -125,6 +135,27 @@ def model_runner_class() -> Any:
     return GPUModelRunner
 
 
+def factory_holders(modules: Mapping[str, ModuleType]) -> list[Any]:
+    """The loaded modules in which vLLM's factory of MoE layers is looked up by name."""
+    stock: Any = FusedMoEFactory
+    return [
+        module
+        for name, module in list(modules.items())
+        if name.startswith("vllm.") and vars(module).get("FusedMoEFactory") is stock
+    ]
+
+
+def _check_factory() -> None:
+    taken = inspect.signature(FusedMoEFactory).parameters
+    needed = ("prefix", "enable_eplb", "use_grouped_topk", "num_expert_group", "topk_group")
+    absent = [name for name in (*needed, "e_score_correction_bias", "gate") if name not in taken]
+    if absent:
+        raise RuntimeSeamError(
+            f"vLLM's FusedMoEFactory takes no {absent[0]!r}: the seam moved, install vLLM "
+            f"{SUPPORTED}.x"
+        )
+
+
 def check_seams() -> None:
     """Raise ``RuntimeSeamError`` naming the first symbol that is not as expected."""
     _check_version()
@@ -134,7 +165,8 @@ def check_seams() -> None:
         raise RuntimeSeamError(
             f"vLLM's RoutingMethodType has no Unspecified: install vLLM {SUPPORTED}.x"
         )
-    for cls in (MoERunner, RoutedExperts):
+    _check_factory()
+    for cls in (MoERunner, RoutedExperts, GateLinear):
         if not issubclass(cls, PluggableLayer):
             raise RuntimeSeamError(
                 f"vLLM's {cls.__name__} is no PluggableLayer: install vLLM {SUPPORTED}.x"

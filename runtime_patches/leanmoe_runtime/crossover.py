@@ -18,6 +18,7 @@ import torch
 
 from leanmoe_runtime.compat import cpu_fused_moe, cpu_prepack_moe_weight
 from leanmoe_runtime.drop import Kernel, Planner, run
+from leanmoe_runtime.state import LayerState
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
 
@@ -48,11 +49,13 @@ def _ways(
     weights_TK[: (rows + 1) // 2, -1] = 0.1 / top_k
     x_TD = torch.randn(rows, hidden).to(torch.bfloat16)
     weights, ids_TK = torch.from_numpy(weights_TK), torch.from_numpy(ids)
-    planner, betas = Planner(), torch.tensor([0.5])
+    planner = Planner()
+    layer = LayerState(layer=0, top_k=top_k, renormalize=True, n_experts=experts)
+    layer.set_beta(0.5)
 
     def dropping(redirect_max_rows: int) -> torch.Tensor:
-        plan = planner.plan(weights, ids_TK, betas, True, redirect_max_rows)
-        return run(kernel, x_TD, plan)
+        plan = planner.plan(weights, ids_TK, layer, redirect_max_rows=redirect_max_rows)
+        return kernel(x_TD, weights, ids_TK) if plan is None else run(kernel, x_TD, plan)
 
     return {
         "full": lambda: kernel(x_TD, weights, ids_TK),

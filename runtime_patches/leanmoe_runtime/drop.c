@@ -1,24 +1,58 @@
-// The CPU's share of skipping that runs at every step: the skip rule of rule.py, the forms of
-// drop.py, and the sum of gathered outputs. Between two kernels that stream weights through
-// the caches, the same in Python costs more than skipping saves in a small model.
+// The CPU's share of skipping that runs at every step: the skip rule of rule.py, the budget on
+// distinct experts, the forms of drop.py, the counters, and the sum of gathered outputs. Between
+// two kernels that stream weights through the caches, the same in Python costs more than skipping
+// saves in a small model.
+#include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { ALL_KEPT = 0, EVEN = 1, REDIRECT = 2, COMPACT = 3 };
+enum { ROW_MASK = 255, MANDATORY = 256 };
 
-// Where a plan is written; each with room for every pair of a step.
-struct plan {
-    uint8_t *keep;    // [T, K]
-    float *weights;   // [N]
-    int32_t *ids;     // [N]
-    int64_t *rows;    // [N], COMPACT only: the token of each pair, rising
+// What one layer ran since the start (counters.py).
+struct counts {
+    int64_t tokens, skipped, substituted, steps, distinct, nonfinite;
+    double dropped_mass;
 };
 
-// Largest weight of a row; a NaN in the first place stays there, so one expert always wins.
+// Where a plan is written; each with room for every pair of a step, the last three for every
+// expert.
+struct plan {
+    uint8_t *keep;      // [T, K]
+    float *weights;     // [N]
+    int32_t *ids;       // [N]
+    int64_t *rows;      // [N], COMPACT only: the token of each pair, rising
+    float *changed_weights;  // [T, K] and
+    int32_t *changed_ids;    // [T, K]: the assignments once the budget has moved some
+    uint8_t *loaded;    // [E]: the experts whose weights the step reads
+    float *mass;        // [E]
+    uint8_t *taken;     // [E]: the experts one token has
+};
+
+// One layer's step: T tokens with K weights and ids each, of E experts.
+struct step {
+    const float *weights;  // [T, K]
+    const int32_t *ids;    // [T, K]
+    const int32_t *rows;   // [T] or NULL: the row of betas each token uses, MANDATORY added
+    const float *logits;   // [T, E] or NULL; given, the budget moves assignments (redirect)
+    const float *betas;
+    struct counts *counts;
+    int64_t t, k, e;
+    int64_t renormalize, redirect_max_rows, budget;
+};
+
+// Largest weight of a row.
 static int64_t top_of(const float *weights, int64_t k) {
     int64_t top = 0;
     for (int64_t j = 1; j < k; j++)
         if (weights[j] > weights[top]) top = j;
     return top;
+}
+
+static float total_of(const float *weights, int64_t k) {
+    float total = 0.0f;
+    for (int64_t j = 0; j < k; j++) total += weights[j];
+    return total;
 }
 
 // Keep weight j of a row when it reaches beta times the largest; returns how many stay.
@@ -34,47 +68,171 @@ static int64_t keep_row(const float *weights, int64_t k, float beta, uint8_t *ke
 }
 
 // What kept weights are multiplied by: where the router renormalises, the row's sum stays.
-static float scale_of(const float *weights, const uint8_t *keep, int64_t k, int renormalize) {
-    float total = 0.0f, kept = 0.0f;
-    for (int64_t j = 0; j < k; j++) {
-        total += weights[j];
-        kept += keep[j] ? weights[j] : 0.0f;
-    }
+static float scale_of(float total, const float *weights, const uint8_t *keep, int64_t k,
+                      int64_t renormalize) {
+    float kept = 0.0f;
+    for (int64_t j = 0; j < k; j++) kept += keep[j] ? weights[j] : 0.0f;
     return renormalize ? total / kept : 1.0f;
 }
 
-static void write_pairs(const struct plan *plan, const float *weights, const int32_t *ids,
-                        int64_t t, int64_t k, int renormalize, int form) {
+static int32_t row_of(const struct step *s, int64_t i) { return s->rows ? s->rows[i] : 0; }
+
+static float beta_of(const struct step *s, int64_t i) { return s->betas[row_of(s, i) & ROW_MASK]; }
+
+// A token whose weights are no numbers keeps everything: nothing can be said about its experts.
+static void apply_rule(const struct plan *plan, const struct step *s) {
+    for (int64_t i = 0; i < s->t; i++) {
+        const float *weights = s->weights + i * s->k;
+        uint8_t *keep = plan->keep + i * s->k;
+        if (isfinite(total_of(weights, s->k))) {
+            keep_row(weights, s->k, beta_of(s, i), keep);
+        } else {
+            memset(keep, 1, s->k);
+            s->counts->nonfinite++;
+        }
+    }
+}
+
+static int is_bound(const struct step *s, int64_t i) {
+    return row_of(s, i) & MANDATORY || !isfinite(total_of(s->weights + i * s->k, s->k));
+}
+
+// Experts that the budget may not leave out: every token's top one, all of those opted out.
+static int64_t load_mandatory(const struct plan *plan, const struct step *s) {
+    int64_t loaded = 0;
+    memset(plan->loaded, 0, s->e);
+    for (int64_t i = 0; i < s->t; i++) {
+        const int64_t start = i * s->k, top = top_of(s->weights + start, s->k);
+        const int bound = is_bound(s, i);
+        for (int64_t j = 0; j < s->k; j++)
+            if (plan->keep[start + j] && (bound || j == top)) {
+                loaded += !plan->loaded[s->ids[start + j]];
+                plan->loaded[s->ids[start + j]] = 1;
+            }
+    }
+    return loaded;
+}
+
+// Fill the budget with the experts that carry most of the remaining gate weight.
+static void load_heaviest(const struct plan *plan, const struct step *s, int64_t loaded) {
+    memset(plan->mass, 0, s->e * sizeof *plan->mass);
+    for (int64_t n = 0; n < s->t * s->k; n++)
+        if (plan->keep[n]) plan->mass[s->ids[n]] += s->weights[n];
+    for (; loaded < s->budget; loaded++) {
+        int64_t best = -1;
+        for (int64_t e = 0; e < s->e; e++)
+            if (!plan->loaded[e] && plan->mass[e] > (best < 0 ? 0.0f : plan->mass[best])) best = e;
+        if (best < 0) return;
+        plan->loaded[best] = 1;
+    }
+}
+
+// The best-scored loaded expert that a token does not have yet, or -1.
+static int64_t substitute(const struct plan *plan, const struct step *s, const float *logits) {
+    int64_t best = -1;
+    for (int64_t e = 0; e < s->e; e++)
+        if (plan->loaded[e] && !plan->taken[e] && (best < 0 || logits[e] > logits[best])) best = e;
+    return best;
+}
+
+// Move the assignments that lost their expert to loaded ones, at the weight the router gives
+// those, as long as the skip rule would keep it; what finds none vanishes.
+static void move_row(const struct plan *plan, const struct step *s, int64_t i) {
+    const int64_t start = i * s->k, top = start + top_of(s->weights + start, s->k);
+    const float *logits = s->logits + i * s->e, beta = beta_of(s, i);
+    memset(plan->taken, 0, s->e);
+    for (int64_t n = start; n < start + s->k; n++)
+        if (plan->keep[n] && plan->loaded[s->ids[n]]) plan->taken[s->ids[n]] = 1;
+    for (int64_t n = start; n < start + s->k; n++) {
+        if (!plan->keep[n] || plan->loaded[s->ids[n]]) continue;
+        const int64_t expert = substitute(plan, s, logits);
+        const float ratio = expert < 0 ? 0.0f : expf(logits[expert] - logits[s->ids[top]]);
+        plan->keep[n] = expert >= 0 && ratio > 0.0f && ratio >= beta;
+        if (!plan->keep[n]) continue;
+        plan->taken[expert] = 1;
+        plan->changed_ids[n] = (int32_t)expert;
+        plan->changed_weights[n] = ratio * s->weights[top];
+        s->counts->substituted++;
+    }
+}
+
+static int64_t apply_budget(const struct plan *plan, const struct step *s) {
+    const int64_t pairs = s->t * s->k, before = s->counts->substituted;
+    load_heaviest(plan, s, load_mandatory(plan, s));
+    memcpy(plan->changed_weights, s->weights, pairs * sizeof *s->weights);
+    memcpy(plan->changed_ids, s->ids, pairs * sizeof *s->ids);
+    for (int64_t i = 0; i < s->t; i++) {
+        if (is_bound(s, i)) continue;
+        if (s->logits) {
+            move_row(plan, s, i);
+            continue;
+        }
+        for (int64_t n = i * s->k; n < (i + 1) * s->k; n++)
+            plan->keep[n] = plan->keep[n] && plan->loaded[s->ids[n]];
+    }
+    return s->counts->substituted - before;
+}
+
+static void count(const struct plan *plan, const struct step *s, const int32_t *ids, int64_t kept) {
+    struct counts *counts = s->counts;
+    counts->tokens += s->t;
+    counts->skipped += s->t * s->k - kept;
+    counts->steps++;
+    memset(plan->taken, 0, s->e);
+    for (int64_t n = 0; n < s->t * s->k; n++) plan->taken[ids[n]] |= plan->keep[n];
+    for (int64_t e = 0; e < s->e; e++) counts->distinct += plan->taken[e];
+    if (kept == s->t * s->k) return;
+    for (int64_t i = 0; i < s->t; i++) {
+        const float *weights = s->weights + i * s->k;
+        const float total = total_of(weights, s->k);
+        float dropped = 0.0f;
+        for (int64_t j = 0; j < s->k; j++) dropped += plan->keep[i * s->k + j] ? 0.0f : weights[j];
+        if (dropped > 0.0f) counts->dropped_mass += dropped / total;
+    }
+}
+
+static void write_pairs(const struct plan *plan, const struct step *s, const float *weights,
+                        const int32_t *ids, int form) {
     int64_t n = 0;
-    for (int64_t i = 0; i < t; i++, weights += k, ids += k) {
-        const uint8_t *keep = plan->keep + i * k;
-        const float scale = scale_of(weights, keep, k, renormalize);
-        const int32_t top_id = ids[top_of(weights, k)];
-        for (int64_t j = 0; j < k; j++) {
+    for (int64_t i = 0; i < s->t; i++) {
+        const int64_t start = i * s->k, top = start + top_of(s->weights + start, s->k);
+        const uint8_t *keep = plan->keep + start;
+        const float total = total_of(s->weights + start, s->k);
+        const float scale = scale_of(total, weights + start, keep, s->k, s->renormalize);
+        for (int64_t j = 0; j < s->k; j++) {
             if (!keep[j] && form != REDIRECT) continue;
-            plan->weights[n] = keep[j] ? weights[j] * scale : 0.0f;
-            plan->ids[n] = keep[j] ? ids[j] : top_id;
+            plan->weights[n] = keep[j] ? weights[start + j] * scale : 0.0f;
+            plan->ids[n] = keep[j] ? ids[start + j] : s->ids[top];
             plan->rows[n++] = i;
         }
     }
 }
 
-// Decide a step of T tokens with K weights and ids each. Token i uses betas[rows[i]], or
-// betas[0] where rows is NULL. Returns 4 * (pairs kept) + form.
-int64_t leanmoe_plan(const struct plan *plan, const float *weights, const int32_t *ids, int64_t t,
-                     int64_t k, const float *betas, const int32_t *rows, int renormalize,
-                     int64_t redirect_max_rows) {
-    int64_t kept = 0, fewest = k, most = 0;
-    for (int64_t i = 0; i < t; i++) {
-        const float beta = betas[rows ? rows[i] : 0];
-        const int64_t stay = keep_row(weights + i * k, k, beta, plan->keep + i * k);
-        kept += stay;
-        fewest = stay < fewest ? stay : fewest;
-        most = stay > most ? stay : most;
+static int form_of(const struct plan *plan, const struct step *s, int64_t kept) {
+    for (int64_t i = 0; i < s->t; i++) {
+        int64_t stay = 0;
+        for (int64_t j = 0; j < s->k; j++) stay += plan->keep[i * s->k + j];
+        if (stay * s->t != kept) return s->t <= s->redirect_max_rows ? REDIRECT : COMPACT;
     }
-    if (kept == t * k) return 4 * kept + ALL_KEPT;
-    const int form = fewest == most ? EVEN : t <= redirect_max_rows ? REDIRECT : COMPACT;
-    write_pairs(plan, weights, ids, t, k, renormalize, form);
+    return EVEN;
+}
+
+// Decide and count a step. Returns 4 * (pairs kept) + form.
+int64_t leanmoe_plan(const struct plan *plan, const struct step *s) {
+    const float *weights = s->weights;
+    const int32_t *ids = s->ids;
+    int64_t kept = 0, moved = 0;
+    apply_rule(plan, s);
+    if (s->budget > 0) {
+        moved = apply_budget(plan, s);
+        weights = plan->changed_weights;
+        ids = plan->changed_ids;
+    }
+    for (int64_t n = 0; n < s->t * s->k; n++) kept += plan->keep[n];
+    count(plan, s, ids, kept);
+    if (kept == s->t * s->k && !moved) return 4 * kept + ALL_KEPT;
+    const int form = form_of(plan, s, kept);
+    write_pairs(plan, s, weights, ids, form);
     return 4 * kept + form;
 }
 

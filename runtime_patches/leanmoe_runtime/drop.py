@@ -12,7 +12,7 @@ in this order:
 - *compact*: kept (token, expert) pairs are gathered, run with top-k 1 and summed
   in float32. Fewer rows to compute, which pays where many rows run.
 
-T tokens, K top-k, N kept pairs, D model.
+T tokens, K top-k, E experts, N kept pairs, D model.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 import torch
 
 from leanmoe_runtime.native import library
+from leanmoe_runtime.state import LayerState
 
 # Rows up to which redirecting beats compacting; measured by `leanmoe bench kernel`.
 REDIRECT_MAX_ROWS = 4
 
 _EVEN, _REDIRECT, _COMPACT = 1, 2, 3
-_FEW_PAIRS = 1024
+_FEW_PAIRS, _FEW_EXPERTS = 1024, 128
 _VIEWS_UP_TO_ROWS = 32
 _SUMS = {torch.bfloat16: "leanmoe_sum_bfloat16", torch.float32: "leanmoe_sum_float32"}
 
@@ -37,49 +38,72 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Plan(NamedTuple):
-    """What the kernel is given. Valid until the planner's next plan.
+    """What the kernel is given instead of the router's choice. Valid until the next plan.
 
     ``weights`` and ``ids`` are ``[T, k]``, or ``[N, 1]`` where ``rows_N`` names the token of
-    each pair; both are ``None`` where nothing is skipped.
+    each pair.
     """
 
-    skipped: int
-    weights: torch.Tensor | None = None
-    ids: torch.Tensor | None = None
+    weights: torch.Tensor
+    ids: torch.Tensor
     rows_N: torch.Tensor | None = None
 
 
-class _Pointers(ctypes.Structure):
+class Budget(NamedTuple):
+    """The most distinct experts of a step. With ``logits_TE`` assignments move, else vanish."""
+
+    experts: int
+    logits_TE: torch.Tensor | None = None
+
+
+class _Plan(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in (
+            *("keep", "weights", "ids", "rows", "changed_weights", "changed_ids"),
+            *("loaded", "mass", "taken"),
+        )
+    )
+
+
+class _Step(ctypes.Structure):
     _fields_ = (
-        ("keep", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("ids", ctypes.c_void_p),
-        ("rows", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("weights", "ids", "rows", "logits", "betas")),
+        ("counts", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("t", "k", "e")),
+        *((name, ctypes.c_int64) for name in ("renormalize", "redirect_max_rows", "budget")),
     )
 
 
 class Planner:
-    """Applies the skip rule in memory of its own; one per process serves all layers."""
+    """Decides steps in memory of its own; one per process serves all layers."""
 
     def __init__(self) -> None:
-        pointer, count = ctypes.c_void_p, ctypes.c_int64
         self._decide = library().leanmoe_plan
-        self._decide.argtypes = [
-            *(pointer, pointer, pointer, count, count),
-            *(pointer, pointer, ctypes.c_int, count),
-        ]
-        self._decide.restype = count
-        self._reserve(_FEW_PAIRS)
+        self._decide.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self._decide.restype = ctypes.c_int64
+        self._step = _Step()
+        self._step_address = ctypes.addressof(self._step)
+        self._pairs = self._experts = 0
+        self._reserve(_FEW_PAIRS, _FEW_EXPERTS)
 
-    def _reserve(self, pairs: int) -> None:
-        self._pairs = pairs
-        self._keep = torch.empty(pairs, dtype=torch.uint8)
+    def _reserve(self, pairs: int, experts: int) -> None:
+        self._pairs, self._experts = max(pairs, self._pairs), max(experts, self._experts)
+        pairs, experts = self._pairs, self._experts
         self._weights = torch.empty(pairs, dtype=torch.float32)
         self._ids = torch.empty(pairs, dtype=torch.int32)
         self._rows = torch.empty(pairs, dtype=torch.int64)
-        parts = (self._keep, self._weights, self._ids, self._rows)
-        self._pointers = _Pointers(*(part.data_ptr() for part in parts))
-        self._address = ctypes.addressof(self._pointers)
+        self._parts = (
+            torch.empty(pairs, dtype=torch.uint8),
+            *(self._weights, self._ids, self._rows),
+            torch.empty(pairs, dtype=torch.float32),
+            torch.empty(pairs, dtype=torch.int32),
+            torch.empty(experts, dtype=torch.uint8),
+            torch.empty(experts, dtype=torch.float32),
+            torch.empty(experts, dtype=torch.uint8),
+        )
+        self._memory = _Plan(*(part.data_ptr() for part in self._parts))
+        self._memory_address = ctypes.addressof(self._memory)
         # Views are made once: a handful of tensor operations costs more than the rule.
         self._plans: dict[tuple[int, int, int], Plan] = {}
 
@@ -87,15 +111,15 @@ class Planner:
         self,
         weights_TK: torch.Tensor,
         ids_TK: torch.Tensor,
-        betas: torch.Tensor,
-        renormalize: bool,
-        redirect_max_rows: int = REDIRECT_MAX_ROWS,
+        layer: LayerState,
         token_rows_T: torch.Tensor | None = None,
-    ) -> Plan:
-        """Decide from the router's weights and ids on the host.
+        budget: Budget | None = None,
+        redirect_max_rows: int = REDIRECT_MAX_ROWS,
+    ) -> Plan | None:
+        """Decide a step from the router's weights and ids on the host, and count it.
 
-        ``betas`` is a float32 table, of which token i uses the row ``token_rows_T[i]`` (int32,
-        inside the table), or the first where that is ``None``.
+        Token i uses the row ``token_rows_T[i]`` (int32, flags included) of the layer's betas, or
+        the first where that is ``None``. ``None`` where the router's choice stands.
         """
         rows, top_k = weights_TK.shape
         if token_rows_T is not None and len(token_rows_T) != rows:
@@ -103,48 +127,58 @@ class Planner:
         # As they come from vLLM's CPU router; C code must not trust that.
         weights_TK = weights_TK.to(torch.float32).contiguous()
         ids_TK = ids_TK.to(torch.int32).contiguous()
-        betas = betas.to(torch.float32).contiguous()
-        if rows * top_k > self._pairs:
-            self._reserve(rows * top_k)
-        found = self._decide(
-            self._address,
-            weights_TK.data_ptr(),
-            ids_TK.data_ptr(),
-            rows,
-            top_k,
-            betas.data_ptr(),
-            None if token_rows_T is None else token_rows_T.data_ptr(),
-            renormalize,
-            redirect_max_rows,
-        )
+        if rows * top_k > self._pairs or layer.n_experts > self._experts:
+            self._reserve(rows * top_k, layer.n_experts)
+        step, logits_TE = self._step, None
+        step.weights, step.ids = weights_TK.data_ptr(), ids_TK.data_ptr()
+        step.rows = None if token_rows_T is None else token_rows_T.data_ptr()
+        step.betas, step.counts = layer.betas.data_ptr(), layer.counters_address
+        step.t, step.k, step.e = rows, top_k, layer.n_experts
+        step.renormalize, step.redirect_max_rows = layer.renormalize, redirect_max_rows
+        step.budget, step.logits = 0, None
+        if budget is not None:
+            step.budget, logits_TE = budget.experts, _logits(budget, rows, layer.n_experts)
+            step.logits = None if logits_TE is None else logits_TE.data_ptr()
+        found = self._decide(self._memory_address, self._step_address)
+        if not found % 4:
+            return None
         plan = self._plans.get((rows, top_k, found))
         return self._view(rows, top_k, found) if plan is None else plan
 
     def _view(self, rows: int, top_k: int, found: int) -> Plan:
         kept, form = divmod(found, 4)
-        plan = Plan(rows * top_k - kept)
         if form == _REDIRECT:
-            plan = self._shaped(plan.skipped, (rows, top_k))
+            plan = self._shaped((rows, top_k))
         elif form == _EVEN:
-            plan = self._shaped(plan.skipped, (rows, kept // rows))
-        elif form == _COMPACT:
-            plan = self._shaped(plan.skipped, (kept, 1))._replace(rows_N=self._rows[:kept])
+            plan = self._shaped((rows, kept // rows))
+        else:
+            assert form == _COMPACT
+            plan = self._shaped((kept, 1))._replace(rows_N=self._rows[:kept])
         # More rows leave too many numbers of kept pairs to keep a view of each.
         if rows <= _VIEWS_UP_TO_ROWS:
             self._plans[rows, top_k, found] = plan
         return plan
 
-    def _shaped(self, skipped: int, size: tuple[int, int]) -> Plan:
+    def _shaped(self, size: tuple[int, int]) -> Plan:
         pairs = size[0] * size[1]
-        return Plan(skipped, self._weights[:pairs].view(size), self._ids[:pairs].view(size))
+        return Plan(self._weights[:pairs].view(size), self._ids[:pairs].view(size))
+
+
+def _logits(budget: Budget, rows: int, experts: int) -> torch.Tensor | None:
+    if budget.logits_TE is None:
+        return None
+    if tuple(budget.logits_TE.shape) != (rows, experts):
+        raise ValueError(
+            f"router logits are {list(budget.logits_TE.shape)}, expected {[rows, experts]}"
+        )
+    return budget.logits_TE.to(torch.float32).contiguous()
 
 
 def run(kernel: Kernel, x_TD: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """Output of the kept assignments of a plan that skips, ``[T, D]``.
+    """Output of a plan's assignments, ``[T, D]``.
 
     ``kernel(x, weights, ids)`` is the stock grouped kernel for any number of ids per row.
     """
-    assert plan.weights is not None and plan.ids is not None
     if plan.rows_N is None:
         return kernel(x_TD, plan.weights, plan.ids)
     out_ND = kernel(x_TD.index_select(0, plan.rows_N), plan.weights, plan.ids)

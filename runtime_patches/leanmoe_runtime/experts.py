@@ -9,11 +9,13 @@ and the stock path runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 
+from leanmoe.messages import UnionMode
 from leanmoe_runtime.compat import (
     CPUUnquantizedExperts,
     MoEPrepareAndFinalizeNoDPEPModular,
@@ -22,7 +24,8 @@ from leanmoe_runtime.compat import (
     direct_register_custom_op,
     get_forward_context,
 )
-from leanmoe_runtime.drop import Kernel, Planner, run
+from leanmoe_runtime.drop import Budget, Kernel, Planner, run
+from leanmoe_runtime.layers import LeanGateLinear
 from leanmoe_runtime.state import SKIP_STATE, LayerState
 
 _LIBRARY = torch.library.Library("leanmoe", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -36,6 +39,8 @@ class LeanRoutedExperts(RoutedExperts):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.skip_state: LayerState | None = None
+        self.condensed = False
+        self._logits: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._kernel: Kernel | None = None
         if current_platform.is_cpu():
             _planner()  # what cannot be built must fail here, not at the first change of level
@@ -56,6 +61,24 @@ class LeanRoutedExperts(RoutedExperts):  # type: ignore[misc]
         return super().forward_modular(
             x, topk_weights, topk_ids, shared_experts, shared_experts_input
         )
+
+    def attach(self, state: LayerState, gate: LeanGateLinear | None, condensed: bool) -> None:
+        """Take what the runner knows; without a gate that fits, no assignment can be moved."""
+        plain = self.scoring_func == "softmax" and self.custom_routing_function is None
+        whole = not self.use_grouped_topk or self.num_expert_group in (None, 1)
+        fits = plain and whole and self.e_score_correction_bias is None
+        self.skip_state, self.condensed = state, condensed
+        # The method, not the module: that would become a part of this one, weights and all.
+        self._logits = gate.logits if gate is not None and fits else None
+
+    def budget(self, x: torch.Tensor) -> Budget | None:
+        """The budget on distinct experts in force, with the scores that moving needs."""
+        union = SKIP_STATE.union
+        if union is None:
+            return None
+        if union.mode is UnionMode.VANISH or self._logits is None:
+            return Budget(union.experts)
+        return Budget(union.experts, self._logits(x))
 
     def kernel(self) -> Kernel:
         """The stock grouped kernel as a function of (x, weights, ids); chosen at first use."""
@@ -114,20 +137,10 @@ def _experts(
         return kernel(x, topk_weights, topk_ids)
     state.calls += 1
     # Profile and warm-up runs carry no attention metadata and are not traffic.
-    real = get_forward_context().attn_metadata is not None
-    if real:
-        state.tokens += len(topk_ids)
-    rows_T = SKIP_STATE.token_rows_T if real else None
-    if state.beta <= 0.0 and rows_T is None:
+    if layer.condensed or get_forward_context().attn_metadata is None:
         return kernel(x, topk_weights, topk_ids)
-    plan = _planner().plan(
-        topk_weights, topk_ids, state.betas, state.renormalize, token_rows_T=rows_T
-    )
-    if not plan.skipped:
-        return kernel(x, topk_weights, topk_ids)
-    if real:
-        state.skipped += plan.skipped
-    return run(kernel, x, plan)
+    plan = _planner().plan(topk_weights, topk_ids, state, SKIP_STATE.token_rows_T, layer.budget(x))
+    return kernel(x, topk_weights, topk_ids) if plan is None else run(kernel, x, plan)
 
 
 def _experts_fake(

@@ -11,7 +11,8 @@ from leanmoe import __version__
 from leanmoe.messages import HandshakeReport, LayerReport, SkipMode
 from leanmoe_runtime.compat import vllm_version
 from leanmoe_runtime.experts import LeanRoutedExperts
-from leanmoe_runtime.runner import LeanRunner, layer_index
+from leanmoe_runtime.layers import layer_index
+from leanmoe_runtime.runner import LeanRunner
 
 
 def report(worker: Any) -> HandshakeReport:
@@ -29,16 +30,26 @@ def report(worker: Any) -> HandshakeReport:
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of weights and persistent tensors, shared storages once.
+    """Bytes of weights and of buffers a checkpoint would hold, shared storages once.
 
     vLLM's CPU linears move their weight into a packed copy outside any parameter and
     leave an empty one behind; those count by their shape.
     """
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in (*model.parameters(), *model.buffers())
+        for tensor in (*model.parameters(), *_stored_buffers(model))
     }
     return sum(storages.values()) + sum(map(_packed_bytes, model.modules()))
+
+
+def _stored_buffers(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Tables that are computed, as rotary angles are, are no weights."""
+    return [
+        buffer
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    ]
 
 
 def _packed_bytes(module: Any) -> int:
@@ -60,6 +71,7 @@ def _layer(name: str, runner: Any) -> LayerReport:
         wrapped=wrapped,
         ran=wrapped and runner.skip_state is not None and runner.skip_state.calls > 0,
         modular=not monolithic,
+        condensed=wrapped and runner.condensed,
         n_routed_experts=getattr(experts, "global_num_experts", 0),
         top_k=getattr(experts, "top_k", 0),
         renormalize=bool(getattr(experts, "renormalize", False)),

@@ -19,8 +19,15 @@ def register() -> None:
     """
     if PLUGIN_NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
         return
-    from leanmoe_runtime.compat import MoERunner, RoutedExperts, check_seams, op_registry_oot
+    from leanmoe_runtime.compat import (
+        GateLinear,
+        MoERunner,
+        RoutedExperts,
+        check_seams,
+        op_registry_oot,
+    )
     from leanmoe_runtime.experts import LeanRoutedExperts, register_operator
+    from leanmoe_runtime.layers import LeanGateLinear, replace_factory
     from leanmoe_runtime.rpc import add_worker_methods
     from leanmoe_runtime.runner import LeanRunner
 
@@ -29,5 +36,7 @@ def register() -> None:
         return
     MoERunner.register_oot(LeanRunner, name=MoERunner.__name__)
     RoutedExperts.register_oot(LeanRoutedExperts, name=RoutedExperts.__name__)
+    GateLinear.register_oot(LeanGateLinear, name=GateLinear.__name__)
+    replace_factory()
     register_operator()
     add_worker_methods()

@@ -8,17 +8,40 @@ tokens lie; from the two follows one row per token, read by all layers of the st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leanmoe.policy import HUNDREDTHS
+from leanmoe.messages import Phases
+from leanmoe.policy import decode_request
 from leanmoe_runtime.compat import model_runner_class
-from leanmoe_runtime.state import ENGINE_ROW, SKIP_STATE, SkipState, request_row
+from leanmoe_runtime.state import (
+    ENGINE_ROW,
+    EXACT_ROW,
+    MANDATORY,
+    SKIP_STATE,
+    SkipState,
+    request_row,
+)
 
 Counts = NDArray[np.int32]
+
+
+class Batch(NamedTuple):
+    """The requests of a step in the order of their tokens, R of them."""
+
+    names: Sequence[str]
+    tokens_R: Counts  # in this step
+    computed_R: Counts  # before it
+    prompt_R: Counts  # tokens of each prompt
+
+    @property
+    def prefill(self) -> Counts:
+        """How many of each request's tokens are of its prompt; they come first."""
+        left_R: Counts = np.minimum(np.maximum(self.prompt_R - self.computed_R, 0), self.tokens_R)
+        return left_R
 
 
 class RequestRows:
@@ -28,24 +51,49 @@ class RequestRows:
         self._state = state
         self._row_of: dict[str, int] = {}
 
-    def begin_step(self, scheduled: Any, order: Sequence[str], tokens: Counts) -> None:
-        """Lay out a step: ``tokens`` per request in ``order``; ``scheduled`` is the scheduler's."""
+    def begin_step(self, scheduled: Any, batch: Batch) -> None:
+        """Lay out a step; ``scheduled`` is the scheduler's output."""
         for finished in scheduled.finished_req_ids:
             self._row_of.pop(finished, None)
         for new in scheduled.scheduled_new_reqs:
             self._learn(new)
-        self._state.token_rows_T = self._rows(order, tokens) if self._row_of else None
+        decode_only = self._state.phases is Phases.DECODE
+        rows_T = self._rows(batch, decode_only) if self._row_of or decode_only else None
+        self._state.token_rows_T = rows_T
 
     def _learn(self, new: Any) -> None:
         extra = getattr(new.sampling_params, "extra_args", None) or {}
-        hundredths = extra.get(self._state.request_key)
-        if hundredths is not None:
+        code = extra.get(self._state.request_key)
+        if code is not None:
             # The table's length guards memory that C code reads.
-            self._row_of[new.req_id] = request_row(min(max(int(hundredths), 0), HUNDREDTHS))
+            hundredths, deterministic = decode_request(int(code))
+            bound = deterministic or hundredths == 0
+            self._row_of[new.req_id] = request_row(hundredths) | (MANDATORY if bound else 0)
 
-    def _rows(self, order: Sequence[str], tokens: Counts) -> torch.Tensor | None:
-        rows = np.array([self._row_of.get(name, ENGINE_ROW) for name in order], dtype=np.int32)
-        return torch.from_numpy(np.repeat(rows, tokens)) if rows.any() else None
+    def _rows(self, batch: Batch, decode_only: bool) -> torch.Tensor | None:
+        rows_R = np.array([self._row_of.get(n, ENGINE_ROW) for n in batch.names], dtype=np.int32)
+        rows_T = np.repeat(rows_R, batch.tokens_R)
+        if decode_only:
+            rows_T[_first_of_each(batch.prefill, batch.tokens_R)] = EXACT_ROW
+        return torch.from_numpy(rows_T) if rows_T.any() else None
+
+
+def _first_of_each(first_R: Counts, tokens_R: Counts) -> NDArray[np.bool_]:
+    """Which of the tokens [T] are among the first ``first_R`` of their request."""
+    starts_R = np.cumsum(tokens_R) - tokens_R
+    place_T = np.arange(tokens_R.sum()) - np.repeat(starts_R, tokens_R)
+    found: NDArray[np.bool_] = place_T < np.repeat(first_R, tokens_R)
+    return found
+
+
+def _batch_of(runner: Any, tokens_R: Counts) -> Batch:
+    held, count = runner.input_batch, len(tokens_R)
+    return Batch(
+        held.req_ids[:count],
+        tokens_R,
+        held.num_computed_tokens_cpu[:count],
+        held.num_prompt_tokens[:count],
+    )
 
 
 def watch_requests() -> None:
@@ -57,7 +105,7 @@ def watch_requests() -> None:
     rows = RequestRows(SKIP_STATE)
 
     def prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
-        rows.begin_step(scheduler_output, self.input_batch.req_ids, num_scheduled_tokens)
+        rows.begin_step(scheduler_output, _batch_of(self, num_scheduled_tokens))
         return stock(self, scheduler_output, num_scheduled_tokens)
 
     prepare_inputs.leanmoe = True  # type: ignore[attr-defined]

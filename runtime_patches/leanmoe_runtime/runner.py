@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from leanmoe.messages import SkipMode
 from leanmoe_runtime.compat import MoERunner, current_platform
 from leanmoe_runtime.experts import LeanRoutedExperts
+from leanmoe_runtime.layers import GATES, keep_transferred_mass, layer_index, own_layout
 from leanmoe_runtime.requests import watch_requests
 from leanmoe_runtime.router import wrap_router
 from leanmoe_runtime.state import SKIP_STATE, LayerState
-
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-
-
-def layer_index(layer_name: str) -> int:
-    """Decoder layer number in a module name such as ``model.layers.3.mlp.experts``; -1 if none."""
-    match = _LAYER.search(layer_name)
-    return int(match[1]) if match else -1
 
 
 class LeanRunner(MoERunner):  # type: ignore[misc]
@@ -27,20 +19,26 @@ class LeanRunner(MoERunner):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.skip_state: LayerState | None = None
+        self.condensed = False
         experts = self.routed_experts
         if not isinstance(experts, LeanRoutedExperts):
             return  # the handshake names it
-        self.skip_state = SKIP_STATE.add(
-            LayerState(
-                layer=layer_index(self.layer_name),
-                top_k=experts.top_k,
-                renormalize=experts.renormalize,
-            )
+        layer, own = layer_index(self.layer_name), own_layout(self.layer_name)
+        self.condensed = own is not None and own.condensed
+        self.skip_state = LayerState(
+            layer=layer,
+            top_k=experts.top_k,
+            renormalize=experts.renormalize,
+            n_experts=experts.global_num_experts,
         )
+        if not self.condensed:
+            SKIP_STATE.add(self.skip_state)
+        if own is not None and own.gate_rows is not None and not experts.renormalize:
+            keep_transferred_mass(self.router)
         if current_platform.is_cpu():
-            experts.skip_state = self.skip_state
+            experts.attach(self.skip_state, GATES.get(layer), self.condensed)
             watch_requests()
-        else:
+        elif not self.condensed:
             wrap_router(self.router, self.skip_state)
 
     @property

@@ -7,22 +7,29 @@ step, for all layers (requests.py).
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from leanmoe.errors import LevelError, RuntimeSeamError
-from leanmoe.messages import LayerCounts, LevelTable, PolicyUpdate
+from leanmoe.messages import LayerCounts, LevelTable, Phases, PolicyUpdate, UnionBudget
 from leanmoe.policy import HUNDREDTHS
+from leanmoe_runtime.counters import Counters
 
 ENGINE_ROW = 0
 N_ROWS = 1 + HUNDREDTHS + 1
+# Added to a token's row: no budget on distinct experts may take an expert from it.
+MANDATORY = 256
 
 
 def request_row(hundredths: int) -> int:
     """The row of a level that requests ask for."""
     return 1 + hundredths
+
+
+EXACT_ROW = request_row(0) | MANDATORY
 
 
 @dataclass
@@ -31,19 +38,22 @@ class LayerState:
 
     ``beta`` is the engine-wide threshold as host code reads it, ``beta_tensor`` as device code
     does; ``betas`` is the whole table, on the host. ``device_counts`` is [tokens, skipped],
-    int64. Host counts are plain integers.
+    int64.
     """
 
     layer: int
     top_k: int
     renormalize: bool
+    n_experts: int = 0
     beta: float = 0.0
     beta_tensor: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
     betas: torch.Tensor = field(default_factory=lambda: torch.zeros(N_ROWS, dtype=torch.float32))
     device_counts: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
     calls: int = 0
-    tokens: int = 0
-    skipped: int = 0
+    counters: Counters = field(default_factory=Counters)
+
+    def __post_init__(self) -> None:
+        self.counters_address = ctypes.addressof(self.counters)
 
     def set_beta(self, beta: float) -> None:
         """Set the engine-wide threshold."""
@@ -54,12 +64,18 @@ class LayerState:
     def counts(self) -> LayerCounts:
         """Counts since the start; the only place that reads the device."""
         device_tokens, device_skipped = self.device_counts.tolist()
-        tokens = self.tokens + device_tokens
+        host = self.counters
+        tokens = host.tokens + device_tokens
         return LayerCounts(
             layer=self.layer,
             tokens=tokens,
             routed=tokens * self.top_k,
-            skipped=self.skipped + device_skipped,
+            skipped=host.skipped + device_skipped,
+            substituted=host.substituted,
+            steps=host.steps,
+            distinct_experts=host.distinct_experts,
+            dropped_mass=host.dropped_mass,
+            nonfinite=host.nonfinite,
         )
 
 
@@ -70,6 +86,8 @@ class SkipState:
         self.layers: dict[int, LayerState] = {}
         self.level = 0.0
         self.version = 0
+        self.phases = Phases.ALL
+        self.union: UnionBudget | None = None
         self.request_key: str | None = None
         # Rows of the step's tokens, int32; None while every token uses the engine's.
         self.token_rows_T: torch.Tensor | None = None
@@ -85,7 +103,7 @@ class SkipState:
         return state
 
     def apply(self, update: PolicyUpdate) -> None:
-        """Set every layer's beta, or none: each layer of this process must be named.
+        """Put a policy in force on every layer, or on none: each of this process must be named.
 
         Others may be: under pipeline parallelism a process holds some of the model's layers.
         """
@@ -93,6 +111,7 @@ class SkipState:
         for index, layer in self.layers.items():
             layer.set_beta(_clamped(update.betas[index]))
         self.level, self.version = update.level, update.version
+        self.phases, self.union = update.phases, update.union
 
     def set_levels(self, table: LevelTable) -> None:
         """Take the betas of every level that requests may ask for, or none."""

@@ -1,10 +1,24 @@
-"""A plan at one beta for every token, as most tests want it."""
+"""Plans at one beta for every token, as most tests want them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from leanmoe_runtime.drop import REDIRECT_MAX_ROWS, Plan, Planner
+from leanmoe_runtime.state import LayerState
+
+N_EXPERTS = 8
+
+
+def layer_of(
+    betas: Sequence[float], renormalize: bool, top_k: int = 2, n_experts: int = N_EXPERTS
+) -> LayerState:
+    """A layer whose table of betas begins with ``betas``."""
+    layer = LayerState(layer=0, top_k=top_k, renormalize=renormalize, n_experts=n_experts)
+    layer.betas[: len(betas)] = torch.tensor(betas)
+    return layer
 
 
 def plan_of(
@@ -14,5 +28,8 @@ def plan_of(
     beta: float,
     renormalize: bool,
     redirect_max_rows: int = REDIRECT_MAX_ROWS,
-) -> Plan:
-    return planner.plan(weights, ids, torch.tensor([beta]), renormalize, redirect_max_rows)
+) -> tuple[int, Plan | None]:
+    """(Assignments skipped, plan)."""
+    layer = layer_of([beta], renormalize, weights.shape[1])
+    plan = planner.plan(weights, ids, layer, redirect_max_rows=redirect_max_rows)
+    return layer.counters.skipped, plan

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from leanmoe_runtime.drop import REDIRECT_MAX_ROWS, Plan, Planner, run
 from leanmoe_runtime.rule import mask_on_device
-from tests.property.runtime.planning import plan_of
+from leanmoe_runtime.state import MANDATORY
+from tests.property.runtime.planning import layer_of, plan_of
 
 D, E = 8, 6
 EXPERTS_EDD = torch.randn(E, D, D, generator=torch.Generator().manual_seed(0))
@@ -39,9 +40,9 @@ def routed(tokens: int, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, 
     return x, torch.from_numpy(weights), torch.from_numpy(ids)
 
 
-def output(x, weights, ids, plan: Plan, kernel=None):
+def output(x, weights, ids, plan: Plan | None, kernel=None):
     kernel = kernel or CountingKernel()
-    return run(kernel, x, plan) if plan.skipped else kernel(x, weights, ids)
+    return kernel(x, weights, ids) if plan is None else run(kernel, x, plan)
 
 
 @settings(deadline=None)
@@ -56,8 +57,8 @@ def output(x, weights, ids, plan: Plan, kernel=None):
 def test_same_sum_as_weight_zero(tokens, k, beta, seed, renormalize, redirect_max_rows):
     x, weights, ids = routed(tokens, k, seed)
     kept, keep = mask_on_device(weights, torch.tensor(beta), renormalize)
-    plan = plan_of(PLANNER, weights, ids, beta, renormalize, redirect_max_rows)
-    assert plan.skipped == int((~keep).sum())
+    skipped, plan = plan_of(PLANNER, weights, ids, beta, renormalize, redirect_max_rows)
+    assert skipped == int((~keep).sum())
     expected = CountingKernel()(x, kept, ids)
     torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)
 
@@ -66,25 +67,25 @@ def test_same_sum_as_weight_zero(tokens, k, beta, seed, renormalize, redirect_ma
 @given(st.integers(1, 50), st.floats(0, 1), st.integers(0, 999))
 def test_only_kept_pairs_reach_the_kernel(tokens, beta, seed):
     x, weights, ids = routed(tokens, 3, seed)
-    plan = plan_of(PLANNER, weights, ids, beta, True, redirect_max_rows=0)
+    skipped, plan = plan_of(PLANNER, weights, ids, beta, True, redirect_max_rows=0)
     kernel = CountingKernel()
     output(x, weights, ids, plan, kernel)
-    assert kernel.pairs == ids.numel() - plan.skipped
+    assert kernel.pairs == ids.numel() - skipped
 
 
 @pytest.mark.parametrize("rows", [1, 64, 5000])
 def test_top_one_runs_the_kernel_with_one_expert_per_row(rows):
     x, weights, ids = routed(rows, 2, 3)
     kernel = CountingKernel()
-    output(x, weights, ids, plan_of(PLANNER, weights, ids, 1.0, True), kernel)
+    output(x, weights, ids, plan_of(PLANNER, weights, ids, 1.0, True)[1], kernel)
     assert kernel.pairs == rows
 
 
 def test_redirect_reads_no_expert_of_a_skipped_slot():
     _, _, ids = routed(4, 2, 1)
     weights = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
-    plan = plan_of(PLANNER, weights, ids, 0.5, True, redirect_max_rows=4)
-    assert plan.skipped == 2
+    skipped, plan = plan_of(PLANNER, weights, ids, 0.5, True, redirect_max_rows=4)
+    assert skipped == 2
     assert plan.ids[1].tolist() == [ids[1, 0]] * 2 and plan.ids[2].tolist() == [ids[2, 1]] * 2
     assert plan.weights[1].tolist() == [1.0, 0.0] and plan.weights[2].tolist() == [0.0, 1.0]
 
@@ -92,9 +93,9 @@ def test_redirect_reads_no_expert_of_a_skipped_slot():
 def test_what_just_reaches_the_threshold_is_kept():
     ids = torch.tensor([[0, 1]] * 3, dtype=torch.int32)
     weights = torch.tensor([[0.5, 0.5], [0.75, 0.25], [0.8, 0.2]])
-    plan = plan_of(PLANNER, weights, ids, weights[1, 1].item() / weights[1, 0].item(), True)
-    assert plan.skipped == 1
-    assert plan_of(PLANNER, weights[:1], ids[:1], 1.0, True).skipped == 0
+    beta = weights[1, 1].item() / weights[1, 0].item()
+    assert plan_of(PLANNER, weights, ids, beta, True)[0] == 1
+    assert plan_of(PLANNER, weights[:1], ids[:1], 1.0, True) == (0, None)
 
 
 @settings(deadline=None)
@@ -103,9 +104,10 @@ def test_every_token_follows_its_own_row_of_the_table(tokens, seed, renormalize)
     x, weights, ids = routed(tokens, 3, seed)
     betas = torch.tensor([0.3, 0.0, 1.0, 0.7])
     rows = torch.randint(4, (tokens,), generator=torch.Generator().manual_seed(seed)).int()
-    plan = PLANNER.plan(weights, ids, betas, renormalize, token_rows_T=rows)
+    layer = layer_of(betas.tolist(), renormalize, 3)
+    plan = PLANNER.plan(weights, ids, layer, rows | MANDATORY)
     kept, keep = mask_on_device(weights, betas[rows][:, None], renormalize)
-    assert plan.skipped == int((~keep).sum())
+    assert layer.counters.skipped == int((~keep).sum())
     expected = CountingKernel()(x, kept, ids)
     torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)
 
@@ -113,24 +115,43 @@ def test_every_token_follows_its_own_row_of_the_table(tokens, seed, renormalize)
 def test_rows_for_another_number_of_tokens_are_refused():
     _, weights, ids = routed(3, 2, 0)
     with pytest.raises(ValueError, match="2 rows of betas were given for 3 tokens"):
-        PLANNER.plan(weights, ids, torch.zeros(4), True, token_rows_T=torch.zeros(2).int())
+        PLANNER.plan(weights, ids, layer_of([0.0], True), torch.zeros(2).int())
 
 
-def test_a_row_of_nan_keeps_one_expert_and_stays_nan():
-    weights = torch.tensor([[float("nan")] * 3, [0.5, 0.3, 0.2]])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_token_whose_weights_are_no_numbers_keeps_all_and_is_counted(wrong, place):
+    weights = torch.tensor([[0.2, 0.2, 0.2], [0.5, 0.3, 0.2]])
+    weights[0, place] = wrong
     ids = torch.tensor([[2, 1, 0], [3, 4, 5]], dtype=torch.int32)
-    plan = plan_of(PLANNER, weights, ids, 0.9, True)
-    assert plan.skipped == 4
-    assert plan.ids.flatten().tolist() == [2, 3]
-    assert plan.weights.isnan().flatten().tolist() == [True, False]
+    layer = layer_of([0.9], True, 3)
+    plan = PLANNER.plan(weights, ids, layer, redirect_max_rows=0)
+    assert (layer.counters.skipped, layer.counters.nonfinite) == (2, 1)
+    assert plan.ids.flatten().tolist() == [2, 1, 0, 3]
+    assert plan.rows_N.tolist() == [0, 0, 0, 1]
+    assert plan.weights.isfinite().flatten().tolist()[-1]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.floats(0, 1), st.integers(0, 999))
+def test_the_counters_know_tokens_experts_read_and_gate_weight_left_out(tokens, beta, seed):
+    _, weights, ids = routed(tokens, 3, seed)
+    layer = layer_of([beta], True, 3)
+    for _ in range(2):
+        PLANNER.plan(weights, ids, layer)
+    _, keep = mask_on_device(weights, torch.tensor(beta), True)
+    counts = layer.counts()
+    assert (counts.tokens, counts.routed, counts.steps) == (2 * tokens, 6 * tokens, 2)
+    assert counts.distinct_experts == 2 * len(ids[keep].unique())
+    expected = 2 * float((weights * ~keep).sum(1).div(weights.sum(1)).sum())
+    assert counts.dropped_mass == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_weights_and_ids_of_any_layout_and_width_are_read_right():
     x, weights, ids = routed(6, 4, 5)
-    plain = plan_of(PLANNER, weights, ids, 0.5, True)
-    expected = output(x, weights, ids, plain)
+    expected = output(x, weights, ids, plan_of(PLANNER, weights, ids, 0.5, True)[1])
     strided = weights.t().contiguous().t().double()
-    plan = plan_of(PLANNER, strided, ids.t().contiguous().t().long(), 0.5, True)
+    _, plan = plan_of(PLANNER, strided, ids.t().contiguous().t().long(), 0.5, True)
     torch.testing.assert_close(output(x, weights, ids, plan), expected)
 
 
@@ -140,7 +161,7 @@ def test_a_plan_is_the_same_after_other_shapes_were_planned():
     steps = [routed(tokens, k, seed) for seed, (tokens, k) in enumerate([(3, 2), (3, 4), (900, 2)])]
     for x, weights, ids in [*steps, *reversed(steps)]:
         kept, _ = mask_on_device(weights, torch.tensor(0.5), True)
-        plan = plan_of(planner, weights, ids, 0.5, True)
+        _, plan = plan_of(planner, weights, ids, 0.5, True)
         expected = CountingKernel()(x, kept, ids)
         torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)
 
@@ -152,7 +173,7 @@ def test_gathered_outputs_are_summed_as_torch_sums_them(dtype, width):
     rows = torch.tensor([0, 0, 0, 1, 2, 2])
     pairs = torch.randn(6, width, generator=generator).to(dtype)
     pairs[3, 0] = float("nan")
-    plan = Plan(3, torch.ones(6, 1), torch.zeros(6, 1, dtype=torch.int32), rows)
+    plan = Plan(torch.ones(6, 1), torch.zeros(6, 1, dtype=torch.int32), rows)
     found = run(lambda x, weights, ids: pairs, torch.zeros(3, width, dtype=dtype), plan)
     expected = torch.zeros(3, width).index_add_(0, rows, pairs.float()).to(dtype)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)

@@ -28,10 +28,10 @@ def on_device(weights, beta, renormalize=True):
 def on_host(weights, beta, renormalize=True):
     """The host's plan as kept weights [T, K]: ids are the slots, so pairs find their place."""
     slots = np.broadcast_to(np.arange(weights.shape[1], dtype=np.int32), weights.shape).copy()
-    plan = plan_of(
+    _, plan = plan_of(
         PLANNER, torch.from_numpy(weights), torch.from_numpy(slots), beta, renormalize, 0
     )
-    if not plan.skipped:
+    if plan is None:
         return weights
     ids, values = plan.ids.numpy(), plan.weights.numpy()
     rows = np.arange(len(ids)) if plan.rows_N is None else plan.rows_N.numpy()

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from leanmoe.errors import LevelError
-from leanmoe.messages import LevelTable
-from leanmoe_runtime.requests import RequestRows
-from leanmoe_runtime.state import LayerState, SkipState
+from leanmoe.messages import LevelTable, Phases
+from leanmoe.policy import request_code
+from leanmoe_runtime.requests import Batch, RequestRows
+from leanmoe_runtime.state import EXACT_ROW, MANDATORY, LayerState, SkipState
 
 KEY = "key-of-this-server"
 
@@ -25,9 +26,12 @@ def new(name: str, **extra):
     return SimpleNamespace(req_id=name, sampling_params=SimpleNamespace(extra_args=extra or None))
 
 
-def step(rows: RequestRows, new_requests=(), finished=(), order=(), tokens=()):
+def step(rows: RequestRows, new_requests=(), finished=(), order=(), tokens=(), **lengths):
     scheduled = SimpleNamespace(scheduled_new_reqs=new_requests, finished_req_ids=set(finished))
-    rows.begin_step(scheduled, order, np.array(tokens, dtype=np.int32))
+    tokens_R = np.array(tokens, dtype=np.int32)
+    computed_R = np.array(lengths.get("computed", 0 * tokens_R), dtype=np.int32)
+    prompt_R = np.array(lengths.get("prompt", tokens_R), dtype=np.int32)
+    rows.begin_step(scheduled, Batch(order, tokens_R, computed_R, prompt_R))
 
 
 def test_rows_lie_in_the_order_of_the_batch():
@@ -62,7 +66,28 @@ def test_another_key_and_a_number_outside_the_table_cannot_do_harm():
     state = state_of()
     rows = RequestRows(state)
     step(rows, [new("a", leanmoe=40), new("b", **{KEY: 10**6})], order=["a", "b"], tokens=[1, 1])
-    assert state.token_rows_T.tolist() == [0, 101]
+    assert state.token_rows_T.tolist() == [0, 101 | MANDATORY]
+
+
+def test_an_exact_request_and_one_that_asks_for_it_are_out_of_reach_of_a_budget():
+    state = state_of()
+    rows = RequestRows(state)
+    codes = [request_code(0, False), request_code(40, True), request_code(40, False)]
+    wanted = [new(name, **{KEY: code}) for name, code in zip("abc", codes, strict=True)]
+    step(rows, wanted, order=["a", "b", "c"], tokens=[1, 1, 1])
+    assert state.token_rows_T.tolist() == [1 | MANDATORY, 41 | MANDATORY, 41]
+
+
+def test_where_only_decoding_skips_prompt_tokens_are_exact():
+    state = state_of()
+    state.phases = Phases.DECODE
+    rows = RequestRows(state)
+    step(rows, [new("b", **{KEY: 40})], order=["a", "b"], tokens=[2, 3], prompt=[4, 2])
+    assert state.token_rows_T.tolist() == [EXACT_ROW] * 4 + [41]
+    step(rows, order=["a", "b"], tokens=[3, 1], computed=[2, 3], prompt=[4, 2])
+    assert state.token_rows_T.tolist() == [EXACT_ROW, EXACT_ROW, 0, 41]
+    step(rows, finished=["b"], order=["a"], tokens=[1], computed=[5], prompt=[4])
+    assert state.token_rows_T is None
 
 
 def test_requests_without_sampling_parameters_use_the_engine_s_level():

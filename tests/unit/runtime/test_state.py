@@ -5,7 +5,7 @@ import torch
 
 from leanmoe.errors import LevelError, RuntimeSeamError
 from leanmoe.messages import PolicyUpdate
-from leanmoe_runtime.runner import layer_index
+from leanmoe_runtime.layers import layer_index
 from leanmoe_runtime.state import LayerState, SkipState
 
 
@@ -66,7 +66,8 @@ def test_a_beta_above_one_is_clamped_so_that_the_largest_survives():
 
 
 def test_counts_add_host_and_device_and_routed_is_tokens_times_top_k():
-    layer = LayerState(layer=2, top_k=2, renormalize=True, tokens=10, skipped=3)
+    layer = LayerState(layer=2, top_k=2, renormalize=True)
+    layer.counters.tokens, layer.counters.skipped = 10, 3
     layer.device_counts += 5
     counts = layer.counts()
     assert (counts.tokens, counts.routed, counts.skipped) == (15, 30, 8)

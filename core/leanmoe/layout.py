@@ -1,0 +1,72 @@
+"""What a runtime must know to load a checkpoint whose MoE layers differ.
+
+It stands under the key ``leanmoe`` of ``config.json``. A uniform cut has no such key and
+loads in any engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from leanmoe.errors import CheckpointError
+
+LAYOUT_KEY = "leanmoe"
+TRANSFER_SUFFIX = ".transfer"
+
+
+class LayerLayout(BaseModel):
+    """One MoE layer.
+
+    ``condensed``: no routing, every token runs every expert, and what they weigh is folded
+    into their weights (CD-MoE, arXiv 2412.00069). ``gate_rows``: the router still scores that
+    many experts of the source, and a matrix ``[n_experts, gate_rows]`` beside its weight maps
+    their probabilities to the experts that are left (EEP, arXiv 2407.00945).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_experts: PositiveInt
+    top_k: PositiveInt
+    condensed: bool = False
+    gate_rows: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.top_k > self.n_experts:
+            raise ValueError(f"top_k is {self.top_k}, more than its {self.n_experts} experts")
+        if self.condensed and (self.top_k != self.n_experts or self.gate_rows is not None):
+            raise ValueError("a condensed layer runs all its experts and has no router to transfer")
+        return self
+
+
+class Layout(BaseModel):
+    """The layers that are not what the rest of ``config.json`` says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    layers: dict[int, LayerLayout] = Field(default_factory=dict)
+
+    def to_config(self) -> dict[str, Any]:
+        """The value of the key in ``config.json``."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+NO_LAYOUT = Layout()
+
+
+def read_layout(config: Mapping[str, Any], where: str) -> Layout:
+    """The layout of a ``config.json``; ``CheckpointError`` names ``where`` it is wrong."""
+    if config.get(LAYOUT_KEY) is None:
+        return NO_LAYOUT
+    try:
+        return Layout.model_validate(config[LAYOUT_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([LAYOUT_KEY, *(str(part) for part in first["loc"])])
+        raise CheckpointError(
+            f"{where}: {place}: {first['msg'].removeprefix('Value error, ')}; cut the model again"
+        ) from None

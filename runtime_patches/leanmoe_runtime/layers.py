@@ -1,0 +1,153 @@
+"""Layers that differ from what a model's config says once for all of them.
+
+vLLM builds every MoE block from the same few numbers of ``config.json``. The two places
+where a layer's own numbers can take their place are the router's weight (``GateLinear``)
+and the factory of the experts; both are told the layer's name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from leanmoe.errors import RuntimeSeamError
+from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, read_layout
+from leanmoe_runtime.compat import (
+    FusedMoEFactory,
+    GateLinear,
+    MoERunner,
+    factory_holders,
+    get_current_vllm_config,
+)
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+# The smallest probability whose logarithm the router sees; float32 holds a hundred more zeros.
+_LEAST = 1e-30
+
+GATES: dict[int, LeanGateLinear] = {}
+
+
+def layer_index(layer_name: str) -> int:
+    """Decoder layer number in a module name such as ``model.layers.3.mlp.experts``; -1 if none."""
+    match = _LAYER.search(layer_name)
+    return int(match[1]) if match else -1
+
+
+def current_layout() -> Layout:
+    """The layout of the model that is being built."""
+    model = get_current_vllm_config().model_config
+    if model is None:
+        return Layout()
+    stated = getattr(model.hf_text_config, LAYOUT_KEY, None)
+    return read_layout({LAYOUT_KEY: stated}, f"{model.model}/config.json")
+
+
+def own_layout(layer_name: str) -> LayerLayout | None:
+    """What the layer of that name has of its own, or ``None``."""
+    return current_layout().layers.get(layer_index(layer_name))
+
+
+class LeanGateLinear(GateLinear):  # type: ignore[misc]
+    """Replaces vLLM's ``GateLinear`` by class name: a layer's own number of rows, and its transfer.
+
+    With a transfer matrix W [E', E] it gives log(W softmax(l)) instead of l: a softmax over
+    these is W softmax(l) up to its sum, which is what EEP routes by.
+    """
+
+    def __init__(self, input_size: int, output_size: int, *args: Any, **kwargs: Any) -> None:
+        prefix = kwargs.get("prefix", "")
+        own = own_layout(prefix)
+        rows = output_size if own is None else own.gate_rows or own.n_experts
+        super().__init__(input_size, rows, *args, **kwargs)
+        self.transfer: torch.nn.Parameter | None = None
+        if own is not None and own.gate_rows is not None:
+            empty = torch.empty(own.n_experts, own.gate_rows, dtype=torch.float32)
+            self.transfer = torch.nn.Parameter(empty, requires_grad=False)
+        GATES[layer_index(prefix)] = self
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Router logits ``[T, E']``, with the bias where the stock layer returns one."""
+        found = super().forward(x)
+        if self.transfer is None:
+            return found
+        logits_TE, *rest = found if isinstance(found, tuple) else (found,)
+        mapped_TE = torch.softmax(logits_TE.float(), dim=-1) @ self.transfer.t()
+        mapped_TE = mapped_TE.clamp_min(_LEAST).log()
+        return (mapped_TE, *rest) if isinstance(found, tuple) else mapped_TE
+
+    def logits(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """Router logits alone."""
+        found = self(x_TD)
+        logits_TE: torch.Tensor = found[0] if isinstance(found, tuple) else found
+        return logits_TE
+
+
+def keep_transferred_mass(router: Any) -> None:
+    """Give back the sum of W softmax(l) that the router's softmax divides by.
+
+    Where a router renormalises the chosen weights the sum cancels; elsewhere it is part of them.
+    """
+    stock = router._compute_routing
+
+    def compute_routing(
+        hidden_states: torch.Tensor, router_logits: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weights_TK, ids_TK = stock(hidden_states, router_logits, *args, **kwargs)
+        mass_T1 = router_logits.float().logsumexp(dim=-1, keepdim=True).exp()
+        return weights_TK * mass_T1.to(weights_TK.dtype), ids_TK
+
+    router._compute_routing = compute_routing
+
+
+def _own_arguments(given: Mapping[str, Any], own: LayerLayout) -> dict[str, Any]:
+    """The factory's arguments with a layer's own numbers in place."""
+    if given.get("enable_eplb"):
+        raise RuntimeSeamError(
+            "expert-parallel load balancing needs equally many experts in every layer and this "
+            "checkpoint has not; leave --enable-eplb out"
+        )
+    changed = {**given, "num_experts": own.n_experts, "top_k": own.top_k}
+    if own.condensed and given.get("use_grouped_topk"):
+        changed |= {"num_expert_group": 1, "topk_group": 1}
+    if given.get("e_score_correction_bias") is not None:
+        changed["e_score_correction_bias"] = _own_bias(given, own.n_experts)
+    return changed
+
+
+def _own_bias(given: Mapping[str, Any], n_experts: int) -> torch.nn.Parameter:
+    """The gate's correction bias in the layer's own length, put where weights are loaded into."""
+    stated = given["e_score_correction_bias"]
+    bias = torch.nn.Parameter(stated.data.new_empty(n_experts), requires_grad=False)
+    holder = given.get("gate")
+    if holder is None or getattr(holder, "e_score_correction_bias", None) is not stated:
+        raise RuntimeSeamError(
+            f"{given.get('prefix')} has a router bias that is not its gate's, so it cannot be "
+            "cut to the layer's own number of experts"
+        )
+    holder.e_score_correction_bias = bias
+    return bias
+
+
+def lean_factory(stock: Callable[..., MoERunner]) -> Callable[..., MoERunner]:
+    """vLLM's factory of MoE layers, told each layer's own number of experts."""
+    signature = inspect.signature(stock)
+
+    def factory(*args: Any, **kwargs: Any) -> MoERunner:
+        given = signature.bind(*args, **kwargs).arguments
+        own = own_layout(given.get("prefix", ""))
+        return stock(**(given if own is None else _own_arguments(given, own)))
+
+    factory.leanmoe = True  # type: ignore[attr-defined]
+    return factory
+
+
+def replace_factory() -> None:
+    """Put our factory wherever a loaded module has vLLM's; models import it by name."""
+    ours = lean_factory(FusedMoEFactory)
+    for holder in factory_holders(sys.modules):
+        holder.FusedMoEFactory = ours
