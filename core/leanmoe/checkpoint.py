@@ -9,6 +9,7 @@ from typing import Any
 
 from leanmoe.errors import CheckpointError
 from leanmoe.families import Family, MoEShape, family_of
+from leanmoe.layout import LayerLayout, Layout, read_layout
 from leanmoe.manifest import Manifest, read_manifest
 from leanmoe.provenance import parse_json
 
@@ -30,6 +31,36 @@ class Checkpoint:
                 f"{self.path / 'config.json'} does not describe a {self.family.name} model: "
                 f"{error}; take the config of the original model"
             ) from None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What single layers have of their own; ``CheckpointError`` where that cannot be."""
+        file = self.path / "config.json"
+        layout = read_layout(self.config, str(file))
+        for layer, own in layout.layers.items():
+            if layer not in self.shape.moe_layers:
+                raise CheckpointError(
+                    f"{file}: the layout names layer {layer}, which is no MoE layer of this model; "
+                    "cut the model again"
+                )
+            if own.n_experts > self.shape.n_routed_experts:
+                raise CheckpointError(
+                    f"{file}: the layout gives layer {layer} {own.n_experts} experts, the config "
+                    f"at most {self.shape.n_routed_experts}; cut the model again"
+                )
+        return layout
+
+    @cached_property
+    def layers(self) -> dict[int, LayerLayout]:
+        """Experts and top-k of every MoE layer, by decoder layer number."""
+        shape = self.shape
+        usual = LayerLayout(n_experts=shape.n_routed_experts, top_k=shape.top_k)
+        return {layer: self.layout.layers.get(layer, usual) for layer in shape.moe_layers}
+
+    @property
+    def skip_layers(self) -> tuple[int, ...]:
+        """The MoE layers that route, and so can skip: all but condensed ones."""
+        return tuple(layer for layer, own in self.layers.items() if not own.condensed)
 
     @cached_property
     def manifest(self) -> Manifest | None:

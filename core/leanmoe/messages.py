@@ -137,6 +137,7 @@ class SkipSnapshot(_Message):
     pid: int
     policy_version: int
     level: float
+    union_budget: int = 0
     layers: list[LayerCounts]
     resident_bytes: int
     device_bytes: int | None = None

@@ -24,6 +24,30 @@ SKIPPED_ASSIGNMENTS = Metric(
     "Token-expert assignments that were routed and not computed",
     ("layer",),
 )
+SUBSTITUTED_ASSIGNMENTS = Metric(
+    "leanmoe_substituted_assignments_total",
+    "Token-expert assignments computed by another expert, under a union budget",
+    ("layer",),
+)
+DROPPED_MASS = Metric(
+    "leanmoe_dropped_gate_mass_total",
+    "Gate weight of skipped assignments; the whole weight of one token is 1",
+    ("layer",),
+)
+LAYER_STEPS = Metric("leanmoe_layer_steps_total", "Engine steps a layer ran in", ("layer",))
+DISTINCT_EXPERTS = Metric(
+    "leanmoe_distinct_experts_total",
+    "Experts whose weights a step read, summed over steps",
+    ("layer",),
+)
+NONFINITE_TOKENS = Metric(
+    "leanmoe_nonfinite_router_tokens_total",
+    "Tokens whose router weights were no numbers; they kept all their experts",
+    ("layer",),
+)
+UNION_BUDGET = Metric(
+    "leanmoe_union_budget", "Most distinct experts per step and layer; 0 where there is no budget"
+)
 SKIP_LEVEL = Metric("leanmoe_skip_level", "Skip level in force, 0 exact to 1 top-1 only")
 POLICY_VERSION = Metric("leanmoe_policy_version", "Number of level changes since the start")
 TOKENS_PER_SECOND = Metric(

@@ -42,6 +42,7 @@ def leanmoe_snapshot(worker: Any) -> str:
         pid=os.getpid(),
         policy_version=SKIP_STATE.version,
         level=SKIP_STATE.level,
+        union_budget=0 if SKIP_STATE.union is None else SKIP_STATE.union.experts,
         layers=SKIP_STATE.counts(),
         resident_bytes=psutil.Process().memory_info().rss,
         device_bytes=_device_bytes(),

@@ -9,6 +9,7 @@ import sys
 from leanmoe.command import Command, Result
 from leanmoe.environment import engine_environment
 from leanmoe.errors import LeanMoEError
+from leanmoe.messages import Phases, UnionMode
 from leanmoe_server.preflight import ADMIN_KEY_VARIABLE, check_and_configure
 
 _REPLACED = "LEANMOE_SERVE_REPLACED"
@@ -23,6 +24,27 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-skip-level", type=float, default=1.0, help="no level above this, for anybody"
+    )
+    parser.add_argument(
+        "--phases",
+        choices=[phase.value for phase in Phases],
+        default=Phases.ALL.value,
+        help="all (default), or decode: prompt tokens keep all their experts",
+    )
+    union = parser.add_mutually_exclusive_group()
+    union.add_argument(
+        "--union-budget", type=int, metavar="N", help="most distinct experts per step and layer"
+    )
+    union.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="never a union budget: it lets requests that run together change each other's answers",
+    )
+    parser.add_argument(
+        "--union-mode",
+        choices=[mode.value for mode in UnionMode],
+        help="what becomes of assignments past the budget: vanish (default), or redirect to the "
+        "best expert that is read anyway",
     )
     parser.add_argument("--host", help="address to listen on (vLLM's default: all)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")

@@ -10,8 +10,9 @@ from typing import Any
 from leanmoe.errors import LeanMoEError, RuntimeSeamError
 from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
 from leanmoe_server.engine import Engine
+from leanmoe_server.policy_change import PolicyChange
 from leanmoe_server.readiness import Readiness, handshake_problems
-from leanmoe_server.settings import Resolved, ServeSettings, Wish
+from leanmoe_server.settings import Resolved, ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class SkipControl:
         self.handshake: list[HandshakeReport] = []
         self.wrapped = False
         self.current: Resolved | None = None
+        self._wish, self._rules = settings.wish, settings.rules
         self.version = 0
         # Unknown to clients, so that none can ask a worker past the cap.
         self.request_key = f"leanmoe-{secrets.token_hex(16)}"
@@ -44,10 +46,7 @@ class SkipControl:
             self._readiness.refuse([f"the workers did not complete the handshake: {_said(error)}"])
             return
         problems = handshake_problems(
-            self.handshake,
-            self._settings.model.moe_layers,
-            self._settings.every_worker_holds_all_layers,
-            self._settings.model.shape,
+            self.handshake, self._settings.model, self._settings.every_worker_holds_all_layers
         )
         if problems:
             self._readiness.refuse(problems)
@@ -55,7 +54,7 @@ class SkipControl:
         self.wrapped = True
         try:
             await self._offer_levels()
-            await self.change(self._settings.wish)
+            await self.change(PolicyChange())
         except LeanMoEError as error:
             self._readiness.refuse([str(error)])
 
@@ -71,18 +70,19 @@ class SkipControl:
             ) from error
         _check_all_answered(answers, len(self.handshake))
 
-    async def change(self, wish: Wish) -> dict[str, Any]:
-        """Put ``wish`` in force on all workers and return ``describe()``.
+    async def change(self, change: PolicyChange) -> dict[str, Any]:
+        """Put ``change`` in force on all workers, the rest as it was, and return ``describe()``.
 
         ``LevelError`` leaves everything as it was; ``RuntimeSeamError`` means that
         workers may disagree, and the server stays unready until a change succeeds.
         """
-        resolved = self._settings.model.resolve(wish)
         # A client that hangs up must not leave half of the workers changed.
-        return await asyncio.shield(self._change(resolved))
+        return await asyncio.shield(self._change(change))
 
-    async def _change(self, resolved: Resolved) -> dict[str, Any]:
+    async def _change(self, change: PolicyChange) -> dict[str, Any]:
         async with self._lock:
+            wish, rules = change.applied_to(self._wish, self._rules)
+            resolved = self._settings.resolve(wish, rules)
             if not self.wrapped:
                 raise RuntimeSeamError(
                     "the level cannot change: the model's layers are not wrapped, see /ready"
@@ -93,14 +93,22 @@ class SkipControl:
                 reason = f"skip level {resolved.level} did not reach every worker: {_said(error)}"
                 self._readiness.refuse([f"{reason}; set a level again or restart"])
                 raise RuntimeSeamError(reason) from error
-            self.current = resolved
+            self.current, self._wish, self._rules = resolved, wish, rules
             self._readiness.accept()
-            logger.info("skip level %s in force, version %d", resolved.level, self.version)
+            logger.info(
+                "skip level %s in force, %s, version %d", resolved.level, rules, self.version
+            )
             return self.describe()
 
     async def _apply(self, resolved: Resolved) -> None:
         self.version += 1
-        update = PolicyUpdate(level=resolved.level, betas=resolved.betas, version=self.version)
+        update = PolicyUpdate(
+            level=resolved.level,
+            betas=resolved.betas,
+            version=self.version,
+            phases=resolved.rules.phases,
+            union=resolved.rules.union,
+        )
         _check_acknowledged(await self._engine.set_policy(update), update, len(self.handshake))
         # KV computed under another level must not be reused under this one.
         if not await self._engine.reset_prefix_cache():
@@ -114,6 +122,9 @@ class SkipControl:
             "level": None if resolved is None else resolved.level,
             "max_kld": None if resolved is None else resolved.max_kld,
             "betas": {} if resolved is None else {str(i): b for i, b in resolved.betas.items()},
+            "phases": self._rules.phases,
+            "union_budget": None if self._rules.union is None else self._rules.union.experts,
+            "union_mode": None if self._rules.union is None else self._rules.union.mode,
             "max_level": self._settings.model.max_level,
             "request_levels": self._settings.no_request_levels is None,
             "version": self.version,
@@ -123,7 +134,9 @@ class SkipControl:
         }
         if curve is None or resolved is None:
             return answer
-        answer["promise"] = curve.point_at(resolved.level).model_dump(exclude={"betas"})
+        # What a budget on distinct experts costs was not measured.
+        if self._rules.union is None:
+            answer["promise"] = curve.point_at(resolved.level).model_dump(exclude={"betas"})
         answer["curve"] = [point.model_dump(exclude={"betas"}) for point in curve.points]
         return answer
 

@@ -7,6 +7,7 @@ tokens: the first rank that reports a layer speaks for it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from leanmoe import metric_names as names
 from leanmoe.messages import HandshakeReport, LayerCounts, SkipSnapshot
 from leanmoe.metric_names import Metric
+
+logger = logging.getLogger(__name__)
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
@@ -32,12 +35,23 @@ def _gauge(metric: Metric, registry: CollectorRegistry) -> Gauge:
     )
 
 
+_COUNTED = {
+    "routed": names.ROUTED_ASSIGNMENTS,
+    "skipped": names.SKIPPED_ASSIGNMENTS,
+    "substituted": names.SUBSTITUTED_ASSIGNMENTS,
+    "dropped_mass": names.DROPPED_MASS,
+    "steps": names.LAYER_STEPS,
+    "distinct_experts": names.DISTINCT_EXPERTS,
+    "nonfinite": names.NONFINITE_TOKENS,
+}
+
+
 class Metrics:
     """Every series of ``leanmoe.metric_names``, fed by handshake and snapshots."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._routed = _counter(names.ROUTED_ASSIGNMENTS, registry)
-        self._skipped = _counter(names.SKIPPED_ASSIGNMENTS, registry)
+        self._counters = {field: _counter(metric, registry) for field, metric in _COUNTED.items()}
+        self._union_budget = _gauge(names.UNION_BUDGET, registry)
         self._level = _gauge(names.SKIP_LEVEL, registry)
         self._version = _gauge(names.POLICY_VERSION, registry)
         self._tokens_per_second = _gauge(names.TOKENS_PER_SECOND, registry)
@@ -70,6 +84,7 @@ class Metrics:
         for snapshot in reversed(snapshots):
             self._level.set(snapshot.level)
             self._version.set(snapshot.policy_version)
+            self._union_budget.set(snapshot.union_budget)
             if snapshot.device_bytes is not None:
                 self._device_bytes.labels(snapshot.worker).set(snapshot.device_bytes)
         first = {c.layer: c for s in reversed(snapshots) for c in s.layers}
@@ -77,13 +92,20 @@ class Metrics:
             self._count(layer, counts)
 
     def _count(self, layer: int, counts: LayerCounts) -> None:
-        before = self._counted.get(layer, LayerCounts(layer=layer, tokens=0, routed=0, skipped=0))
+        nothing = LayerCounts(layer=layer, tokens=0, routed=0, skipped=0)
+        before = self._counted.get(layer, nothing)
         self._counted[layer] = counts
         # A worker that began anew counts from zero again.
-        restarted = counts.routed < before.routed or counts.skipped < before.skipped
-        routed, skipped = (0, 0) if restarted else (before.routed, before.skipped)
-        self._routed.labels(str(layer)).inc(counts.routed - routed)
-        self._skipped.labels(str(layer)).inc(counts.skipped - skipped)
+        if any(getattr(counts, field) < getattr(before, field) for field in _COUNTED):
+            before = nothing
+        for field, counter in self._counters.items():
+            counter.labels(str(layer)).inc(getattr(counts, field) - getattr(before, field))
+        if counts.nonfinite > before.nonfinite and not before.nonfinite:
+            logger.error(
+                "layer %d: the router gave weights that are no numbers, and such tokens keep all "
+                "their experts; the checkpoint is damaged or overflows in this --dtype",
+                layer,
+            )
 
     def observe_memory(self, resident_bytes: Mapping[str, int]) -> None:
         self._resident_bytes.clear()  # a process that ended holds nothing any more

@@ -11,7 +11,10 @@ from pathlib import Path
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.manifest import check_files
-from leanmoe_server.settings import ServeSettings, SkipModel, Wish
+from leanmoe.messages import Phases, UnionMode
+from leanmoe_server.policy_change import PolicyChange
+from leanmoe_server.settings import Rules, ServeSettings, SkipModel, Wish
+from leanmoe_server.wish_body import check_budget
 
 ADMIN_KEY_VARIABLE = "LEANMOE_ADMIN_KEY"
 
@@ -67,6 +70,15 @@ def _check_seconds(name: str, value: float, least: float) -> float:
     return value
 
 
+def _rules(args: Namespace) -> Rules:
+    change = PolicyChange(
+        phases=Phases(args.phases),
+        union_budget=None if args.union_budget is None else check_budget(args.union_budget),
+        union_mode=None if args.union_mode is None else UnionMode(args.union_mode),
+    )
+    return change.applied_to(Wish(), Rules())[1]
+
+
 def check_and_configure(args: Namespace) -> ServeSettings:
     """Everything the server needs, or one clear error."""
     checkpoint = _open_model(args.model, args.rest)
@@ -74,11 +86,13 @@ def check_and_configure(args: Namespace) -> ServeSettings:
     settings = ServeSettings(
         model=SkipModel.of(checkpoint, args.max_skip_level),
         wish=Wish(level=args.skip_level, max_kld=args.max_kld),
+        rules=_rules(args),
+        no_union="the server was started with --deterministic" if args.deterministic else None,
         admin_key=read_admin_key(args.admin_key_file, os.environ),
         poll_seconds=_check_seconds("--poll-seconds", args.poll_seconds, 0.1),
         drain_seconds=_check_seconds("--drain-seconds", args.drain_seconds, 1.0),
     )
-    settings.model.resolve(settings.wish)
+    settings.resolve(settings.wish, settings.rules)
     if not any(one.startswith("--uds") for one in args.rest):
         check_port(args.host, args.port)
     if manifest is not None and not args.skip_verify:

@@ -10,8 +10,9 @@ import logging
 from collections.abc import Iterable
 
 from leanmoe import __version__
-from leanmoe.families import MoEShape
+from leanmoe.layout import LayerLayout
 from leanmoe.messages import HandshakeReport, LayerReport
+from leanmoe_server.settings import SkipModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Readiness:
 
 
 def _layer_problems(
-    report: HandshakeReport, expected: Iterable[int], shape: MoEShape | None
+    report: HandshakeReport, expected: Iterable[int], model: SkipModel
 ) -> list[str]:
     layers = {layer.layer: layer for layer in report.layers}
     problems = list(report.problems)
@@ -59,17 +60,22 @@ def _layer_problems(
                 f"layer {index} ({found.name}): its skip seam never ran, so it would not skip: a "
                 "graph compiled without the plugin was loaded, or something goes around it"
             )
-        elif shape is not None and (difference := _difference(found, shape)):
+        elif difference := _difference(found, model.layers.get(index), model.renormalize):
             problems.append(f"layer {index} ({found.name}): {difference}")
     return [f"worker {report.worker}: {problem}" for problem in problems]
 
 
-def _difference(found: LayerReport, shape: MoEShape) -> str | None:
+def _difference(
+    found: LayerReport, said: LayerLayout | None, renormalize: bool | None
+) -> str | None:
     """How a loaded layer differs from the checkpoint whose curve is promised."""
+    if said is None:
+        return None
     pairs = {
-        "experts": (found.n_routed_experts, shape.n_routed_experts),
-        "top-k": (found.top_k, shape.top_k),
-        "renormalising": (found.renormalize, shape.renormalize),
+        "experts": (found.n_routed_experts, said.n_experts),
+        "top-k": (found.top_k, said.top_k),
+        "condensed": (found.condensed, said.condensed),
+        "renormalising": (found.renormalize, renormalize),
     }
     wrong = [
         f"{name} {has}, the model's config {says}"
@@ -80,10 +86,7 @@ def _difference(found: LayerReport, shape: MoEShape) -> str | None:
 
 
 def handshake_problems(
-    reports: list[HandshakeReport],
-    moe_layers: tuple[int, ...],
-    every_worker: bool = True,
-    shape: MoEShape | None = None,
+    reports: list[HandshakeReport], model: SkipModel, every_worker: bool = True
 ) -> list[str]:
     """One sentence per worker and layer that would silently not skip; empty when all is well.
 
@@ -91,7 +94,7 @@ def handshake_problems(
     """
     if not reports:
         return ["no worker answered the handshake"]
-    problems = []
+    problems, moe_layers = [], model.moe_layers
     for report in reports:
         if report.plugin_version != __version__:
             problems.append(
@@ -100,7 +103,7 @@ def handshake_problems(
             )
         held = {layer.layer for layer in report.layers}
         expected = moe_layers if every_worker else tuple(i for i in moe_layers if i in held)
-        problems += _layer_problems(report, expected, shape)
+        problems += _layer_problems(report, expected, model)
     everywhere = {layer.layer for report in reports for layer in report.layers}
     if not every_worker:
         absent = [i for i in moe_layers if i not in everywhere]

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanmoe.errors import InputError
-from leanmoe.policy import HUNDREDTHS
+from leanmoe.policy import HUNDREDTHS, decode_request
 from leanmoe_server.routes import error_response
 from leanmoe_server.service import Service, service_of
 from leanmoe_server.usage_echo import UsageEcho
@@ -46,7 +46,7 @@ class RequestLevel:
             whole = await _read(receive)
             if whole is None:
                 return  # the client is gone
-            hundredths, body = _translated(whole, service)
+            code, body = _translated(whole, service)
         except InputError as error:
             await error_response(400, str(error), "invalid_request_error")(scope, receive, send)
             return
@@ -56,7 +56,7 @@ class RequestLevel:
         await self.app(
             {**scope, "headers": headers.raw},
             _replayed(body, receive),
-            _echoing(send, service, hundredths),
+            _echoing(send, service, code),
         )
 
 
@@ -83,7 +83,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _translated(body: bytes, service: Service) -> tuple[int | None, bytes]:
-    """The level asked for and the body as vLLM is to see it; as it came where none is."""
+    """What the workers are told and the body as vLLM is to see it; as it came where no wish is."""
     # Escapes may spell the key in another way; nearly all bodies have neither.
     if REQUEST_KEY.encode() not in body and b"\\u" not in body:
         return None, body
@@ -93,20 +93,20 @@ def _translated(body: bytes, service: Service) -> tuple[int | None, bytes]:
         return None, body  # vLLM says what is wrong with it
     if not isinstance(content, dict) or content.get(REQUEST_KEY) is None:
         return None, body
-    hundredths = _hundredths(content.pop(REQUEST_KEY), service)
+    code = _code(content.pop(REQUEST_KEY), service)
     key = service.control.request_key
-    content[_EXTRA] = {**_extra(content), key: hundredths}
-    content[_SALT] = _salt(content, key, hundredths)
-    return hundredths, json.dumps(content).encode()
+    content[_EXTRA] = {**_extra(content), key: code}
+    content[_SALT] = _salt(content, key, code)
+    return code, json.dumps(content).encode()
 
 
-def _hundredths(wish: Any, service: Service) -> int:
+def _code(wish: Any, service: Service) -> int:
     refusal = service.settings.no_request_levels
     if refusal is not None:
         raise InputError(
             f"this server takes no {REQUEST_KEY!r} in single requests: {refusal}; leave it out"
         )
-    return service.settings.model.request_hundredths(request_wish(wish))
+    return service.settings.model.request_code(request_wish(wish))
 
 
 def _extra(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,18 +116,18 @@ def _extra(content: Mapping[str, Any]) -> dict[str, Any]:
     return extra
 
 
-def _salt(content: Mapping[str, Any], key: str, hundredths: int) -> str:
-    """A salt of level and user's salt that no other request can have by chance or by design."""
+def _salt(content: Mapping[str, Any], key: str, code: int) -> str:
+    """A salt of wish and user's salt that no other request can have, by chance or by design."""
     given = content.get(_SALT)
     if given is not None and (not isinstance(given, str) or not given):
         raise InputError(f"{_SALT!r} is not a non-empty string; send one or leave it out")
-    return hashlib.sha256(f"{key} {hundredths} {given or ''}".encode()).hexdigest()
+    return hashlib.sha256(f"{key} {code} {given or ''}".encode()).hexdigest()
 
 
-def _echoing(send: Send, service: Service, hundredths: int | None) -> Send:
+def _echoing(send: Send, service: Service, code: int | None) -> Send:
     current = service.control.current
-    level = current.level if hundredths is None and current else (hundredths or 0) / HUNDREDTHS
-    echo = None if hundredths is None else UsageEcho(level)
+    level = current.level if code is None and current else decode_request(code or 0)[0] / HUNDREDTHS
+    echo = None if code is None else UsageEcho(level)
 
     async def echoing(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe_server.auth import refuse_change
 from leanmoe_server.service import Service, service_of
-from leanmoe_server.wish_body import MAX_BODY_BYTES, parse_wish
+from leanmoe_server.wish_body import MAX_BODY_BYTES, parse_change
 
 CONTROL_PATH = "/v1/expert_skipping"
 READY_PATH = "/ready"
@@ -42,8 +42,8 @@ async def change_policy(request: Request) -> Response:
     if refusal is not None:
         return error_response(refusal.status, refusal.reason, "permission_error")
     try:
-        wish = parse_wish(await _bounded_body(request))
-        return JSONResponse(await service.control.change(wish))
+        change = parse_change(await _bounded_body(request))
+        return JSONResponse(await service.control.change(change))
     except InputError as error:
         return error_response(400, str(error), "invalid_request_error")
     except LeanMoEError as error:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import LevelError
-from leanmoe.families import MoEShape
+from leanmoe.layout import LayerLayout
+from leanmoe.messages import Phases, UnionBudget
 from leanmoe.policy import (
     EXACT,
     HUNDREDTHS,
     TOP1_ONLY,
     check_level,
     hundredths_of,
+    request_code,
     resolve_betas,
 )
 
@@ -29,12 +32,28 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class RequestWish(Wish):
+    """A single request's; ``deterministic`` keeps what other requests do out of its answer."""
+
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for the whole engine beside the level."""
+
+    phases: Phases = Phases.ALL
+    union: UnionBudget | None = None
+
+
+@dataclass(frozen=True)
 class Resolved:
     """A wish as the workers will apply it."""
 
     level: float
     betas: dict[int, float]
     max_kld: float | None = None
+    rules: Rules = Rules()
 
 
 def check_max_kld(max_kld: Any) -> float:
@@ -47,30 +66,51 @@ def check_max_kld(max_kld: Any) -> float:
 
 @dataclass(frozen=True)
 class SkipModel:
-    """What the server must know to resolve levels: the model's MoE layers, its curve, the cap."""
+    """What the server must know to resolve levels: the model's MoE layers, its curve, the cap.
+
+    ``layers`` and ``renormalize`` are what the checkpoint says; a loaded layer must agree.
+    """
 
     moe_layers: tuple[int, ...]
     curve: QualityCurve | None
     max_level: float = TOP1_ONLY
-    shape: MoEShape | None = None
+    layers: Mapping[int, LayerLayout] = field(default_factory=dict)
+    renormalize: bool | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, max_level: float = TOP1_ONLY) -> SkipModel:
         manifest = checkpoint.manifest
         cap = check_level(max_level, "--max-skip-level")
         curve = manifest.curve if manifest else None
-        return cls(checkpoint.shape.moe_layers, curve, cap, checkpoint.shape)
+        shape = checkpoint.shape
+        return cls(shape.moe_layers, curve, cap, checkpoint.layers, shape.renormalize)
 
-    def resolve(self, wish: Wish) -> Resolved:
+    @property
+    def skip_layers(self) -> list[int]:
+        """The layers that can skip: condensed ones never do."""
+        own = self.layers
+        return [i for i in self.moe_layers if not (i in own and own[i].condensed)]
+
+    def resolve(self, wish: Wish, rules: Rules = Rules()) -> Resolved:
         """The level and betas a wish stands for; ``LevelError`` says why there are none."""
+        if wish.max_kld is not None and rules.union is not None:
+            raise LevelError(
+                f"max_kld {wish.max_kld} promises what was measured, and no curve knows what a "
+                "budget on distinct experts costs; give a level, or turn the budget off"
+            )
         level = self._level_of(wish)
-        return Resolved(level, self._betas(level), wish.max_kld)
+        return Resolved(level, self._betas(level), wish.max_kld, rules)
 
-    def request_hundredths(self, wish: Wish) -> int:
-        """The level of a single request, in hundredths, rounded down."""
+    def request_level(self, wish: Wish) -> float:
+        """The level of a single request, rounded down to a hundredth."""
         level = self._level_of(wish)
         self._betas(level)
-        return hundredths_of(level)
+        return hundredths_of(level) / HUNDREDTHS
+
+    def request_code(self, wish: RequestWish) -> int:
+        """What the workers are told of a single request; a promised loss depends on it alone."""
+        alone = wish.deterministic or wish.max_kld is not None
+        return request_code(hundredths_of(self.request_level(wish)), alone)
 
     def level_table(self) -> dict[int, dict[int, float]]:
         """Betas of every level a request may ask for, by hundredths."""
@@ -80,7 +120,7 @@ class SkipModel:
         return {one: self._betas(one / HUNDREDTHS) for one in wanted}
 
     def _betas(self, level: float) -> dict[int, float]:
-        return resolve_betas(level, self.moe_layers, self.curve)
+        return resolve_betas(level, self.skip_layers, self.curve)
 
     def _level_of(self, wish: Wish) -> float:
         if wish.max_kld is not None:
@@ -106,14 +146,28 @@ class SkipModel:
 class ServeSettings:
     """Everything the routes and background tasks are configured with.
 
-    ``no_request_levels`` says why single requests may not choose, where they may not.
+    ``no_request_levels`` says why single requests may not choose, where they may not, and
+    ``no_union`` why there can be no budget on distinct experts.
     """
 
     model: SkipModel
     wish: Wish
+    rules: Rules = Rules()
     admin_key: str | None = field(default=None, repr=False)
     has_user_keys: bool = False
     every_worker_holds_all_layers: bool = True
     no_request_levels: str | None = None
+    no_union: str | None = None
     poll_seconds: float = 5.0
     drain_seconds: float = 30.0
+
+    def resolve(self, wish: Wish, rules: Rules) -> Resolved:
+        """What ``wish`` and ``rules`` together come to; ``LevelError`` where they cannot be."""
+        if rules.union is not None and self.no_union is not None:
+            raise LevelError(f"there can be no budget on distinct experts here: {self.no_union}")
+        if rules.phases is Phases.DECODE and self.no_request_levels is not None:
+            raise LevelError(
+                f"prompts and answers cannot be told apart here: {self.no_request_levels}; leave "
+                "phases at 'all'"
+            )
+        return self.model.resolve(wish, rules)

@@ -132,12 +132,25 @@ def _refuse_unsupported(args: Namespace) -> None:
             raise InputError(f"leanmoe serve cannot take {flag}: {why}")
 
 
+def _why_no_union() -> str | None:
+    return None if is_cpu_build() else "it is built for the CPU only"
+
+
+def _drafts_with_experts(speculative: Any) -> bool:
+    """False where a draft surely has no MoE layers, so that the model alone runs any.
+
+    A draft model of its own is dense or stops the start (``SkipState.add``).
+    """
+    method = (speculative or {}).get("method")
+    return speculative is not None and method not in ("ngram", "suffix", "draft_model")
+
+
 def _why_no_request_levels(args: Namespace) -> str | None:
     """What keeps a step's tokens from being told apart by request, or ``None``."""
     if not is_cpu_build():
         return "on this device the router knows one level for all"
     breaking = {
-        "--speculative-config": args.speculative_config,
+        "--speculative-config": _drafts_with_experts(args.speculative_config),
         "--enable-dbo": args.enable_dbo,
         "--prefill-context-parallel-size": args.prefill_context_parallel_size > 1,
     }
@@ -162,7 +175,10 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
         has_user_keys=bool(user_keys),
         every_worker_holds_all_layers=args.pipeline_parallel_size == 1,
         no_request_levels=_why_no_request_levels(args),
+        no_union=settings.no_union or _why_no_union(),
     )
+    # Known only now: what this build and these flags cannot do.
+    args.leanmoe.resolve(settings.wish, settings.rules)
     return args
 
 

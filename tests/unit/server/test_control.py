@@ -9,7 +9,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from leanmoe.families import MoEShape
+from leanmoe.layout import LayerLayout
 from leanmoe_server.fake_engine import FakeEngine
 from leanmoe_server.settings import SkipModel, Wish
 
@@ -73,8 +73,8 @@ async def test_two_layers_of_one_number_keep_the_server_unready(build_app) -> No
 async def test_a_model_loaded_with_other_experts_keeps_the_server_unready(
     build_app, skip_model
 ) -> None:
-    said = MoEShape(4, (0, 1, 2, 3), 6, 2, 32, 32, True)
-    app = build_app(model=replace(skip_model, shape=said))
+    said = dict.fromkeys(range(4), LayerLayout(n_experts=6, top_k=2))
+    app = build_app(model=replace(skip_model, layers=said, renormalize=True))
     await app.service.control.start()
     assert len(app.service.readiness.reasons) == 4
     assert "experts 8, the model's config 6" in app.service.readiness.reasons[0]

@@ -63,6 +63,9 @@ def test_a_good_start(small_model: Path, tmp_path: Path) -> None:
         (["--poll-seconds", "0"], "--poll-seconds is 0.0"),
         (["--admin-key-file", "/nowhere/key"], "cannot be read"),
         (["--admin-key-file", os.devnull], "is empty"),
+        (["--union-budget", "0"], "union_budget is 0"),
+        (["--union-mode", "redirect"], "give both"),
+        (["--union-budget", "4", "--max-kld", "0.1"], "turn the budget off"),
     ],
 )
 def test_bad_arguments(small_model: Path, arguments: list[str], words: str) -> None:

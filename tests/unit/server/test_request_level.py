@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from leanmoe.policy import decode_request, request_code
 from leanmoe_server.request_level import LEVEL_HEADER, MAX_BODY_BYTES, ROUTES
 from leanmoe_server.settings import Wish
 
@@ -55,21 +56,27 @@ async def test_a_level_becomes_an_argument_and_a_salt(build_app, path: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("wish", "hundredths"),
+    ("wish", "hundredths", "alone"),
     [
-        ("off", 0),
-        ({"level": 0}, 0),
-        ({"level": 1}, 100),
-        ({"level": 0.29}, 29),
-        ({"level": 0.999}, 99),
-        ({"max_kld": 0.05}, 50),
-        ({"max_kld": 0.01}, 0),
+        ("off", 0, False),
+        ({"level": 0}, 0, False),
+        ({"level": 1}, 100, False),
+        ({"level": 0.29}, 29, False),
+        ({"level": 0.999, "deterministic": False}, 99, False),
+        ({"level": 0.29, "deterministic": True}, 29, True),
+        ({"max_kld": 0.05}, 50, True),
+        ({"max_kld": 0.01}, 0, True),
     ],
 )
-async def test_wishes_resolve_to_hundredths_rounded_down(build_app, wish, hundredths: int) -> None:
+async def test_wishes_resolve_to_hundredths_rounded_down(
+    build_app, wish, hundredths: int, alone: bool
+) -> None:
+    """A promised loss and a deterministic request depend on no other request."""
     app = await started(build_app, wish=Wish(level=1.0))
-    seen = handed_on(await ask(app, {**BODY, "expert_skipping": wish}))
-    assert list(seen["vllm_xargs"].values()) == [hundredths]
+    answer = await ask(app, {**BODY, "expert_skipping": wish})
+    [code] = handed_on(answer)["vllm_xargs"].values()
+    assert decode_request(code) == (hundredths, alone)
+    assert answer.headers[LEVEL_HEADER] == f"{hundredths / 100:g}"
 
 
 async def test_the_workers_know_the_betas_of_every_level(build_app) -> None:
@@ -156,7 +163,7 @@ async def test_the_cap_bounds_every_wish(build_app, skip_model) -> None:
     assert refused.status_code == 400
     assert "0.5, the most this server allows" in refused.json()["error"]["message"]
     seen = handed_on(await ask(app, {**BODY, "expert_skipping": {"max_kld": 10}}))
-    assert list(seen["vllm_xargs"].values()) == [50]
+    assert list(seen["vllm_xargs"].values()) == [request_code(50, True)]
     assert max(app.engine.levels.betas) == 50
     async with app.client() as client:
         change = await client.put("/v1/expert_skipping", json={"level": 1})

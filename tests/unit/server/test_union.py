@@ -1,0 +1,90 @@
+"""The budget on distinct experts and the phases: what may be asked, what then holds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from leanmoe.errors import InputError
+from leanmoe.messages import Phases, UnionBudget, UnionMode
+from leanmoe_server.settings import Rules, ServeSettings, Wish
+
+pytestmark = pytest.mark.anyio
+PATH = "/v1/expert_skipping"
+
+
+async def put(client, content):
+    body = content if isinstance(content, str) else json.dumps(content)
+    return await client.put(PATH, content=body)
+
+
+async def test_what_a_change_does_not_name_stays(build_app) -> None:
+    app = build_app()
+    await app.service.control.start()
+    policy = lambda: app.engine.workers[0].policy  # noqa: E731
+    async with app.client() as client:
+        assert (await put(client, {"level": 0.5, "union_budget": 4})).status_code == 200
+        assert policy().union == UnionBudget(experts=4)
+        shown = (await put(client, {"phases": "decode"})).json()
+        assert (shown["level"], shown["phases"], shown["union_budget"]) == (0.5, "decode", 4)
+        assert (policy().phases, policy().level) == (Phases.DECODE, 0.5)
+        shown = (await put(client, {"union_mode": "redirect"})).json()
+        assert (shown["union_budget"], shown["union_mode"]) == (4, "redirect")
+        shown = (await put(client, {"union_budget": None})).json()
+        assert (shown["union_budget"], shown["union_mode"], shown["level"]) == (None, None, 0.5)
+        assert policy().union is None
+        assert app.engine.cache_resets == 5
+
+
+async def test_a_budget_takes_the_measured_promise_away(build_app) -> None:
+    app = build_app(wish=Wish(level=0.5))
+    await app.service.control.start()
+    async with app.client() as client:
+        assert (await client.get(PATH)).json()["promise"]["kld_upper"] == 0.04
+        assert (await put(client, {"union_budget": 4})).json()["promise"] is None
+        refused = await put(client, {"max_kld": 0.1})
+        assert refused.status_code == 400
+        assert "turn the budget off" in refused.json()["error"]["message"]
+        assert (await put(client, {"max_kld": 0.1, "union_budget": None})).status_code == 200
+        refused = await put(client, {"union_budget": 4})
+        assert refused.status_code == 400
+        assert (await client.get(PATH)).json()["union_budget"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "has no key"),
+        ({"union_budget": 0}, "union_budget is 0.0"),
+        ({"union_budget": 1.5}, "union_budget is 1.5"),
+        ({"union_budget": True}, "union_budget is True"),
+        ({"union_budget": "8"}, "union_budget is '8'"),
+        ('{"union_budget": 1e400}', "union_budget is inf"),
+        ('{"union_budget": NaN}', "union_budget is nan"),
+        ({"union_mode": "redirect"}, "give both"),
+        ({"union_budget": 8, "union_mode": "drop"}, "expected 'vanish' or 'redirect'"),
+        ({"phases": "prefill"}, "expected 'all' or 'decode'"),
+        ({"phases": []}, "expected 'all' or 'decode'"),
+        ({"level": 0.5, "max_kld": 0.1}, "both level and max_kld"),
+        ({"deterministic": True}, "unknown keys ['deterministic']"),
+    ],
+)
+async def test_bad_changes_change_nothing(build_app, body, words: str) -> None:
+    app = build_app()
+    await app.service.control.start()
+    async with app.client() as client:
+        refused = await put(client, body)
+        assert refused.status_code == 400
+        message = refused.json()["error"]["message"]
+        assert words in message and "\n" not in message
+    assert app.service.control.version == 1
+
+
+def test_where_a_budget_or_phases_cannot_be(skip_model) -> None:
+    settings = ServeSettings(skip_model, Wish(), no_union="the server was started so")
+    with pytest.raises(InputError, match="no budget on distinct experts here: the server"):
+        settings.resolve(Wish(), Rules(union=UnionBudget(experts=2, mode=UnionMode.REDIRECT)))
+    settings = ServeSettings(skip_model, Wish(), no_request_levels="tokens lie in another order")
+    with pytest.raises(InputError, match="leave phases at 'all'"):
+        settings.resolve(Wish(), Rules(phases=Phases.DECODE))
