@@ -7,20 +7,22 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe.interrupts import stop_on_signals
 
-_CASES = ("level0", "median", "top1")
+if TYPE_CHECKING:
+    from leanmoe_bench.cases import Case
+
 _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["serve", "kernel"], help="whole engines or the CPU kernel")
-    parser.add_argument("--shape", default="M", help="M (default), R or tiny")
-    parser.add_argument("--case", action="append", choices=_CASES, help="default: all")
+    parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
+    parser.add_argument("--case", action="append", help="default: all that fit the shape")
     parser.add_argument("--measure", action="append", choices=_MEASURES, help="default: all")
     parser.add_argument("--rounds", type=int, default=8, help="interleaved pairs per measure")
     parser.add_argument(
@@ -56,16 +58,17 @@ def _kernel(args: argparse.Namespace) -> Result:
 
 
 def _measure(args: argparse.Namespace, work: Path) -> Result:
-    from leanmoe_bench.serve import MEASURES, compare, environment, rows_to_json
+    from leanmoe_bench.measures import MEASURES
+    from leanmoe_bench.serve import compare, environment, rows_to_json
     from leanmoe_bench.shapes import SHAPES
 
-    final = {}
+    final, cases = {}, _cases(args)
     for mode in ("compiled", "eager") if args.mode == "both" else (args.mode,):
         for row in compare(
             SHAPES[args.shape],
             work,
             eager=mode == "eager",
-            cases=args.case or _CASES,
+            cases=cases,
             measures=[m for m in MEASURES if m.name in (args.measure or _MEASURES)],
             rounds=args.rounds,
             seed=args.seed,
@@ -77,9 +80,21 @@ def _measure(args: argparse.Namespace, work: Path) -> Result:
     return {"environment": environment(), "rounds": args.rounds, "rows": rows}
 
 
+def _cases(args: argparse.Namespace) -> list[Case]:
+    from leanmoe_bench.cases import cases_for
+    from leanmoe_bench.shapes import SHAPES
+
+    shape = SHAPES[args.shape]
+    fitting = {case.name: case for case in cases_for(shape.experts, shape.top_k)}
+    for name in args.case or ():
+        if name not in fitting:
+            raise InputError(f"--case is {name!r}; shape {args.shape} has: {', '.join(fitting)}")
+    return [fitting[name] for name in args.case or fitting]
+
+
 _HEAD = (
-    f"{'shape':6}{'mode':10}{'case':8}{'measure':14}{'ratio':>7}  {'spread':15}"
-    f"{'ideal':>6}  {'bytes, ops':12}{'skipped':>7}{'ours':>10}{'stock':>10}  tokens/s"
+    f"{'shape':6}{'mode':10}{'case':17}{'measure':14}{'ratio':>7}  {'spread':15}"
+    f"{'ideal':>6}  {'bytes, ops':12}{'skipped':>7}{'read':>7}{'ours':>10}{'stock':>10}  tokens/s"
 )
 
 
@@ -87,9 +102,9 @@ def _line(row: dict[str, object]) -> str:
     spread = f"{row['low']:.2f} to {row['high']:.2f}"
     ideals = f"{row['ideal_bytes']:.2f}, {row['ideal_operations']:.2f}"
     return (
-        f"{row['shape']:6}{row['mode']:10}{row['case']:8}{row['measure']:14}"
+        f"{row['shape']:6}{row['mode']:10}{row['case']:17}{row['measure']:14}"
         f"{row['ratio']:>7.2f}  {spread:15}{row['ideal']:>6.2f}  {ideals:12}"
-        f"{row['skip_rate']:>7.1%}"
+        f"{row['skip_rate']:>7.1%}{row['distinct']:>7.1f}"
         f"{row['ours']:>10.1f}{row['stock']:>10.1f}"
     )
 

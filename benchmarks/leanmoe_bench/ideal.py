@@ -10,9 +10,10 @@ Routing is taken as uniform over the experts, the context's attention is left ou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from leanmoe_bench.cases import Case
 from leanmoe_bench.shapes import Shape
 
 _BYTES = 2  # bf16
@@ -37,9 +38,10 @@ class Ideal(NamedTuple):
         return max(self)
 
 
-def bytes_read(shape: Shape, step: Step, kept: float) -> float:
-    """Weight bytes of a step whose tokens keep ``kept`` experts on average."""
+def bytes_read(shape: Shape, step: Step, kept: float, budget: int | None = None) -> float:
+    """Weight bytes of a step whose tokens keep ``kept`` experts on average, ``budget`` at most."""
     distinct = shape.experts * (1.0 - (1.0 - kept / shape.experts) ** step.rows)
+    distinct = min(distinct, shape.experts if budget is None else budget)
     layer = shape.attention_parameters + distinct * shape.expert_parameters
     return float(_BYTES * (shape.layers * layer + shape.head_parameters))
 
@@ -50,10 +52,12 @@ def operations(shape: Shape, step: Step, kept: float) -> float:
     return float(step.rows * shape.layers * layer + step.logit_rows * shape.head_parameters)
 
 
-def ideal_ratio(shape: Shape, step: Step, skip_rate: float) -> Ideal:
+def ideal_ratio(shape: Shape, step: Step, skip_rate: float, case: Case | None = None) -> Ideal:
     """Ratios at a measured ``skip_rate`` (share of routed assignments skipped)."""
     kept = shape.top_k * (1.0 - skip_rate)
+    pruned = shape if case is None or case.keep is None else replace(shape, experts=case.keep)
+    budget = None if case is None or case.union is None else case.union.experts
     return Ideal(
-        bytes_read(shape, step, shape.top_k) / bytes_read(shape, step, kept),
-        operations(shape, step, shape.top_k) / operations(shape, step, kept),
+        bytes_read(shape, step, shape.top_k) / bytes_read(pruned, step, kept, budget),
+        operations(shape, step, shape.top_k) / operations(pruned, step, kept),
     )

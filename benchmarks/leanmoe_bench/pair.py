@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,17 @@ class Pair:
 
 @contextmanager
 def engine_pair(
-    model: Path, engine: dict[str, Any], vocabulary: int, seed: int, *, first: str = "stock"
+    models: Mapping[str, Path],
+    engine: dict[str, Any],
+    vocabulary: int,
+    seed: int,
+    *,
+    first: str = "stock",
 ) -> Iterator[Pair]:
-    """Start both engines one after the other, ``first`` first; end both whatever happens."""
+    """Start both engines, each on its model of ``models``, ``first`` first.
+
+    Both end whatever happens.
+    """
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="leanmoe-bench-")))
         arms: dict[str, RemoteArm] = {}
@@ -113,7 +121,7 @@ def engine_pair(
             extra = {"additional_config": {"leanmoe": {"plugin": True}}} if plugin else {}
             arm.call(
                 "start",
-                model=str(model),
+                model=str(models[name]),
                 engine={**engine, **extra},
                 vocabulary=vocabulary,
                 seed=seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -16,7 +17,11 @@ _GATE_SPREAD = 1.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A Mixtral-architecture model. F is the width of one expert."""
+    """A model of one of two architectures.
+
+    Mixtral renormalises the weights of the chosen experts; OLMoE does not, and norms queries
+    and keys.
+    """
 
     name: str
     hidden: int
@@ -28,6 +33,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    architecture: Literal["mixtral", "olmoe"] = "mixtral"
 
     @property
     def expert_parameters(self) -> int:
@@ -45,11 +51,10 @@ class Shape:
     def config(self) -> dict[str, object]:
         """The ``config.json`` of the model; embeddings are tied."""
         return {
-            "architectures": ["MixtralForCausalLM"],
-            "model_type": "mixtral",
+            **_ARCHITECTURES[self.architecture],
             "hidden_size": self.hidden,
             "intermediate_size": self.ffn,
-            "num_local_experts": self.experts,
+            _COUNT_KEYS[self.architecture]: self.experts,
             "num_experts_per_tok": self.top_k,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
@@ -68,6 +73,19 @@ class Shape:
         }
 
 
+_ARCHITECTURES: dict[str, dict[str, object]] = {
+    "mixtral": {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"},
+    "olmoe": {
+        "architectures": ["OlmoeForCausalLM"],
+        "model_type": "olmoe",
+        "norm_topk_prob": False,
+    },
+}
+_COUNT_KEYS = {"mixtral": "num_local_experts", "olmoe": "num_experts"}
+_BLOCKS = {"mixtral": "block_sparse_moe", "olmoe": "mlp"}
+# gate, up, down
+_PROJECTIONS = {"mixtral": ("w1", "w3", "w2"), "olmoe": ("gate_proj", "up_proj", "down_proj")}
+
 SHAPES = {
     "M": Shape(
         name="M",
@@ -80,6 +98,20 @@ SHAPES = {
         kv_heads=4,
         head_dim=128,
         vocabulary=8192,
+    ),
+    # Fine-grained: many small experts, many of them per token.
+    "F": Shape(
+        name="F",
+        hidden=1024,
+        ffn=512,
+        experts=64,
+        top_k=8,
+        layers=8,
+        heads=8,
+        kv_heads=8,
+        head_dim=128,
+        vocabulary=8192,
+        architecture="olmoe",
     ),
     # The embedded reference model's: many thin layers, so that fixed costs show.
     "R": Shape(
@@ -142,6 +174,7 @@ def _outer(shape: Shape, generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 def _layer(shape: Shape, layer: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     prefix = f"model.layers.{layer}"
+    block = f"{prefix}.{_BLOCKS[shape.architecture]}"
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     ones = torch.ones(shape.hidden, dtype=torch.bfloat16)
     tensors = {
@@ -151,13 +184,17 @@ def _layer(shape: Shape, layer: int, generator: torch.Generator) -> dict[str, to
         f"{prefix}.self_attn.k_proj.weight": _normal(generator, key, shape.hidden),
         f"{prefix}.self_attn.v_proj.weight": _normal(generator, key, shape.hidden),
         f"{prefix}.self_attn.o_proj.weight": _normal(generator, shape.hidden, query),
-        f"{prefix}.block_sparse_moe.gate.weight": _normal(
+        f"{block}.gate.weight": _normal(
             generator, shape.experts, shape.hidden, std=_GATE_SPREAD * shape.hidden**-0.5
         ),
     }
+    if shape.architecture == "olmoe":
+        tensors[f"{prefix}.self_attn.q_norm.weight"] = torch.ones(query, dtype=torch.bfloat16)
+        tensors[f"{prefix}.self_attn.k_norm.weight"] = torch.ones(key, dtype=torch.bfloat16)
+    gate, up, down = _PROJECTIONS[shape.architecture]
     for expert in range(shape.experts):
-        name = f"{prefix}.block_sparse_moe.experts.{expert}"
-        tensors[f"{name}.w1.weight"] = _normal(generator, shape.ffn, shape.hidden)
-        tensors[f"{name}.w3.weight"] = _normal(generator, shape.ffn, shape.hidden)
-        tensors[f"{name}.w2.weight"] = _normal(generator, shape.hidden, shape.ffn)
+        name = f"{block}.experts.{expert}"
+        tensors[f"{name}.{gate}.weight"] = _normal(generator, shape.ffn, shape.hidden)
+        tensors[f"{name}.{up}.weight"] = _normal(generator, shape.ffn, shape.hidden)
+        tensors[f"{name}.{down}.weight"] = _normal(generator, shape.hidden, shape.ffn)
     return tensors
