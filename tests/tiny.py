@@ -29,14 +29,14 @@ _CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_HEADS, _KV_HEADS, _MAX_LENGTH = 4, 2, 2048
+_HEADS, _KV_HEADS, MAX_LENGTH = 4, 2, 2048
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def _write_tokenizer(path: Path) -> int:
+def write_tokenizer(path: Path) -> int:
     """Write a byte-level BPE tokenizer with a chat template; return its size."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -54,10 +54,10 @@ def _write_tokenizer(path: Path) -> int:
         "bos_token": "<s>",
         "eos_token": "</s>",
         "pad_token": "</s>",
-        "model_max_length": _MAX_LENGTH,
+        "model_max_length": MAX_LENGTH,
         "chat_template": _CHAT_TEMPLATE,
     }
-    _write_json(path / "tokenizer_config.json", settings)
+    write_json(path / "tokenizer_config.json", settings)
     return int(tokenizer.get_vocab_size())
 
 
@@ -90,14 +90,16 @@ def _tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _write_weights(path: Path, config: dict[str, Any], seed: int) -> None:
+def write_weights(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str, seed: int) -> None:
+    """Write random tensors; norms are ones, biases small."""
     generator = torch.Generator().manual_seed(seed)
-    dtype = getattr(torch, config["torch_dtype"])
     tensors = {}
-    for name, shape in _tensor_shapes(config).items():
+    for name, shape in shapes.items():
         # Wider than usual initialisation, so that a skipped expert changes the next tokens.
         drawn = torch.randn(shape, generator=generator) * (1.6 / shape[-1] ** 0.5)
-        tensors[name] = (torch.ones(shape) if len(shape) == 1 else drawn).to(dtype)
+        if len(shape) == 1:
+            drawn = 0.1 * drawn if name.endswith("bias") else torch.ones(shape)
+        tensors[name] = drawn.to(getattr(torch, dtype))
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -117,7 +119,7 @@ def write_tiny_mixtral(
     config = {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
-        "vocab_size": -(-_write_tokenizer(path) // 64) * 64,
+        "vocab_size": -(-write_tokenizer(path) // 64) * 64,
         "hidden_size": hidden,
         "intermediate_size": ffn,
         "num_hidden_layers": layers,
@@ -126,7 +128,7 @@ def write_tiny_mixtral(
         "head_dim": hidden // _HEADS,
         "num_local_experts": experts,
         "num_experts_per_tok": top_k,
-        "max_position_embeddings": _MAX_LENGTH,
+        "max_position_embeddings": MAX_LENGTH,
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e6,
         "hidden_act": "silu",
@@ -137,8 +139,8 @@ def write_tiny_mixtral(
         "pad_token_id": 1,
         "torch_dtype": dtype,
     }
-    _write_json(path / "config.json", config)
-    _write_weights(path, config, seed)
+    write_json(path / "config.json", config)
+    write_weights(path, _tensor_shapes(config), dtype, seed)
     return path
 
 

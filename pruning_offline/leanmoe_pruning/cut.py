@@ -1,13 +1,15 @@
 """The cutter: a smaller checkpoint out of a checkpoint, shard by shard.
 
-Router rows of kept experts are sliced, experts re-indexed in ascending order of
-their source ids, everything else copied byte for byte. All shards are read and
+Tensors with a row per expert (router, its bias, stacked experts) are sliced, experts
+of their own tensors re-indexed in ascending order of their source ids, layers for
+speculative decoding dropped, everything else copied byte for byte. All shards are read and
 checked before the first byte is written; the index is written last.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from leanmoe_pruning.shards import (
     write_index,
     write_shard,
 )
+
+_LOG = logging.getLogger(__name__)
 
 Kept = Mapping[int, Sequence[int]]
 
@@ -56,21 +60,35 @@ class Cutter:
         self._blocks = tuple(
             f"{checkpoint.family.block_prefix(layer)}." for layer in checkpoint.shape.moe_layers
         )
+        self._copied = frozenset(checkpoint.family.other_names(checkpoint.config))
         self.shards = {
             name: pieces
             for name, held in self.reader.shards.items()
             if (pieces := [piece for info in held.values() if (piece := self._piece(info))])
         }
 
+        self._tell_of_spare_layers()
+
+    def _tell_of_spare_layers(self) -> None:
+        if dropped := sum(map(self._is_spare, self.reader.names)):
+            _LOG.warning(
+                "%s: the %d tensors of its layers for speculative decoding are dropped: they have "
+                "experts of their own, which this cut does not choose among",
+                self.checkpoint.path,
+                dropped,
+            )
+
     def _piece(self, info: TensorInfo) -> _Piece | None:
         family = self.checkpoint.family
-        layer = family.gate_layer(info.name)
-        if layer is not None:
+        if self._is_spare(info.name):
+            return None
+        layer = family.expert_rows(info.name)
+        if layer is not None and layer in self.kept:
             rows = tuple(self.kept[layer])
             shape = (len(rows), *info.shape[1:])
             return _Piece(TensorInfo(info.name, info.dtype, shape), info.name, rows)
         part = family.parse_expert(info.name)
-        if part is None:
+        if part is None or part.layer not in self.kept:
             self._check_no_part_of_a_block(info.name)
             return _Piece(info, info.name)
         kept = list(self.kept[part.layer])
@@ -79,8 +97,12 @@ class Cutter:
         name = family.expert_name(part.layer, kept.index(part.expert), part.projection)
         return _Piece(TensorInfo(name, info.dtype, info.shape), info.name)
 
+    def _is_spare(self, name: str) -> bool:
+        layer = self.checkpoint.family.layer_of(name)
+        return layer is not None and layer >= self.checkpoint.shape.n_layers
+
     def _check_no_part_of_a_block(self, name: str) -> None:
-        if name.startswith(self._blocks):
+        if name.startswith(self._blocks) and name not in self._copied:
             raise CheckpointError(
                 f"{self.checkpoint.path} holds {name}, a part of a MoE block that belongs to "
                 "experts in a way LeanMoE does not know (a scale of quantised weights?); restore "

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError
-from leanmoe.families.base import PROJECTIONS
 from leanmoe.manifest import MANIFEST_NAME, check_files
 from leanmoe.provenance import file_digest
 from leanmoe_pruning.shards import ShardReader
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+# The families that stream.py computes.
+RUNNABLE = ("mixtral",)
 
 
 def open_model(path: Path) -> Checkpoint:
@@ -22,6 +23,23 @@ def open_model(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def open_runnable_model(path: Path) -> Checkpoint:
+    """Like ``open_model``, for work that runs the model: refuses a family known by name only."""
+    checkpoint = open_model(path)
+    check_runnable(checkpoint)
+    return checkpoint
+
+
+def check_runnable(checkpoint: Checkpoint) -> None:
+    """Raise unless the offline forward pass computes models of this family."""
+    if checkpoint.family.name not in RUNNABLE:
+        raise CheckpointError(
+            f"{checkpoint.path} is a {checkpoint.family.name} model and LeanMoE's own forward "
+            f"pass computes only {', '.join(RUNNABLE)}: such a model can be pruned with --method "
+            "random and served, not scored or measured"
+        )
+
+
 def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
     """Raise unless the shards hold the model that config.json describes: no tensor less, no
     layer more, gates and experts of its sizes."""
@@ -29,18 +47,14 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
     for name in family.other_names(checkpoint.config):
         reader.check_is_weight(name)
     deepest = max(layer for name in reader.names if (layer := family.layer_of(name)) is not None)
-    if deepest >= shape.n_layers:
+    if deepest >= shape.n_layers + family.spare_layers(checkpoint.config):
         raise CheckpointError(
             f"{checkpoint.path} holds tensors of layer {deepest} and its config.json says "
             f"{shape.n_layers} layers; config and shards are of different models"
         )
-    wide, narrow = shape.expert_ffn_size, shape.hidden_size
     for layer in shape.moe_layers:
-        reader.check_weight(family.gate_name(layer), (shape.n_routed_experts, narrow))
-        for expert in range(shape.n_routed_experts):
-            for projection in PROJECTIONS:
-                size = (narrow, wide) if projection == "down_proj" else (wide, narrow)
-                reader.check_weight(family.expert_name(layer, expert, projection), size)
+        for name, size in family.block_sizes(shape, layer).items():
+            reader.check_weight(name, size)
 
 
 def model_files(path: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
 from leanmoe.families.base import PROJECTIONS
 from leanmoe_pruning.experts import Experts
-from leanmoe_pruning.model import check_complete
+from leanmoe_pruning.model import check_complete, check_runnable
 from leanmoe_pruning.shards import ShardReader
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -78,6 +78,7 @@ class DecoderStream:
     """The layers of one checkpoint in order, its embedding and its head."""
 
     def __init__(self, checkpoint: Checkpoint, compute: str | None = None) -> None:
+        check_runnable(checkpoint)
         self.checkpoint = checkpoint
         self.reader = ShardReader(checkpoint.path)
         self.shape: MoEShape = checkpoint.shape

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from leanmoe.errors import CheckpointError
 from leanmoe.families.base import Config, ExpertTensor, Family, MoEShape
+from leanmoe.families.deepseek import DEEPSEEK
+from leanmoe.families.deepseek_v2 import DEEPSEEK_V2
+from leanmoe.families.deepseek_v3 import DEEPSEEK_V3
+from leanmoe.families.granitemoe import GRANITEMOE
 from leanmoe.families.mixtral import MIXTRAL
+from leanmoe.families.olmoe import OLMOE
+from leanmoe.families.phimoe import PHIMOE
+from leanmoe.families.qwen2_moe import QWEN2_MOE
+from leanmoe.families.qwen3_moe import QWEN3_MOE
 
-FAMILIES: tuple[Family, ...] = (MIXTRAL,)
+FAMILIES: tuple[Family, ...] = (
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    OLMOE,
+    DEEPSEEK,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GRANITEMOE,
+    PHIMOE,
+)
 
 __all__ = ["FAMILIES", "Config", "ExpertTensor", "Family", "MoEShape", "family_of"]
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 Projection = Literal["gate_proj", "up_proj", "down_proj"]
 PROJECTIONS: tuple[Projection, ...] = ("gate_proj", "up_proj", "down_proj")
 Config = Mapping[str, Any]
+Size = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,17 @@ class MoEShape:
     top_k: int
     hidden_size: int
     expert_ffn_size: int
+    # What vLLM runs, which for some families is not what config.json says.
     renormalize: bool
+    # Groups of neighbouring experts the router first chooses among; all must stay equally large.
+    n_groups: int = 1
+    # Experts each group needs for the router to find its top-k.
+    least_per_group: int = 1
+
+    @property
+    def least_keep(self) -> int:
+        """The smallest number of experts a layer can be cut to."""
+        return max(-(-self.top_k // self.n_groups), self.least_per_group) * self.n_groups
 
 
 @dataclass(frozen=True)
@@ -33,15 +44,27 @@ class ExpertTensor:
     projection: Projection
 
 
+def no_spare_layers(config: Config) -> int:
+    """For families whose files hold the decoder layers of config.json and no more."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Family:
-    """One model family. Names are those in the FILES, not those of any library's modules."""
+    """One model family. Names are those in the FILES, not those of any library's modules.
+
+    A family stores its experts in one of two layouts: a tensor per expert and projection, or
+    stacked, all experts of a layer in one tensor. The second has ``stacked`` set, its
+    ``parse_expert`` finds nothing, its ``expert_name`` raises ``ValueError``, and its expert
+    weights are found by ``expert_rows`` like the router's.
+    """
 
     name: str
     architectures: tuple[str, ...]
     # ValueError, in words, for a config that does not describe such a model.
     shape: Callable[[Config], MoEShape]
-    # Names of all tensors outside the MoE blocks, without which no such model can run.
+    # Names of all tensors without which no such model can run, those of router and routed
+    # experts left out; a shared expert's are among them. A cut copies them.
     other_names: Callable[[Config], list[str]]
     # The decoder layer a tensor's name speaks of, or None.
     layer_of: Callable[[str], int | None]
@@ -49,5 +72,14 @@ class Family:
     gate_name: Callable[[int], str]
     expert_name: Callable[[int, int, Projection], str]
     parse_expert: Callable[[str], ExpertTensor | None]
-    gate_layer: Callable[[str], int | None]
+    # The decoder layer of a tensor whose dimension 0 counts experts, or None.
+    expert_rows: Callable[[str], int | None]
+    # Name and size of every tensor of router and routed experts in a layer.
+    block_sizes: Callable[[MoEShape, int], dict[str, Size]]
+    # The weight of each expert where all n logits are zero and all n experts are chosen, the
+    # routed scaling factor included; None where the weights are not uniform or n cannot be chosen.
+    uniform_weight: Callable[[Config, int], float | None]
     cut_config: Callable[[Config, int], dict[str, Any]]
+    # Layers past num_hidden_layers the files may hold for speculative decoding; a cut drops them.
+    spare_layers: Callable[[Config], int] = no_spare_layers
+    stacked: bool = False

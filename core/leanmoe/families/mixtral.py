@@ -2,133 +2,44 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal, Self
+from typing import Any, ClassVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    model_validator,
+from pydantic import Field, PositiveInt
+
+from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.keys import HeadKeys, read_keys, softmax_share
+from leanmoe.families.names import (
+    ATTENTION,
+    MIXTRAL_NAMES,
+    NORMS,
+    BlockNames,
+    layer_of,
+    model_names,
 )
 
-from leanmoe.families.base import Config, ExpertTensor, Family, MoEShape, Projection
-
-_FILE_NAMES: dict[Projection, str] = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
-_PROJECTIONS = {file_name: projection for projection, file_name in _FILE_NAMES.items()}
-_EXPERT = re.compile(r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.(\d+)\.(w1|w2|w3)\.weight")
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_LAYER_PARTS = (
-    "input_layernorm",
-    "post_attention_layernorm",
-    *(f"self_attn.{one}_proj" for one in "qkvo"),
-)
-_GATE = re.compile(r"model\.layers\.(\d+)\.block_sparse_moe\.gate\.weight")
+_NAMES = BlockNames("block_sparse_moe", MIXTRAL_NAMES)
 
 
-class _Keys(BaseModel):
-    """The keys of ``config.json`` that decide what a Mixtral computes."""
+class _Keys(HeadKeys):
+    count_key: ClassVar[str] = "num_local_experts"
 
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    num_hidden_layers: int = Field(gt=0, le=10_000)
     num_local_experts: int = Field(gt=0, le=10_000)
-    num_experts_per_tok: int = Field(gt=0)
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    vocab_size: PositiveInt
-    num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt
-    head_dim: PositiveInt | None = None
+    # Our own forward pass needs it.
     rms_norm_eps: float = Field(gt=0, allow_inf_nan=False)
-    rope_theta: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     sliding_window: PositiveInt | None = None
-    hidden_act: Literal["silu"] = "silu"
-    tie_word_embeddings: bool = False
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.num_experts_per_tok > self.num_local_experts:
-            raise ValueError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}, more than the "
-                f"{self.num_local_experts} of num_local_experts"
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is no multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-        if (self.head_dim or self.hidden_size // self.num_attention_heads) % 2:
-            raise ValueError("head_dim is odd, and rotary embedding turns pairs")
-        return self
-
-
-def _keys(config: Config) -> _Keys:
-    try:
-        return _Keys.model_validate(dict(config))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise ValueError(f"it has no key {where!r}") from None
-        found = f"{where} is {first['input']!r}: " if where else ""
-        raise ValueError(found + first["msg"].removeprefix("Value error, ")) from None
 
 
 def _shape(config: Config) -> MoEShape:
-    keys = _keys(config)
-    return MoEShape(
-        n_layers=keys.num_hidden_layers,
-        moe_layers=tuple(range(keys.num_hidden_layers)),
-        n_routed_experts=keys.num_local_experts,
-        top_k=keys.num_experts_per_tok,
-        hidden_size=keys.hidden_size,
-        expert_ffn_size=keys.intermediate_size,
-        renormalize=True,
-    )
+    keys = read_keys(_Keys, config)
+    return keys.moe_shape(keys.all_layers, keys.intermediate_size, renormalize=True)
 
 
 def _other_names(config: Config) -> list[str]:
-    keys = _keys(config)
-    head = [] if keys.tie_word_embeddings else ["lm_head.weight"]
-    per_layer = [
-        f"model.layers.{layer}.{part}.weight"
-        for layer in range(keys.num_hidden_layers)
-        for part in _LAYER_PARTS
-    ]
-    return ["model.embed_tokens.weight", "model.norm.weight", *head, *per_layer]
-
-
-def _layer_of(name: str) -> int | None:
-    match = _LAYER.match(name)
-    return int(match[1]) if match else None
-
-
-def _block_prefix(layer: int) -> str:
-    return f"model.layers.{layer}.block_sparse_moe"
-
-
-def _gate_name(layer: int) -> str:
-    return f"{_block_prefix(layer)}.gate.weight"
-
-
-def _expert_name(layer: int, expert: int, projection: Projection) -> str:
-    return f"{_block_prefix(layer)}.experts.{expert}.{_FILE_NAMES[projection]}.weight"
-
-
-def _parse_expert(name: str) -> ExpertTensor | None:
-    match = _EXPERT.fullmatch(name)
-    if match is None:
-        return None
-    layer, expert, file_name = match.groups()
-    return ExpertTensor(int(layer), int(expert), _PROJECTIONS[file_name])
-
-
-def _gate_layer(name: str) -> int | None:
-    match = _GATE.fullmatch(name)
-    return int(match[1]) if match else None
+    keys = read_keys(_Keys, config)
+    return model_names(
+        keys.num_hidden_layers, lambda layer: (*NORMS, *ATTENTION), tied=keys.tie_word_embeddings
+    )
 
 
 def _cut_config(config: Config, keep: int) -> dict[str, Any]:
@@ -140,11 +51,13 @@ MIXTRAL = Family(
     architectures=("MixtralForCausalLM",),
     shape=_shape,
     other_names=_other_names,
-    layer_of=_layer_of,
-    block_prefix=_block_prefix,
-    gate_name=_gate_name,
-    expert_name=_expert_name,
-    parse_expert=_parse_expert,
-    gate_layer=_gate_layer,
+    layer_of=layer_of,
+    block_prefix=_NAMES.prefix,
+    gate_name=_NAMES.gate,
+    expert_name=_NAMES.expert,
+    parse_expert=_NAMES.parse,
+    expert_rows=_NAMES.expert_rows,
+    block_sizes=_NAMES.sizes,
+    uniform_weight=softmax_share,
     cut_config=_cut_config,
 )

@@ -16,7 +16,7 @@ from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.curve import build_curve, check_heldout, store_curve
 from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.levels import LevelPass, calibrate_and_run, level_grid
-from leanmoe_pruning.model import open_model
+from leanmoe_pruning.model import open_runnable_model
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.stream import DecoderStream
 
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> Result:
         raise InputError(
             f"--levels is {args.levels}, expected a number from {MIN_LEVELS} to {MAX_LEVELS}"
         )
-    checkpoint = open_model(args.model)
+    checkpoint = open_runnable_model(args.model)
     stream = DecoderStream(checkpoint, args.compute)
     calibration, heldout = _load(args, stream)
     with stop_on_signals():

@@ -17,7 +17,7 @@ from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.evaluate import domain_report, domain_sums, forward
 from leanmoe_pruning.levels import LevelPass
-from leanmoe_pruning.model import open_model
+from leanmoe_pruning.model import open_runnable_model
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.stream import DecoderStream
 
@@ -46,7 +46,7 @@ def _pass(checkpoint: Checkpoint, data: DataSet, level: float, compute: str | No
 
 
 def _open_other(path: Path, checkpoint: Checkpoint) -> Checkpoint:
-    other = open_model(path)
+    other = open_runnable_model(path)
     mine, theirs = checkpoint.config["vocab_size"], other.config["vocab_size"]
     if mine != theirs:
         raise CheckpointError(
@@ -60,7 +60,7 @@ def _open_other(path: Path, checkpoint: Checkpoint) -> Checkpoint:
 def _run(args: argparse.Namespace) -> Result:
     started = time.monotonic()
     check_level(args.skip_level, "--skip-level")
-    checkpoint = open_model(args.model)
+    checkpoint = open_runnable_model(args.model)
     other = _open_other(args.against, checkpoint) if args.against else None
     data = load_data(args.data, checkpoint, "heldout", window=args.window)
     with stop_on_signals():

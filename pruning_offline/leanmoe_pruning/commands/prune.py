@@ -25,7 +25,7 @@ from leanmoe_pruning.commands.options import (
 from leanmoe_pruning.cut import Cutter
 from leanmoe_pruning.data import load_data
 from leanmoe_pruning.methods.selection import LayerChoice, check_enumerable, check_keep
-from leanmoe_pruning.model import open_model, source_digests
+from leanmoe_pruning.model import check_runnable, open_model, source_digests
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.prune_job import METHODS, VARIANTS, Choosing, PruneJob
 
@@ -58,6 +58,8 @@ def _check(args: argparse.Namespace) -> PruneJob:
     """Refuse whatever can be refused before any work."""
     how = Choosing(args.method, args.keep, args.variant, args.batch_size, args.seed)
     checkpoint = open_model(args.model)
+    if args.method != "random":
+        check_runnable(checkpoint)
     check_keep(args.keep, checkpoint.shape, str(args.model))
     if args.method == "naee":
         check_enumerable(args.keep, checkpoint.shape)

@@ -19,8 +19,13 @@ def frequency(layers: Iterable[LayerScores], shape: MoEShape, keep: int) -> Iter
 
 
 def at_random(shape: MoEShape, keep: int, seed: int) -> Iterator[LayerChoice]:
-    """Keep ``keep`` experts per layer drawn from one seeded generator."""
+    """Keep ``keep`` experts per layer, as many of each group, drawn from one seeded generator."""
     generator = random.Random(seed)
+    size, share = shape.n_routed_experts // shape.n_groups, keep // shape.n_groups
     for layer in shape.moe_layers:
-        kept = generator.sample(range(shape.n_routed_experts), keep)
+        kept = [
+            group * size + expert
+            for group in range(shape.n_groups)
+            for expert in generator.sample(range(size), share)
+        ]
         yield LayerChoice(layer, tuple(sorted(kept)))

@@ -25,17 +25,29 @@ class LayerChoice:
 
 
 def check_keep(keep: int, shape: MoEShape, where: str) -> None:
-    """Raise unless ``keep`` experts per layer can serve the model's top-k."""
+    """Raise unless ``keep`` experts per layer can serve the model's router."""
+    wished = f"give {_allowed(shape)}"
     if keep < shape.top_k:
         raise InputError(
             f"--keep {keep} is below the top-{shape.top_k} routing of {where}: each token needs "
-            f"{shape.top_k} experts; give a number from {shape.top_k} to {shape.n_routed_experts}"
+            f"{shape.top_k} experts; {wished}"
         )
     if keep > shape.n_routed_experts:
         raise InputError(
             f"--keep {keep} is more than the {shape.n_routed_experts} experts per layer of "
-            f"{where}; give a number from {shape.top_k} to {shape.n_routed_experts}"
+            f"{where}; {wished}"
         )
+    if keep % shape.n_groups or keep < shape.least_keep:
+        raise InputError(
+            f"--keep {keep} does not fit the router of {where}: its {shape.n_groups} groups of "
+            f"experts stay equally large and need {shape.least_keep // shape.n_groups} experts "
+            f"each; {wished}"
+        )
+
+
+def _allowed(shape: MoEShape) -> str:
+    kind = "a number" if shape.n_groups == 1 else f"a multiple of {shape.n_groups}"
+    return f"{kind} from {shape.least_keep} to {shape.n_routed_experts}"
 
 
 def check_enumerable(keep: int, shape: MoEShape) -> None:

@@ -1,0 +1,104 @@
+"""DeepSeek-MoE, the first: ordinary attention, first layers dense, shared experts ungated.
+
+What its successors share with it is here too. vLLM runs all three by ``deepseek_v2.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.keys import HeadKeys, ModelKeys, read_keys
+from leanmoe.families.names import (
+    ATTENTION,
+    NORMS,
+    OWN_NAMES,
+    BlockNames,
+    feed_forward,
+    layer_of,
+    model_names,
+)
+
+NAMES = BlockNames("mlp", OWN_NAMES)
+
+
+class DeepseekKeys(ModelKeys):
+    """What all three generations state."""
+
+    count_key: ClassVar[str] = "n_routed_experts"
+
+    n_routed_experts: int = Field(gt=0, le=10_000)
+    moe_intermediate_size: PositiveInt
+    n_shared_experts: PositiveInt | None = None
+    first_k_dense_replace: NonNegativeInt = 0
+    moe_layer_freq: PositiveInt = 1
+    norm_topk_prob: bool = False
+    scoring_func: Literal["softmax", "sigmoid"] = "softmax"
+    routed_scaling_factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """The layers vLLM builds with experts."""
+        return tuple(
+            layer
+            for layer in self.all_layers
+            if layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0
+        )
+
+    def shape(self) -> MoEShape:
+        return self.moe_shape(self.moe_layers, self.moe_intermediate_size, self.norm_topk_prob)
+
+    def uniform_weight(self, n: int) -> float | None:
+        """Softmax shares 1 among all; a sigmoid of zero is one half, shared where normed."""
+        alone = self.scoring_func == "sigmoid" and not self.norm_topk_prob
+        return self.routed_scaling_factor * (0.5 if alone else 1 / n)
+
+    def other_names(self, attention: Iterable[str]) -> list[str]:
+        moe_layers, held = set(self.moe_layers), tuple(attention)
+        shared = feed_forward("mlp.shared_experts") if self.n_shared_experts else ()
+
+        def parts(layer: int) -> Iterable[str]:
+            return (*NORMS, *held, *(shared if layer in moe_layers else feed_forward("mlp")))
+
+        return model_names(self.num_hidden_layers, parts)
+
+
+class _Keys(DeepseekKeys, HeadKeys):
+    pass
+
+
+def uniform_weight_by(kind: type[DeepseekKeys]) -> Callable[[Config, int], float | None]:
+    """A family's ``uniform_weight``, read from its own keys."""
+    return lambda config, n: read_keys(kind, config).uniform_weight(n)
+
+
+def _shape(config: Config) -> MoEShape:
+    return read_keys(_Keys, config).shape()
+
+
+def _other_names(config: Config) -> list[str]:
+    return read_keys(_Keys, config).other_names(ATTENTION)
+
+
+def cut_config(config: Config, keep: int) -> dict[str, Any]:
+    return {**config, "n_routed_experts": keep}
+
+
+DEEPSEEK = Family(
+    name="deepseek",
+    architectures=("DeepseekForCausalLM",),
+    shape=_shape,
+    other_names=_other_names,
+    layer_of=layer_of,
+    block_prefix=NAMES.prefix,
+    gate_name=NAMES.gate,
+    expert_name=NAMES.expert,
+    parse_expert=NAMES.parse,
+    expert_rows=NAMES.expert_rows,
+    block_sizes=NAMES.sizes,
+    uniform_weight=uniform_weight_by(_Keys),
+    cut_config=cut_config,
+)

@@ -1,0 +1,71 @@
+"""PhiMoE: every layer MoE, biases everywhere, layer norm, and a router of its own.
+
+Its *sparsemixer* picks two experts one after the other and weighs each by a softmax over the
+logits close to it, so both weights are near 1 and level 1 rarely skips anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.keys import HeadKeys, read_keys
+from leanmoe.families.names import (
+    ATTENTION,
+    MIXTRAL_NAMES,
+    NORMS,
+    BlockNames,
+    layer_of,
+    model_names,
+)
+
+_NAMES = BlockNames("block_sparse_moe", MIXTRAL_NAMES)
+_SERVED_AS = "PhiMoEForCausalLM"
+
+
+class _Keys(HeadKeys):
+    count_key: ClassVar[str] = "num_local_experts"
+
+    num_local_experts: int = Field(gt=0, le=10_000)
+    # vLLM's routing function asserts it.
+    num_experts_per_tok: Literal[2]
+
+
+def _shape(config: Config) -> MoEShape:
+    keys = read_keys(_Keys, config)
+    return keys.moe_shape(keys.all_layers, keys.intermediate_size, renormalize=False)
+
+
+def _other_names(config: Config) -> list[str]:
+    keys = read_keys(_Keys, config)
+    weights = model_names(keys.num_hidden_layers, lambda layer: (*NORMS, *ATTENTION))
+    # All but the embedding, which comes first.
+    return [*weights, *(f"{name.removesuffix('.weight')}.bias" for name in weights[1:])]
+
+
+def _uniform_weight(config: Config, n: int) -> None:
+    return None
+
+
+def _cut_config(config: Config, keep: int) -> dict[str, Any]:
+    # transformers writes PhimoeForCausalLM, under which vLLM has no model of its own.
+    return {**config, "architectures": [_SERVED_AS], "num_local_experts": keep}
+
+
+PHIMOE = Family(
+    name="phimoe",
+    architectures=(_SERVED_AS, "PhimoeForCausalLM"),
+    shape=_shape,
+    other_names=_other_names,
+    layer_of=layer_of,
+    block_prefix=_NAMES.prefix,
+    gate_name=_NAMES.gate,
+    expert_name=_NAMES.expert,
+    parse_expert=_NAMES.parse,
+    expert_rows=_NAMES.expert_rows,
+    block_sizes=_NAMES.sizes,
+    uniform_weight=_uniform_weight,
+    cut_config=_cut_config,
+)

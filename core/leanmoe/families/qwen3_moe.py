@@ -1,0 +1,56 @@
+"""Qwen3-MoE: some layers dense, no shared expert, normed queries and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.keys import read_keys, softmax_share
+from leanmoe.families.names import (
+    ATTENTION,
+    NORMS,
+    QK_NORMS,
+    QKV_BIASES,
+    feed_forward,
+    layer_of,
+    model_names,
+)
+from leanmoe.families.qwen2_moe import NAMES, QwenKeys, cut_config
+
+
+class _Keys(QwenKeys):
+    attention_bias: bool = False
+
+
+def _shape(config: Config) -> MoEShape:
+    return read_keys(_Keys, config).shape()
+
+
+def _other_names(config: Config) -> list[str]:
+    keys = read_keys(_Keys, config)
+    moe_layers = set(keys.moe_layers)
+    attention = (*ATTENTION, *QK_NORMS, *(QKV_BIASES if keys.attention_bias else ()))
+
+    def parts(layer: int) -> Iterable[str]:
+        yield from (*NORMS, *attention)
+        if layer not in moe_layers:
+            yield from feed_forward("mlp")
+
+    return model_names(keys.num_hidden_layers, parts, tied=keys.tie_word_embeddings)
+
+
+QWEN3_MOE = Family(
+    name="qwen3_moe",
+    architectures=("Qwen3MoeForCausalLM",),
+    shape=_shape,
+    other_names=_other_names,
+    layer_of=layer_of,
+    block_prefix=NAMES.prefix,
+    gate_name=NAMES.gate,
+    expert_name=NAMES.expert,
+    parse_expert=NAMES.parse,
+    expert_rows=NAMES.expert_rows,
+    block_sizes=NAMES.sizes,
+    uniform_weight=softmax_share,
+    cut_config=cut_config,
+)
