@@ -36,11 +36,13 @@ class Arm:
         ids = random.integers(3, self._vocabulary, size=(count, length))
         return [{"prompt_token_ids": row.tolist()} for row in ids]
 
-    def _generate(self, prompts: list[dict[str, Any]], tokens: int) -> tuple[float, list[Any]]:
+    def _generate(
+        self, prompts: list[dict[str, Any]], tokens: int, temperature: float = 0.0
+    ) -> tuple[float, list[Any]]:
         from vllm import SamplingParams
 
         sampling = SamplingParams(
-            temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False
+            temperature=temperature, max_tokens=tokens, ignore_eos=True, detokenize=False
         )
         start = time.perf_counter()
         outputs = self._engine.generate(prompts, sampling, use_tqdm=False)
@@ -48,7 +50,9 @@ class Arm:
 
     def decode(self, batch: int, tokens: int, turn: int, prompt: int = 4) -> Answer:
         """Tokens per second of ``tokens`` decode steps of ``batch`` sequences, prefill apart."""
-        _, outputs = self._generate(self._prompts(batch, prompt, turn), 1 + tokens)
+        # Sampled: greedy text of a random model soon repeats itself, all sequences the same few
+        # tokens, and a batch would read fewer experts than any real one.
+        _, outputs = self._generate(self._prompts(batch, prompt, turn), 1 + tokens, temperature=1.0)
         # The engine's own clock: all sequences share the steps between these two.
         start = max(output.metrics.first_token_ts for output in outputs)
         end = max(output.metrics.last_token_ts for output in outputs)

@@ -14,7 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from leanmoe.errors import CheckpointError
 
 LAYOUT_KEY = "leanmoe"
-TRANSFER_SUFFIX = ".transfer"
+
+
+def transfer_name(block_prefix: str) -> str:
+    """The name of a layer's router transfer matrix, float32 ``[n_experts, gate_rows]``."""
+    return f"{block_prefix}.gate.transfer"
 
 
 class LayerLayout(BaseModel):

@@ -1,8 +1,7 @@
 """The cutter: a smaller checkpoint out of a checkpoint, shard by shard.
 
-Tensors with a row per expert (router, its bias, stacked experts) are sliced, experts
-of their own tensors re-indexed in ascending order of their source ids, layers for
-speculative decoding dropped, everything else copied byte for byte. All shards are read and
+What becomes of a MoE layer's tensors its plan says (layer_cut.py); layers for speculative
+decoding are dropped, everything else is copied byte for byte. All shards are read and
 checked before the first byte is written; the index is written last.
 """
 
@@ -11,16 +10,20 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
+from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout
 from leanmoe.provenance import file_digest
-from leanmoe_pruning.model import WEIGHT_SUFFIXES, check_complete, model_files
+from leanmoe_pruning.layer_cut import LayerCut
+from leanmoe_pruning.model import WEIGHT_SUFFIXES, block_sizes, check_complete, model_files
+from leanmoe_pruning.pieces import Copied, Piece
+from leanmoe_pruning.plan import LayerPlan, layouts
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.shards import (
     INDEX_NAME,
@@ -33,38 +36,28 @@ from leanmoe_pruning.shards import (
 
 _LOG = logging.getLogger(__name__)
 
-Kept = Mapping[int, Sequence[int]]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One output tensor: where it comes from and which rows of it stay."""
-
-    info: TensorInfo
-    source: str
-    rows: tuple[int, ...] | None = None
-
-    def read(self, reader: ShardReader) -> torch.Tensor:
-        tensor = reader.read(self.source)
-        return tensor if self.rows is None else tensor[list(self.rows)]
+Plans = Mapping[int, LayerPlan]
 
 
 class Cutter:
     """A cut decided and checked, not yet written."""
 
-    def __init__(self, checkpoint: Checkpoint, kept: Kept) -> None:
+    def __init__(self, checkpoint: Checkpoint, plans: Plans) -> None:
         self.checkpoint = checkpoint
-        self.kept = kept
+        self.layouts = layouts(plans, checkpoint)
+        self._cuts = {layer: LayerCut(checkpoint, layer, plan) for layer, plan in plans.items()}
         self.reader = ShardReader(checkpoint.path)
         check_complete(checkpoint, self.reader)
         self._blocks = tuple(
             f"{checkpoint.family.block_prefix(layer)}." for layer in checkpoint.shape.moe_layers
         )
-        self._copied = frozenset(checkpoint.family.other_names(checkpoint.config))
+        self._known = frozenset(
+            (*checkpoint.family.other_names(checkpoint.config), *block_sizes(checkpoint))
+        )
         self.shards = {
             name: pieces
             for name, held in self.reader.shards.items()
-            if (pieces := [piece for info in held.values() if (piece := self._piece(info))])
+            if (pieces := [piece for info in held.values() for piece in self._pieces(info)])
         }
 
         self._tell_of_spare_layers()
@@ -78,36 +71,35 @@ class Cutter:
                 dropped,
             )
 
-    def _piece(self, info: TensorInfo) -> _Piece | None:
+    def _pieces(self, info: TensorInfo) -> list[Piece]:
         family = self.checkpoint.family
         if self._is_spare(info.name):
-            return None
+            return []
         layer = family.expert_rows(info.name)
-        if layer is not None and layer in self.kept:
-            rows = tuple(self.kept[layer])
-            shape = (len(rows), *info.shape[1:])
-            return _Piece(TensorInfo(info.name, info.dtype, shape), info.name, rows)
+        if layer is not None and layer in self._cuts:
+            return self._cuts[layer].of_rows(info)
         part = family.parse_expert(info.name)
-        if part is None or part.layer not in self.kept:
-            self._check_no_part_of_a_block(info.name)
-            return _Piece(info, info.name)
-        kept = list(self.kept[part.layer])
-        if part.expert not in kept:
-            return None
-        name = family.expert_name(part.layer, kept.index(part.expert), part.projection)
-        return _Piece(TensorInfo(name, info.dtype, info.shape), info.name)
+        if part is not None and part.layer in self._cuts:
+            return self._cuts[part.layer].of_expert(info, part)
+        self._check_no_part_of_a_block(info.name)
+        return [Copied(info, info.name)]
 
     def _is_spare(self, name: str) -> bool:
         layer = self.checkpoint.family.layer_of(name)
         return layer is not None and layer >= self.checkpoint.shape.n_layers
 
     def _check_no_part_of_a_block(self, name: str) -> None:
-        if name.startswith(self._blocks) and name not in self._copied:
+        if name.startswith(self._blocks) and name not in self._known:
             raise CheckpointError(
                 f"{self.checkpoint.path} holds {name}, a part of a MoE block that belongs to "
                 "experts in a way LeanMoE does not know (a scale of quantised weights?); restore "
                 "the checkpoint to plain bf16 weights first"
             )
+
+    @property
+    def has_layout(self) -> bool:
+        """Whether the output needs a runtime that knows layers that differ."""
+        return LAYOUT_KEY in self._config()
 
     @property
     def n_tensors(self) -> int:
@@ -134,7 +126,7 @@ class Cutter:
             digests[INDEX_NAME] = file_digest(directory / INDEX_NAME)
         return digests
 
-    def _write_shard(self, path: Path, pieces: list[_Piece], tick: Callable[[], None]) -> str:
+    def _write_shard(self, path: Path, pieces: list[Piece], tick: Callable[[], None]) -> str:
         def tensors() -> Iterator[torch.Tensor]:
             for piece in pieces:
                 yield piece.read(self.reader)
@@ -143,11 +135,21 @@ class Cutter:
         return write_shard(path, [piece.info for piece in pieces], tensors())
 
     def _write_config(self, directory: Path) -> str:
-        keep = len(next(iter(self.kept.values())))
-        config = self.checkpoint.family.cut_config(self.checkpoint.config, keep)
+        config = self._config()
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (directory / "config.json").write_text(text, encoding="utf-8")
         return file_digest(directory / "config.json")
+
+    def _config(self) -> dict[str, Any]:
+        """One number of experts for all layers where there is one, else the layout beside it."""
+        source, top_k = self.checkpoint, self.checkpoint.shape.top_k
+        # Never below the top-k, which config classes check.
+        most = max(top_k, *(own.n_experts for own in self.layouts.values()))
+        config = source.family.cut_config({**source.config}, most)
+        usual = LayerLayout(n_experts=most, top_k=top_k)
+        own = {layer: found for layer, found in self.layouts.items() if found != usual}
+        config.pop(LAYOUT_KEY, None)
+        return {**config, LAYOUT_KEY: Layout(layers=own).to_config()} if own else config
 
     def _copy_side_files(self, directory: Path) -> Iterator[tuple[str, str]]:
         """Tokenizer, chat template, generation settings, licence: all that is not weights."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError
+from leanmoe.layout import transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files
 from leanmoe.provenance import file_digest
 from leanmoe_pruning.shards import ShardReader
@@ -52,9 +54,22 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
             f"{checkpoint.path} holds tensors of layer {deepest} and its config.json says "
             f"{shape.n_layers} layers; config and shards are of different models"
         )
-    for layer in shape.moe_layers:
-        for name, size in family.block_sizes(shape, layer).items():
-            reader.check_weight(name, size)
+    for name, size in block_sizes(checkpoint).items():
+        reader.check_weight(name, size)
+
+
+def block_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Name and size of every tensor of routers and routed experts, as the layout says."""
+    family = checkpoint.family
+    sizes: dict[str, tuple[int, ...]] = {}
+    for layer, own in checkpoint.layers.items():
+        shape = replace(checkpoint.shape, n_routed_experts=own.n_experts, top_k=own.top_k)
+        sizes |= family.block_sizes(shape, layer)
+        if own.gate_rows is not None:
+            sizes[family.gate_name(layer)] = (own.gate_rows, shape.hidden_size)
+            name = transfer_name(family.block_prefix(layer))
+            sizes[name] = (own.n_experts, own.gate_rows)
+    return sizes
 
 
 def model_files(path: Path) -> list[Path]:

@@ -11,17 +11,18 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.manifest import Manifest, Source
 from leanmoe.provenance import tool_versions
 from leanmoe_pruning.bundle import ScoreBundle
-from leanmoe_pruning.cut import Kept
 from leanmoe_pruning.data import DataSet, batch_of_tokens
 from leanmoe_pruning.dump import Ratios, write_dump
 from leanmoe_pruning.methods import baselines, naee
-from leanmoe_pruning.methods.selection import LayerChoice
+from leanmoe_pruning.methods.selection import Kept, LayerChoice
+from leanmoe_pruning.plan import LayerPlan, PrunePlan
 from leanmoe_pruning.progress import Tick, progress
 from leanmoe_pruning.recalibrate import LayerRatios, measure_ratios
 from leanmoe_pruning.scoring import LayerScores, score_layers
 from leanmoe_pruning.stream import DecoderStream
 
 METHODS = ("naee", "frequency", "random")
+PLANNED = "plan"
 VARIANTS = ("layerwise", "progressive")
 
 
@@ -30,7 +31,7 @@ class Choosing:
     """How experts are chosen."""
 
     method: str
-    keep: int
+    keep: int | None
     variant: str
     batch_size: int
     seed: int
@@ -47,6 +48,8 @@ class Choosing:
 
     def settings(self) -> dict[str, Any]:
         """What the manifest records."""
+        if self.method == PLANNED:
+            return {}
         settings: dict[str, Any] = {"keep": self.keep}
         if self.method == "naee":
             settings |= {"variant": self.variant, "batch_size": self.batch_size}
@@ -57,7 +60,7 @@ class Choosing:
 
 @dataclass
 class PruneJob:
-    """A checked run; exactly one of ``data`` and ``bundle``, or neither for random."""
+    """A checked run; exactly one of ``data``, ``bundle`` and ``plan``, or neither for random."""
 
     checkpoint: Checkpoint
     source: dict[str, str]
@@ -65,6 +68,7 @@ class PruneJob:
     data: DataSet | None
     bundle: ScoreBundle | None
     compute: str | None
+    plan: PrunePlan | None = None
     ratios: Ratios = field(default_factory=dict)
 
     @property
@@ -80,6 +84,9 @@ class PruneJob:
     def choices(self, tick: Tick) -> Iterator[LayerChoice]:
         """Decide layer by layer, in order."""
         how, shape = self.choosing, self.checkpoint.shape
+        if self.plan is not None:
+            return (LayerChoice(i, plan.kept) for i, plan in sorted(self.plan.layers.items()))
+        assert how.keep is not None
         if how.method == "random":
             return baselines.at_random(shape, how.keep, how.seed)
         if how.method == "frequency":
@@ -89,6 +96,12 @@ class PruneJob:
             return naee.layerwise(self._scores(tick), shape, how.keep, batches)
         stream, data = self._running()
         return naee.progressive(stream, data.ids, how.keep, batches, tick)
+
+    def plans(self, choices: Sequence[LayerChoice]) -> dict[int, LayerPlan]:
+        """What the cutter is to do."""
+        if self.plan is not None:
+            return self.plan.layers
+        return {choice.layer: LayerPlan(keep=choice.kept) for choice in choices}
 
     def _scores(self, tick: Tick) -> Iterator[LayerScores]:
         """Layer scores from the bundle or the model; the full model's ratios noted in passing."""
@@ -111,24 +124,27 @@ class PruneJob:
             family=self.checkpoint.family.name,
             source=Source(name=self.checkpoint.path.resolve().name, files=self.source),
             method=self.choosing.method,
-            settings={**self.choosing.settings(), **self._computed_in()},
-            kept={choice.layer: list(choice.kept) for choice in choices},
+            settings={**self.choosing.settings(), **self._computed_in(), **self._planned()},
+            kept={choice.layer: list(choice.kept) for choice in choices if choice.kept},
             calibration=calibration,
             calibration_digest=digest,
             tools=tool_versions(),
             files=files,
         )
 
+    def _planned(self) -> dict[str, Any]:
+        return {} if self.plan is None else {"plan": self.plan.model_dump(exclude_none=True)}
+
     def _computed_in(self) -> dict[str, str]:
         """The dtype of the products that decisions rest on."""
-        if self.choosing.method == "random":
+        if self.choosing.method in ("random", PLANNED):
             return {}
         if self.bundle is not None:
             return {"compute": self.bundle.description.compute}
         return {"compute": str(self._running()[0].compute).removeprefix("torch.")}
 
     def _calibration(self) -> tuple[str | None, str | None]:
-        if self.choosing.method == "random":
+        if self.choosing.method in ("random", PLANNED):
             return None, None
         if self.bundle is not None:
             return self.bundle.description.data, self.bundle.description.data_digest

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from leanmoe_pruning.cut import Kept
 from leanmoe_pruning.forward import embed_all, step_
+from leanmoe_pruning.methods.selection import Kept
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.routing import Routing
 from leanmoe_pruning.scoring import gate_ratios, median_beta

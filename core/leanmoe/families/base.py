@@ -83,3 +83,5 @@ class Family:
     # Layers past num_hidden_layers the files may hold for speculative decoding; a cut drops them.
     spare_layers: Callable[[Config], int] = no_spare_layers
     stacked: bool = False
+    # Whether the router is one softmax over all experts, whose probabilities a matrix can map.
+    transfers: bool = False

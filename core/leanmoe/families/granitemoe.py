@@ -61,4 +61,5 @@ GRANITEMOE = Family(
     uniform_weight=softmax_share,
     cut_config=_cut_config,
     stacked=True,
+    transfers=True,
 )

@@ -60,4 +60,5 @@ MIXTRAL = Family(
     block_sizes=_NAMES.sizes,
     uniform_weight=softmax_share,
     cut_config=_cut_config,
+    transfers=True,
 )

@@ -58,4 +58,5 @@ OLMOE = Family(
     block_sizes=_NAMES.sizes,
     uniform_weight=softmax_share,
     cut_config=_cut_config,
+    transfers=True,
 )

@@ -90,4 +90,5 @@ QWEN2_MOE = Family(
     block_sizes=NAMES.sizes,
     uniform_weight=softmax_share,
     cut_config=cut_config,
+    transfers=True,
 )

@@ -53,4 +53,5 @@ QWEN3_MOE = Family(
     block_sizes=NAMES.sizes,
     uniform_weight=softmax_share,
     cut_config=cut_config,
+    transfers=True,
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from leanmoe.checkpoint import Checkpoint
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe.interrupts import stop_on_signals
@@ -26,14 +27,18 @@ from leanmoe_pruning.cut import Cutter
 from leanmoe_pruning.data import load_data
 from leanmoe_pruning.methods.selection import LayerChoice, check_enumerable, check_keep
 from leanmoe_pruning.model import check_runnable, open_model, source_digests
+from leanmoe_pruning.plan import read_plan
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.prune_job import METHODS, VARIANTS, Choosing, PruneJob
+from leanmoe_pruning.prune_job import METHODS, PLANNED, VARIANTS, Choosing, PruneJob
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--method", choices=METHODS, required=True, help="how experts are chosen")
-    parser.add_argument("--keep", type=int, required=True, metavar="N", help="experts per layer")
+    parser.add_argument("--method", choices=METHODS, help="how experts are chosen")
+    parser.add_argument("--keep", type=int, metavar="N", help="experts per layer")
+    parser.add_argument(
+        "--plan", type=Path, metavar="PLAN", help="a JSON file that says it for each layer instead"
+    )
     parser.add_argument(
         "--variant",
         choices=VARIANTS,
@@ -56,8 +61,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace) -> PruneJob:
     """Refuse whatever can be refused before any work."""
+    if args.plan is not None:
+        return _check_planned(args)
+    if args.method is None or args.keep is None:
+        raise InputError("give --method and --keep, or --plan PLAN")
     how = Choosing(args.method, args.keep, args.variant, args.batch_size, args.seed)
     checkpoint = open_model(args.model)
+    _check_uniform(checkpoint)
     if args.method != "random":
         check_runnable(checkpoint)
     check_keep(args.keep, checkpoint.shape, str(args.model))
@@ -74,6 +84,30 @@ def _check(args: argparse.Namespace) -> PruneJob:
         bundle = ScoreBundle(args.scores)
         bundle.check_model(checkpoint, source)
     return PruneJob(checkpoint, source, how, data, bundle, args.compute)
+
+
+def _check_planned(args: argparse.Namespace) -> PruneJob:
+    given = [
+        name
+        for name in ("method", "keep", "scores", "data", "dump", "compute")
+        if getattr(args, name) is not None
+    ]
+    if given:
+        raise InputError(f"--plan says what is cut and --{given[0]} was given too; drop one")
+    checkpoint = open_model(args.model)
+    check_output(args.out, args.force, [args.model, args.plan])
+    plan = read_plan(args.plan, checkpoint)
+    how = Choosing(PLANNED, None, args.variant, args.batch_size, args.seed)
+    return PruneJob(checkpoint, source_digests(args.model), how, None, None, None, plan)
+
+
+def _check_uniform(checkpoint: Checkpoint) -> None:
+    """A method compares layers of equally many experts; a plan may cut any."""
+    if checkpoint.layout.layers:
+        raise InputError(
+            f"{checkpoint.path} has layers that differ and --method cuts all alike; cut its "
+            "source, or give --plan"
+        )
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -107,9 +141,10 @@ def _run(args: argparse.Namespace) -> Result:
     started = time.monotonic()
     job = _check(args)
     with stop_on_signals():
-        with progress(f"{args.method}: choosing experts", job.checkpoint.shape.n_layers) as tick:
+        title = f"{job.choosing.method}: choosing experts"
+        with progress(title, job.checkpoint.shape.n_layers) as tick:
             choices = list(job.choices(tick))
-        cutter = Cutter(job.checkpoint, {choice.layer: choice.kept for choice in choices})
+        cutter = Cutter(job.checkpoint, job.plans(choices))
         with progress("checking shards", cutter.n_tensors) as tick:
             cutter.validate(tick)
         # First: where the dump cannot be written, there is no checkpoint without it either.
@@ -134,8 +169,11 @@ def _result(args: argparse.Namespace, cutter: Cutter, manifest: Manifest) -> Res
     reader = cutter.reader
     return {
         "out": str(args.out),
-        "method": args.method,
+        "method": manifest.method,
         "keep": args.keep,
+        "experts": {str(layer): own.n_experts for layer, own in cutter.layouts.items()},
+        "condensed": [layer for layer, own in cutter.layouts.items() if own.condensed],
+        "loads_in_stock_vllm": not cutter.has_layout,
         "n_routed_experts": cutter.checkpoint.shape.n_routed_experts,
         "kept": {str(layer): kept for layer, kept in manifest.kept.items()},
         "weight_bytes": cutter.weight_bytes,
@@ -146,10 +184,13 @@ def _result(args: argparse.Namespace, cutter: Cutter, manifest: Manifest) -> Res
 
 def _show(result: Result) -> str:
     share = result["weight_bytes"] / result["source_weight_bytes"]
+    held = sorted(set(result["experts"].values()))
+    counts = str(held[0]) if len(held) == 1 else f"{held[0]} to {held[-1]}"
+    where = "any engine" if result["loads_in_stock_vllm"] else "`leanmoe serve` only"
     return (
-        f"kept {result['keep']} of {result['n_routed_experts']} experts per layer by "
+        f"kept {counts} of {result['n_routed_experts']} experts per layer by "
         f"{result['method']} in {result['seconds']} s: {result['weight_bytes'] / 1e6:.0f} MB of "
-        f"weights, {share:.0%} of the source, in {result['out']}"
+        f"weights, {share:.0%} of the source, in {result['out']}; loads in {where}"
     )
 
 

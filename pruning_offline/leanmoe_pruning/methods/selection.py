@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -13,6 +13,7 @@ from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
 
 MAX_SUBSETS = 20_000
+Kept = Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True)

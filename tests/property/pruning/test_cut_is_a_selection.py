@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe_pruning.cut import Cutter
 from leanmoe_pruning.forward import embed_all, step_
+from leanmoe_pruning.plan import LayerPlan
 from leanmoe_pruning.shards import ShardReader
 from leanmoe_pruning.stream import DecoderStream
 from tests.golden.naee_data import CHECKPOINT, probe_ids
@@ -35,7 +36,8 @@ def test_cut_then_load_is_the_selection_and_runs_like_the_masked_model(sets):
     source = open_checkpoint(CHECKPOINT)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        Cutter(source, kept).write(out, nothing)
+        plans = {layer: LayerPlan(keep=tuple(experts)) for layer, experts in kept.items()}
+        Cutter(source, plans).write(out, nothing)
         lean = DecoderStream(open_checkpoint(out))
         whole = DecoderStream(source)
         check_rows(ShardReader(CHECKPOINT), lean.reader, source, kept)

@@ -1,0 +1,83 @@
+"""What becomes of one MoE layer's tensors under its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe.families.base import ExpertTensor
+from leanmoe.layout import transfer_name
+from leanmoe_pruning.pieces import Copied, Given, Mixed, MixedRows, Piece, Rows, Scaled, Zeros
+from leanmoe_pruning.plan import LayerPlan, Merge
+from leanmoe_pruning.shards import TensorInfo
+
+
+class LayerCut:
+    """The pieces that take the place of each tensor of one layer's block."""
+
+    def __init__(self, checkpoint: Checkpoint, layer: int, plan: LayerPlan) -> None:
+        self._checkpoint, self._family = checkpoint, checkpoint.family
+        self._layer, self._plan = layer, plan
+        self._kept = plan.kept
+        self._gate = self._family.gate_name(layer)
+
+    def of_rows(self, info: TensorInfo) -> list[Piece]:
+        """For a tensor whose first dimension counts experts."""
+        if self._plan.merge is not None:
+            return self._merged_rows(info, self._plan.merge)
+        shape = (len(self._kept), *info.shape[1:])
+        cut = TensorInfo(info.name, info.dtype, shape)
+        if self._plan.condense is None:
+            return [Rows(cut, info.name, self._kept)]
+        if len(info.shape) < 3:
+            return [Zeros(cut)]
+        factors = tuple(map(self._folded, self._kept)) if self._is_stacked_down(info.name) else None
+        return [Rows(cut, info.name, self._kept, factors)]
+
+    def of_expert(self, info: TensorInfo, part: ExpertTensor) -> list[Piece]:
+        """For a tensor of a single expert."""
+        if self._plan.merge is not None:
+            return self._merged_expert(info, part, self._plan.merge)
+        if part.expert not in self._kept:
+            return []
+        place = self._kept.index(part.expert)
+        name = self._family.expert_name(self._layer, place, part.projection)
+        renamed = replace(info, name=name)
+        if self._plan.condense is not None and part.projection == "down_proj":
+            return [Scaled(renamed, info.name, self._folded(part.expert))]
+        return [Copied(renamed, info.name)]
+
+    def _folded(self, expert: int) -> float:
+        """What an expert's output is multiplied by beside the even weight the router gives it."""
+        assert self._plan.condense is not None
+        config, count = self._checkpoint.config, len(self._kept)
+        even = self._family.uniform_weight(config, count)
+        assert even is not None, "the plan was checked"
+        return self._plan.condense[expert] / even
+
+    def _is_stacked_down(self, name: str) -> bool:
+        # The order of block_sizes: router, gate over up, down.
+        return name == list(self._family.block_sizes(self._checkpoint.shape, self._layer))[-1]
+
+    def _merged_rows(self, info: TensorInfo, merge: Merge) -> list[Piece]:
+        if info.name != self._gate:
+            shape = (len(merge.experts), *info.shape[1:])
+            return [MixedRows(replace(info, shape=shape), info.name, merge.experts)]
+        name = transfer_name(self._family.block_prefix(self._layer))
+        size = (len(merge.router), len(merge.router[0]))
+        transfer = Given(TensorInfo(name, torch.float32, size), merge.router)
+        return [Copied(info, info.name), transfer]
+
+    def _merged_expert(self, info: TensorInfo, part: ExpertTensor, merge: Merge) -> list[Piece]:
+        """Expert j of the output stands where expert j of the source stood."""
+        if part.expert >= len(merge.experts):
+            return []
+        factors: Sequence[float] = merge.experts[part.expert]
+        sources = tuple(
+            self._family.expert_name(self._layer, expert, part.projection)
+            for expert in range(len(factors))
+        )
+        return [Mixed(info, sources, tuple(factors))]

@@ -1,0 +1,120 @@
+"""The tensors of a cut checkpoint: where each comes from and what is done to it.
+
+E experts of the source, E' that are left, D model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from leanmoe_pruning.shards import ShardReader, TensorInfo
+
+
+class Piece(Protocol):
+    """One tensor of the output."""
+
+    @property
+    def info(self) -> TensorInfo:
+        """Its name, dtype and shape."""
+        ...
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        """Its content, out of the source's tensors."""
+        ...
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A source tensor as it is, under its own name or another."""
+
+    info: TensorInfo
+    source: str
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        return reader.read(self.source)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a source tensor, each times its factor where there are factors."""
+
+    info: TensorInfo
+    source: str
+    rows: tuple[int, ...]
+    factors: tuple[float, ...] | None = None
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        tensor = reader.read(self.source)[list(self.rows)]
+        if self.factors is None:
+            return tensor
+        sizes = (-1, *[1] * (tensor.dim() - 1))
+        return (tensor.float() * torch.tensor(self.factors).view(sizes)).to(tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A source tensor times a number."""
+
+    info: TensorInfo
+    source: str
+    factor: float
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        tensor = reader.read(self.source)
+        return (tensor.float() * self.factor).to(tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """A router that prefers nobody."""
+
+    info: TensorInfo
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        return torch.zeros(self.info.shape, dtype=self.info.dtype)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A sum of source tensors of one shape, summed in float32."""
+
+    info: TensorInfo
+    sources: tuple[str, ...]
+    factors: tuple[float, ...]
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        total = torch.zeros(self.info.shape, dtype=torch.float32)
+        for source, factor in zip(self.sources, self.factors, strict=True):
+            if factor:
+                total.add_(reader.read(source).float(), alpha=factor)
+        return total.to(self.info.dtype)
+
+
+@dataclass(frozen=True)
+class MixedRows:
+    """Sums of the rows of one stacked tensor: ``factors`` is ``[E', E]``."""
+
+    info: TensorInfo
+    source: str
+    factors: Sequence[Sequence[float]]
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        tensor = reader.read(self.source)
+        rows = tensor.float().flatten(1)
+        mixed = torch.tensor(self.factors, dtype=torch.float32) @ rows
+        return mixed.view(self.info.shape).to(tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Numbers of a plan."""
+
+    info: TensorInfo
+    values: Sequence[Sequence[float]]
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        return torch.tensor(self.values, dtype=self.info.dtype)

@@ -1,0 +1,184 @@
+"""``plan.json``: what is to become of each MoE layer, written by a method or by hand.
+
+A layer is cut to some of its experts (``keep``), loses its router (``condense``, CD-MoE,
+arXiv 2412.00069), or gets experts that are sums of its own behind a mapped router
+(``merge``, EEP, arXiv 2407.00945). Layers that are not named stay whole. E experts of the
+source, E' that are left.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe.errors import InputError
+from leanmoe.layout import LayerLayout
+from leanmoe.provenance import parse_json
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Matrix = list[list[Number]]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Merge(_Strict):
+    """Both matrices ``[E', E]``: row j says what expert j is made of, and what it is chosen by.
+
+    The router's probabilities over all E are multiplied by ``router`` before the top-k; expert
+    j's weights are the sum of the source's, each times its entry in ``experts``.
+    """
+
+    router: Matrix
+    experts: Matrix
+
+
+class LayerPlan(_Strict):
+    """Exactly one of the three; ``top_k`` lowers how many experts a token of this layer gets."""
+
+    keep: tuple[int, ...] | None = None
+    condense: dict[int, Number] | None = Field(
+        default=None, description="expert -> the constant its output is multiplied by"
+    )
+    merge: Merge | None = None
+    top_k: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in ("keep", "condense", "merge") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"names {given or 'nothing'}, expected one of keep, condense, merge")
+        if self.condense is not None and self.top_k is not None:
+            raise ValueError("a condensed layer runs all its experts and takes no top_k")
+        return self
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Source experts whose weights are taken one to one, ascending."""
+        return tuple(sorted(self.keep if self.keep is not None else self.condense or ()))
+
+    @property
+    def n_experts(self) -> int:
+        return len(self.kept) if self.merge is None else len(self.merge.experts)
+
+
+class PrunePlan(_Strict):
+    """The whole file."""
+
+    schema_version: Literal[1] = 1
+    note: str | None = None
+    layers: dict[int, LayerPlan] = Field(min_length=1)
+
+
+def read_plan(path: Path, checkpoint: Checkpoint) -> PrunePlan:
+    """The plan in ``path``, checked against the model; ``InputError`` says what is wrong."""
+    try:
+        plan = PrunePlan.model_validate(parse_json(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the plan"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path}: {place}: {reason}; correct the plan") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a plan ({error}); give a JSON file") from None
+    for layer, wanted in plan.layers.items():
+        reason_or_none = _fault(wanted, layer, checkpoint)
+        if reason_or_none is not None:
+            raise InputError(f"{path}: layer {layer} {reason_or_none}; correct the plan")
+    return plan
+
+
+def _fault(plan: LayerPlan, layer: int, checkpoint: Checkpoint) -> str | None:
+    """Why a layer cannot be cut so, or ``None``."""
+    if layer not in checkpoint.layers:
+        return f"is no MoE layer of {checkpoint.path}"
+    source = checkpoint.layers[layer]
+    if source.condensed or source.gate_rows is not None:
+        return f"of {checkpoint.path} was condensed or merged before: cut its source instead"
+    if plan.merge is not None:
+        return _merge_fault(plan.merge, source, checkpoint) or _top_k_fault(plan, source)
+    wrong = sorted({e for e in plan.kept if not 0 <= e < source.n_experts})
+    if wrong:
+        return f"names expert {wrong[0]}, and has experts 0 to {source.n_experts - 1}"
+    if len(set(plan.kept)) < len(plan.kept) or not plan.kept:
+        return "names an expert twice" if plan.kept else "keeps no expert"
+    if plan.condense is not None:
+        return _condense_fault(plan, checkpoint)
+    return _top_k_fault(plan, source) or _group_fault(plan, source, checkpoint)
+
+
+def _top_k_fault(plan: LayerPlan, source: LayerLayout) -> str | None:
+    top_k = plan.top_k or source.top_k
+    if top_k > source.top_k:
+        return f"asks for top_k {top_k}, more than the model's {source.top_k}"
+    if top_k > plan.n_experts:
+        return (
+            f"keeps {plan.n_experts} experts, fewer than the {top_k} each token is given; keep "
+            "more, or lower its top_k"
+        )
+    return None
+
+
+def _group_fault(plan: LayerPlan, source: LayerLayout, checkpoint: Checkpoint) -> str | None:
+    shape = checkpoint.shape
+    if shape.n_groups == 1:
+        return None
+    size = source.n_experts // shape.n_groups
+    held = Counter(expert // size for expert in plan.kept)
+    if len(held) < shape.n_groups or len(set(held.values())) > 1:
+        return (
+            f"breaks the router's {shape.n_groups} groups of {size} experts: it keeps "
+            f"{[held[group] for group in range(shape.n_groups)]} of them, expected equally many"
+        )
+    if len(plan.kept) < shape.least_keep:
+        return f"keeps {len(plan.kept)} experts, and its groups need {shape.least_keep}"
+    return None
+
+
+def _condense_fault(plan: LayerPlan, checkpoint: Checkpoint) -> str | None:
+    if checkpoint.family.uniform_weight(checkpoint.config, plan.n_experts) is None:
+        return f"cannot be condensed: the router of {checkpoint.family.name} has no even choice"
+    return None
+
+
+def _merge_fault(merge: Merge, source: LayerLayout, checkpoint: Checkpoint) -> str | None:
+    if not checkpoint.family.transfers:
+        return (
+            f"cannot be merged: the router of {checkpoint.family.name} is no plain softmax, whose "
+            "probabilities could be mapped"
+        )
+    rows = {len(merge.router), len(merge.experts)}
+    columns = {len(row) for row in (*merge.router, *merge.experts)}
+    if len(rows) > 1 or rows == {0} or columns != {source.n_experts}:
+        return (
+            f"has matrices with {sorted(rows)} rows and {sorted(columns)} columns, expected "
+            f"equally many rows and {source.n_experts} columns"
+        )
+    if max(rows) > source.n_experts:
+        return f"makes {max(rows)} experts out of {source.n_experts}"
+    empty = [j for j, row in enumerate(merge.router) if not any(value > 0 for value in row)]
+    return f"has no positive entry in router row {empty[0]}: never chosen" if empty else None
+
+
+def layouts(plans: Mapping[int, LayerPlan], checkpoint: Checkpoint) -> dict[int, LayerLayout]:
+    """Every MoE layer as the output will hold it."""
+    return {
+        layer: _layout(plans[layer], source) if layer in plans else source
+        for layer, source in checkpoint.layers.items()
+    }
+
+
+def _layout(plan: LayerPlan, source: LayerLayout) -> LayerLayout:
+    condensed = plan.condense is not None
+    return LayerLayout(
+        n_experts=plan.n_experts,
+        top_k=plan.n_experts if condensed else plan.top_k or source.top_k,
+        condensed=condensed,
+        gate_rows=None if plan.merge is None else source.n_experts,
+    )
