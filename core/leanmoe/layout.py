@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from leanmoe.errors import CheckpointError
 
 LAYOUT_KEY = "leanmoe"
+# The smallest mapped probability whose logarithm a router sees; float32 holds smaller ones.
+LEAST_PROBABILITY = 1e-30
 
 
 def transfer_name(block_prefix: str) -> str:

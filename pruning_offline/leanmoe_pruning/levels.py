@@ -44,6 +44,7 @@ class Betas:
     median: dict[int, float] = field(default_factory=dict)
 
     def add(self, layer: int, routing: Routing) -> None:
+        """Take a layer that routes; condensed ones have no betas."""
         ratios = gate_ratios(routing)
         self.by_layer[layer] = [beta_at(ratios, level) for level in self.levels]
         self.median[layer] = median_beta(routing)
@@ -72,14 +73,18 @@ class LevelPass:
         return sum(part.numel() for part in self.ids)
 
     @property
-    def routed(self) -> int:
-        """Routed assignments per level and layer."""
-        return self.tokens * self.stream.shape.top_k
+    def routed(self) -> dict[int, int]:
+        """Routed assignments per level, by layer."""
+        layers = self.stream.checkpoint.layers
+        return {layer: self.tokens * layers[layer].top_k for layer in self.skipped}
 
     def advance(self, layer: DecoderLayer, betas: Sequence[float]) -> None:
         """One decoder layer; ``betas`` holds this layer's threshold for each level."""
+        if layer.condensed:
+            step_(layer, layer.shape, self.hidden)
+            return
         betas_T = torch.tensor(betas)[self._level_of_T]
-        routed = step_(layer, self.stream.shape, self.hidden, betas_T=betas_T)
+        routed = step_(layer, layer.shape, self.hidden, betas_T=betas_T)
         dropped_T = (~routed.keep_TK).sum(-1)
         counts = torch.zeros(self.n_levels, dtype=torch.int64)
         self.skipped[layer.index] = counts.scatter_add_(0, self._level_of_T, dropped_T).tolist()
@@ -87,7 +92,7 @@ class LevelPass:
     def skip_rate(self, index: int) -> float:
         """Share of routed assignments skipped at one level, over all layers."""
         skipped = sum(counts[index] for counts in self.skipped.values())
-        return skipped / (self.routed * len(self.skipped))
+        return skipped / max(1, sum(self.routed.values()))
 
     def measure(self, tick: Tick) -> list[WindowSums]:
         """Compare every level with the first, window by window."""
@@ -106,7 +111,7 @@ def run_levels(
     """Carry ``ids`` through the whole model with given betas per layer and level."""
     levels = LevelPass(stream, ids, n_levels)
     for layer in stream.layers():
-        levels.advance(layer, betas_of(layer.index))
+        levels.advance(layer, () if layer.condensed else betas_of(layer.index))
     return levels
 
 
@@ -122,7 +127,9 @@ def calibrate_and_run(
     exact = embed_all(stream, calibration)
     run = LevelPass(stream, heldout, len(levels))
     for layer in stream.layers():
-        betas.add(layer.index, step_(layer, stream.shape, exact).routing)
-        run.advance(layer, betas.by_layer[layer.index])
+        routing = step_(layer, layer.shape, exact).routing
+        if not layer.condensed:
+            betas.add(layer.index, routing)
+        run.advance(layer, betas.by_layer.get(layer.index, ()))
         tick()
     return betas, run

@@ -42,6 +42,15 @@ def check_runnable(checkpoint: Checkpoint) -> None:
         )
 
 
+def check_uniform(checkpoint: Checkpoint) -> None:
+    """Raise where layers differ: methods decide between layers of equally many experts."""
+    if checkpoint.layout.layers:
+        raise CheckpointError(
+            f"{checkpoint.path} has layers that differ, and methods take models whose layers are "
+            "alike; take its source, or cut it by --plan"
+        )
+
+
 def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
     """Raise unless the shards hold the model that config.json describes: no tensor less, no
     layer more, gates and experts of its sizes."""

@@ -12,7 +12,7 @@ N windows, T tokens, D model, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -24,6 +24,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
 from leanmoe.families.base import PROJECTIONS
+from leanmoe.layout import LEAST_PROBABILITY, transfer_name
 from leanmoe_pruning.experts import Experts
 from leanmoe_pruning.model import check_complete, check_runnable
 from leanmoe_pruning.shards import ShardReader
@@ -43,6 +44,11 @@ class DecoderLayer:
     sliding_window: int | None
     gate_ED: torch.Tensor
     experts: Experts
+    # This layer's own numbers of experts and top-k.
+    shape: MoEShape
+    condensed: bool = False
+    # Maps the probabilities of the gate's rows to the experts, float32 [E, rows] (EEP).
+    transfer: torch.Tensor | None = None
 
     def attend_(self, hidden_NTD: torch.Tensor) -> None:
         """Add attention to the residual stream in place."""
@@ -70,8 +76,12 @@ class DecoderLayer:
         return normed.flatten(0, 1)
 
     def router_logits(self, x_TD: torch.Tensor) -> torch.Tensor:
-        """float32 ``[T, E]``."""
-        return functional.linear(x_TD, self.gate_ED)
+        """float32 ``[T, E]``; through a transfer, logarithms of the mapped probabilities."""
+        logits_TE = functional.linear(x_TD, self.gate_ED)
+        if self.transfer is None:
+            return logits_TE
+        mapped_TE = functional.linear(logits_TE.softmax(-1), self.transfer)
+        return mapped_TE.clamp_min(LEAST_PROBABILITY).log()
 
 
 class DecoderStream:
@@ -121,9 +131,12 @@ class DecoderStream:
             yield self._layer(index)
 
     def _layer(self, index: int) -> DecoderLayer:
-        prefix = f"model.layers.{index}"
-        gate_shape = (self.shape.n_routed_experts, self.shape.hidden_size)
-        gate = self.reader.read(self.checkpoint.family.gate_name(index), gate_shape).float()
+        prefix, family = f"model.layers.{index}", self.checkpoint.family
+        own = self.checkpoint.layers[index]
+        shape = replace(self.shape, n_routed_experts=own.n_experts, top_k=own.top_k)
+        transfer = None
+        if own.gate_rows is not None:
+            transfer = self.reader.read(transfer_name(family.block_prefix(index))).float()
         return DecoderLayer(
             index=index,
             attention=self._attention(index),
@@ -131,12 +144,15 @@ class DecoderStream:
             post_attention_norm=self._norm(f"{prefix}.post_attention_layernorm.weight"),
             rotary=self._rotary,
             sliding_window=self.config.sliding_window,
-            gate_ED=gate,
-            experts=self._experts(index),
+            gate_ED=self.reader.read(family.gate_name(index)).float(),
+            experts=self._experts(index, shape),
+            shape=shape,
+            condensed=own.condensed,
+            transfer=transfer,
         )
 
-    def _experts(self, layer: int) -> Experts:
-        name, shape = self.checkpoint.family.expert_name, self.shape
+    def _experts(self, layer: int, shape: MoEShape) -> Experts:
+        name = self.checkpoint.family.expert_name
         wide, narrow = shape.expert_ffn_size, shape.hidden_size
         weights = [
             [

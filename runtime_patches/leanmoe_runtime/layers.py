@@ -16,7 +16,13 @@ from typing import Any
 import torch
 
 from leanmoe.errors import RuntimeSeamError
-from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, read_layout
+from leanmoe.layout import (
+    LAYOUT_KEY,
+    LEAST_PROBABILITY,
+    LayerLayout,
+    Layout,
+    read_layout,
+)
 from leanmoe_runtime.compat import (
     FusedMoEFactory,
     GateLinear,
@@ -26,8 +32,6 @@ from leanmoe_runtime.compat import (
 )
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-# The smallest probability whose logarithm the router sees; float32 holds a hundred more zeros.
-_LEAST = 1e-30
 
 GATES: dict[int, LeanGateLinear] = {}
 
@@ -77,7 +81,7 @@ class LeanGateLinear(GateLinear):  # type: ignore[misc]
             return found
         logits_TE, *rest = found if isinstance(found, tuple) else (found,)
         mapped_TE = torch.softmax(logits_TE.float(), dim=-1) @ self.transfer.t()
-        mapped_TE = mapped_TE.clamp_min(_LEAST).log()
+        mapped_TE = mapped_TE.clamp_min(LEAST_PROBABILITY).log()
         return (mapped_TE, *rest) if isinstance(found, tuple) else mapped_TE
 
     def logits(self, x_TD: torch.Tensor) -> torch.Tensor:

@@ -88,7 +88,12 @@ def _curve_json(curve: QualityCurve, run: LevelPass) -> dict[str, Any]:
         point["skipped_by_layer"] = {
             str(layer): counts[index] for layer, counts in run.skipped.items()
         }
-    return {**content, "routed_per_layer": run.routed}
+    counts = set(run.routed.values())
+    return {
+        **content,
+        "routed_per_layer": counts.pop() if len(counts) == 1 else None,
+        "routed_by_layer": {str(layer): count for layer, count in run.routed.items()},
+    }
 
 
 def _show(result: Result) -> str:

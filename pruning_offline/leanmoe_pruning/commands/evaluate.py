@@ -40,7 +40,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _pass(checkpoint: Checkpoint, data: DataSet, level: float, compute: str | None) -> LevelPass:
     stream = DecoderStream(checkpoint, compute)
     curve = checkpoint.manifest.curve if checkpoint.manifest else None
-    betas = resolve_betas(level, checkpoint.shape.moe_layers, curve)
+    betas = resolve_betas(level, checkpoint.skip_layers, curve)
     with progress(f"{checkpoint.path.name}: layers", stream.n_layers) as tick:
         return forward(stream, data, betas, tick)
 

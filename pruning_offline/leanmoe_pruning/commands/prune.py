@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from leanmoe.checkpoint import Checkpoint
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe.interrupts import stop_on_signals
@@ -26,7 +25,7 @@ from leanmoe_pruning.commands.options import (
 from leanmoe_pruning.cut import Cutter
 from leanmoe_pruning.data import load_data
 from leanmoe_pruning.methods.selection import LayerChoice, check_enumerable, check_keep
-from leanmoe_pruning.model import check_runnable, open_model, source_digests
+from leanmoe_pruning.model import check_runnable, check_uniform, open_model, source_digests
 from leanmoe_pruning.plan import read_plan
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.prune_job import METHODS, PLANNED, VARIANTS, Choosing, PruneJob
@@ -67,7 +66,7 @@ def _check(args: argparse.Namespace) -> PruneJob:
         raise InputError("give --method and --keep, or --plan PLAN")
     how = Choosing(args.method, args.keep, args.variant, args.batch_size, args.seed)
     checkpoint = open_model(args.model)
-    _check_uniform(checkpoint)
+    check_uniform(checkpoint)
     if args.method != "random":
         check_runnable(checkpoint)
     check_keep(args.keep, checkpoint.shape, str(args.model))
@@ -99,15 +98,6 @@ def _check_planned(args: argparse.Namespace) -> PruneJob:
     plan = read_plan(args.plan, checkpoint)
     how = Choosing(PLANNED, None, args.variant, args.batch_size, args.seed)
     return PruneJob(checkpoint, source_digests(args.model), how, None, None, None, plan)
-
-
-def _check_uniform(checkpoint: Checkpoint) -> None:
-    """A method compares layers of equally many experts; a plan may cut any."""
-    if checkpoint.layout.layers:
-        raise InputError(
-            f"{checkpoint.path} has layers that differ and --method cuts all alike; cut its "
-            "source, or give --plan"
-        )
 
 
 def _check_outputs(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from leanmoe.provenance import atomic_directory, check_output
 from leanmoe_pruning.bundle import write_bundle
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
 from leanmoe_pruning.data import load_data
-from leanmoe_pruning.model import open_runnable_model, source_digests
+from leanmoe_pruning.model import check_uniform, open_runnable_model, source_digests
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scoring import score_layers
 from leanmoe_pruning.stream import DecoderStream
@@ -31,6 +31,7 @@ def _run(args: argparse.Namespace) -> Result:
     started = time.monotonic()
     check_output(args.out, args.force, [args.model])
     checkpoint = open_runnable_model(args.model)
+    check_uniform(checkpoint)
     data = load_data(args.data, checkpoint, "calibration", window=args.window)
     stream = DecoderStream(checkpoint, args.compute)
     source = source_digests(args.model)
