@@ -76,7 +76,8 @@ CONFIGS: dict[str, Config] = {
         "num_experts_per_tok": 4,
         "intermediate_size": EXPERT_FFN,
         "num_key_value_heads": HEADS,
-        "norm_topk_prob": False,
+        # Which vLLM does not read.
+        "norm_topk_prob": True,
     },
     "deepseek": {
         **_DEEPSEEK,

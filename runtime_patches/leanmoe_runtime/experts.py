@@ -57,6 +57,8 @@ class LeanRoutedExperts(RoutedExperts):  # type: ignore[misc]
     ) -> Any:
         """Stock ``forward_modular``; on CPU through the opaque operator."""
         if current_platform.is_cpu():
+            # The runner has run shared experts already: it leaves them to the kernel only where
+            # dispatch is asynchronous, which it is nowhere on a CPU.
             return torch.ops.leanmoe.experts(x, topk_weights, topk_ids, self._slot)
         return super().forward_modular(
             x, topk_weights, topk_ids, shared_experts, shared_experts_input

@@ -110,10 +110,8 @@ def test_a_stacked_family_has_no_tensor_per_expert(family):
     assert family.parse_expert("model.layers.0.block_sparse_moe.experts.0.w1.weight") is None
 
 
-@by_name
+@pytest.mark.parametrize("name", CONFIGS)
 def test_block_and_other_names_are_the_whole_model(name):
-    if name == "mixtral":
-        pytest.skip("its tiny model is written by other code")
     family, config = family_named(name), config_of(name)
     shape, sizes = family.shape(config), tensor_shapes(config)
     blocks = [family.block_sizes(shape, layer) for layer in shape.moe_layers]

@@ -1,0 +1,97 @@
+"""Every family in a real engine: loaded, wrapped, skipping, and at level 0 what stock vLLM says.
+
+Each engine lives in one process (no engine-core child), because imports take most of a start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from leanmoe.checkpoint import Checkpoint, open_checkpoint
+from leanmoe.cli import main
+from leanmoe_bench.pair import RemoteArm
+from tests.integration.runtime.conftest import ENGINE, Engine
+from tests.tiny_families import CONFIGS, write_tiny
+
+VOCABULARY = 512
+NEW_TOKENS = 12
+PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(4 + i % 5)] for i in range(8)]
+FLAGS = {
+    **ENGINE,
+    "enforce_eager": True,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 128,
+    "max_model_len": 64,
+    "kv_cache_memory_bytes": 30_000_000,
+    "trust_remote_code": True,
+}
+WITH_PLUGIN = {**FLAGS, "additional_config": {"leanmoe": {"plugin": True}}}
+
+
+@contextmanager
+def running(model: Path, log: Path, *, plugin: bool) -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        arm = RemoteArm("ours" if plugin else "stock", plugin=plugin, log=log)
+    try:
+        flags = WITH_PLUGIN if plugin else FLAGS
+        arm.call("start", model=str(model), engine=flags, vocabulary=VOCABULARY, seed=0)
+        yield Engine(arm)
+    finally:
+        arm.close()
+
+
+@pytest.fixture(params=CONFIGS, ids=str)
+def lean(request, tmp_path) -> Path:
+    """A cut checkpoint, so that vLLM also judges what the cutter wrote."""
+    source, out = write_tiny(tmp_path / "tiny", request.param), tmp_path / "lean"
+    how = ["--method", "random", "--keep", "6", "-o", str(out)]
+    assert main(["prune", str(source), *how]) == 0
+    return out
+
+
+def generate_at(engine: Engine, layers: tuple[int, ...], beta: float):
+    """Tokens generated at ``beta``, and (tokens, skipped assignments) of each layer meanwhile."""
+    before = engine.set_betas(dict.fromkeys(layers, beta))
+    ids = engine.generate(PROMPTS, NEW_TOKENS)
+    after = engine.snapshot()
+    return ids, [
+        (new.tokens - old.tokens, new.skipped - old.skipped)
+        for old, new in zip(before.layers, after.layers, strict=True)
+    ]
+
+
+def test_a_family_is_wrapped_skips_and_is_exact_at_level_zero(lean, tmp_path):
+    checkpoint = open_checkpoint(lean)
+    shape = checkpoint.shape
+    with running(lean, tmp_path / "stock.log", plugin=False) as engine:
+        stock = engine.generate(PROMPTS, NEW_TOKENS)
+    with running(lean, tmp_path / "ours.log", plugin=True) as engine:
+        exact, counts = generate_at(engine, shape.moe_layers, 0.0)
+        assert exact == stock
+        assert {skipped for _, skipped in counts} == {0}
+        top_one, counts = generate_at(engine, shape.moe_layers, 1.0)
+        report = engine.handshake()
+    assert top_one != stock
+    for seen, skipped in counts:
+        check_skipped(checkpoint, seen, skipped)
+    assert report.problems == []
+    assert [layer.layer for layer in report.layers] == list(shape.moe_layers)
+    described = {(one.n_routed_experts, one.top_k, one.renormalize) for one in report.layers}
+    assert described == {(6, shape.top_k, shape.renormalize)}
+
+
+def check_skipped(checkpoint: Checkpoint, seen: int, skipped: int) -> None:
+    """Level 1 leaves one expert per token."""
+    assert seen == sum(map(len, PROMPTS)) + (NEW_TOKENS - 1) * len(PROMPTS)
+    most = (checkpoint.shape.top_k - 1) * seen
+    if checkpoint.family.name == "phimoe":
+        # Its router weighs each of the two experts against its own rivals, mostly by 1: a tie.
+        assert 0 < skipped < most / 2
+    else:
+        # bf16 logits tie now and then, and a tie with the largest reaches it.
+        assert 0.98 * most <= skipped <= most
