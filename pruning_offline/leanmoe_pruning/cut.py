@@ -143,8 +143,10 @@ class Cutter:
     def _config(self) -> dict[str, Any]:
         """One number of experts for all layers where there is one, else the layout beside it."""
         source, top_k = self.checkpoint, self.checkpoint.shape.top_k
-        # Never below the top-k, which config classes check.
-        most = max(top_k, *(own.n_experts for own in self.layouts.values()))
+        # What config classes check: no fewer than the router needs, groups equally large.
+        least, groups = source.shape.least_keep, source.shape.n_groups
+        most = max(least, *(own.n_experts for own in self.layouts.values()))
+        most = -(-most // groups) * groups
         config = source.family.cut_config({**source.config}, most)
         usual = LayerLayout(n_experts=most, top_k=top_k)
         own = {layer: found for layer, found in self.layouts.items() if found != usual}

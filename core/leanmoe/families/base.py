@@ -76,8 +76,8 @@ class Family:
     expert_rows: Callable[[str], int | None]
     # Name and size of every tensor of router and routed experts in a layer.
     block_sizes: Callable[[MoEShape, int], dict[str, Size]]
-    # The weight of each expert where all n logits are zero and all n experts are chosen, the
-    # routed scaling factor included; None where the weights are not uniform or n cannot be chosen.
+    # The weight of each expert where all n logits are zero and all n experts are chosen, in one
+    # group, the routed scaling factor included; None where they are not uniform or cannot be.
     uniform_weight: Callable[[Config, int], float | None]
     cut_config: Callable[[Config, int], dict[str, Any]]
     # Layers past num_hidden_layers the files may hold for speculative decoding; a cut drops them.

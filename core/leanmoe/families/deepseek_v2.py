@@ -54,10 +54,8 @@ class GroupKeys(DeepseekKeys):
         return replace(super().shape(), n_groups=self.n_group, least_per_group=self.least_per_group)
 
     def uniform_weight(self, n: int) -> float | None:
-        """None where a group is always left out, or n do not fill the groups."""
-        share, left = divmod(n, self.n_group)
-        all_chosen = self.topk_group == self.n_group and not left and share >= self.judged_by
-        return super().uniform_weight(n) if all_chosen else None
+        """As without groups, whose experts the runtime then puts into one."""
+        return super().uniform_weight(n) if n >= self.judged_by else None
 
     @property
     def attention(self) -> Iterable[str]:

@@ -1,48 +1,19 @@
-"""Every family in a real engine: loaded, wrapped, skipping, and at level 0 what stock vLLM says.
-
-Each engine lives in one process (no engine-core child), because imports take most of a start.
-"""
+"""Every family in a real engine: loaded, wrapped, skipping, and at level 0 what stock vLLM says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.cli import main
-from leanmoe_bench.pair import RemoteArm
-from tests.integration.runtime.conftest import ENGINE, Engine
+from tests.integration.runtime.conftest import Engine
+from tests.integration.runtime.one_process import running
 from tests.tiny_families import CONFIGS, write_tiny
 
-VOCABULARY = 512
 NEW_TOKENS = 12
 PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(4 + i % 5)] for i in range(8)]
-FLAGS = {
-    **ENGINE,
-    "enforce_eager": True,
-    "max_num_seqs": 8,
-    "max_num_batched_tokens": 128,
-    "max_model_len": 64,
-    "kv_cache_memory_bytes": 30_000_000,
-    "trust_remote_code": True,
-}
-WITH_PLUGIN = {**FLAGS, "additional_config": {"leanmoe": {"plugin": True}}}
-
-
-@contextmanager
-def running(model: Path, log: Path, *, plugin: bool) -> Iterator[Engine]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        arm = RemoteArm("ours" if plugin else "stock", plugin=plugin, log=log)
-    try:
-        flags = WITH_PLUGIN if plugin else FLAGS
-        arm.call("start", model=str(model), engine=flags, vocabulary=VOCABULARY, seed=0)
-        yield Engine(arm)
-    finally:
-        arm.close()
 
 
 @pytest.fixture(params=CONFIGS, ids=str)
