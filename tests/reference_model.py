@@ -36,25 +36,31 @@ def expert_weights(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], lay
 class PlannedBlock(torch.nn.Module):
     """One MoE block under a plan. T tokens, E experts of the source, E' that are left."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, tensors: Any, layer: int, plan: LayerPlan, block: Any
-    ):
+    def __init__(self, checkpoint: Checkpoint, tensors: Any, layer: int, plan: LayerPlan) -> None:
         super().__init__()
         self.config, self.shape, self.plan = checkpoint.config, checkpoint.shape, plan
+        prefix = checkpoint.family.block_prefix(layer)
         self.gate_ED = tensors[checkpoint.family.gate_name(layer)].float()
-        self.bias_E = tensors.get(
-            f"{checkpoint.family.block_prefix(layer)}.gate.e_score_correction_bias"
-        )
+        self.bias_E = tensors.get(f"{prefix}.gate.e_score_correction_bias")
         self.weights = expert_weights(checkpoint, tensors, layer)
-        self.block = block
+        names = [f"{prefix}.{one}" for one in ("shared_expert", "shared_experts")]
+        held = [name for name in names if f"{name}.up_proj.weight" in tensors]
+        parts = ("gate_proj", "up_proj", "down_proj")
+        self.shared_DFD = [tensors[f"{n}.{p}.weight"].float() for n in held for p in parts]
+        gate = tensors.get(f"{prefix}.shared_expert_gate.weight")
+        self.shared_gate = None if gate is None else gate.float()
 
     def shared(self, x_TD: torch.Tensor) -> torch.Tensor | float:
-        if hasattr(self.block, "shared_experts"):
-            return self.block.shared_experts(x_TD)
-        if hasattr(self.block, "shared_expert"):
-            gate_T1 = torch.sigmoid(self.block.shared_expert_gate(x_TD))
-            return gate_T1 * self.block.shared_expert(x_TD)
-        return 0.0
+        """What every token gets besides, behind a gate of its own where there is one."""
+        if not self.shared_DFD:
+            return 0.0
+        gate, up, down = self.shared_DFD
+        output = (functional.silu(x_TD @ gate.t()) * (x_TD @ up.t())) @ down.t()
+        return (
+            output
+            if self.shared_gate is None
+            else torch.sigmoid(x_TD @ self.shared_gate.t()) * output
+        )
 
     def expert(self, mix: list[float], x_TD: torch.Tensor) -> torch.Tensor:
         """The output of an expert whose weights are a sum of the source's."""
@@ -106,18 +112,23 @@ class PlannedBlock(torch.nn.Module):
         return (self.routed(x_TD) + self.shared(x_TD)).view_as(hidden_states)
 
 
+def planned_blocks(source: Path, plan: PrunePlan) -> dict[int, PlannedBlock]:
+    """Every planned layer's block, from the source's tensors."""
+    checkpoint, tensors = open_checkpoint(source), load_file(source / "model.safetensors")
+    return {
+        layer: PlannedBlock(checkpoint, tensors, layer, wanted)
+        for layer, wanted in plan.layers.items()
+    }
+
+
 class Reference:
     """A source checkpoint as a plan says it should compute."""
 
     def __init__(self, source: Path, plan: PrunePlan) -> None:
-        checkpoint = open_checkpoint(source)
         self.model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-        tensors = load_file(source / "model.safetensors")
-        for layer, wanted in plan.layers.items():
+        for layer, block in planned_blocks(source, plan).items():
             held = self.model.model.layers[layer]
-            name = "block_sparse_moe" if hasattr(held, "block_sparse_moe") else "mlp"
-            block = PlannedBlock(checkpoint, tensors, layer, wanted, getattr(held, name))
-            setattr(held, name, block)
+            setattr(held, "block_sparse_moe" if hasattr(held, "block_sparse_moe") else "mlp", block)
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:

@@ -40,3 +40,31 @@ class LogitRecorder:
         for rows in self.recorded_logits.values():
             rows.clear()
         return taken
+
+
+class BlockRecorder:
+    """Keeps what goes into every MoE block and what comes out; eager mode only."""
+
+    def record_blocks(self: Any) -> list[int]:
+        """Start recording; return the layers found."""
+        self.recorded_blocks: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for name, module in self.model_runner.get_model().named_modules():
+            if hasattr(module, "experts") and hasattr(module, "gate"):
+                layer = int(name.split("layers.")[1].split(".")[0])
+                module.register_forward_hook(self._keep_block(layer))
+        return sorted(self.recorded_blocks)
+
+    def _keep_block(self: Any, layer: int) -> Any:
+        rows = self.recorded_blocks.setdefault(layer, [])
+
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            rows.append((inputs[0].detach().clone(), output.detach().clone()))
+
+        return hook
+
+    def take_blocks(self: Any) -> dict[str, Any]:
+        """(Inputs [T, D], outputs [T, D]) per layer."""
+        return {
+            str(layer): [torch.cat(part).tolist() for part in zip(*rows, strict=True)]
+            for layer, rows in self.recorded_blocks.items()
+        }
