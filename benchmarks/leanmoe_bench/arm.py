@@ -7,6 +7,7 @@ code runs stock vLLM (no plugin) and ours; only the environment differs.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -81,6 +82,9 @@ def main() -> int:
         operation = command.pop("op")
         try:
             if operation == "start":
+                # What ends with an engine is the process's, and must not end under the next one.
+                arm = None
+                gc.collect()
                 arm = Arm(**command)
                 answer: Answer = {"ready": True}
             else:

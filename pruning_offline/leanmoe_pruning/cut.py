@@ -59,7 +59,6 @@ class Cutter:
             for name, held in self.reader.shards.items()
             if (pieces := [piece for info in held.values() for piece in self._pieces(info)])
         }
-
         self._tell_of_spare_layers()
 
     def _tell_of_spare_layers(self) -> None:

@@ -26,13 +26,23 @@ WITH_PLUGIN = {**FLAGS, "additional_config": {"leanmoe": {"plugin": True}}}
 
 
 @contextmanager
-def running(model: Path, log: Path, *, plugin: bool, **own: Any) -> Iterator[Engine]:
+def one_process(log: Path, *, plugin: bool) -> Iterator[RemoteArm]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         arm = RemoteArm("ours" if plugin else "stock", plugin=plugin, log=log)
     try:
-        flags = {**(WITH_PLUGIN if plugin else FLAGS), **own}
-        arm.call("start", model=str(model), engine=flags, vocabulary=VOCABULARY, seed=0)
-        yield Engine(arm)
+        yield arm
     finally:
         arm.close()
+
+
+def start(arm: RemoteArm, model: Path, flags: dict) -> Engine:
+    arm.call("start", model=str(model), engine=flags, vocabulary=VOCABULARY, seed=0)
+    return Engine(arm)
+
+
+@contextmanager
+def running(model: Path, log: Path, **flags: Any) -> Iterator[Engine]:
+    """Ours on one model."""
+    with one_process(log, plugin=True) as arm:
+        yield start(arm, model, {**WITH_PLUGIN, **flags})

@@ -1,4 +1,7 @@
-"""Every family in a real engine: loaded, wrapped, skipping, and at level 0 what stock vLLM says."""
+"""Every family in a real engine: loaded, wrapped, skipping, and at level 0 what stock vLLM says.
+
+Stock vLLM takes all models one after the other; ours starts anew for each.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,33 @@ import pytest
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.cli import main
 from tests.integration.runtime.conftest import Engine
-from tests.integration.runtime.one_process import running
+from tests.integration.runtime.one_process import FLAGS, WITH_PLUGIN, one_process, start
 from tests.tiny_families import CONFIGS, write_tiny
 
 NEW_TOKENS = 12
+KEEP = 6
 PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(4 + i % 5)] for i in range(8)]
 
 
-@pytest.fixture(params=CONFIGS, ids=str)
-def lean(request, tmp_path) -> Path:
-    """A cut checkpoint, so that vLLM also judges what the cutter wrote."""
-    source, out = write_tiny(tmp_path / "tiny", request.param), tmp_path / "lean"
-    how = ["--method", "random", "--keep", "6", "-o", str(out)]
-    assert main(["prune", str(source), *how]) == 0
-    return out
+@pytest.fixture(scope="module")
+def lean(tmp_path_factory) -> dict[str, Path]:
+    """Cut checkpoints, so that vLLM also judges what the cutter wrote."""
+    folder = tmp_path_factory.mktemp("families")
+    for name in CONFIGS:
+        source, out = write_tiny(folder / f"{name}-whole", name), folder / name
+        how = ["--method", "random", "--keep", str(KEEP), "-o", str(out)]
+        assert main(["prune", str(source), *how]) == 0
+    return {name: folder / name for name in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def stock(lean, tmp_path_factory) -> dict[str, list[list[int]]]:
+    """What stock vLLM generates."""
+    with one_process(tmp_path_factory.mktemp("stock") / "engine.log", plugin=False) as arm:
+        return {
+            name: start(arm, model, FLAGS).generate(PROMPTS, NEW_TOKENS)
+            for name, model in lean.items()
+        }
 
 
 def generate_at(engine: Engine, layers: tuple[int, ...], beta: float):
@@ -36,24 +52,24 @@ def generate_at(engine: Engine, layers: tuple[int, ...], beta: float):
     ]
 
 
-def test_a_family_is_wrapped_skips_and_is_exact_at_level_zero(lean, tmp_path):
-    checkpoint = open_checkpoint(lean)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_family_is_wrapped_skips_and_is_exact_at_level_zero(name, lean, stock, tmp_path):
+    checkpoint = open_checkpoint(lean[name])
     shape = checkpoint.shape
-    with running(lean, tmp_path / "stock.log", plugin=False) as engine:
-        stock = engine.generate(PROMPTS, NEW_TOKENS)
-    with running(lean, tmp_path / "ours.log", plugin=True) as engine:
+    with one_process(tmp_path / "engine.log", plugin=True) as arm:
+        engine = start(arm, lean[name], WITH_PLUGIN)
         exact, counts = generate_at(engine, shape.moe_layers, 0.0)
-        assert exact == stock
+        assert exact == stock[name]
         assert {skipped for _, skipped in counts} == {0}
         top_one, counts = generate_at(engine, shape.moe_layers, 1.0)
         report = engine.handshake()
-    assert top_one != stock
+    assert top_one != exact
     for seen, skipped in counts:
         check_skipped(checkpoint, seen, skipped)
     assert report.problems == []
     assert [layer.layer for layer in report.layers] == list(shape.moe_layers)
     described = {(one.n_routed_experts, one.top_k, one.renormalize) for one in report.layers}
-    assert described == {(6, shape.top_k, shape.renormalize)}
+    assert described == {(KEEP, shape.top_k, shape.renormalize)}
 
 
 def check_skipped(checkpoint: Checkpoint, seen: int, skipped: int) -> None:

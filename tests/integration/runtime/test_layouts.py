@@ -32,7 +32,7 @@ def test_a_planned_checkpoint_computes_its_plan(family, tmp_path):
     lean = open_checkpoint(out)
     recorded = PrunePlan.model_validate(read_manifest(out).settings["plan"])
     assert recorded == plan
-    with running(out, tmp_path / "log", plugin=True, dtype="float32") as engine:
+    with running(out, tmp_path / "log", dtype="float32") as engine:
         found = engine.generate(PROMPTS, TOKENS)
         report = engine.handshake()
         engine.set_betas(dict.fromkeys(lean.skip_layers, 1.0))
@@ -50,7 +50,7 @@ def test_every_block_of_a_planned_checkpoint_computes_its_plan(family, tmp_path)
     source, out = write_tiny(tmp_path / "source", family, dtype="float32"), tmp_path / "lean"
     plan = write_planned(source, out)
     lean, flags = open_checkpoint(out), {"dtype": "float32", "worker_extension_cls": RECORDER}
-    with running(out, tmp_path / "log", plugin=True, **flags) as engine:
+    with running(out, tmp_path / "log", **flags) as engine:
         assert engine.rpc("record_blocks") == list(plan.layers)
         engine.generate(PROMPTS, TOKENS)
         seen, report = engine.rpc("take_blocks"), engine.handshake()
