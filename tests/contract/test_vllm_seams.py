@@ -67,7 +67,7 @@ def test_register_replaces_both_layers_once_and_adds_the_worker_methods():
         "from leanmoe_runtime.plugin import register; register(); register()\n"
         "from leanmoe_runtime.compat import op_registry_oot, WorkerBase\n"
         "print(op_registry_oot['MoERunner'].__name__, op_registry_oot['RoutedExperts'].__name__,"
-        " hasattr(WorkerBase, 'leanmoe_handshake'))"
+        " hasattr(WorkerBase, 'leanmoe_handshake'), op_registry_oot['GateLinear'].__name__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -76,7 +76,35 @@ def test_register_replaces_both_layers_once_and_adds_the_worker_methods():
         env=engine_environment(),
         check=True,
     )
-    assert done.stdout.split()[-3:] == ["LeanRunner", "LeanRoutedExperts", "True"]
+    assert done.stdout.split()[-4:] == ["LeanRunner", "LeanRoutedExperts", "True", "LeanGateLinear"]
+
+
+def test_models_find_our_factory_whichever_module_they_take_it_from():
+    code = (
+        "import vllm.model_executor.models.olmoe as early\n"
+        "from leanmoe_runtime.plugin import register; register()\n"
+        "import vllm.model_executor.models.mixtral as late\n"
+        "import vllm.model_executor.layers.fused_moe as package\n"
+        "found = {m.FusedMoEFactory for m in (early, late, package, package.layer)}\n"
+        "print(len(found), found.pop().leanmoe)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=engine_environment(),
+        check=True,
+    )
+    assert done.stdout.split()[-2:] == ["1", "True"]
+
+
+def test_a_factory_that_takes_other_arguments_is_refused_by_name(monkeypatch):
+    def factory(num_experts, top_k, hidden_size, intermediate_size, gate):
+        return None
+
+    monkeypatch.setattr(compat, "FusedMoEFactory", factory)
+    with pytest.raises(RuntimeSeamError, match="FusedMoEFactory takes no 'prefix'"):
+        compat.check_seams()
 
 
 def test_without_being_named_the_plugin_leaves_vllm_as_it_is():

@@ -34,6 +34,11 @@ class Engine:
     def rpc(self, method: str, *args: str):
         return self.arm.call("rpc", method=method, args=list(args))["results"][0]
 
+    def rpc_all(self, method: str, kind):
+        """Every worker's answer."""
+        answers = self.arm.call("rpc", method=method, args=[])["results"]
+        return [kind.model_validate_json(answer) for answer in answers]
+
     def handshake(self) -> HandshakeReport:
         return HandshakeReport.model_validate_json(self.rpc("leanmoe_handshake"))
 
@@ -55,18 +60,18 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="package")
 def start_engine(tiny_model, tmp_path_factory) -> Iterator:
-    """A function (plugin, **flags) -> Engine; every engine ends with the package's tests."""
+    """A function (plugin, model, **flags) -> Engine; engines end with the package's tests."""
     vocabulary = json.loads((tiny_model / "config.json").read_text())["vocab_size"]
     started: list[RemoteArm] = []
 
-    def start(plugin: bool, **flags) -> Engine:
+    def start(plugin: bool, model: Path = tiny_model, **flags) -> Engine:
         log = tmp_path_factory.mktemp("engine") / "engine.log"
         arm = RemoteArm("ours" if plugin else "stock", plugin=plugin, log=log)
         started.append(arm)
         extra = {"additional_config": {"leanmoe": {"plugin": True}}} if plugin else {}
         arm.call(
             "start",
-            model=str(tiny_model),
+            model=str(model),
             engine={**ENGINE, **extra, **flags},
             vocabulary=vocabulary,
             seed=0,
@@ -99,4 +104,5 @@ def stock_compiled(start_engine) -> Engine:
 
 @pytest.fixture(scope="package")
 def ours_compiled(start_engine) -> Engine:
-    return start_engine(True)
+    counter = "tests.integration.runtime.recorder.CompileCounter"
+    return start_engine(True, worker_extension_cls=counter)

@@ -68,3 +68,13 @@ class BlockRecorder:
             str(layer): [torch.cat(part).tolist() for part in zip(*rows, strict=True)]
             for layer, rows in self.recorded_blocks.items()
         }
+
+
+class CompileCounter:
+    """Says how much this worker has compiled."""
+
+    def compiled(self: Any) -> list[int]:
+        """Frames Dynamo traced and graphs it made, since the start."""
+        counters = torch._dynamo.utils.counters
+        frames = sum(counters["frames"].values())
+        return [frames, sum(counters["stats"].values())]

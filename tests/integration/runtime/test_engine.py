@@ -92,3 +92,14 @@ def test_an_engine_without_the_plugin_has_no_handshake(stock_eager):
 
 def test_messages_cross_the_process_border_as_json(ours_eager):
     assert json.loads(ours_eager.rpc("leanmoe_snapshot"))["worker"] == "rank0"
+
+
+def test_nothing_is_compiled_again_when_the_level_changes(ours_compiled):
+    ours_compiled.set_betas(betas(0.0))
+    ours_compiled.generate(PROMPTS, 6)
+    before = ours_compiled.rpc("compiled")
+    assert min(before) > 0
+    for beta in (0.3, 1.0, 0.0):
+        ours_compiled.set_betas(betas(beta))
+        ours_compiled.generate(PROMPTS, 6)
+    assert ours_compiled.rpc("compiled") == before

@@ -137,3 +137,26 @@ def test_a_level_above_the_cap_is_refused(tiny_model: Path, tmp_path: Path) -> N
             text_of(capped, PROMPTS[0], {"level": 0.6})
         assert text_of(capped, PROMPTS[0], {"level": 0.5})
         assert capped.put_level({"level": 0.6}).status_code == 400
+
+
+def test_a_budget_on_distinct_experts_never_reaches_an_exact_request(mixed: LiveServer) -> None:
+    """Batch mates change what runs under a budget, and nothing else."""
+    wishes = ("off", {"level": 0.5, "deterministic": True}, {"max_kld": 0.05})
+    assert mixed.put_level({"level": 0}).status_code == 200
+    alone = [[text_of(mixed, prompt, wish) for prompt in PROMPTS] for wish in wishes]
+    shown = mixed.put_level({"union_budget": 2, "union_mode": "redirect"})
+    assert shown.status_code == 200 and shown.json()["union_budget"] == 2
+    try:
+        asked = [(prompt, wish) for prompt in PROMPTS for wish in (*wishes, None)]
+        with ThreadPoolExecutor(len(asked)) as pool:
+            together = list(pool.map(lambda one: text_of(mixed, *one), asked))
+        for place, tokens in enumerate(alone):
+            assert together[place::4] == tokens
+        assert together[3::4] != alone[0]
+        counts = mixed.metrics()
+        assert counts["leanmoe_union_budget", ""] == 2
+        assert counts["leanmoe_substituted_assignments_total", "0"] > 0
+        refused = mixed.put_level({"max_kld": 0.1})
+        assert refused.status_code == 400 and "budget" in refused.text
+    finally:
+        assert mixed.put_level({"union_budget": None, "level": 0}).status_code == 200

@@ -1,0 +1,187 @@
+"""The decisions of drop.c made a second time, in NumPy and from the same rules, to check counts.
+
+``Recounter`` is mixed into a worker by vLLM's ``--worker-extension-cls``; eager mode only,
+because it listens to the routers. Used by ``leanmoe bench soak`` and by tests.
+T tokens, K top-k, E experts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leanmoe.messages import UnionMode
+from leanmoe_runtime.compat import get_forward_context
+from leanmoe_runtime.layers import GATES
+from leanmoe_runtime.runner import LeanRunner
+from leanmoe_runtime.state import MANDATORY, SKIP_STATE, LayerState
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int32]
+Flags = NDArray[np.bool_]
+_ROW_MASK = MANDATORY - 1
+
+
+class Decision(NamedTuple):
+    """Weights of every expert ``[T, E]`` before renormalising, and what moved to another one."""
+
+    weights_TE: Floats
+    moved: int
+
+
+@dataclass
+class Recounted:
+    """The fields of ``leanmoe.messages.LayerCounts``, added up anew."""
+
+    tokens: int = 0
+    skipped: int = 0
+    substituted: int = 0
+    steps: int = 0
+    distinct_experts: int = 0
+    dropped_mass: float = 0.0
+    nonfinite: int = 0
+
+    def add(self, weights_TK: Floats, finite_T: Flags, decision: Decision) -> None:
+        """Count one step."""
+        chosen_TE = decision.weights_TE != 0
+        kept_T = np.where(finite_T, chosen_TE.sum(1), weights_TK.shape[1])
+        self.tokens += len(weights_TK)
+        self.steps += 1
+        self.skipped += int((weights_TK.shape[1] - kept_T).sum())
+        self.substituted += decision.moved
+        self.distinct_experts += int(chosen_TE.any(0).sum())
+        self.nonfinite += int((~finite_T).sum())
+
+
+def loaded_experts(
+    weights_TK: Floats, ids_TK: Ids, keep_TK: Flags, bound_T: Flags, budget: int, experts: int
+) -> Flags:
+    """The experts ``[E]`` that a step may read: mandatory ones, then the heaviest."""
+    loaded_E = np.zeros(experts, dtype=bool)
+    top_T = weights_TK.argmax(1)
+    loaded_E[ids_TK[np.arange(len(ids_TK)), top_T]] = True
+    loaded_E[ids_TK[keep_TK & bound_T[:, None]]] = True
+    mass_E = np.zeros(experts, dtype=np.float32)
+    np.add.at(mass_E, ids_TK[keep_TK], weights_TK[keep_TK])
+    mass_E[loaded_E] = 0
+    free = max(0, budget - int(loaded_E.sum()))
+    heaviest = [e for e in np.argsort(-mass_E, kind="stable")[:free] if mass_E[e] > 0]
+    loaded_E[heaviest] = True
+    return loaded_E
+
+
+def decide(
+    weights_TK: Floats,
+    ids_TK: Ids,
+    betas_T: Floats,
+    bound_T: Flags,
+    experts: int,
+    budget: int | None = None,
+    logits_TE: Floats | None = None,
+) -> Decision:
+    """What each token keeps; with ``logits_TE`` the budget moves assignments."""
+    top_T1 = weights_TK.max(1, keepdims=True)
+    keep_TK = weights_TK >= betas_T[:, None] * top_T1
+    loaded_E = np.ones(experts, dtype=bool)
+    if budget is not None:
+        loaded_E = loaded_experts(weights_TK, ids_TK, keep_TK, bound_T, budget, experts)
+    stays_TK = keep_TK & (bound_T[:, None] | loaded_E[ids_TK])
+    found_TE = np.zeros((len(ids_TK), experts), dtype=np.float32)
+    rows, slots = np.nonzero(stays_TK)
+    found_TE[rows, ids_TK[rows, slots]] = weights_TK[rows, slots]
+    lost_T = (keep_TK & ~stays_TK).sum(1)
+    moved = 0
+    if logits_TE is not None:
+        for row in np.nonzero(lost_T)[0]:
+            top = ids_TK[row, weights_TK[row].argmax()]
+            ratios_E = np.exp(logits_TE[row] - logits_TE[row, top])
+            moved += _move(found_TE[row], ratios_E, loaded_E, float(betas_T[row]), lost_T[row])
+    return Decision(found_TE, moved)
+
+
+def _move(found_E: Floats, ratios_E: Floats, loaded_E: Flags, beta: float, lost: int) -> int:
+    """Give ``lost`` assignments of one token to the best loaded experts it does not have."""
+    top_weight, moved = found_E.max(), 0
+    for _ in range(lost):
+        free = np.nonzero(loaded_E & (found_E == 0))[0]
+        if not len(free):
+            break
+        best = free[ratios_E[free].argmax()]
+        if not (ratios_E[best] > 0 and ratios_E[best] >= np.float32(beta)):
+            break
+        found_E[best] = ratios_E[best] * top_weight
+        moved += 1
+    return moved
+
+
+class Recounter:
+    """Mixed into vLLM's worker."""
+
+    def leanmoe_recount_start(self: Any) -> int:
+        """Listen to every layer that can skip; the number of layers."""
+        self.recounted: dict[int, Recounted] = {}
+        context = self.vllm_config.compilation_config.static_forward_context
+        runners = [r for r in context.values() if isinstance(r, LeanRunner) and not r.condensed]
+        for runner in runners:
+            assert runner.skip_state is not None
+            counted = self.recounted.setdefault(runner.skip_state.layer, Recounted())
+            _listen(runner.router, runner.skip_state, counted)
+        return len(runners)
+
+    def leanmoe_recount(self: Any) -> str:
+        """JSON: layer -> what was counted since the start of listening."""
+        return json.dumps({layer: asdict(one) for layer, one in self.recounted.items()})
+
+
+def _listen(router: Any, state: LayerState, counted: Recounted) -> None:
+    stock: Callable[..., tuple[torch.Tensor, torch.Tensor]] = router._compute_routing
+
+    def compute_routing(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        weights_TK, ids_TK = stock(hidden_states, *args, **kwargs)
+        if get_forward_context().attn_metadata is not None:
+            _count(hidden_states, weights_TK, ids_TK, state, counted)
+        return weights_TK, ids_TK
+
+    router._compute_routing = compute_routing
+
+
+def _count(
+    x_TD: torch.Tensor,
+    weights: torch.Tensor,
+    ids: torch.Tensor,
+    state: LayerState,
+    counted: Recounted,
+) -> None:
+    weights_TK, ids_TK = weights.float().numpy().copy(), ids.int().numpy()
+    rows_T = _rows(len(weights_TK))
+    finite_T = np.isfinite(weights_TK.sum(1))
+    betas_T = np.where(finite_T, state.betas.numpy()[rows_T & _ROW_MASK], 0).astype(np.float32)
+    bound_T = (rows_T & MANDATORY).astype(bool) | ~finite_T
+    weights_TK[~finite_T] = 1.0
+    union, logits_TE = SKIP_STATE.union, None
+    if union is not None and union.mode is UnionMode.REDIRECT:
+        logits_TE = GATES[state.layer].logits(x_TD).float().numpy()
+    budget = None if union is None else union.experts
+    decision = decide(weights_TK, ids_TK, betas_T, bound_T, state.n_experts, budget, logits_TE)
+    counted.add(weights_TK, finite_T, decision)
+    counted.dropped_mass += _dropped(weights_TK, ids_TK, decision)
+
+
+def _rows(tokens: int) -> Ids:
+    rows_T = SKIP_STATE.token_rows_T
+    return np.zeros(tokens, dtype=np.int32) if rows_T is None else rows_T.numpy()
+
+
+def _dropped(weights_TK: Floats, ids_TK: Ids, decision: Decision) -> float:
+    """Gate weight of skipped assignments; a moved one is none, whichever it was."""
+    kept_TK = np.take_along_axis(decision.weights_TE, ids_TK.astype(np.int64), 1) != 0
+    if decision.moved:
+        return float("nan")  # which of a token's lost assignments moved is not told apart
+    total_T = weights_TK.sum(1, dtype=np.float64)
+    return float(((weights_TK * ~kept_TK).sum(1, dtype=np.float64) / total_T).sum())

@@ -1,0 +1,117 @@
+"""Budgets, phases and broken routers in a real engine; counts against a second telling."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from leanmoe.messages import Phases, PolicyUpdate, UnionBudget, UnionMode
+from tests.integration.runtime.conftest import Engine
+from tests.integration.runtime.one_process import running
+from tests.tiny_families import write_tiny
+
+LAYERS, TOP_K, TOKENS = 3, 4, 12
+PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(4 + i % 5)] for i in range(8)]
+PROMPT_TOKENS = sum(map(len, PROMPTS))
+RECOUNTER = "leanmoe_runtime.recount.Recounter"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    """OLMoE: four of eight experts per token, weights not renormalised."""
+    folder = tmp_path_factory.mktemp("budget")
+    model = write_tiny(folder / "model", "olmoe", dtype="float32")
+    flags = {"dtype": "float32", "worker_extension_cls": RECOUNTER}
+    with running(model, folder / "log", **flags) as engine:
+        assert engine.rpc("leanmoe_recount_start") == LAYERS
+        yield engine
+
+
+def put(engine: Engine, beta: float = 0.0, **rules) -> None:
+    engine.version += 1
+    betas = dict.fromkeys(range(LAYERS), beta)
+    update = PolicyUpdate(level=beta, betas=betas, version=engine.version, **rules)
+    engine.rpc("leanmoe_set_policy", update.model_dump_json())
+
+
+def counted(engine: Engine) -> list[dict[str, float]]:
+    """Each layer's counts, checked against the recount of everything since the start."""
+    again = json.loads(engine.rpc("leanmoe_recount"))
+    counts = [one.model_dump() for one in engine.snapshot().layers]
+    for one in counts:
+        mass = again[str(one["layer"])].pop("dropped_mass")
+        for field, value in again[str(one["layer"])].items():
+            assert one[field] == value, (one["layer"], field)
+        if mass == mass:  # what moved is not told apart there
+            assert one["dropped_mass"] == pytest.approx(mass, rel=1e-4)
+    return counts
+
+
+def during(engine: Engine) -> tuple[list[list[int]], list[dict[str, float]]]:
+    before = counted(engine)
+    ids = engine.generate(PROMPTS, TOKENS)
+    return ids, [
+        {field: new[field] - old[field] for field in new if field != "layer"}
+        for old, new in zip(before, counted(engine), strict=True)
+    ]
+
+
+def test_where_only_decoding_skips_the_prompt_and_its_first_token_are_exact(engine):
+    put(engine)
+    exact, nothing = during(engine)
+    assert {one["skipped"] for one in nothing} == {0}
+    put(engine, 1.0, phases=Phases.DECODE)
+    decoded, counts = during(engine)
+    put(engine, 1.0)
+    everything, _ = during(engine)
+    assert [ids[0] for ids in decoded] == [ids[0] for ids in exact]
+    assert [ids[0] for ids in everything] != [ids[0] for ids in exact]
+    assert decoded != exact
+    for one in counts:
+        assert one["tokens"] == PROMPT_TOKENS + len(PROMPTS) * (TOKENS - 1)
+        assert one["skipped"] == (TOP_K - 1) * (one["tokens"] - PROMPT_TOKENS)
+
+
+@pytest.mark.parametrize("mode", [UnionMode.VANISH, UnionMode.REDIRECT])
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_a_budget_bounds_what_a_step_reads_and_is_counted_right(engine, mode, beta):
+    put(engine, beta)
+    _, free = during(engine)
+    put(engine, beta, union=UnionBudget(experts=3, mode=mode))
+    _, held = during(engine)
+    for one, other in zip(held, free, strict=True):
+        assert one["distinct_experts"] < other["distinct_experts"]
+        assert (one["substituted"] > 0) == (mode is UnionMode.REDIRECT)
+        assert one["skipped"] > 0 or mode is UnionMode.REDIRECT
+    put(engine)
+
+
+def test_a_budget_that_is_taken_back_leaves_nothing_behind(engine):
+    put(engine)
+    exact, _ = during(engine)
+    put(engine, union=UnionBudget(experts=2))
+    bounded, _ = during(engine)
+    put(engine)
+    again, _ = during(engine)
+    assert bounded != exact == again
+
+
+def test_a_router_of_nan_keeps_everything_and_is_counted(tmp_path: Path):
+    model = write_tiny(tmp_path / "model", "mixtral")
+    tensors = {name: t.clone() for name, t in load_file(model / "model.safetensors").items()}
+    tensors["model.layers.1.block_sparse_moe.gate.weight"].fill_(float("nan"))
+    (model / "model.safetensors").unlink()
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with running(model, tmp_path / "log") as engine:
+        put(engine, 1.0)
+        engine.generate(PROMPTS, 2)
+        first, second, third = engine.snapshot().layers
+    tokens = PROMPT_TOKENS + len(PROMPTS)
+    assert (first.nonfinite, first.skipped) == (0, tokens)
+    # From there on nothing is a number, and nothing is skipped.
+    assert {(one.nonfinite, one.skipped) for one in (second, third)} == {(tokens, 0)}
+    assert torch.tensor([one.dropped_mass for one in (second, third)]).sum() == 0

@@ -1,0 +1,41 @@
+"""Two workers of one model, each with half of every expert: as one, counted once."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from leanmoe.checkpoint import open_checkpoint
+from leanmoe.messages import HandshakeReport, SkipSnapshot
+from tests.integration.runtime.one_process import running
+from tests.planned_models import write_planned
+from tests.tiny_families import write_tiny
+
+PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(4 + i % 5)] for i in range(8)]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="vLLM binds each worker to a core")
+def test_tensor_parallel_workers_agree_with_one(start_engine, tmp_path):
+    source, out = write_tiny(tmp_path / "source", "mixtral", dtype="float32"), tmp_path / "lean"
+    write_planned(source, out)
+    betas = dict.fromkeys(open_checkpoint(out).skip_layers, 0.5)
+    with running(out, tmp_path / "log", dtype="float32") as alone:
+        alone.set_betas(betas)
+        expected, counts = alone.generate(PROMPTS, 12), alone.snapshot().layers
+        whole = alone.handshake().weight_bytes
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, cores)))
+        both = start_engine(True, out, enforce_eager=True, dtype="float32", tensor_parallel_size=2)
+    both.set_betas(betas)
+    assert both.generate(PROMPTS, 12) == expected
+    reports = both.rpc_all("leanmoe_handshake", HandshakeReport)
+    assert [report.worker for report in reports] == ["rank0", "rank1"]
+    assert all(report.problems == [] for report in reports)
+    # The routers are on both.
+    assert whole < sum(report.weight_bytes for report in reports) < 1.05 * whole
+    first, second = both.rpc_all("leanmoe_snapshot", SkipSnapshot)
+    assert first.layers == second.layers
+    for one, other in zip(first.layers, counts, strict=True):
+        assert (one.tokens, one.skipped) == (other.tokens, other.skipped)
