@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanmoe.command import Command, Result
-from leanmoe.errors import InputError
+from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.interrupts import stop_on_signals
 
 if TYPE_CHECKING:
@@ -20,7 +20,11 @@ _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["serve", "kernel"], help="whole engines or the CPU kernel")
+    parser.add_argument(
+        "what",
+        choices=["serve", "kernel", "soak"],
+        help="whole engines, the CPU kernel, or many mixed requests against a recount",
+    )
     parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
     parser.add_argument("--case", action="append", help="default: all that fit the shape")
     parser.add_argument("--measure", action="append", choices=_MEASURES, help="default: all")
@@ -31,7 +35,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="torch.compile on, off, or one after the other (default)",
     )
-    parser.add_argument("--work", type=Path, help="keep the random checkpoint here (4.4 GB for M)")
+    parser.add_argument("--concurrency", type=int, default=64, help="soak: clients (default 64)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="soak: how long (default 120)")
+    parser.add_argument("--work", type=Path, help="keep checkpoints here (4.4 GB for M)")
 
 
 def _run(args: argparse.Namespace) -> Result:
@@ -45,7 +51,21 @@ def _run(args: argparse.Namespace) -> Result:
         with stop_on_signals():
             return _kernel(args)
     with stop_on_signals(), tempfile.TemporaryDirectory(prefix="leanmoe-bench-") as temporary:
-        return _measure(args, args.work or Path(temporary))
+        work = args.work or Path(temporary)
+        return _soak(args, work) if args.what == "soak" else _measure(args, work)
+
+
+def _soak(args: argparse.Namespace, work: Path) -> Result:
+    from leanmoe_bench.serve import environment
+    from leanmoe_bench.soak.report import soak
+
+    if not (1 <= args.concurrency <= 1024 and 1 <= args.seconds <= 3600):
+        raise InputError("a soak takes 1 to 1024 clients (--concurrency) and 1 to 3600 --seconds")
+    work.mkdir(parents=True, exist_ok=True)
+    found = soak(work, args.concurrency, args.seconds, args.seed)
+    if found["errors"] or not found["exact"]:
+        raise LeanMoEError(f"the soak failed: {found['errors'][:3]} {found['differences'][:3]}")
+    return {"environment": environment(), "soak": found}
 
 
 def _kernel(args: argparse.Namespace) -> Result:
@@ -110,6 +130,10 @@ def _line(row: dict[str, object]) -> str:
 
 
 def _show(result: Result) -> str:
+    if "soak" in result:
+        from leanmoe_bench.soak.report import show
+
+        return show(result["soak"])
     if "kernel" in result:
         return "\n".join(_kernel_line(row) for row in result["kernel"])
     return "\n".join([_HEAD, *(_line(row) for row in result["rows"])])

@@ -1,0 +1,46 @@
+"""The checkpoint a soak serves: the reference model with layers that differ, and its curve."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from leanmoe.errors import LeanMoEError
+
+_CONDENSED_EVERY = 10
+_DATA = "builtin:gen:2,builtin:c:2"
+
+
+def plan(layers: int, experts: int) -> dict[str, Any]:
+    """Every layer keeps all, one less or two less of its experts; some are condensed."""
+
+    def of(layer: int) -> dict[str, Any]:
+        if layer % _CONDENSED_EVERY == _CONDENSED_EVERY - 1:
+            return {"condense": {"0": 0.4, "3": 0.3, "5": 0.3}}
+        return {"keep": list(range(experts - layer % 3))}
+
+    return {"layers": {str(layer): of(layer) for layer in range(layers)}}
+
+
+def soak_model(work: Path) -> Path:
+    """Build it with the commands a user has; what is there already stays."""
+    whole, lean = work / "reference", work / "lean"
+    if (lean / "leanmoe.json").exists():
+        return lean
+    _leanmoe("reference", str(whole))
+    config = json.loads((whole / "config.json").read_text(encoding="utf-8"))
+    wanted = plan(config["num_hidden_layers"], config["num_local_experts"])
+    file = work / "plan.json"
+    file.write_text(json.dumps(wanted), encoding="utf-8")
+    _leanmoe("prune", str(whole), "--plan", str(file), "-o", str(lean))
+    _leanmoe("curve", str(lean), "--data", _DATA, "--levels", "3")
+    return lean
+
+
+def _leanmoe(*arguments: str) -> None:
+    command = [sys.executable, "-m", "leanmoe.cli", *arguments]
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
+        raise LeanMoEError(f"`leanmoe {' '.join(arguments)}` failed, see the lines above")

@@ -1,0 +1,193 @@
+"""Plans: what is refused and in which words, and what a planned checkpoint holds."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from leanmoe.checkpoint import open_checkpoint
+from leanmoe.cli import main
+from leanmoe.manifest import read_manifest
+from leanmoe_pruning.forward import embed_all, step_
+from leanmoe_pruning.shards import ShardReader
+from leanmoe_pruning.stream import DecoderStream
+from tests.planned_models import write_planned
+from tests.reference_model import planned_blocks
+from tests.tiny_families import write_tiny
+
+EVERY = list(range(8))
+ROWS = [[1.0, 0, 0, 0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0, 0, 0, 0]]
+
+
+def prune(model, plan, tmp_path, *more: str) -> tuple[int, object]:
+    file, out = tmp_path / "plan.json", tmp_path / "out"
+    file.write_text(plan if isinstance(plan, str) else json.dumps(plan))
+    return main(["prune", str(model), "--plan", str(file), "-o", str(out), *more]), out
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ({"keep": [0]}, "keeps 1 experts, fewer than the 2 each token is given"),
+        ({"keep": []}, "keeps no expert"),
+        ({"keep": [1, 1, 2]}, "names an expert twice"),
+        ({"keep": [0, 8]}, "names expert 8, and has experts 0 to 7"),
+        ({"keep": [-1, 2]}, "names expert -1"),
+        ({"keep": [0, 1], "top_k": 3}, "asks for top_k 3, more than the model's 2"),
+        ({"keep": [0, 1], "top_k": 0}, "top_k: Input should be greater than 0"),
+        ({"keep": ["x"]}, "keep.0: Input should be a valid integer"),
+        ({}, "names nothing, expected one of keep, condense, merge"),
+        ({"keep": [0, 1], "condense": {"0": 1.0}}, "expected one of keep, condense, merge"),
+        ({"condense": {"0": 1.0}, "top_k": 1}, "takes no top_k"),
+        ({"condense": {"9": 1.0}}, "names expert 9"),
+        ({"condense": {"0": "much"}}, "should be a valid number"),
+        ({"merge": {"router": ROWS, "experts": ROWS[:1]}}, "matrices with [1, 2] rows"),
+        ({"merge": {"router": [[1.0]], "experts": [[1.0]]}}, "and [1] columns"),
+        ({"merge": {"router": ROWS[:1], "experts": ROWS[:1]}}, "keeps 1 experts, fewer than"),
+        (
+            {"merge": {"router": [ROWS[0], [0.0] * 8], "experts": ROWS}},
+            "no positive entry in router row 1",
+        ),
+        ({"keep": EVERY, "because": "it is best"}, "because: Extra inputs are not permitted"),
+    ],
+)
+def test_a_layer_that_cannot_be_cut_so(model, tmp_path, capsys, layer, words):
+    code, out = prune(model, {"layers": {"1": layer}}, tmp_path)
+    said = capsys.readouterr().err
+    assert code == 2 and words in said and "plan.json" in said
+    assert said.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ("not json", "cannot be read as a plan"),
+        ("[]", "the plan: Input should be"),
+        ({"layers": {}}, "at least 1 item"),
+        ({"layers": {"7": {"keep": [0, 1]}}}, "layer 7 is no MoE layer"),
+        ({"layers": {"x": {"keep": [0, 1]}}}, "layers.x"),
+        ('{"layers": {"0": {"condense": {"0": NaN}}}}', "plan"),
+    ],
+)
+def test_a_file_that_is_no_plan(model, tmp_path, capsys, plan, words):
+    code, out = prune(model, plan, tmp_path)
+    assert code == 2 and words in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize("more", [["--keep", "4"], ["--method", "random"], ["--data", "x"]])
+def test_a_plan_and_another_way_of_choosing(model, tmp_path, capsys, more):
+    code, _ = prune(model, {"layers": {"0": {"keep": [0, 1]}}}, tmp_path, *more)
+    assert code == 2 and f"--plan says what is cut and {more[0]}" in capsys.readouterr().err
+
+
+def test_neither_plan_nor_method(model, tmp_path, capsys):
+    assert main(["prune", str(model), "-o", str(tmp_path / "out")]) == 2
+    assert "give --method and --keep, or --plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [([0, 1, 2, 4], "breaks the router's 2 groups of 4 experts"), ([0, 1, 2], "breaks")],
+)
+def test_groups_of_experts_stay_equally_large(tmp_path, capsys, kept, words):
+    model = write_tiny(tmp_path / "model", "deepseek_v2")
+    code, _ = prune(model, {"layers": {"1": {"keep": kept}}}, tmp_path)
+    assert code == 2 and words in capsys.readouterr().err
+
+
+def test_routers_that_cannot_be_condensed_or_mapped(tmp_path, capsys):
+    merge = {"merge": {"router": ROWS, "experts": ROWS}}
+    for family, layer, words in (
+        ("phimoe", {"condense": {"0": 1.0}}, "has no even choice"),
+        ("deepseek_v3", merge, "no plain softmax"),
+    ):
+        model = write_tiny(tmp_path / family, family)
+        code, _ = prune(model, {"layers": {"1": layer}}, tmp_path)
+        assert code == 2 and words in capsys.readouterr().err
+
+
+def test_equal_counts_need_no_layout_and_load_anywhere(model, tmp_path, capsys):
+    plan = {"layers": {str(layer): {"keep": [0, 2, layer + 3]} for layer in range(3)}}
+    code, out = prune(model, plan, tmp_path, "--json")
+    config = json.loads((out / "config.json").read_text())
+    assert code == 0 and "leanmoe" not in config and config["num_local_experts"] == 3
+    assert json.loads(capsys.readouterr().out)["loads_in_stock_vllm"] is True
+    assert read_manifest(out).kept == {0: [0, 2, 3], 1: [0, 2, 4], 2: [0, 2, 5]}
+
+
+def test_layers_that_are_not_named_stay_whole(model, tmp_path):
+    code, out = prune(model, {"layers": {"1": {"keep": [0, 5, 6]}}}, tmp_path)
+    lean = open_checkpoint(out)
+    assert code == 0
+    assert [own.n_experts for own in lean.layers.values()] == [8, 3, 8]
+    source, cut = ShardReader(model), ShardReader(out)
+    for name in source.names:
+        if "layers.1." not in name:
+            assert torch.equal(source.read(name), cut.read(name))
+
+
+def test_a_planned_checkpoint_can_be_cut_again_where_it_routes(model, tmp_path, capsys):
+    first = {"layers": {"0": {"keep": EVERY[:5]}, "1": {"condense": {"0": 0.5, "1": 0.5}}}}
+    _, out = prune(model, first, tmp_path)
+    again = tmp_path / "again"
+    again.mkdir()
+    code, smaller = prune(out, {"layers": {"0": {"keep": [0, 4]}}}, again)
+    assert code == 0
+    assert [own.n_experts for own in open_checkpoint(smaller).layers.values()] == [2, 2, 8]
+    capsys.readouterr()
+    code, _ = prune(out, {"layers": {"1": {"keep": [0, 1]}}}, again, "--force")
+    assert code == 2 and "was condensed or merged before" in capsys.readouterr().err
+    assert main(["prune", str(out), "--method", "random", "--keep", "2", "-o", str(again)]) == 2
+    assert "has layers that differ" in capsys.readouterr().err
+
+
+@torch.inference_mode()
+def test_the_offline_forward_pass_computes_the_plan(tmp_path):
+    source, out = write_tiny(tmp_path / "source", "mixtral", dtype="float32"), tmp_path / "lean"
+    plan = write_planned(source, out)
+    whole, lean = DecoderStream(open_checkpoint(source)), DecoderStream(open_checkpoint(out))
+    ids = [torch.arange(7, 39).view(2, 16)]
+    expected, found = embed_all(whole, ids), embed_all(lean, ids)
+    blocks = planned_blocks(source, plan)
+    for mine, theirs in zip(lean.layers(), whole.layers(), strict=True):
+        step_(mine, mine.shape, found)
+        theirs.attend_(expected[0])
+        expected[0] += blocks[theirs.index](theirs.block_input(expected[0])).view_as(expected[0])
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_curve_knows_the_layers_that_route(tmp_path, capsys):
+    source, out = write_tiny(tmp_path / "source", "mixtral", dtype="float32"), tmp_path / "lean"
+    write_planned(source, out)
+    text = tmp_path / "text.txt"
+    text.write_text("the water and people of a long day go home see time look write number " * 60)
+    data = ["--data", str(text), "--window", "32", "--levels", "3"]
+    assert main(["curve", str(out), *data, "--json"]) == 0
+    curve = read_manifest(out).curve
+    assert curve.layers == list(open_checkpoint(out).skip_layers) == [0, 2]
+    assert curve.points[0].skip_rate == 0.0
+    assert curve.points[-1].skip_rate == pytest.approx(0.5)
+    assert all(math.isfinite(point.kld) for point in curve.points)
+    assert main(["eval", str(out), *data[:4], "--skip-level", "0.5"]) == 0
+    assert main(["score", str(out), *data[:4], "-o", str(tmp_path / "scores")]) == 2
+    assert "has layers that differ" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ({"9": {"n_experts": 2, "top_k": 2}}, "names layer 9"),
+        ({"0": {"n_experts": 9, "top_k": 2}}, "gives layer 0 9 experts"),
+        ({"0": {"n_experts": 2, "top_k": 3}}, "top_k is 3, more than its 2 experts"),
+        ({"0": {"n_experts": 2}}, "leanmoe.layers.0.top_k: Field required"),
+        ({"0": {"n_experts": 3, "top_k": 2, "condensed": True}}, "runs all its experts"),
+    ],
+)
+def test_a_layout_that_cannot_be(model, change_config, capsys, tmp_path, layers, words):
+    change_config(leanmoe={"layers": layers})
+    arguments = ["prune", str(model), "--method", "random", "--keep", "4"]
+    assert main([*arguments, "-o", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err
