@@ -11,12 +11,12 @@ import torch
 class DeviceCounts(NamedTuple):
     """A layer's counters since the start, as ``messages.LayerCounts`` defines them."""
 
-    tokens: int
-    skipped: int
-    nonfinite: int
-    steps: int
-    distinct_experts: int
-    dropped_mass: float
+    tokens: int = 0
+    skipped: int = 0
+    nonfinite: int = 0
+    steps: int = 0
+    distinct_experts: int = 0
+    dropped_mass: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,15 @@ class DeviceTable:
         def zeros(size: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        return cls(
-            betas_R=betas.to(device=device, dtype=torch.float32, copy=True),
-            counts=zeros(5),
-            mass=zeros(1, torch.float64),
-            clock=zeros(2),
-            seen_E=zeros(experts + 1),
-        )
+        # Made in a forward pass, written by later policies outside of one.
+        with torch.inference_mode(False):
+            return cls(
+                betas_R=betas.to(device=device, dtype=torch.float32, copy=True),
+                counts=zeros(5),
+                mass=zeros(1, torch.float64),
+                clock=zeros(2),
+                seen_E=zeros(experts + 1),
+            )
 
     def push(self, betas: torch.Tensor) -> None:
         """Take the host's betas; the next step of any captured graph sees them."""
