@@ -15,6 +15,7 @@ import torch
 from leanmoe.errors import LevelError, RuntimeSeamError
 from leanmoe.messages import LayerCounts, LevelTable, PolicyUpdate
 from leanmoe.policy import HUNDREDTHS
+from leanmoe_runtime.device.table import DeviceCounts, DeviceTable
 
 ENGINE_ROW = 0
 N_ROWS = 1 + HUNDREDTHS + 1
@@ -29,18 +30,17 @@ def request_row(hundredths: int) -> int:
 class LayerState:
     """One MoE layer's thresholds and counts.
 
-    ``beta`` is the engine-wide threshold as host code reads it, ``beta_tensor`` as device code
-    does; ``betas`` is the whole table, on the host. ``device_counts`` is [tokens, skipped],
-    int64. Host counts are plain integers.
+    ``beta`` is the engine-wide threshold, ``betas`` the whole table, on the host; ``device`` is
+    the table's copy and the counters on an accelerator, once the layer ran there. Host counts are
+    plain integers.
     """
 
     layer: int
     top_k: int
     renormalize: bool
     beta: float = 0.0
-    beta_tensor: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
     betas: torch.Tensor = field(default_factory=lambda: torch.zeros(N_ROWS, dtype=torch.float32))
-    device_counts: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
+    device: DeviceTable | None = None
     calls: int = 0
     tokens: int = 0
     skipped: int = 0
@@ -48,18 +48,27 @@ class LayerState:
     def set_beta(self, beta: float) -> None:
         """Set the engine-wide threshold."""
         self.beta = beta
-        self.beta_tensor.fill_(beta)
         self.betas[ENGINE_ROW] = beta
+        self.push()
+
+    def push(self) -> None:
+        """Bring the table to the device, where there is one."""
+        if self.device is not None:
+            self.device.push(self.betas)
 
     def counts(self) -> LayerCounts:
         """Counts since the start; the only place that reads the device."""
-        device_tokens, device_skipped = self.device_counts.tolist()
-        tokens = self.tokens + device_tokens
+        device = DeviceCounts() if self.device is None else self.device.read()
+        tokens = self.tokens + device.tokens
         return LayerCounts(
             layer=self.layer,
             tokens=tokens,
             routed=tokens * self.top_k,
-            skipped=self.skipped + device_skipped,
+            skipped=self.skipped + device.skipped,
+            steps=device.steps,
+            distinct_experts=device.distinct_experts,
+            dropped_mass=device.dropped_mass,
+            nonfinite=device.nonfinite,
         )
 
 
@@ -103,6 +112,8 @@ class SkipState:
         for hundredths, betas in table.betas.items():
             for index, layer in self.layers.items():
                 layer.betas[request_row(hundredths)] = _clamped(betas[index])
+        for layer in self.layers.values():
+            layer.push()
         self.request_key = table.key
 
     def _check_layers(self, betas: Mapping[int, float]) -> None:
