@@ -22,6 +22,7 @@ from leanmoe_runtime.compat import (
     direct_register_custom_op,
     get_forward_context,
 )
+from leanmoe_runtime.device.experts import SkipExpertsMixin
 from leanmoe_runtime.drop import Kernel, Planner, run
 from leanmoe_runtime.state import SKIP_STATE, LayerState
 
@@ -30,7 +31,7 @@ _LAYERS: list[LeanRoutedExperts] = []
 _planner = cache(Planner)
 
 
-class LeanRoutedExperts(RoutedExperts):  # type: ignore[misc]
+class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
     """Replaces vLLM's ``RoutedExperts`` by class name wherever a model builds one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,6 +54,7 @@ class LeanRoutedExperts(RoutedExperts):  # type: ignore[misc]
         """Stock ``forward_modular``; on CPU through the opaque operator."""
         if current_platform.is_cpu():
             return torch.ops.leanmoe.experts(x, topk_weights, topk_ids, self._slot)
+        self.before_experts(x, topk_ids)
         return super().forward_modular(
             x, topk_weights, topk_ids, shared_experts, shared_experts_input
         )

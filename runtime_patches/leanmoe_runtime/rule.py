@@ -80,7 +80,7 @@ def decide(
         tokens=int(counted_T.sum()),
         skipped=int((~keep_TK).sum()),
         nonfinite=int((strange_T & counted_T).sum()),
-        distinct_experts=len(ids_TK[read_TK & counted_T[:, None]].unique()),
+        distinct_experts=len(set(ids_TK[read_TK & counted_T[:, None]].tolist())),
         dropped_mass=_mass(dropped_TK, sound_TK),
     )
 

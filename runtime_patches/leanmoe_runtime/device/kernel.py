@@ -25,7 +25,7 @@ _LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 # A number of tokens must not compile anew in the middle of serving.
-@triton.jit(do_not_specialize=["n_tokens"])
+@triton.jit(do_not_specialize=["n_tokens"])  # type: ignore[untyped-decorator]
 def _skip(  # type: ignore[no-untyped-def]  # noqa: ANN202
     weights_TK,  # noqa: ANN001
     ids_TK,  # noqa: ANN001
@@ -137,8 +137,8 @@ def skip(
 ) -> None:
     """Decide and count one call of a layer; ``weights_TK`` and ``ids_TK`` change in place.
 
-    Both contiguous. ``rows_T`` is int32 with at least T entries: a row of the table, below 0 for
-    a token that keeps everything and is not counted. Nothing here waits for the device.
+    Both contiguous. ``rows_T`` is int32: a row of the table, below 0 for a token that keeps
+    everything and is not counted, as do tokens past its end. Nothing here waits for the device.
     """
     tokens, top_k = weights_TK.shape
     if not tokens:
@@ -152,7 +152,7 @@ def skip(
         table.mass,
         table.clock,
         table.seen_E,
-        tokens,
+        min(tokens, len(rows_T)),
         len(table.betas_R),
         len(table.seen_E) - 1,
         K=top_k,

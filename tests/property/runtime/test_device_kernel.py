@@ -215,6 +215,27 @@ def test_a_token_whose_weights_are_no_numbers_keeps_everything(kernel, bad):
     assert found["counts"].tolist() == [2, 2, 1, 1, 4]
 
 
+@pytest.mark.parametrize("beta", [0.5, NAN])
+def test_the_top_survives_a_threshold_it_does_not_reach(kernel, beta):
+    """A router may hand out negative weights; half of the largest lies above it then."""
+    weights, ids = torch.tensor([[-0.4, -0.1]]), torch.tensor([[0, 1]], dtype=torch.int32)
+    rows = torch.zeros(1, dtype=torch.int32)
+    found = check(
+        kernel, weights, ids, table(r0=beta), rows, experts=2, renormalize=False, mode=MODES[0]
+    )
+    assert found["ids"].tolist() == [[-1, 1]]
+
+
+def test_tokens_past_the_end_of_the_rows_keep_everything(kernel):
+    weights, ids = torch.rand(40, 2).softmax(-1), ids_of(40, 2, 4, 0)
+    rows = torch.zeros(3, dtype=torch.int32)
+    found = kernel.call(
+        weights, ids, torch.ones(R), rows, experts=4, renormalize=True, mode=SkipMode.MASK
+    )
+    assert torch.equal(found["ids"][3:], ids[3:])
+    assert found["counts"][:2].tolist() == [3, 3]
+
+
 def test_a_row_past_the_table_keeps_everything(kernel):
     weights, ids = torch.tensor([[0.9, 0.1]]), torch.tensor([[0, 1]], dtype=torch.int32)
     rows = torch.tensor([200], dtype=torch.int32)
