@@ -54,10 +54,12 @@ __all__ = [
     "current_vllm_config",
     "device_of_worker",
     "direct_register_custom_op",
+    "forward_context",
     "free_of_monolithic_kernels",
     "get_forward_context",
     "model_runner_class",
     "op_registry_oot",
+    "scratch_tensors",
     "second_model_runner_class",
     "vllm_version",
 ]
@@ -164,6 +166,20 @@ def current_vllm_config() -> Any:
 def device_of_worker() -> str:
     """The kind of device this worker computes on; the current one of that kind is its own."""
     return str(current_platform.device_type)
+
+
+def forward_context(vllm_config: Any, tokens: int) -> Any:
+    """The context vLLM runs a layer in, without a model runner around it."""
+    from vllm.forward_context import set_forward_context
+
+    return set_forward_context(None, vllm_config, num_tokens=tokens)
+
+
+def scratch_tensors() -> list[Any]:
+    """The memory vLLM's modular kernels share for what lies between their steps."""
+    from vllm.v1.worker.workspace import current_workspace_manager
+
+    return [held for held in current_workspace_manager()._current_workspaces if held is not None]
 
 
 def check_seams() -> None:

@@ -29,4 +29,5 @@ def wrap_router(
     ) -> Routing:
         return decide(*stock(hidden_states, router_logits, *args, **kwargs))
 
+    compute_routing.decide = decide  # type: ignore[attr-defined]
     router._compute_routing = compute_routing

@@ -15,7 +15,7 @@ from leanmoe_runtime.state import SKIP_STATE, LayerState
 
 
 @cache
-def _step() -> StepRows:
+def process_step() -> StepRows:
     """The process's one buffer, filled from its first layer's making on."""
     config = current_vllm_config()
     aligned = device_supports_request_rows(config) is None
@@ -26,5 +26,7 @@ def _step() -> StepRows:
 
 def attach(router: Any, experts: Any, state: LayerState) -> None:
     """Let ``router`` skip on its device, in the mode its ``experts`` can take."""
-    layer = DeviceLayer(state, SKIP_STATE, _step(), experts.global_num_experts, experts.device_mode)
+    layer = DeviceLayer(
+        state, SKIP_STATE, process_step(), experts.global_num_experts, experts.device_mode
+    )
     wrap_router(router, layer)

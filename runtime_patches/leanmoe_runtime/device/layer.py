@@ -52,7 +52,7 @@ class DeviceLayer:
         self._state, self._shared, self._step = state, shared, step
         self._experts, self._mode_of = experts, mode
         self._kernel = kernel
-        self._mode: SkipMode | None = None
+        self.mode: SkipMode | None = None  # asked for at the first call
 
     def __call__(self, weights_TK: torch.Tensor, ids_TK: torch.Tensor) -> Routing:
         self._state.calls += 1
@@ -78,10 +78,10 @@ class DeviceLayer:
         return exact and self._step.tokens > 0
 
     def _safe_mode(self, ids: torch.dtype) -> SkipMode:
-        if self._mode is None:
-            self._mode = self._mode_of()
+        if self.mode is None:
+            self.mode = self._mode_of()
         # An unsigned id cannot say "none".
-        return SkipMode.ZERO if self._mode is SkipMode.MASK and not ids.is_signed else self._mode
+        return SkipMode.ZERO if self.mode is SkipMode.MASK and not ids.is_signed else self.mode
 
     def _launch(self) -> Kernel:
         if self._kernel is None:
