@@ -54,7 +54,7 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         """Stock ``forward_modular``; on CPU through the opaque operator."""
         if current_platform.is_cpu():
             return torch.ops.leanmoe.experts(x, topk_weights, topk_ids, self._slot)
-        self.before_experts(x, topk_ids)
+        self.before_experts(topk_ids)
         return super().forward_modular(
             x, topk_weights, topk_ids, shared_experts, shared_experts_input
         )

@@ -11,7 +11,11 @@ from typing import Any
 import torch
 
 from leanmoe.messages import SkipMode
-from leanmoe_runtime.compat import current_platform, free_of_monolithic_kernels
+from leanmoe_runtime.compat import (
+    current_platform,
+    device_of_worker,
+    free_of_monolithic_kernels,
+)
 from leanmoe_runtime.device.modes import is_naive, mode_of, say_once
 
 
@@ -24,7 +28,7 @@ class SkipExpertsMixin:
     # On the class: the map is read while the stock constructor still runs.
     _device_mode: SkipMode | None = None
     _identity_E: torch.Tensor | None = None
-    _is_naive = False
+    _is_identity_given = False
 
     def __init__(
         self, layer_name: str, params_dtype: torch.dtype, moe_config: Any, *args: Any, **kwargs: Any
@@ -34,6 +38,11 @@ class SkipExpertsMixin:
         super().__init__(  # type: ignore[call-arg]
             layer_name, params_dtype, moe_config, *args, **kwargs
         )
+        if current_platform.is_cuda():
+            # At once: memory that a capture allocates is the graph's.
+            self._identity_E = torch.arange(
+                self.global_num_experts, dtype=torch.int32, device=device_of_worker()
+            )
 
     @property
     def expert_map(self) -> torch.Tensor | None:
@@ -42,7 +51,7 @@ class SkipExpertsMixin:
         Weights are loaded by the map's manager and never see this.
         """
         stock: torch.Tensor | None = super().expert_map  # type: ignore[misc]
-        return self._identity_E if stock is None and not self._is_naive else stock
+        return self._identity_E if stock is None and self._is_identity_given else stock
 
     def device_mode(self) -> SkipMode:
         """How this layer skips; asked after loading, when vLLM has chosen the experts class."""
@@ -53,14 +62,12 @@ class SkipExpertsMixin:
             say_once(type(getattr(kernel, "fused_experts", kernel)).__name__, self._device_mode)
         return self._device_mode
 
-    def before_experts(self, x_TD: torch.Tensor, ids_TK: torch.Tensor) -> None:
+    def before_experts(self, ids_TK: torch.Tensor) -> None:
         """Choose the map for this call: by shape only, so a captured graph keeps its choice."""
-        if self.device_mode() is not SkipMode.MASK:
-            return
-        if self._identity_E is None:
-            self._identity_E = torch.arange(
-                self.global_num_experts, dtype=torch.int32, device=x_TD.device
-            )
+        self._is_identity_given = self.device_mode() is SkipMode.MASK and not self._naive(
+            *ids_TK.shape
+        )
+
+    def _naive(self, tokens: int, top_k: int) -> bool:
         experts = self.quant_method.moe_kernel.fused_experts
-        tokens, top_k = ids_TK.shape
-        self._is_naive = is_naive(experts, tokens, top_k, self.local_num_experts)
+        return is_naive(experts, tokens, top_k, self.local_num_experts)

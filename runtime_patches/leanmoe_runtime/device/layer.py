@@ -50,8 +50,10 @@ class DeviceLayer:
         kernel: Kernel | None = None,
     ) -> None:
         self._state, self._shared, self._step = state, shared, step
-        self._experts, self._mode_of = experts, mode
-        self._kernel = kernel
+        self._mode_of, self._kernel = mode, kernel
+        # At once: memory that a capture allocates is the graph's, and zeroed by every replay.
+        state.device = DeviceTable.make(state.betas, experts, step.rows_T.device)
+        self._table = state.device
         self.mode: SkipMode | None = None  # asked for at the first call
 
     def __call__(self, weights_TK: torch.Tensor, ids_TK: torch.Tensor) -> Routing:
@@ -61,12 +63,11 @@ class DeviceLayer:
             return weights_TK, ids_TK
         # Decided in place: a router that hands out a view of something keeps it.
         weights_TK, ids_TK = weights_TK.contiguous(), ids_TK.contiguous()
-        table = self._table(weights_TK.device)
         self._launch()(
             weights_TK,
             ids_TK,
             self._step.rows_T,
-            table,
+            self._table,
             renormalize=self._state.renormalize,
             mode=self._safe_mode(ids_TK.dtype),
         )
@@ -87,12 +88,6 @@ class DeviceLayer:
         if self._kernel is None:
             self._kernel = _triton_kernel()
         return self._kernel
-
-    def _table(self, device: torch.device) -> DeviceTable:
-        """Made at the first dummy run, before any graph can hold its addresses."""
-        if self._state.device is None:
-            self._state.device = DeviceTable.make(self._state.betas, self._experts, device)
-        return self._state.device
 
 
 def step_rows(vllm_config: Any, device: torch.device | str, *, aligned: bool) -> StepRows:

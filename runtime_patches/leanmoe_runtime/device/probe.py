@@ -106,10 +106,7 @@ class RealLayer:
 
     def _as(self, mode: SkipMode | None) -> None:
         """Run by ``mode``, or by the layer's own."""
-        if mode is None:
-            self.experts._device_mode = None
-        else:
-            self.experts._device_mode, self.experts._identity_E = mode, None
+        self.experts._device_mode = mode
         self.decide.mode = self.experts.device_mode()
 
     def _begin(self, tokens: int, beta: float) -> None:

@@ -41,7 +41,7 @@ class DeviceTable:
         def zeros(size: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        # Made in a forward pass, written by later policies outside of one.
+        # Written in forward passes, which are in inference mode, and by policies, which are not.
         with torch.inference_mode(False):
             return cls(
                 betas_R=betas.to(device=device, dtype=torch.float32, copy=True),

@@ -111,7 +111,7 @@ def layer_of(stock_map=None, method="Renormalize"):
 
 
 def call(layer, tokens: int):
-    layer.before_experts(torch.empty(tokens, 4), torch.zeros(tokens, 2, dtype=torch.int32))
+    layer.before_experts(torch.zeros(tokens, 2, dtype=torch.int32))
     return layer.expert_map
 
 
