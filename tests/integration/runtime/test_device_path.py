@@ -2,6 +2,7 @@
 
 import pytest
 
+from leanmoe.messages import LevelTable
 from tests.integration.runtime.test_engine import PROMPTS, betas
 
 
@@ -33,6 +34,7 @@ def test_level_zero_gives_stock_tokens_and_warm_up_was_no_traffic(device_eager, 
 
 
 def test_the_handshake_names_the_mode_and_no_problem(device_eager):
+    device_eager.generate(PROMPTS[:1], 1)
     report = device_eager.handshake()
     assert report.problems == []
     assert {layer.mode.value for layer in report.layers} == {"zero"}
@@ -56,3 +58,17 @@ def test_the_whole_skipped_weight_is_counted(device_eager):
     for layer in counted(device_eager, 1.0, 4):
         assert 0 < layer["dropped_mass"] < layer["skipped"] * 0.5 + 1e-6
         assert layer["distinct_experts"] <= 8 * layer["steps"]
+
+
+def test_a_request_s_own_level_reaches_its_tokens_and_no_others(device_eager):
+    levels = LevelTable(key="key", betas={100: betas(1.0)})
+    device_eager.rpc("leanmoe_set_levels", levels.model_dump_json())
+    device_eager.set_betas(betas(1.0))
+    skipped = device_eager.generate(PROMPTS, 8)
+    device_eager.set_betas(betas(0.0))
+    exact = device_eager.generate(PROMPTS, 8)
+    extras = [{"key": 100} if i % 3 == 1 else None for i in range(len(PROMPTS))]
+    mixed = device_eager.arm.call("generate", prompts=PROMPTS, tokens=8, extras=extras)["ids"]
+    assert mixed == [s if extra else e for s, e, extra in zip(skipped, exact, extras, strict=True)]
+    assert any(s != e for s, e, extra in zip(skipped, exact, extras, strict=True) if extra)
+    assert device_eager.generate(PROMPTS, 8) == exact
