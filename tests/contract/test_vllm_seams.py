@@ -218,3 +218,33 @@ def test_the_configuration_has_what_decides_whose_tokens_are_whose():
     assert "max_num_batched_tokens" in SchedulerConfig.__dataclass_fields__
     assert "max_cudagraph_capture_size" in CompilationConfig.__dataclass_fields__
     assert "speculative_config" in VllmConfig.__dataclass_fields__
+
+
+def test_the_probe_s_context_and_the_shared_scratch_are_where_they_were():
+    from vllm.forward_context import set_forward_context
+    from vllm.v1.worker import workspace
+
+    assert {"attn_metadata", "vllm_config", "num_tokens"} <= set(
+        inspect.signature(set_forward_context).parameters
+    )
+    manager = workspace.WorkspaceManager(torch.device("cpu"))
+    assert manager._current_workspaces == [None]
+    assert callable(workspace.current_workspace_manager)
+
+
+def test_the_gpu_run_asks_for_backends_and_weights_by_names_vllm_knows():
+    from typing import get_args
+
+    from vllm.config.kernel import MoEBackend
+    from vllm.model_executor.layers.fused_moe.oracle import fp8, unquantized
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    from leanmoe_bench.gpu.backends import CELLS
+
+    for cell in CELLS:
+        assert cell.backend in get_args(MoEBackend)
+        assert fp8.map_fp8_backend(cell.backend) is not None
+        assert cell.quantization is None or cell.quantization in QUANTIZATION_METHODS
+        if cell.backend != "triton":  # what the report says of bf16
+            with pytest.raises(ValueError, match="not supported for unquantized"):
+                unquantized.map_unquantized_backend(cell.backend)
