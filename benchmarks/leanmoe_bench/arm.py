@@ -38,13 +38,24 @@ class Arm:
         return [{"prompt_token_ids": row.tolist()} for row in ids]
 
     def _generate(
-        self, prompts: list[dict[str, Any]], tokens: int, temperature: float = 0.0
+        self,
+        prompts: list[dict[str, Any]],
+        tokens: int,
+        extras: list[dict[str, Any] | None] | None = None,
+        temperature: float = 0.0,
     ) -> tuple[float, list[Any]]:
         from vllm import SamplingParams
 
-        sampling = SamplingParams(
-            temperature=temperature, max_tokens=tokens, ignore_eos=True, detokenize=False
-        )
+        sampling = [
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=tokens,
+                ignore_eos=True,
+                detokenize=False,
+                extra_args=extra,
+            )
+            for extra in extras or [None] * len(prompts)
+        ]
         start = time.perf_counter()
         outputs = self._engine.generate(prompts, sampling, use_tqdm=False)
         return time.perf_counter() - start, outputs
@@ -64,9 +75,14 @@ class Arm:
         seconds, _ = self._generate(self._prompts(1, length, turn), 1)
         return {"tokens_per_second": length / seconds}
 
-    def generate(self, prompts: list[list[int]], tokens: int) -> Answer:
-        """Greedy continuations of given prompts."""
-        _, outputs = self._generate([{"prompt_token_ids": ids} for ids in prompts], tokens)
+    def generate(
+        self,
+        prompts: list[list[int]],
+        tokens: int,
+        extras: list[dict[str, Any] | None] | None = None,
+    ) -> Answer:
+        """Greedy continuations of given prompts, each with its extra sampling arguments."""
+        _, outputs = self._generate([{"prompt_token_ids": ids} for ids in prompts], tokens, extras)
         return {"ids": [list(output.outputs[0].token_ids) for output in outputs]}
 
     def rpc(self, method: str, args: list[Any]) -> Answer:

@@ -48,6 +48,14 @@ class Shape:
     def head_parameters(self) -> int:
         return self.hidden * self.vocabulary
 
+    def tensor_name(self, mixtral: str) -> str:
+        """The family's own name of a tensor, from Mixtral's."""
+        return mixtral
+
+    def more_tensors(self, layer: int) -> dict[str, torch.Tensor]:
+        """What the family has in a layer and Mixtral has not."""
+        return {}
+
     def config(self) -> dict[str, object]:
         """The ``config.json`` of the model; embeddings are tied."""
         return {
@@ -141,15 +149,20 @@ SHAPES = {
 }
 
 
-def write_checkpoint(shape: Shape, target: Path, seed: int) -> Path:
-    """Write the random checkpoint to ``target`` unless it is there; one shard per layer."""
+def write_checkpoint(shape: Shape, target: Path, seed: int, device: str = "cpu") -> Path:
+    """Write the random checkpoint to ``target`` unless it is there; one shard per layer.
+
+    ``device`` draws the numbers; each draws others from the same seed.
+    """
     if (target / "config.json").exists():
         return target
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     with atomic_directory(target, force=True) as directory:
         index: dict[str, str] = {}
         for layer in range(-1, shape.layers):
-            tensors = _outer(shape, generator) if layer < 0 else _layer(shape, layer, generator)
+            drawn = _outer(shape, generator) if layer < 0 else _layer(shape, layer, generator)
+            tensors = {shape.tensor_name(name): tensor for name, tensor in drawn.items()}
+            tensors |= shape.more_tensors(layer) if layer >= 0 else {}
             name = f"model-{layer + 2:05d}-of-{shape.layers + 1:05d}.safetensors"
             save_file(tensors, directory / name)
             index |= dict.fromkeys(tensors, name)
@@ -162,7 +175,8 @@ def write_checkpoint(shape: Shape, target: Path, seed: int) -> Path:
 
 def _normal(generator: torch.Generator, *size: int, std: float | None = None) -> torch.Tensor:
     scale = size[-1] ** -0.5 if std is None else std
-    return torch.empty(size, dtype=torch.bfloat16).normal_(0.0, scale, generator=generator)
+    drawn = torch.empty(size, dtype=torch.bfloat16, device=generator.device)
+    return drawn.normal_(0.0, scale, generator=generator).cpu()
 
 
 def _outer(shape: Shape, generator: torch.Generator) -> dict[str, torch.Tensor]:

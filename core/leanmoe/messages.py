@@ -55,6 +55,8 @@ class HandshakeReport(_Message):
     vllm_version: str
     layers: list[LayerReport]
     weight_bytes: int
+    # Why single requests can have no level of their own here, or None.
+    no_request_levels: str | None = None
 
     @property
     def problems(self) -> list[str]:

@@ -57,12 +57,17 @@ __all__ = [
     "cpu_fused_moe",
     "cpu_prepack_moe_weight",
     "current_platform",
+    "device_of_worker",
     "direct_register_custom_op",
     "factory_holders",
+    "forward_context",
+    "free_of_monolithic_kernels",
     "get_current_vllm_config",
     "get_forward_context",
     "model_runner_class",
     "op_registry_oot",
+    "scratch_tensors",
+    "second_model_runner_class",
     "vllm_version",
 ]
 
@@ -156,15 +161,60 @@ def _check_factory() -> None:
         )
 
 
+def second_model_runner_class() -> Any:
+    """The model runner that CUDA takes by default; only workers need its module."""
+    try:
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+    except ImportError as error:
+        raise RuntimeSeamError(
+            f"vLLM's second model runner is not where it was: {error}; install vLLM {SUPPORTED}.x"
+        ) from error
+    if not getattr(GPUModelRunner.prepare_inputs, "leanmoe", False):
+        _check_signature(
+            GPUModelRunner.prepare_inputs, ("self", "scheduler_output", "batch_req_state")
+        )
+    return GPUModelRunner
+
+
+def free_of_monolithic_kernels(moe_config: Any) -> None:
+    """Let vLLM choose no kernel that routes by itself: none of them takes ``Unspecified``.
+
+    On CUDA only, before the kernel is chosen: the CPU's modular classes check the value as well,
+    and DeepSeek-V4 needs its own.
+    """
+    if moe_config.routing_method != RoutingMethodType.DeepseekV4:
+        moe_config.routing_method = RoutingMethodType.Unspecified
+
+
+def device_of_worker() -> str:
+    """The kind of device this worker computes on; the current one of that kind is its own."""
+    return str(current_platform.device_type)
+
+
+def forward_context(vllm_config: Any, tokens: int) -> Any:
+    """The context vLLM runs a layer in, without a model runner around it."""
+    from vllm.forward_context import set_forward_context
+
+    return set_forward_context(None, vllm_config, num_tokens=tokens)
+
+
+def scratch_tensors() -> list[Any]:
+    """The memory vLLM's modular kernels share for what lies between their steps."""
+    from vllm.v1.worker.workspace import current_workspace_manager
+
+    return [held for held in current_workspace_manager()._current_workspaces if held is not None]
+
+
 def check_seams() -> None:
     """Raise ``RuntimeSeamError`` naming the first symbol that is not as expected."""
     _check_version()
     for symbol, expected in _SIGNATURES:
         _check_signature(symbol, expected)
-    if not hasattr(RoutingMethodType, "Unspecified"):
-        raise RuntimeSeamError(
-            f"vLLM's RoutingMethodType has no Unspecified: install vLLM {SUPPORTED}.x"
-        )
+    for name in ("Unspecified", "DeepseekV4"):
+        if not hasattr(RoutingMethodType, name):
+            raise RuntimeSeamError(
+                f"vLLM's RoutingMethodType has no {name}: install vLLM {SUPPORTED}.x"
+            )
     _check_factory()
     for cls in (MoERunner, RoutedExperts, GateLinear):
         if not issubclass(cls, PluggableLayer):

@@ -24,6 +24,7 @@ from leanmoe_runtime.compat import (
     direct_register_custom_op,
     get_forward_context,
 )
+from leanmoe_runtime.device.experts import SkipExpertsMixin
 from leanmoe_runtime.drop import Budget, Kernel, Planner, run
 from leanmoe_runtime.layers import LeanGateLinear
 from leanmoe_runtime.state import SKIP_STATE, LayerState
@@ -33,7 +34,7 @@ _LAYERS: list[LeanRoutedExperts] = []
 _planner = cache(Planner)
 
 
-class LeanRoutedExperts(RoutedExperts):  # type: ignore[misc]
+class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
     """Replaces vLLM's ``RoutedExperts`` by class name wherever a model builds one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,6 +61,7 @@ class LeanRoutedExperts(RoutedExperts):  # type: ignore[misc]
             # The runner has run shared experts already: it leaves them to the kernel only where
             # dispatch is asynchronous, which it is nowhere on a CPU.
             return torch.ops.leanmoe.experts(x, topk_weights, topk_ids, self._slot)
+        self.before_experts(topk_ids)
         return super().forward_modular(
             x, topk_weights, topk_ids, shared_experts, shared_experts_input
         )

@@ -9,7 +9,8 @@ import torch
 
 from leanmoe import __version__
 from leanmoe.messages import HandshakeReport, LayerReport, SkipMode
-from leanmoe_runtime.compat import vllm_version
+from leanmoe_runtime.compat import current_platform, vllm_version
+from leanmoe_runtime.device.alignment import device_supports_request_rows
 from leanmoe_runtime.experts import LeanRoutedExperts
 from leanmoe_runtime.layers import layer_index
 from leanmoe_runtime.runner import LeanRunner
@@ -26,7 +27,13 @@ def report(worker: Any) -> HandshakeReport:
         vllm_version=vllm_version(),
         layers=[_layer(name, context[name]) for name in compilation.static_all_moe_layers],
         weight_bytes=weight_bytes(worker.model_runner.get_model()),
+        no_request_levels=_no_request_levels(worker.vllm_config),
     )
+
+
+def _no_request_levels(vllm_config: Any) -> str | None:
+    # On a CPU the API process knows by the arguments alone.
+    return None if current_platform.is_cpu() else device_supports_request_rows(vllm_config)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:

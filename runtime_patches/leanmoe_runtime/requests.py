@@ -7,7 +7,7 @@ tokens lie; from the two follows one row per token, read by all layers of the st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ class Batch(NamedTuple):
     tokens_R: Counts  # in this step
     computed_R: Counts  # before it
     prompt_R: Counts  # tokens of each prompt
+    alive: Container[str]  # requests that run or wait to go on
 
     @property
     def prefill(self) -> Counts:
@@ -55,6 +56,9 @@ class RequestRows:
         """Lay out a step; ``scheduled`` is the scheduler's output."""
         for finished in scheduled.finished_req_ids:
             self._row_of.pop(finished, None)
+        # A request that ends in a step without tokens is not heard of here.
+        if len(self._row_of) > len(batch.names):
+            self._row_of = {n: row for n, row in self._row_of.items() if n in batch.alive}
         for new in scheduled.scheduled_new_reqs:
             self._learn(new)
         decode_only = self._state.phases is Phases.DECODE
@@ -86,13 +90,15 @@ def _first_of_each(first_R: Counts, tokens_R: Counts) -> NDArray[np.bool_]:
     return found
 
 
-def _batch_of(runner: Any, tokens_R: Counts) -> Batch:
+def first_runner_batch(runner: Any, tokens_R: Counts) -> Batch:
+    """The batch of vLLM's first model runner, which the CPU's inherits."""
     held, count = runner.input_batch, len(tokens_R)
     return Batch(
         held.req_ids[:count],
         tokens_R,
         held.num_computed_tokens_cpu[:count],
         held.num_prompt_tokens[:count],
+        runner.requests,
     )
 
 
@@ -105,7 +111,7 @@ def watch_requests() -> None:
     rows = RequestRows(SKIP_STATE)
 
     def prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
-        rows.begin_step(scheduler_output, _batch_of(self, num_scheduled_tokens))
+        rows.begin_step(scheduler_output, first_runner_batch(self, num_scheduled_tokens))
         return stock(self, scheduler_output, num_scheduled_tokens)
 
     prepare_inputs.leanmoe = True  # type: ignore[attr-defined]

@@ -7,7 +7,31 @@ Kept weights are renormalised where the model's router renormalises. NAEE
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+
+from leanmoe.messages import SkipMode
+
+# A token's row number fits these bits; what lies above is meant for the CPU's planner.
+ROW_BITS = 255
+
+
+class Decision(NamedTuple):
+    """What the experts are given, and what is counted of it.
+
+    ``distinct_experts`` are those whose weights are read for counted tokens; ``dropped_mass`` is
+    the skipped weight, each token's whole weight being 1.
+    """
+
+    weights_TK: torch.Tensor
+    ids_TK: torch.Tensor
+    keep_TK: torch.Tensor
+    tokens: int
+    skipped: int
+    nonfinite: int
+    distinct_experts: int
+    dropped_mass: float
 
 
 def mask_on_device(
@@ -25,3 +49,70 @@ def mask_on_device(
         total_T1 = weights_TK.sum(dim=1, keepdim=True)
         kept_TK = kept_TK * (total_T1 / kept_TK.sum(dim=1, keepdim=True))
     return kept_TK, keep_TK
+
+
+def decide(
+    weights_TK: torch.Tensor,
+    ids_TK: torch.Tensor,
+    betas_R: torch.Tensor,
+    rows_T: torch.Tensor,
+    *,
+    renormalize: bool,
+    mode: SkipMode,
+) -> Decision:
+    """The whole decision of one layer and step, as the device's kernel makes it.
+
+    A token of row ``r >= 0`` uses ``betas_R[r & ROW_BITS]``; below 0 it keeps everything and is
+    not counted. Weights that are no numbers keep everything too. Computed in float32; tokens
+    that lose nothing keep their weights to the bit.
+    """
+    counted_T = rows_T[: len(weights_TK)] >= 0
+    given_TK = weights_TK.float()
+    strange_T = ~given_TK.isfinite().all(dim=1)
+    sound_TK = torch.where(strange_T[:, None], 0.0, given_TK)
+    keep_TK = _kept(sound_TK, betas_R, rows_T) | ~counted_T[:, None] | strange_T[:, None]
+    dropped_TK = torch.where(keep_TK, 0.0, sound_TK)
+    read_TK = keep_TK if mode is not SkipMode.ZERO else torch.ones_like(keep_TK)
+    return Decision(
+        weights_TK=_weights(weights_TK, keep_TK, renormalize),
+        ids_TK=_ids(ids_TK, sound_TK, keep_TK, mode),
+        keep_TK=keep_TK,
+        tokens=int(counted_T.sum()),
+        skipped=int((~keep_TK).sum()),
+        nonfinite=int((strange_T & counted_T).sum()),
+        distinct_experts=len(set(ids_TK[read_TK & counted_T[:, None]].tolist())),
+        dropped_mass=_mass(dropped_TK, sound_TK),
+    )
+
+
+def _kept(sound_TK: torch.Tensor, betas_R: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
+    rows = (rows_T[: len(sound_TK)] & ROW_BITS).long()
+    beta_T1 = torch.where(rows < len(betas_R), betas_R[rows.clamp(max=len(betas_R) - 1)], 0.0)
+    top_T1 = sound_TK.amax(dim=1, keepdim=True)
+    return (sound_TK >= beta_T1[:, None] * top_T1) | (sound_TK == top_T1)
+
+
+def _weights(given_TK: torch.Tensor, keep_TK: torch.Tensor, renormalize: bool) -> torch.Tensor:
+    kept_TK = torch.where(keep_TK, given_TK.float(), 0.0)
+    if renormalize:
+        kept_T1 = kept_TK.sum(dim=1, keepdim=True)
+        scale_T1 = given_TK.float().sum(dim=1, keepdim=True) / torch.where(kept_T1 != 0, kept_T1, 1)
+        kept_TK = torch.where(kept_T1 != 0, kept_TK * scale_T1, kept_TK)
+    unchanged_T1 = keep_TK.all(dim=1, keepdim=True)
+    return torch.where(unchanged_T1, given_TK, kept_TK.to(given_TK.dtype))
+
+
+def _ids(
+    ids_TK: torch.Tensor, sound_TK: torch.Tensor, keep_TK: torch.Tensor, mode: SkipMode
+) -> torch.Tensor:
+    if mode is SkipMode.MASK:
+        return torch.where(keep_TK, ids_TK, -1)
+    if mode is SkipMode.REDIRECT:
+        top_T1 = sound_TK.argmax(dim=1, keepdim=True)  # the first of equals
+        return torch.where(keep_TK, ids_TK, ids_TK.gather(1, top_T1))
+    return ids_TK
+
+
+def _mass(dropped_TK: torch.Tensor, sound_TK: torch.Tensor) -> float:
+    total_T = sound_TK.sum(dim=1).double()
+    return float((dropped_TK.sum(dim=1).double() / torch.where(total_T != 0, total_T, 1)).sum())

@@ -6,10 +6,10 @@ from typing import Any
 
 from leanmoe.messages import SkipMode
 from leanmoe_runtime.compat import MoERunner, current_platform
+from leanmoe_runtime.device.attach import attach
 from leanmoe_runtime.experts import LeanRoutedExperts
 from leanmoe_runtime.layers import GATES, keep_transferred_mass, layer_index, own_layout
 from leanmoe_runtime.requests import watch_requests
-from leanmoe_runtime.router import wrap_router
 from leanmoe_runtime.state import SKIP_STATE, LayerState
 
 
@@ -39,9 +39,12 @@ class LeanRunner(MoERunner):  # type: ignore[misc]
             experts.attach(self.skip_state, GATES.get(layer), self.condensed)
             watch_requests()
         elif not self.condensed:
-            wrap_router(self.router, self.skip_state)
+            attach(self.router, experts, self.skip_state)
 
     @property
     def skip_mode(self) -> SkipMode:
-        """What skipping saves here; other devices mask with weight zero for now."""
-        return SkipMode.COMPACT if current_platform.is_cpu() else SkipMode.ZERO
+        """How a skipped assignment is dropped here."""
+        if current_platform.is_cpu():
+            return SkipMode.COMPACT
+        experts = self.routed_experts
+        return experts.device_mode() if isinstance(experts, LeanRoutedExperts) else SkipMode.ZERO

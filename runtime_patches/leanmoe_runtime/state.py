@@ -17,6 +17,7 @@ from leanmoe.errors import LevelError, RuntimeSeamError
 from leanmoe.messages import LayerCounts, LevelTable, Phases, PolicyUpdate, UnionBudget
 from leanmoe.policy import HUNDREDTHS
 from leanmoe_runtime.counters import Counters
+from leanmoe_runtime.device.table import DeviceCounts, DeviceTable
 
 ENGINE_ROW = 0
 N_ROWS = 1 + HUNDREDTHS + 1
@@ -36,9 +37,8 @@ EXACT_ROW = request_row(0) | MANDATORY
 class LayerState:
     """One MoE layer's thresholds and counts.
 
-    ``beta`` is the engine-wide threshold as host code reads it, ``beta_tensor`` as device code
-    does; ``betas`` is the whole table, on the host. ``device_counts`` is [tokens, skipped],
-    int64.
+    ``beta`` is the engine-wide threshold, ``betas`` the whole table, on the host; ``device`` is
+    the table's copy and the counters on an accelerator, once the layer ran there.
     """
 
     layer: int
@@ -46,9 +46,8 @@ class LayerState:
     renormalize: bool
     n_experts: int = 0
     beta: float = 0.0
-    beta_tensor: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
     betas: torch.Tensor = field(default_factory=lambda: torch.zeros(N_ROWS, dtype=torch.float32))
-    device_counts: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.int64))
+    device: DeviceTable | None = None
     calls: int = 0
     counters: Counters = field(default_factory=Counters)
 
@@ -58,24 +57,29 @@ class LayerState:
     def set_beta(self, beta: float) -> None:
         """Set the engine-wide threshold."""
         self.beta = beta
-        self.beta_tensor.fill_(beta)
         self.betas[ENGINE_ROW] = beta
+        self.push()
+
+    def push(self) -> None:
+        """Bring the table to the device, where there is one."""
+        if self.device is not None:
+            self.device.push(self.betas)
 
     def counts(self) -> LayerCounts:
         """Counts since the start; the only place that reads the device."""
-        device_tokens, device_skipped = self.device_counts.tolist()
+        device = DeviceCounts() if self.device is None else self.device.read()
         host = self.counters
-        tokens = host.tokens + device_tokens
+        tokens = host.tokens + device.tokens
         return LayerCounts(
             layer=self.layer,
             tokens=tokens,
             routed=tokens * self.top_k,
-            skipped=host.skipped + device_skipped,
+            skipped=host.skipped + device.skipped,
             substituted=host.substituted,
-            steps=host.steps,
-            distinct_experts=host.distinct_experts,
-            dropped_mass=host.dropped_mass,
-            nonfinite=host.nonfinite,
+            steps=host.steps + device.steps,
+            distinct_experts=host.distinct_experts + device.distinct_experts,
+            dropped_mass=host.dropped_mass + device.dropped_mass,
+            nonfinite=host.nonfinite + device.nonfinite,
         )
 
 
@@ -122,6 +126,8 @@ class SkipState:
         for hundredths, betas in table.betas.items():
             for index, layer in self.layers.items():
                 layer.betas[request_row(hundredths)] = _clamped(betas[index])
+        for layer in self.layers.values():
+            layer.push()
         self.request_key = table.key
 
     def _check_layers(self, betas: Mapping[int, float]) -> None:

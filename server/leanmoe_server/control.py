@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from leanmoe.errors import LeanMoEError, RuntimeSeamError
@@ -52,11 +53,23 @@ class SkipControl:
             self._readiness.refuse(problems)
             return
         self.wrapped = True
+        self._heed_workers()
         try:
             await self._offer_levels()
             await self.change(PolicyChange())
         except LeanMoEError as error:
             self._readiness.refuse([str(error)])
+
+    @property
+    def no_request_levels(self) -> str | None:
+        """Why single requests cannot choose, by the arguments or by what a worker found."""
+        return self._settings.no_request_levels
+
+    def _heed_workers(self) -> None:
+        reasons = [report.no_request_levels for report in self.handshake]
+        reason = next((one for one in reasons if one is not None), None)
+        if reason is not None and self._settings.no_request_levels is None:
+            self._settings = replace(self._settings, no_request_levels=reason)
 
     async def _offer_levels(self) -> None:
         if self._settings.no_request_levels is not None:

@@ -101,7 +101,7 @@ def _translated(body: bytes, service: Service) -> tuple[int | None, bytes]:
 
 
 def _code(wish: Any, service: Service) -> int:
-    refusal = service.settings.no_request_levels
+    refusal = service.control.no_request_levels
     if refusal is not None:
         raise InputError(
             f"this server takes no {REQUEST_KEY!r} in single requests: {refusal}; leave it out"

@@ -146,9 +146,10 @@ def _drafts_with_experts(speculative: Any) -> bool:
 
 
 def _why_no_request_levels(args: Namespace) -> str | None:
-    """What keeps a step's tokens from being told apart by request, or ``None``."""
-    if not is_cpu_build():
-        return "on this device the router knows one level for all"
+    """What keeps a step's tokens from being told apart by request, or ``None``.
+
+    On other devices the workers say more in the handshake.
+    """
     breaking = {
         "--speculative-config": _drafts_with_experts(args.speculative_config),
         "--enable-dbo": args.enable_dbo,

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LEDGER = (ROOT / "runtime_patches" / "PATCHES.md").read_text()
 CODE = "\n".join(
-    path.read_text() for path in (ROOT / "runtime_patches/leanmoe_runtime").glob("*.py")
+    path.read_text() for path in (ROOT / "runtime_patches/leanmoe_runtime").rglob("*.py")
 )
 
 
@@ -22,8 +22,13 @@ def test_every_replaced_class_and_added_method_is_in_the_ledger():
     added = re.findall(r"^def (leanmoe_\w+)", CODE, flags=re.MULTILINE)
     assigned = re.findall(r"router\.(_\w+) = ", CODE)
     operators = re.findall(r"torch\.ops\._C\.(\w+)", CODE)
-    assert replaced and added and assigned and operators
-    for name in {*replaced, *added, *assigned, *operators}:
+    hooked = re.findall(r"_before_\w+\(\w+, \"(\w+)\"", CODE)
+    hooked += re.findall(r"for method in \(\"(\w+)\", \"(\w+)\"\)", CODE)[0]
+    forced = re.findall(r"moe_config\.(\w+) = ", CODE)
+    overridden = re.findall(r"super\(\)\.(expert_map)\b", CODE)
+    found = (replaced, added, assigned, operators, hooked, forced, overridden)
+    assert all(found)
+    for name in {name for names in found for name in names}:
         assert name in LEDGER, f"{name} is changed and not in PATCHES.md"
 
 

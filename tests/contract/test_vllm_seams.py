@@ -1,14 +1,19 @@
 """Every vLLM symbol the plugin touches is what the plugin was written for."""
 
+import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from vllm.model_executor.layers import fused_moe
 
 from leanmoe.environment import engine_environment
 from leanmoe.errors import RuntimeSeamError
 from leanmoe_runtime import compat
+from leanmoe_runtime.device import modes
 
 
 def test_the_installed_vllm_passes():
@@ -143,3 +148,131 @@ def test_the_cpu_kernel_takes_any_number_of_ids_per_row():
 
     parts = [run(weights[:, [k]].contiguous(), ids[:, [k]].contiguous()) for k in range(2)]
     torch.testing.assert_close(run(weights, ids), sum(parts), rtol=2e-2, atol=2e-2)
+
+
+def test_both_model_runners_have_what_the_device_hook_wraps():
+    for runner in (compat.model_runner_class(), compat.second_model_runner_class()):
+        for method in ("_dummy_run", "capture_model"):
+            assert callable(getattr(runner, method)), (runner, method)
+
+
+def test_the_second_model_runner_s_input_step_is_where_it_was(monkeypatch):
+    runner = compat.second_model_runner_class()
+    monkeypatch.setattr(runner, "prepare_inputs", lambda self, scheduled: None)
+    with pytest.raises(RuntimeSeamError, match=r"takes .*scheduled"):
+        compat.second_model_runner_class()
+
+
+def test_the_second_model_runner_s_state_says_order_and_tokens():
+    from vllm.v1.worker.gpu import model_runner
+
+    assert {"req_ids", "num_scheduled_tokens"} <= set(model_runner.BatchReqState._fields)
+    # The hook stands before the stock method, so what it lays out must be its arguments.
+    source = inspect.getsource(model_runner.GPUModelRunner.execute_model)
+    assert re.search(r"self\.prepare_inputs\(\s*scheduler_output, batch_req_state", source)
+
+
+def experts_classes() -> dict[str, type]:
+    """Every experts class of the installed vLLM that its sources define, by name."""
+    folder = Path(fused_moe.__file__).with_name("experts")
+    names = {}
+    for file in folder.glob("*.py"):
+        for name in re.findall(r"^class (\w+)\(", file.read_text(), flags=re.MULTILINE):
+            names[name] = file.stem
+    return names
+
+
+def test_every_class_of_the_table_of_modes_exists():
+    assert set(modes.MODES) <= set(experts_classes())
+
+
+def test_every_carrier_of_ids_exists():
+    folder = Path(fused_moe.__file__).with_name("prepare_finalize")
+    text = "".join(file.read_text() for file in folder.glob("*.py"))
+    for name in modes.PASSES_IDS:
+        assert f"class {name}(" in text, name
+
+
+def source_of(name: str) -> str:
+    return (Path(fused_moe.__file__).parent / name).read_text()
+
+
+def test_the_naive_path_s_condition_is_ours():
+    text = source_of("fused_moe.py")
+    assert (
+        "expert_map is None\n        and num_tokens * top_k_num * 4 <= global_num_experts" in text
+    )
+    assert "(use_int8_w8a16 or use_int4_w4a16)\n            and block_shape is not None" in text
+
+
+def test_what_triton_experts_do_with_an_id_of_none_is_what_the_table_relies_on():
+    text = source_of("experts/triton_moe.py")
+    condition = text[text.index("a2_scale_is_global = (") :][:330]
+    for part in (
+        "self.quant_dtype is not None",
+        "a2_scale is None",
+        "self.block_shape is None",
+        "not self.per_act_token_quant or self.quantization_emulation",
+    ):
+        assert part in condition, part
+    assert "ops.moe_sum(input, output, topk_ids, expert_map)" in text
+    wna16 = text[text.index("class TritonWNA16Experts") :]
+    assert "self.moe_sum(intermediate_cache3, output)" in wna16
+
+
+def test_the_map_is_read_from_the_layer_at_every_call():
+    assert isinstance(compat.RoutedExperts.expert_map, property)
+    assert "expert_map=layer.expert_map" in source_of("unquantized_fused_moe_method.py")
+
+
+def test_no_monolithic_kernel_takes_a_routing_that_is_not_specified():
+    folder = Path(fused_moe.__file__).parent
+    assert compat.RoutingMethodType.Unspecified is not compat.RoutingMethodType.DeepseekV4
+    users = [
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*.py")
+        if "RoutingMethodType.Unspecified" in file.read_text()
+    ]
+    assert all(not user.startswith("experts/") for user in users), users
+
+
+def test_the_configuration_has_what_decides_whose_tokens_are_whose():
+    from vllm.config import CompilationConfig, ParallelConfig, SchedulerConfig, VllmConfig
+
+    for name in ("data_parallel_size", "prefill_context_parallel_size"):
+        assert name in ParallelConfig.__dataclass_fields__
+    for name in ("use_sequence_parallel_moe", "use_ubatching"):
+        assert isinstance(getattr(ParallelConfig, name), property)
+    assert "max_num_batched_tokens" in SchedulerConfig.__dataclass_fields__
+    assert "max_cudagraph_capture_size" in CompilationConfig.__dataclass_fields__
+    assert "speculative_config" in VllmConfig.__dataclass_fields__
+
+
+def test_the_probe_s_context_and_the_shared_scratch_are_where_they_were():
+    from vllm.forward_context import set_forward_context
+    from vllm.v1.worker import workspace
+
+    assert {"attn_metadata", "vllm_config", "num_tokens"} <= set(
+        inspect.signature(set_forward_context).parameters
+    )
+    manager = workspace.WorkspaceManager(torch.device("cpu"))
+    assert manager._current_workspaces == [None]
+    assert callable(workspace.current_workspace_manager)
+
+
+def test_the_gpu_run_asks_for_backends_and_weights_by_names_vllm_knows():
+    from typing import get_args
+
+    from vllm.config.kernel import MoEBackend
+    from vllm.model_executor.layers.fused_moe.oracle import fp8, unquantized
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    from leanmoe_bench.gpu.backends import CELLS
+
+    for cell in CELLS:
+        assert cell.backend in get_args(MoEBackend)
+        assert fp8.map_fp8_backend(cell.backend) is not None
+        assert cell.quantization is None or cell.quantization in QUANTIZATION_METHODS
+        if cell.backend != "triton":  # what the report says of bf16
+            with pytest.raises(ValueError, match="not supported for unquantized"):
+                unquantized.map_unquantized_backend(cell.backend)

@@ -31,7 +31,8 @@ def step(rows: RequestRows, new_requests=(), finished=(), order=(), tokens=(), *
     tokens_R = np.array(tokens, dtype=np.int32)
     computed_R = np.array(lengths.get("computed", 0 * tokens_R), dtype=np.int32)
     prompt_R = np.array(lengths.get("prompt", tokens_R), dtype=np.int32)
-    rows.begin_step(scheduled, Batch(order, tokens_R, computed_R, prompt_R))
+    alive = lengths.get("alive", order)
+    rows.begin_step(scheduled, Batch(order, tokens_R, computed_R, prompt_R, alive))
 
 
 def test_rows_lie_in_the_order_of_the_batch():
@@ -52,6 +53,14 @@ def test_a_step_without_such_a_request_has_no_rows():
     assert state.token_rows_T is not None
     step(rows, finished=["b"], order=["a"], tokens=[1])
     assert state.token_rows_T is None
+
+
+def test_who_ended_in_a_step_without_tokens_is_forgotten():
+    state = state_of()
+    rows = RequestRows(state)
+    step(rows, [new("a", **{KEY: 40}), new("b", **{KEY: 40})], order=["a", "b"], tokens=[1, 1])
+    step(rows, order=["c"], tokens=[1], alive=["b", "c"])
+    assert list(rows._row_of) == ["b"]
 
 
 def test_a_name_used_again_carries_nothing_over():

@@ -5,6 +5,7 @@ import torch
 
 from leanmoe.errors import LevelError, RuntimeSeamError
 from leanmoe.messages import PolicyUpdate
+from leanmoe_runtime.device.table import DeviceTable
 from leanmoe_runtime.layers import layer_index
 from leanmoe_runtime.state import LayerState, SkipState
 
@@ -22,9 +23,11 @@ def update(**betas: float) -> PolicyUpdate:
 
 def test_a_policy_sets_host_and_device_betas():
     state = state_of(1, 3)
+    for layer in state.layers.values():
+        layer.device = DeviceTable.make(layer.betas, 8, "cpu")
     state.apply(update(l1=0.25, l3=0.5))
     assert [state.layers[n].beta for n in (1, 3)] == [0.25, 0.5]
-    assert [float(state.layers[n].beta_tensor) for n in (1, 3)] == [0.25, 0.5]
+    assert [float(state.layers[n].device.betas_R[0]) for n in (1, 3)] == [0.25, 0.5]
     assert (state.level, state.version) == (0.5, 7)
 
 
@@ -55,7 +58,8 @@ def test_thresholds_are_float32_whatever_dtype_a_model_is_built_in():
     finally:
         torch.set_default_dtype(before)
     state.apply(update(l0=0.123456))
-    assert state.layers[0].betas.dtype == state.layers[0].beta_tensor.dtype == torch.float32
+    table = DeviceTable.make(state.layers[0].betas, 8, "cpu")
+    assert state.layers[0].betas.dtype == table.betas_R.dtype == torch.float32
     assert float(state.layers[0].betas[0]) == pytest.approx(0.123456, rel=1e-6)
 
 
@@ -68,9 +72,13 @@ def test_a_beta_above_one_is_clamped_so_that_the_largest_survives():
 def test_counts_add_host_and_device_and_routed_is_tokens_times_top_k():
     layer = LayerState(layer=2, top_k=2, renormalize=True)
     layer.counters.tokens, layer.counters.skipped = 10, 3
-    layer.device_counts += 5
+    layer.device = DeviceTable.make(layer.betas, 8, "cpu")
+    layer.device.counts.add_(torch.tensor([5, 5, 1, 2, 7]))
+    layer.device.mass.add_(0.5)
     counts = layer.counts()
     assert (counts.tokens, counts.routed, counts.skipped) == (15, 30, 8)
+    assert (counts.nonfinite, counts.steps, counts.distinct_experts) == (1, 2, 7)
+    assert counts.dropped_mass == 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,176 @@
+"""A worker extension that puts the checks of ``checks.py`` to the first MoE layer of a real engine.
+
+For ``benchmarks/gpu_check.py``: give the engine ``worker_extension_cls`` this class and eager mode.
+Not for serving: it runs the layer outside of any step. Not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from leanmoe.messages import SkipMode
+from leanmoe_runtime.compat import forward_context, scratch_tensors
+from leanmoe_runtime.device.attach import process_step
+from leanmoe_runtime.device.checks import Inputs, run_all
+from leanmoe_runtime.device.layer import DeviceLayer
+from leanmoe_runtime.device.modes import is_naive
+from leanmoe_runtime.state import SKIP_STATE
+
+_TIMED_ROWS = (1, 8, 32, 256, 1024)
+
+
+class RealLayer:
+    """``checks.Subject`` on a loaded layer."""
+
+    def __init__(self, runner: Any, vllm_config: Any, device: torch.device) -> None:
+        self.router, self.experts = runner.router, runner.routed_experts
+        self.state, self._config, self._device = runner.skip_state, vllm_config, device
+        self.decide: DeviceLayer = self.router._compute_routing.decide
+
+    def inputs(self, tokens: int, seed: int) -> Inputs:
+        random = torch.Generator(self._device).manual_seed(seed)
+        sizes = (self.experts.hidden_size, self.experts.global_num_experts)
+        hidden, logits = (
+            torch.randn(tokens, size, generator=random, device=self._device) for size in sizes
+        )
+        dtype = self.experts.params_dtype
+        return hidden.to(dtype), logits.to(dtype)
+
+    def _run(self, inputs: Inputs) -> torch.Tensor:
+        hidden, logits = inputs
+        dtype = self.experts.quant_method.topk_indices_dtype
+        with torch.inference_mode(), forward_context(self._config, len(hidden)):
+            weights, ids = self.router.select_experts(hidden, logits, topk_indices_dtype=dtype)
+            out: torch.Tensor = self.experts.forward_modular(hidden.clone(), weights, ids)
+        return out
+
+    def stock(self, inputs: Inputs) -> torch.Tensor:
+        ours = self.router.__dict__.pop("_compute_routing")
+        self._as(SkipMode.ZERO)
+        try:
+            return self._run(inputs).clone()
+        finally:
+            self.router._compute_routing = ours
+            self._as(None)
+
+    def ours(self, inputs: Inputs, beta: float, *, zero: bool = False) -> torch.Tensor:
+        self._as(SkipMode.ZERO if zero else None)
+        try:
+            self._begin(len(inputs[0]), beta)
+            return self._run(inputs).clone()
+        finally:
+            self._as(None)
+
+    def replayer(self, inputs: Inputs) -> Callable[[float], torch.Tensor]:
+        self._begin(len(inputs[0]), 0.0)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._run(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = self._run(inputs)
+
+        def replay(beta: float) -> torch.Tensor:
+            self._begin(len(inputs[0]), beta)
+            graph.replay()
+            return out
+
+        return replay
+
+    def poison(self) -> None:
+        """Bytes of 255 are NaN in every float format used; freed memory is poisoned as well."""
+        for scratch in scratch_tensors():
+            scratch.view(torch.uint8).fill_(255)
+        blocks = [
+            torch.full((1 << bits,), 255, dtype=torch.uint8, device=self._device)
+            for bits in range(12, 27)
+            for _ in range(2)
+        ]
+        del blocks
+
+    def skipped(self) -> int:
+        return int(self.state.counts().skipped)
+
+    def border(self) -> int:
+        """Largest number of tokens on the path without alignment; 0 for none."""
+        kernel: Any = self.experts.quant_method.moe_kernel.fused_experts
+        top_k, local = self.experts.top_k, self.experts.local_num_experts
+        return max((m for m in range(1, local) if is_naive(kernel, m, top_k, local)), default=0)
+
+    def _as(self, mode: SkipMode | None) -> None:
+        """Run by ``mode``, or by the layer's own."""
+        self.experts._device_mode = mode
+        self.decide.mode = self.experts.device_mode()
+
+    def _begin(self, tokens: int, beta: float) -> None:
+        self.state.set_beta(beta)
+        # Rows of the step, so that level 0 launches as well.
+        SKIP_STATE.token_rows_T = torch.zeros(tokens, dtype=torch.int32)
+        process_step().begin(SKIP_STATE.token_rows_T, tokens)
+
+
+def _milliseconds(call: Callable[[], object], rounds: int = 50) -> float:
+    """Median over ``rounds`` on the device's clock."""
+    taken: list[float] = []
+    for _ in range(rounds):
+        start, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        taken.append(start.elapsed_time(end))
+    return median(taken)
+
+
+def kernel_microseconds(layer: RealLayer, rows: int, beta: float) -> float:
+    """Device time of one decision inside a graph of a hundred of them."""
+    hidden, logits = layer.inputs(rows, seed=5)
+    weights, ids = layer.router._select_experts(hidden, logits, None)
+    layer._begin(rows, beta)
+    layer.decide(weights.clone(), ids.clone())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(100):
+            layer.decide(weights, ids)
+    return 1e3 * _milliseconds(graph.replay, 20) / 100
+
+
+class LayerProbe:
+    """Mixed into vLLM's worker by ``worker_extension_cls``."""
+
+    def leanmoe_probe_layer(self: Any, tolerance: float) -> str:
+        """JSON: the four checks of the first MoE layer, its mode, and the kernel's own time."""
+        compilation = self.vllm_config.compilation_config
+        name = compilation.static_all_moe_layers[0]
+        runner = compilation.static_forward_context[name]
+        layer = RealLayer(runner, self.vllm_config, self.device)
+        kernel = layer.experts.quant_method.moe_kernel.fused_experts
+        border = layer.border()
+        checks = run_all(layer, border, tolerance)
+        times = {
+            str(rows): {
+                "exact_us": round(kernel_microseconds(layer, rows, 0.0), 2),
+                "skipping_us": round(kernel_microseconds(layer, rows, 0.6), 2),
+            }
+            for rows in _TIMED_ROWS
+        }
+        layer.state.set_beta(0.0)
+        SKIP_STATE.token_rows_T = None
+        process_step().reset()
+        return json.dumps(
+            {
+                "layer": name,
+                "experts_class": type(kernel).__name__,
+                "mode": layer.experts.device_mode().value,
+                "naive_border": border,
+                "checks": checks,
+                "kernel_us": times,
+            }
+        )

@@ -1,0 +1,81 @@
+"""Which row of the layers' tables each token of a step uses, on the device.
+
+One buffer serves all layers and every captured graph. It says "keep, do not count" (-1) until a
+real step begins and again in every dummy run, so warm-up tokens and padding are no traffic.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leanmoe_runtime.state import ENGINE_ROW
+
+NOBODY = -1
+# Steps the host may run ahead of the device before it waits; vLLM schedules one or two ahead.
+_RING = 4
+
+
+class _Slot(NamedTuple):
+    """Host memory a copy reads from, and the event after which it may be written again."""
+
+    staged: torch.Tensor
+    copied: Any
+
+
+def _slot(size: int, device: torch.device) -> _Slot:
+    on_host = device.type == "cpu"
+    staged = torch.empty(size, dtype=torch.int32, pin_memory=not on_host)
+    return _Slot(staged, None if on_host else torch.Event(device.type))
+
+
+class StepRows:
+    """A persistent int32 ``rows_T`` of ``size`` tokens, set once per step.
+
+    ``aligned`` is false where the router sees tokens in another order or of other ranks: then
+    every token uses the engine's row, and padding is counted with the traffic.
+    """
+
+    def __init__(self, size: int, device: torch.device | str, *, aligned: bool = True) -> None:
+        device = torch.device(device)
+        self.rows_T = torch.full((size,), NOBODY, dtype=torch.int32, device=device)
+        self.tokens = 0  # of the step that runs, 0 in a dummy run
+        self._aligned = aligned
+        self._held: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._ring = [_slot(size, device) for _ in range(_RING)]
+        self._turn = 0
+
+    def begin(self, rows_T: torch.Tensor | None, tokens: int) -> None:
+        """A real step of ``tokens``; ``rows_T`` lies on the host, ``None`` is the engine's row."""
+        self.tokens = tokens
+        if rows_T is None or not self._aligned:
+            count = tokens if self._aligned else len(self.rows_T)
+            wanted = np.full(count, ENGINE_ROW, dtype=np.int32)
+        else:
+            wanted = rows_T.numpy()
+        self._hold(wanted)
+
+    def reset(self) -> None:
+        """A dummy run: nobody's tokens."""
+        self.tokens = 0
+        self._hold(np.empty(0, dtype=np.int32))
+
+    def _hold(self, wanted: NDArray[np.int32]) -> None:
+        """Bring ``wanted`` to the device, nobody's rows behind it; nothing where it is there."""
+        if np.array_equal(wanted, self._held):
+            return
+        upto = max(len(wanted), len(self._held))
+        slot = self._ring[self._turn]
+        self._turn = (self._turn + 1) % _RING
+        if slot.copied is not None:
+            slot.copied.synchronize()
+        staged = slot.staged[:upto]
+        staged[: len(wanted)] = torch.from_numpy(wanted)
+        staged[len(wanted) :] = NOBODY
+        self.rows_T[:upto].copy_(staged, non_blocking=True)
+        if slot.copied is not None:
+            slot.copied.record()
+        self._held = wanted.copy()

@@ -1,0 +1,74 @@
+"""The devices' path inside a real engine: hooks, rows, the interpreted kernel, counters."""
+
+import pytest
+
+from leanmoe.messages import LevelTable
+from tests.integration.runtime.test_engine import PROMPTS, betas
+
+
+@pytest.fixture(scope="module")
+def device_eager(start_engine):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        return start_engine(
+            True,
+            enforce_eager=True,
+            worker_extension_cls="tests.integration.runtime.interpreted.Interpreted",
+        )
+
+
+def counted(engine, level: float, tokens: int):
+    """Differences of every layer's counters over one generation."""
+    before = engine.set_betas(betas(level)).layers
+    engine.generate(PROMPTS, tokens)
+    return [
+        {name: getattr(new, name) - getattr(old, name) for name in type(new).model_fields}
+        for old, new in zip(before, engine.snapshot().layers, strict=True)
+    ]
+
+
+def test_level_zero_gives_stock_tokens_and_warm_up_was_no_traffic(device_eager, stock_eager):
+    assert all(layer.tokens == 0 for layer in device_eager.snapshot().layers)
+    device_eager.set_betas(betas(0.0))
+    assert device_eager.generate(PROMPTS, 8) == stock_eager.generate(PROMPTS, 8)
+
+
+def test_the_handshake_names_the_mode_and_no_problem(device_eager):
+    device_eager.generate(PROMPTS[:1], 1)
+    report = device_eager.handshake()
+    assert report.problems == []
+    assert {layer.mode.value for layer in report.layers} == {"zero"}
+    assert all(layer.ran for layer in report.layers)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_prompts_are_counted_as_on_the_cpu_path(device_eager, ours_eager, level):
+    # One token each: what follows would hang on the last bits of two summations.
+    for device, cpu in zip(
+        counted(device_eager, level, 1), counted(ours_eager, level, 1), strict=True
+    ):
+        assert device["tokens"] == cpu["tokens"] == sum(map(len, PROMPTS))
+        # Later layers see inputs that differ in the last bits.
+        assert device["skipped"] == pytest.approx(cpu["skipped"], abs=2)
+        assert device["nonfinite"] == 0
+        assert (device["steps"] > 0) == (level > 0)
+
+
+def test_the_whole_skipped_weight_is_counted(device_eager):
+    for layer in counted(device_eager, 1.0, 4):
+        assert 0 < layer["dropped_mass"] < layer["skipped"] * 0.5 + 1e-6
+        assert layer["distinct_experts"] <= 8 * layer["steps"]
+
+
+def test_a_request_s_own_level_reaches_its_tokens_and_no_others(device_eager):
+    levels = LevelTable(key="key", betas={100: betas(1.0)})
+    device_eager.rpc("leanmoe_set_levels", levels.model_dump_json())
+    device_eager.set_betas(betas(1.0))
+    skipped = device_eager.generate(PROMPTS, 8)
+    device_eager.set_betas(betas(0.0))
+    exact = device_eager.generate(PROMPTS, 8)
+    extras = [{"key": 100} if i % 3 == 1 else None for i in range(len(PROMPTS))]
+    mixed = device_eager.arm.call("generate", prompts=PROMPTS, tokens=8, extras=extras)["ids"]
+    assert mixed == [s if extra else e for s, e, extra in zip(skipped, exact, extras, strict=True)]
+    assert any(s != e for s, e, extra in zip(skipped, exact, extras, strict=True) if extra)
+    assert device_eager.generate(PROMPTS, 8) == exact

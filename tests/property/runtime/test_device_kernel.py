@@ -1,0 +1,288 @@
+"""The device's kernel, under Triton's interpreter, decides and counts as ``rule.decide`` says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leanmoe.messages import SkipMode
+from leanmoe_runtime.rule import decide
+from tests.property.runtime.kernel_process import KernelProcess
+
+NAN, INF = float("nan"), float("inf")
+MODES = [SkipMode.MASK, SkipMode.REDIRECT, SkipMode.ZERO]
+DTYPES = [torch.float32, torch.bfloat16]
+R = 102
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    process = KernelProcess()
+    yield process
+    process.close()
+
+
+def ids_of(tokens: int, k: int, experts: int, seed: int) -> torch.Tensor:
+    random = np.random.default_rng(seed)
+    ids = np.stack([random.permutation(experts)[:k] for _ in range(tokens)])
+    return torch.from_numpy(ids.astype(np.int32))
+
+
+def table(**rows: float) -> torch.Tensor:
+    betas = torch.zeros(R)
+    for name, beta in rows.items():
+        betas[int(name[1:])] = beta
+    return betas
+
+
+def check(kernel, weights, ids, betas, rows, *, experts, renormalize, mode):
+    """Kernel against reference; returns what the kernel gave."""
+    reference = decide(weights, ids, betas, rows, renormalize=renormalize, mode=mode)
+    found = kernel.call(
+        weights, ids, betas, rows, experts=experts, renormalize=renormalize, mode=mode
+    )
+    assert found["weights"].dtype == weights.dtype and found["ids"].dtype == ids.dtype
+    assert torch.equal(found["ids"], reference.ids_TK)
+    unchanged = reference.keep_TK.all(dim=1)
+    same = found["weights"][unchanged].flatten(), weights[unchanged].flatten()
+    torch.testing.assert_close(*same, rtol=0, atol=0, equal_nan=True)
+    tolerance = {"rtol": 1e-2, "atol": 1e-6} if weights.dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found["weights"], reference.weights_TK, equal_nan=True, **tolerance)
+    assert not found["weights"][~reference.keep_TK].any()
+    expected = [
+        reference.tokens,
+        reference.skipped,
+        reference.nonfinite,
+        int(reference.tokens > 0),
+        reference.distinct_experts,
+    ]
+    assert found["counts"].tolist() == expected
+    assert float(found["mass"]) == pytest.approx(reference.dropped_mass, rel=1e-5, abs=1e-9)
+    assert found["clock"].tolist() == [1, 0]
+    return found
+
+
+WEIGHT = st.one_of(
+    st.floats(2**-20, 1.0, width=32),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),  # ties are the rule, not the exception
+    st.sampled_from([0.25, 0.5, NAN, INF, -INF]),
+)
+
+
+@st.composite
+def steps(draw):
+    """(weights, ids, betas, rows, experts): tokens of any kind beside each other."""
+    tokens, k = draw(st.integers(1, 70)), draw(st.integers(1, 9))
+    experts = k + draw(st.integers(0, 30))
+    pool = draw(st.lists(WEIGHT, min_size=2, max_size=8))
+    seed = draw(st.integers(0, 2**16))
+    random = np.random.default_rng(seed)
+    weights = random.choice(np.array(pool, dtype=np.float32), size=(tokens, k))
+    softened = random.dirichlet(np.ones(k), size=tokens).astype(np.float32)
+    weights = np.where(random.random((tokens, 1)) < 0.5, weights, softened)
+    betas = torch.from_numpy(random.random(R).astype(np.float32))
+    betas[:3] = torch.tensor([draw(st.floats(0, 1, width=32)), 0.0, 1.0])
+    rows = random.choice(np.array([-1, 0, 0, 1, 2, 41, 101, 256, 256 + 41]), size=tokens)
+    dtype = draw(st.sampled_from(DTYPES))
+    ids = ids_of(tokens, k, experts, seed)
+    return (
+        torch.from_numpy(weights).to(dtype),
+        ids if draw(st.booleans()) else ids.long(),
+        betas,
+        torch.from_numpy(rows.astype(np.int32)),
+        experts,
+    )
+
+
+@settings(deadline=None, max_examples=120)
+@given(step=steps(), renormalize=st.booleans(), mode=st.sampled_from(MODES))
+def test_kernel_and_reference_agree(kernel, step, renormalize, mode):
+    *tensors, experts = step
+    check(kernel, *tensors, experts=experts, renormalize=renormalize, mode=mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_thousands_of_tokens(kernel, mode):
+    weights = torch.rand(3001, 8, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    rows = (torch.arange(3001) % 103 - 1).int()
+    betas = torch.linspace(0, 1, R)
+    ids = ids_of(3001, 8, 128, 1)
+    check(kernel, weights, ids, betas, rows, experts=128, renormalize=True, mode=mode)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_all_but_one_are_dropped_at_beta_one(kernel, mode, renormalize, dtype):
+    weights = torch.tensor([[0.1, 0.2, 0.5, 0.15, 0.05]]).to(dtype)
+    ids = torch.tensor([[9, 7, 5, 3, 1]], dtype=torch.int32)
+    rows = torch.zeros(1, dtype=torch.int32)
+    found = check(
+        kernel,
+        weights,
+        ids,
+        table(r0=1.0),
+        rows,
+        experts=10,
+        renormalize=renormalize,
+        mode=mode,
+    )
+    expected = {
+        SkipMode.MASK: [-1, -1, 5, -1, -1],
+        SkipMode.REDIRECT: [5] * 5,
+        SkipMode.ZERO: [9, 7, 5, 3, 1],
+    }
+    assert found["ids"].tolist() == [expected[mode]]
+    assert float(found["weights"][0, 2]) == pytest.approx(1.0 if renormalize else 0.5, rel=1e-2)
+    assert found["counts"].tolist() == [1, 4, 0, 1, 5 if mode is SkipMode.ZERO else 1]
+    assert float(found["mass"]) == pytest.approx(0.5, rel=1e-2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ties_with_the_top_survive_and_the_first_of_them_is_pointed_at(kernel, mode):
+    weights = torch.tensor([[0.2, 0.4, 0.4], [0.3, 0.3, 0.3]])
+    ids = torch.tensor([[4, 2, 0], [1, 3, 2]], dtype=torch.int32)
+    rows = torch.zeros(2, dtype=torch.int32)
+    found = check(kernel, weights, ids, table(r0=1.0), rows, experts=5, renormalize=True, mode=mode)
+    assert found["counts"][:2].tolist() == [2, 1]
+    if mode is SkipMode.REDIRECT:
+        assert found["ids"][0].tolist() == [2, 2, 0]
+
+
+def test_rows_below_zero_everywhere_change_and_count_nothing(kernel):
+    weights, ids = torch.rand(40, 4).softmax(-1), ids_of(40, 4, 8, 3)
+    rows = torch.full((64,), -1, dtype=torch.int32)
+    found = check(
+        kernel,
+        weights,
+        ids,
+        torch.ones(R),
+        rows,
+        experts=8,
+        renormalize=True,
+        mode=SkipMode.MASK,
+    )
+    assert torch.equal(found["weights"], weights) and torch.equal(found["ids"], ids)
+    assert found["counts"].tolist() == [0] * 5 and float(found["mass"]) == 0.0
+
+
+def test_padding_beside_one_real_token_stays_as_it_is(kernel):
+    weights, ids = torch.rand(33, 3).softmax(-1), ids_of(33, 3, 6, 4)
+    rows = torch.full((33,), -1, dtype=torch.int32)
+    rows[32] = 0
+    found = check(
+        kernel, weights, ids, table(r0=1.0), rows, experts=6, renormalize=True, mode=SkipMode.MASK
+    )
+    assert torch.equal(found["ids"][:32], ids[:32])
+    assert found["counts"].tolist() == [1, 2, 0, 1, 1]
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_the_ends_of_beta_at_any_k(kernel, k, beta):
+    weights, ids = torch.rand(7, k).softmax(-1), ids_of(7, k, 12, k)
+    rows = torch.zeros(7, dtype=torch.int32)
+    found = check(
+        kernel,
+        weights,
+        ids,
+        table(r0=beta),
+        rows,
+        experts=12,
+        renormalize=True,
+        mode=SkipMode.REDIRECT,
+    )
+    assert int(found["counts"][1]) == (0 if beta == 0.0 else 7 * (k - 1))
+    if beta == 0.0:
+        assert torch.equal(found["weights"], weights)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_a_token_whose_weights_are_no_numbers_keeps_everything(kernel, bad):
+    weights = torch.tensor([[bad, 0.5, 0.1], [0.7, 0.2, 0.1]])
+    ids = torch.tensor([[0, 1, 2], [3, 4, 5]], dtype=torch.int32)
+    rows = torch.zeros(2, dtype=torch.int32)
+    found = check(
+        kernel, weights, ids, table(r0=1.0), rows, experts=6, renormalize=True, mode=SkipMode.MASK
+    )
+    assert found["ids"].tolist() == [[0, 1, 2], [3, -1, -1]]
+    assert found["counts"].tolist() == [2, 2, 1, 1, 4]
+
+
+@pytest.mark.parametrize("beta", [0.5, NAN])
+def test_the_top_survives_a_threshold_it_does_not_reach(kernel, beta):
+    """A router may hand out negative weights; half of the largest lies above it then."""
+    weights, ids = torch.tensor([[-0.4, -0.1]]), torch.tensor([[0, 1]], dtype=torch.int32)
+    rows = torch.zeros(1, dtype=torch.int32)
+    found = check(
+        kernel, weights, ids, table(r0=beta), rows, experts=2, renormalize=False, mode=MODES[0]
+    )
+    assert found["ids"].tolist() == [[-1, 1]]
+
+
+def test_tokens_past_the_end_of_the_rows_keep_everything(kernel):
+    weights, ids = torch.rand(40, 2).softmax(-1), ids_of(40, 2, 4, 0)
+    rows = torch.zeros(3, dtype=torch.int32)
+    found = kernel.call(
+        weights, ids, torch.ones(R), rows, experts=4, renormalize=True, mode=SkipMode.MASK
+    )
+    assert torch.equal(found["ids"][3:], ids[3:])
+    assert found["counts"][:2].tolist() == [3, 3]
+
+
+def test_a_row_past_the_table_keeps_everything(kernel):
+    weights, ids = torch.tensor([[0.9, 0.1]]), torch.tensor([[0, 1]], dtype=torch.int32)
+    rows = torch.tensor([200], dtype=torch.int32)
+    found = check(
+        kernel, weights, ids, torch.ones(R), rows, experts=2, renormalize=True, mode=SkipMode.MASK
+    )
+    assert found["counts"].tolist() == [1, 0, 0, 1, 2]
+
+
+def test_counters_add_up_over_calls_and_experts_are_counted_anew_in_each(kernel):
+    """Several programs per call; a call without a counted token is no step."""
+    betas, ids = table(r0=0.0, r5=1.0), ids_of(100, 2, 3, 0)
+    expected = np.zeros(5, dtype=np.int64)
+    for turn, row in enumerate([0, 5, -1, 5]):
+        weights = torch.rand(100, 2, generator=torch.Generator().manual_seed(turn)).softmax(-1)
+        rows = torch.full((100,), row, dtype=torch.int32)
+        rule = {"renormalize": True, "mode": SkipMode.MASK}
+        found = kernel.call(weights, ids, betas, rows, experts=3, fresh=turn == 0, **rule)
+        one = decide(weights, ids, betas, rows, **rule)
+        expected += [one.tokens, one.skipped, 0, int(one.tokens > 0), one.distinct_experts]
+        assert found["counts"].tolist() == expected.tolist()
+        assert found["clock"].tolist() == [turn + 1, 0]
+    assert expected[3] == 3
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from leanmoe_runtime.device.kernel import _skip
+
+POINTERS = dict(betas_R="*fp32", rows_T="*i32", counts="*i64", mass="*fp64", clock="*i64",
+                seen_E="*i64")
+SIZES = dict.fromkeys(("n_tokens", "n_rows", "n_experts"), "i32")
+for weights, ids, mode, k in (("*fp32", "*i32", 0, 8), ("*bf16", "*i64", 1, 6),
+                              ("*fp16", "*u32", 2, 1)):
+    constants = dict(K=k, BLOCK_K=8, BLOCK_T=32, RENORMALIZE=mode < 2, MODE=mode)
+    signature = dict(weights_TK=weights, ids_TK=ids, **POINTERS, **SIZES,
+                     **dict.fromkeys(constants, "constexpr"))
+    built = compile(ASTSource(_skip, signature, constexprs=constants), target=GPUTarget("cuda", %d, 32))
+    print(len(built.asm["ptx"]) > 0)
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_it_compiles_for_a_gpu_that_is_not_here(capability):
+    """The interpreter takes types that the compiler refuses."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE % capability], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["True"] * 3, done.stderr[-2000:]

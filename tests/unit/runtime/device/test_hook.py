@@ -1,0 +1,162 @@
+"""Both model runners fill the step's rows in the order of their own batch."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from leanmoe.messages import LevelTable, Phases
+from leanmoe_runtime.device import hook
+from leanmoe_runtime.device.alignment import device_supports_request_rows
+from leanmoe_runtime.device.rows import StepRows
+from leanmoe_runtime.state import EXACT_ROW, LayerState, SkipState
+
+KEY = "key"
+
+
+class FirstRunner:
+    def __init__(self, order):
+        zeros = np.zeros(len(order), dtype=np.int32)
+        self.input_batch = SimpleNamespace(
+            req_ids=order, num_computed_tokens_cpu=zeros, num_prompt_tokens=zeros
+        )
+        self.requests = dict.fromkeys(order)
+
+    def _prepare_inputs(self, scheduler_output, num_scheduled_tokens):
+        return "first", num_scheduled_tokens
+
+    def _dummy_run(self, num_tokens, *args, **named):
+        return num_tokens, args, named
+
+    def capture_model(self):
+        return "captured"
+
+
+def laid_out_as(order, counts, computed=(0, 0), prompt=(0, 0)):
+    return SimpleNamespace(
+        req_ids=order,
+        num_scheduled_tokens=counts,
+        num_computed_prefill_tokens_np=tokens(*computed)[: len(order)],
+        prefill_len_np=tokens(*prompt)[: len(order)],
+    )
+
+
+class SecondRunner:
+    req_states = SimpleNamespace(req_id_to_index={"a": 0, "b": 1})
+
+    def prepare_inputs(self, scheduler_output, batch_req_state, batch_desc, num_active_loras):
+        return "second", batch_desc, num_active_loras
+
+    def _dummy_run(self, num_tokens):
+        return num_tokens
+
+    def capture_model(self, *, profile_only=False):
+        return profile_only
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """(state, step, first runner class, second runner class), hooked."""
+    first = type("First", (FirstRunner,), {})
+    second = type("Second", (SecondRunner,), {})
+    monkeypatch.setattr(hook, "model_runner_class", lambda: first)
+    monkeypatch.setattr(hook, "second_model_runner_class", lambda: second)
+    state, step = SkipState(), StepRows(8, "cpu")
+    state.add(LayerState(layer=0, top_k=2, renormalize=True))
+    state.set_levels(LevelTable(key=KEY, betas={40: {0: 0.4}}))
+    hook.watch_device_requests(state, step)
+    return state, step, first, second
+
+
+def scheduled(*levels):
+    new = [
+        SimpleNamespace(
+            req_id=name, sampling_params=SimpleNamespace(extra_args=level and {KEY: level})
+        )
+        for name, level in levels
+    ]
+    return SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set())
+
+
+def tokens(*counts):
+    return np.array(counts, dtype=np.int32)
+
+
+def test_the_first_runner_s_order_is_its_batch_s(watched):
+    _, step, first, _ = watched
+    runner = first(["b", "a"])
+    answer = runner._prepare_inputs(scheduled(("a", None), ("b", 40)), tokens(2, 1))
+    assert answer[0] == "first"
+    assert step.rows_T.tolist() == [41, 41, 0, -1, -1, -1, -1, -1]
+
+
+def test_the_second_runner_s_order_comes_with_its_state(watched):
+    _, step, _, second = watched
+    laid_out = laid_out_as(["a", "b"], tokens(1, 3))
+    runner = second()
+    answer = runner.prepare_inputs(scheduled(("a", None), ("b", 40)), laid_out, "desc", 7)
+    assert answer == ("second", "desc", 7)
+    assert step.rows_T.tolist() == [0, 41, 41, 41, -1, -1, -1, -1]
+
+
+def test_steps_without_a_request_s_own_level_still_count_their_tokens(watched):
+    state, step, _, second = watched
+    laid_out = laid_out_as(["a"], tokens(3))
+    second().prepare_inputs(scheduled(("a", None)), laid_out, None, 0)
+    assert state.token_rows_T is None
+    assert step.tokens == 3 and step.rows_T.tolist() == [0, 0, 0, -1, -1, -1, -1, -1]
+
+
+def test_the_second_runner_knows_which_tokens_are_of_a_prompt(watched):
+    state, step, _, second = watched
+    state.phases = Phases.DECODE
+    laid_out = laid_out_as(["a", "b"], tokens(2, 2), computed=(1, 5), prompt=(2, 3))
+    second().prepare_inputs(scheduled(("a", None), ("b", 40)), laid_out, None, 0)
+    assert step.rows_T.tolist() == [EXACT_ROW, 0, 41, 41, -1, -1, -1, -1]
+
+
+def test_dummy_runs_and_captures_are_nobody_s(watched):
+    _, step, first, second = watched
+    for runner, dummy in ((first([]), "_dummy_run"), (second(), "_dummy_run")):
+        step.begin(None, 4)
+        assert getattr(runner, dummy)(5) in (5, (5, (), {}))
+        assert step.rows_T.tolist() == [-1] * 8 and step.tokens == 0
+        step.begin(None, 4)
+        runner.capture_model()
+        assert step.rows_T.tolist() == [-1] * 8
+
+
+def test_hooking_again_changes_nothing(watched):
+    state, step, first, _ = watched
+    once = first._prepare_inputs
+    hook.watch_device_requests(state, step)
+    assert first._prepare_inputs is once
+
+
+PLAIN = {
+    "data_parallel_size": 1,
+    "use_sequence_parallel_moe": False,
+    "prefill_context_parallel_size": 1,
+    "use_ubatching": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, None),
+        ({"data_parallel_size": 2}, "data parallelism"),
+        ({"use_sequence_parallel_moe": True}, "sequence-parallel"),
+        ({"prefill_context_parallel_size": 2}, "prefill context"),
+        ({"use_ubatching": True}, "dual-batch"),
+        ({"speculative_config": object()}, "speculative"),
+    ],
+)
+def test_what_mixes_tokens_is_named(changed, reason):
+    speculative = {**changed}.pop("speculative_config", None)
+    parallel = {**PLAIN, **{k: v for k, v in changed.items() if k in PLAIN}}
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(**parallel), speculative_config=speculative
+    )
+    found = device_supports_request_rows(config)
+    assert found is None if reason is None else found.startswith(reason)
