@@ -41,7 +41,12 @@ def measure(shape: Shape, rounds: int, seed: int) -> list[dict[str, Any]]:
 
 def _row(shape: str, row: dict[str, Any]) -> dict[str, Any]:
     seconds = row["seconds"]
-    result = {"shape": shape, "rows": row["rows"], "full_ms": median(seconds["full"]) * 1e3}
+    result = {
+        "shape": shape,
+        "rows": row["rows"],
+        "skipped": row["skipped"],
+        "full_ms": median(seconds["full"]) * 1e3,
+    }
     for way in ("redirect", "compact"):
         ratio = paired_ratio(seconds["full"], seconds[way])
         result[way] = {"ratio": ratio.middle, "low": ratio.low, "high": ratio.high}

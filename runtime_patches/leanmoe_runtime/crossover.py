@@ -2,7 +2,7 @@
 
 Run as a module in the engine's environment: prints one JSON list of raw seconds.
 Weights are random and larger than the caches; half the tokens lose their weakest
-expert. The ways are timed in turns.
+experts: one, half, or all but one. The ways are timed in turns.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def _kernel(experts: int, hidden: int, ffn: int) -> Kernel:
 
 
 def _ways(
-    kernel: Kernel, rows: int, experts: int, top_k: int, hidden: int
+    kernel: Kernel, rows: int, experts: int, top_k: int, hidden: int, lost: int
 ) -> dict[str, Callable[[], torch.Tensor]]:
     random = np.random.default_rng(rows)
     ids = np.stack([random.permutation(experts)[:top_k] for _ in range(rows)]).astype(np.int32)
-    # Half of the rows lose their last expert.
+    # Half of the rows lose their last experts.
     weights_TK = np.full((rows, top_k), 1.0 / top_k, dtype=np.float32)
-    weights_TK[: (rows + 1) // 2, -1] = 0.1 / top_k
+    weights_TK[: (rows + 1) // 2, top_k - lost :] = 0.1 / top_k
     x_TD = torch.randn(rows, hidden).to(torch.bfloat16)
     weights, ids_TK = torch.from_numpy(weights_TK), torch.from_numpy(ids)
     planner = Planner()
@@ -84,9 +84,13 @@ def main() -> None:
     torch.manual_seed(wish["seed"])
     kernel = _kernel(wish["experts"], wish["hidden"], wish["ffn"])
     results = []
-    for rows in ROWS:
-        ways = _ways(kernel, rows, wish["experts"], wish["top_k"], wish["hidden"])
-        results.append({"rows": rows, "seconds": seconds_per_way(ways, wish["rounds"])})
+    top_k = wish["top_k"]
+    for lost in sorted({1, top_k // 2, top_k - 1} - {0}):
+        for rows in ROWS:
+            ways = _ways(kernel, rows, wish["experts"], top_k, wish["hidden"], lost)
+            seconds = seconds_per_way(ways, wish["rounds"])
+            skipped = (rows + 1) // 2 * lost / (rows * top_k)
+            results.append({"rows": rows, "skipped": round(skipped, 4), "seconds": seconds})
     print(json.dumps(results))
 
 

@@ -7,8 +7,9 @@ in this order:
 - *even*: every token keeps equally many experts (always so for one token, and at
   level 1). The kernel runs with that smaller top-k on the same rows: nothing is
   gathered, nothing rounded twice.
-- *redirect*: with few rows the kernel is bound by the expert weights it reads; a
-  skipped slot points at the token's top-1 expert with weight zero.
+- *redirect*: a skipped slot points at the token's top-1 expert with weight zero. Taken
+  with few rows, where the kernel is bound by the expert weights it reads, and where
+  little is skipped, because gathering would cost more.
 - *compact*: kept (token, expert) pairs are gathered, run with top-k 1 and summed
   in float32. Fewer rows to compute, which pays where many rows run.
 
