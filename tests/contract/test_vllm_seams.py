@@ -166,7 +166,8 @@ def test_the_second_model_runner_s_input_step_is_where_it_was(monkeypatch):
 def test_the_second_model_runner_s_state_says_order_and_tokens():
     from vllm.v1.worker.gpu import model_runner
 
-    assert {"req_ids", "num_scheduled_tokens"} <= set(model_runner.BatchReqState._fields)
+    needed = {"req_ids", "num_scheduled_tokens", "num_computed_prefill_tokens_np", "prefill_len_np"}
+    assert needed <= set(model_runner.BatchReqState._fields)
     # The hook stands before the stock method, so what it lays out must be its arguments.
     source = inspect.getsource(model_runner.GPUModelRunner.execute_model)
     assert re.search(r"self\.prepare_inputs\(\s*scheduler_output, batch_req_state", source)

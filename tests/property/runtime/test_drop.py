@@ -90,6 +90,16 @@ def test_redirect_reads_no_expert_of_a_skipped_slot():
     assert plan.weights[1].tolist() == [1.0, 0.0] and plan.weights[2].tolist() == [0.0, 1.0]
 
 
+def test_where_little_is_skipped_nothing_is_gathered():
+    _, weights, ids = routed(64, 4, 2)
+    weights[:] = 0.25
+    for few in (16, 40):
+        weights[:few, 3] = 0.01
+        skipped, plan = plan_of(PLANNER, weights, ids, 0.5, True)
+        assert skipped == few
+        assert (plan.rows_N is None) == (few * 8 < 256)
+
+
 def test_what_just_reaches_the_threshold_is_kept():
     ids = torch.tensor([[0, 1]] * 3, dtype=torch.int32)
     weights = torch.tensor([[0.5, 0.5], [0.75, 0.25], [0.8, 0.2]])
