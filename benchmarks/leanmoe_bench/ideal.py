@@ -38,10 +38,16 @@ class Ideal(NamedTuple):
         return max(self)
 
 
+def _distinct(shape: Shape, step: Step, kept: float) -> float:
+    return float(shape.experts * (1.0 - (1.0 - kept / shape.experts) ** step.rows))
+
+
 def bytes_read(shape: Shape, step: Step, kept: float, budget: int | None = None) -> float:
     """Weight bytes of a step whose tokens keep ``kept`` experts on average, ``budget`` at most."""
-    distinct = shape.experts * (1.0 - (1.0 - kept / shape.experts) ** step.rows)
-    distinct = min(distinct, shape.experts if budget is None else budget)
+    distinct = _distinct(shape, step, kept)
+    if budget is not None:
+        # Every token's top expert is read whatever the budget says.
+        distinct = min(distinct, max(budget, _distinct(shape, step, 1.0)))
     layer = shape.attention_parameters + distinct * shape.expert_parameters
     return float(_BYTES * (shape.layers * layer + shape.head_parameters))
 

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leanmoe.messages import UnionMode
 from leanmoe_runtime.compat import get_forward_context
-from leanmoe_runtime.layers import GATES
+from leanmoe_runtime.drop import Budget
 from leanmoe_runtime.runner import LeanRunner
 from leanmoe_runtime.state import MANDATORY, SKIP_STATE, LayerState
 
@@ -131,7 +130,7 @@ class Recounter:
         for runner in runners:
             assert runner.skip_state is not None
             counted = self.recounted.setdefault(runner.skip_state.layer, Recounted())
-            _listen(runner.router, runner.skip_state, counted)
+            _listen(runner, runner.skip_state, counted)
         return len(runners)
 
     def leanmoe_recount(self: Any) -> str:
@@ -139,22 +138,23 @@ class Recounter:
         return json.dumps({layer: asdict(one) for layer, one in self.recounted.items()})
 
 
-def _listen(router: Any, state: LayerState, counted: Recounted) -> None:
+def _listen(runner: LeanRunner, state: LayerState, counted: Recounted) -> None:
+    router, experts = runner.router, runner.routed_experts
     stock: Callable[..., tuple[torch.Tensor, torch.Tensor]] = router._compute_routing
 
     def compute_routing(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         weights_TK, ids_TK = stock(hidden_states, *args, **kwargs)
         if get_forward_context().attn_metadata is not None:
-            _count(hidden_states, weights_TK, ids_TK, state, counted)
+            _count(weights_TK, ids_TK, experts.budget(hidden_states), state, counted)
         return weights_TK, ids_TK
 
     router._compute_routing = compute_routing
 
 
 def _count(
-    x_TD: torch.Tensor,
     weights: torch.Tensor,
     ids: torch.Tensor,
+    budget: Budget | None,
     state: LayerState,
     counted: Recounted,
 ) -> None:
@@ -164,11 +164,9 @@ def _count(
     betas_T = np.where(finite_T, state.betas.numpy()[rows_T & _ROW_MASK], 0).astype(np.float32)
     bound_T = (rows_T & MANDATORY).astype(bool) | ~finite_T
     weights_TK[~finite_T] = 1.0
-    union, logits_TE = SKIP_STATE.union, None
-    if union is not None and union.mode is UnionMode.REDIRECT:
-        logits_TE = GATES[state.layer].logits(x_TD).float().numpy()
-    budget = None if union is None else union.experts
-    decision = decide(weights_TK, ids_TK, betas_T, bound_T, state.n_experts, budget, logits_TE)
+    most, logits = (None, None) if budget is None else budget
+    logits_TE = None if logits is None else logits.float().numpy()
+    decision = decide(weights_TK, ids_TK, betas_T, bound_T, state.n_experts, most, logits_TE)
     counted.add(weights_TK, finite_T, decision)
     counted.dropped_mass += _dropped(weights_TK, ids_TK, decision)
 

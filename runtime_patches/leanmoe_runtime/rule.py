@@ -34,23 +34,6 @@ class Decision(NamedTuple):
     dropped_mass: float
 
 
-def mask_on_device(
-    weights_TK: torch.Tensor, beta: torch.Tensor, renormalize: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Kept weights [T, K], keep mask [T, K]); skipped weights are zero.
-
-    ``beta`` is a zero-dimensional tensor on the same device, so that a captured
-    graph follows a level that changes.
-    """
-    top_T1 = weights_TK.amax(dim=1, keepdim=True)
-    keep_TK = weights_TK >= beta * top_T1
-    kept_TK = torch.where(keep_TK, weights_TK, 0.0)
-    if renormalize:
-        total_T1 = weights_TK.sum(dim=1, keepdim=True)
-        kept_TK = kept_TK * (total_T1 / kept_TK.sum(dim=1, keepdim=True))
-    return kept_TK, keep_TK
-
-
 def decide(
     weights_TK: torch.Tensor,
     ids_TK: torch.Tensor,

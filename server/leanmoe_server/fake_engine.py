@@ -31,6 +31,7 @@ class FakeWorker:
     deaf: bool = False
     unwrapped: frozenset[int] = frozenset()
     bypassed: frozenset[int] = frozenset()
+    no_request_levels: str | None = None
     policy: PolicyUpdate = field(default_factory=lambda: PolicyUpdate(level=0, betas={}, version=0))
     tokens: int = 0
     skipped: int = 0
@@ -96,6 +97,7 @@ class FakeEngine:
                 vllm_version="0.32.0",
                 layers=[worker.report(layer) for layer in worker.layers],
                 weight_bytes=1000,
+                no_request_levels=worker.no_request_levels,
             )
             for worker in self.workers
         ]

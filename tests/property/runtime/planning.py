@@ -1,4 +1,4 @@
-"""Plans at one beta for every token, as most tests want them."""
+"""Plans at one beta for every token, as most tests want them, and the rule without a plan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from leanmoe.messages import SkipMode
 from leanmoe_runtime.drop import REDIRECT_MAX_ROWS, Plan, Planner
+from leanmoe_runtime.rule import decide
 from leanmoe_runtime.state import LayerState
 
 N_EXPERTS = 8
@@ -33,3 +35,21 @@ def plan_of(
     layer = layer_of([beta], renormalize, weights.shape[1])
     plan = planner.plan(weights, ids, layer, redirect_max_rows=redirect_max_rows)
     return layer.counters.skipped, plan
+
+
+def masked(
+    weights: torch.Tensor,
+    betas: Sequence[float],
+    renormalize: bool,
+    rows: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Kept weights [T, K], keep mask [T, K]) by the device's rule; skipped weights are zero."""
+    made = decide(
+        weights,
+        torch.zeros(weights.shape, dtype=torch.int32),
+        torch.tensor(betas),
+        torch.zeros(len(weights), dtype=torch.int32) if rows is None else rows,
+        renormalize=renormalize,
+        mode=SkipMode.ZERO,
+    )
+    return made.weights_TK, made.keep_TK

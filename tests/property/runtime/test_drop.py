@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanmoe_runtime.drop import REDIRECT_MAX_ROWS, Plan, Planner, run
-from leanmoe_runtime.rule import mask_on_device
 from leanmoe_runtime.state import MANDATORY
-from tests.property.runtime.planning import layer_of, plan_of
+from tests.property.runtime.planning import layer_of, masked, plan_of
 
 D, E = 8, 6
 EXPERTS_EDD = torch.randn(E, D, D, generator=torch.Generator().manual_seed(0))
@@ -56,7 +55,7 @@ def output(x, weights, ids, plan: Plan | None, kernel=None):
 )
 def test_same_sum_as_weight_zero(tokens, k, beta, seed, renormalize, redirect_max_rows):
     x, weights, ids = routed(tokens, k, seed)
-    kept, keep = mask_on_device(weights, torch.tensor(beta), renormalize)
+    kept, keep = masked(weights, [beta], renormalize)
     skipped, plan = plan_of(PLANNER, weights, ids, beta, renormalize, redirect_max_rows)
     assert skipped == int((~keep).sum())
     expected = CountingKernel()(x, kept, ids)
@@ -116,7 +115,7 @@ def test_every_token_follows_its_own_row_of_the_table(tokens, seed, renormalize)
     rows = torch.randint(4, (tokens,), generator=torch.Generator().manual_seed(seed)).int()
     layer = layer_of(betas.tolist(), renormalize, 3)
     plan = PLANNER.plan(weights, ids, layer, rows | MANDATORY)
-    kept, keep = mask_on_device(weights, betas[rows][:, None], renormalize)
+    kept, keep = masked(weights, betas.tolist(), renormalize, rows)
     assert layer.counters.skipped == int((~keep).sum())
     expected = CountingKernel()(x, kept, ids)
     torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)
@@ -149,7 +148,7 @@ def test_the_counters_know_tokens_experts_read_and_gate_weight_left_out(tokens, 
     layer = layer_of([beta], True, 3)
     for _ in range(2):
         PLANNER.plan(weights, ids, layer)
-    _, keep = mask_on_device(weights, torch.tensor(beta), True)
+    _, keep = masked(weights, [beta], True)
     counts = layer.counts()
     assert (counts.tokens, counts.routed, counts.steps) == (2 * tokens, 6 * tokens, 2)
     assert counts.distinct_experts == 2 * len(ids[keep].unique())
@@ -170,7 +169,7 @@ def test_a_plan_is_the_same_after_other_shapes_were_planned():
     planner = Planner()
     steps = [routed(tokens, k, seed) for seed, (tokens, k) in enumerate([(3, 2), (3, 4), (900, 2)])]
     for x, weights, ids in [*steps, *reversed(steps)]:
-        kept, _ = mask_on_device(weights, torch.tensor(0.5), True)
+        kept, _ = masked(weights, [0.5], True)
         _, plan = plan_of(planner, weights, ids, 0.5, True)
         expected = CountingKernel()(x, kept, ids)
         torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from leanmoe_runtime.drop import Planner
-from leanmoe_runtime.rule import mask_on_device
-from tests.property.runtime.planning import plan_of
+from tests.property.runtime.planning import masked, plan_of
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 8))
 WEIGHTS = SHAPES.flatmap(
@@ -21,7 +20,7 @@ PLANNER = Planner()
 
 
 def on_device(weights, beta, renormalize=True):
-    kept, keep = mask_on_device(torch.from_numpy(weights), torch.tensor(beta), renormalize)
+    kept, keep = masked(torch.from_numpy(weights), [beta], renormalize)
     return kept.numpy(), keep.numpy()
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from leanmoe_bench.cases import cases_for
 from leanmoe_bench.ideal import Step, bytes_read, ideal_ratio, operations
 from leanmoe_bench.ratio import paired_ratio
 from leanmoe_bench.shapes import SHAPES
@@ -53,3 +54,20 @@ def test_a_ratio_is_the_median_of_pairs_with_its_spread():
 def test_with_many_pairs_the_spread_leaves_outliers_out():
     ours = [1.0] * 19 + [50.0]
     assert paired_ratio(ours, [1.0] * 20).high == 1.0
+
+
+def test_a_budget_bounds_the_bytes_down_to_every_token_s_top_expert():
+    shape, step = SHAPES["F"], Step(32, 32)
+    every, half = (bytes_read(shape, step, shape.top_k, budget) for budget in (None, 32))
+    assert half < 0.6 * every
+    many = Step(1024, 1)
+    assert bytes_read(shape, many, shape.top_k, 32) == pytest.approx(
+        bytes_read(shape, many, shape.top_k), rel=1e-3
+    )
+
+
+def test_the_cases_fit_their_shape():
+    names = [case.name for case in cases_for(M.experts, M.top_k)]
+    assert names == ["level0", "median", "top1", "keep4+median"]
+    fine = [case.name for case in cases_for(64, 8)]
+    assert "union32" in fine and "skip40" in fine and "median" not in fine

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from leanmoe.policy import decode_request, request_code
+from leanmoe_server.fake_engine import FakeEngine
 from leanmoe_server.request_level import LEVEL_HEADER, MAX_BODY_BYTES, ROUTES
 from leanmoe_server.settings import Wish
 
@@ -205,3 +206,20 @@ async def test_other_routes_pass_untouched(build_app) -> None:
     body = {"input": "x", "expert_skipping": {"level": 7}}
     answer = await ask(app, body, "/v1/embeddings")
     assert handed_on(answer) == body and LEVEL_HEADER not in answer.headers
+
+
+async def test_what_a_worker_cannot_tell_apart_no_request_can_ask_for(build_app) -> None:
+    engine = FakeEngine(workers=2)
+    engine.workers[1].no_request_levels = "a step runs in two halves"
+    app = build_app(engine)
+    await app.service.control.start()
+    assert app.service.readiness.ready and engine.levels is None
+    refused = await ask(app, {**BODY, "expert_skipping": {"level": 0.5}})
+    assert refused.status_code == 400
+    assert "two halves; leave it out" in refused.json()["error"]["message"]
+    assert (await ask(app, BODY)).status_code == 200
+    async with app.client() as client:
+        shown = (await client.get("/v1/expert_skipping")).json()
+        assert shown["request_levels"] is False
+        change = await client.put("/v1/expert_skipping", json={"phases": "decode"})
+        assert change.status_code == 400
