@@ -85,6 +85,11 @@ class Arm:
         _, outputs = self._generate([{"prompt_token_ids": ids} for ids in prompts], tokens, extras)
         return {"ids": [list(output.outputs[0].token_ids) for output in outputs]}
 
+    def counters(self, names: list[str]) -> Answer:
+        """vLLM's own counters, each summed over its labels."""
+        metrics = self._engine.get_metrics()
+        return {"values": [sum(m.value for m in metrics if m.name == name) for name in names]}
+
     def rpc(self, method: str, args: list[Any]) -> Answer:
         """A worker method on every rank."""
         return {"results": self._engine.collective_rpc(method, args=tuple(args))}

@@ -22,8 +22,9 @@ _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=["serve", "kernel", "soak"],
-        help="whole engines, the CPU kernel, or many mixed requests against a recount",
+        choices=["serve", "kernel", "soak", "drafts"],
+        help="whole engines, the CPU kernel, many mixed requests against a recount, or how many "
+        "drafts are accepted",
     )
     parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
     parser.add_argument("--case", action="append", help="default: all that fit the shape")
@@ -52,7 +53,16 @@ def _run(args: argparse.Namespace) -> Result:
             return _kernel(args)
     with stop_on_signals(), tempfile.TemporaryDirectory(prefix="leanmoe-bench-") as temporary:
         work = args.work or Path(temporary)
-        return _soak(args, work) if args.what == "soak" else _measure(args, work)
+        run = {"soak": _soak, "drafts": _drafts, "serve": _measure}[args.what]
+        return run(args, work)
+
+
+def _drafts(args: argparse.Namespace, work: Path) -> Result:
+    from leanmoe_bench.drafts import measure
+    from leanmoe_bench.serve import environment
+
+    work.mkdir(parents=True, exist_ok=True)
+    return {"environment": environment(), "drafts": measure(work, args.seed)}
 
 
 def _soak(args: argparse.Namespace, work: Path) -> Result:
@@ -130,6 +140,10 @@ def _line(row: dict[str, object]) -> str:
 
 
 def _show(result: Result) -> str:
+    if "drafts" in result:
+        from leanmoe_bench.drafts import show as show_drafts
+
+        return show_drafts(result["drafts"])
     if "soak" in result:
         from leanmoe_bench.soak.report import show
 

@@ -1,0 +1,96 @@
+"""``leanmoe bench drafts``: how many n-gram drafts the model accepts at which level of skipping."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from leanmoe.errors import LeanMoEError
+from leanmoe.messages import HandshakeReport, PolicyUpdate
+from leanmoe_bench.pair import RemoteArm
+
+BETAS = (0.0, 0.5, 1.0)
+_TOKENS = 96
+_NGRAM = {
+    "method": "ngram",
+    "num_speculative_tokens": 3,
+    "prompt_lookup_max": 3,
+    "prompt_lookup_min": 2,
+}
+_ENGINE = {
+    "max_model_len": 512,
+    "max_num_seqs": 8,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 500_000_000,
+    "speculative_config": _NGRAM,
+    "additional_config": {"leanmoe": {"plugin": True}},
+}
+_COUNTERS = ("vllm:spec_decode_num_draft_tokens", "vllm:spec_decode_num_accepted_tokens")
+# Texts that come back to their own words, as code and tables do.
+_TEXTS = (
+    "for (i = 0; i < n; i++) {\n    a[i] = b[i];\n}\nfor (i = 0; i < n; i++) {\n    c[i] =",
+    "int add(int a, int b) { return a + b; }\nint sub(int a, int b) { return a - b; }\nint mul(",
+    "name: one\nvalue: 1\n\nname: two\nvalue: 2\n\nname: three\nvalue: 3\n\nname: four\n",
+    "In the beginning God created the heaven and the earth. And the earth was without form",
+    "def first(x):\n    return x + 1\n\n\ndef second(x):\n    return x + 2\n\n\ndef third(",
+    "the cat sat on the mat, the dog sat on the mat, the bird sat on the",
+)
+
+
+def measure(work: Path, seed: int) -> list[dict[str, Any]]:
+    """Drafted and accepted tokens of the same prompts, greedy, at each beta."""
+    model = _reference(work)
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    prompts = [tokenizer.encode(text).ids for text in _TEXTS]
+    arm = RemoteArm("ours", plugin=True, log=work / "drafts.log")
+    try:
+        arm.call("start", model=str(model), engine=_ENGINE, vocabulary=1000, seed=seed)
+        layers = _layers(arm)
+        return [_row(arm, prompts, layers, version, beta) for version, beta in enumerate(BETAS, 1)]
+    finally:
+        arm.close()
+
+
+def _reference(work: Path) -> Path:
+    model = work / "reference"
+    if (model / "config.json").exists():
+        return model
+    command = [sys.executable, "-m", "leanmoe.cli", "reference", str(model)]
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
+        raise LeanMoEError("`leanmoe reference` failed, see the lines above")
+    return model
+
+
+def _layers(arm: RemoteArm) -> list[int]:
+    [text] = arm.call("rpc", method="leanmoe_handshake", args=[])["results"]
+    return [layer.layer for layer in HandshakeReport.model_validate_json(text).layers]
+
+
+def _row(
+    arm: RemoteArm, prompts: list[list[int]], layers: list[int], version: int, beta: float
+) -> dict[str, Any]:
+    update = PolicyUpdate(level=beta, betas=dict.fromkeys(layers, beta), version=version)
+    arm.call("rpc", method="leanmoe_set_policy", args=[update.model_dump_json()])
+    before = arm.call("counters", names=_COUNTERS)["values"]
+    arm.call("generate", prompts=prompts, tokens=_TOKENS)
+    after = arm.call("counters", names=_COUNTERS)["values"]
+    drafted, accepted = (new - old for new, old in zip(after, before, strict=True))
+    return {
+        "beta": beta,
+        "drafted": drafted,
+        "accepted": accepted,
+        "acceptance": round(accepted / drafted, 4) if drafted else None,
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """For people."""
+    return "\n".join(
+        f"beta {row['beta']:.2f}: {row['accepted']:.0f} of {row['drafted']:.0f} drafted tokens "
+        f"accepted ({row['acceptance'] or 0.0:.1%})"
+        for row in rows
+    )
