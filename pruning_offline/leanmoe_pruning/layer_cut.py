@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +9,17 @@ import torch
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.families.base import ExpertTensor
 from leanmoe.layout import transfer_name
-from leanmoe_pruning.pieces import Copied, Given, Mixed, MixedRows, Piece, Rows, Scaled, Zeros
+from leanmoe_pruning.pieces import (
+    Copied,
+    Given,
+    HeldTensors,
+    Mixed,
+    MixedRows,
+    Piece,
+    Rows,
+    Scaled,
+    Zeros,
+)
 from leanmoe_pruning.plan import LayerPlan, Merge
 from leanmoe_pruning.shards import TensorInfo
 
@@ -18,7 +27,10 @@ from leanmoe_pruning.shards import TensorInfo
 class LayerCut:
     """The pieces that take the place of each tensor of one layer's block."""
 
-    def __init__(self, checkpoint: Checkpoint, layer: int, plan: LayerPlan) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, layer: int, plan: LayerPlan, held: HeldTensors
+    ) -> None:
+        self._held = held
         self._checkpoint, self._family = checkpoint, checkpoint.family
         self._layer, self._plan = layer, plan
         self._kept = plan.kept
@@ -75,9 +87,9 @@ class LayerCut:
         """Expert j of the output stands where expert j of the source stood."""
         if part.expert >= len(merge.experts):
             return []
-        factors: Sequence[float] = merge.experts[part.expert]
-        sources = tuple(
-            self._family.expert_name(self._layer, expert, part.projection)
-            for expert in range(len(factors))
-        )
-        return [Mixed(info, sources, tuple(factors))]
+        name, layer, projection = self._family.expert_name, self._layer, part.projection
+
+        def name_of(expert: int) -> str:
+            return name(layer, expert, projection)
+
+        return [Mixed(info, layer, name_of, merge.experts[part.expert], self._held)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError
-from leanmoe.layout import transfer_name
+from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files
 from leanmoe.provenance import file_digest
 from leanmoe_pruning.shards import ShardReader
@@ -74,6 +74,8 @@ def block_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     for layer, own in checkpoint.layers.items():
         shape = replace(checkpoint.shape, n_routed_experts=own.n_experts, top_k=own.top_k)
         sizes |= family.block_sizes(shape, layer)
+        if layer in checkpoint.layout.layers:
+            sizes[marker_name(family.block_prefix(layer))] = (2,)
         if own.gate_rows is not None:
             sizes[family.gate_name(layer)] = (own.gate_rows, shape.hidden_size)
             name = transfer_name(family.block_prefix(layer))

@@ -5,7 +5,7 @@ E experts of the source, E' that are left, D model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,19 +78,38 @@ class Zeros:
         return torch.zeros(self.info.shape, dtype=self.info.dtype)
 
 
+class HeldTensors:
+    """The source tensors of one layer, read once although many experts are made of them."""
+
+    def __init__(self) -> None:
+        self._layer: int | None = None
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def read(self, reader: ShardReader, layer: int, name: str) -> torch.Tensor:
+        """A tensor; those of the layer before are let go."""
+        if layer != self._layer:
+            self._layer, self._tensors = layer, {}
+        if name not in self._tensors:
+            self._tensors[name] = reader.read(name)
+        return self._tensors[name]
+
+
 @dataclass(frozen=True)
 class Mixed:
-    """A sum of source tensors of one shape, summed in float32."""
+    """A sum of a layer's tensors of one shape, summed in float32."""
 
     info: TensorInfo
-    sources: tuple[str, ...]
-    factors: tuple[float, ...]
+    layer: int
+    name_of: Callable[[int], str]
+    factors: Sequence[float]
+    held: HeldTensors
 
     def read(self, reader: ShardReader) -> torch.Tensor:
         total = torch.zeros(self.info.shape, dtype=torch.float32)
-        for source, factor in zip(self.sources, self.factors, strict=True):
+        for expert, factor in enumerate(self.factors):
             if factor:
-                total.add_(reader.read(source).float(), alpha=factor)
+                source = self.held.read(reader, self.layer, self.name_of(expert))
+                total.add_(source.float(), alpha=factor)
         return total.to(self.info.dtype)
 
 
@@ -114,7 +133,7 @@ class Given:
     """Numbers of a plan."""
 
     info: TensorInfo
-    values: Sequence[Sequence[float]]
+    values: Sequence[float] | Sequence[Sequence[float]]
 
     def read(self, reader: ShardReader) -> torch.Tensor:
         return torch.tensor(self.values, dtype=self.info.dtype)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
@@ -20,7 +20,10 @@ from leanmoe.errors import InputError
 from leanmoe.layout import LayerLayout
 from leanmoe.provenance import parse_json
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+# What float32 holds: beyond, a weight would turn into infinity.
+_LARGEST, _SMALLEST = 3.4e38, 1.2e-38
+Number = Annotated[float, Field(strict=True, ge=-_LARGEST, le=_LARGEST)]
+ExpertId = Annotated[int, Field(strict=True)]
 Matrix = list[list[Number]]
 
 
@@ -42,12 +45,12 @@ class Merge(_Strict):
 class LayerPlan(_Strict):
     """Exactly one of the three; ``top_k`` lowers how many experts a token of this layer gets."""
 
-    keep: tuple[int, ...] | None = None
+    keep: tuple[ExpertId, ...] | None = None
     condense: dict[int, Number] | None = Field(
         default=None, description="expert -> the constant its output is multiplied by"
     )
     merge: Merge | None = None
-    top_k: PositiveInt | None = None
+    top_k: Annotated[PositiveInt, Field(strict=True)] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -79,7 +82,8 @@ class PrunePlan(_Strict):
 def read_plan(path: Path, checkpoint: Checkpoint) -> PrunePlan:
     """The plan in ``path``, checked against the model; ``InputError`` says what is wrong."""
     try:
-        plan = PrunePlan.model_validate(parse_json(path.read_text(encoding="utf-8")))
+        content = parse_json(path.read_text(encoding="utf-8"), object_pairs_hook=_unambiguous)
+        plan = PrunePlan.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the plan"
@@ -94,6 +98,16 @@ def read_plan(path: Path, checkpoint: Checkpoint) -> PrunePlan:
     return plan
 
 
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse keys of which one would win in silence, ``"1"`` beside ``"01"`` too."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        plain = key.isidentifier() or (key.isdecimal() and str(int(key)) == key)
+        if not plain or keys.count(key) > 1:
+            raise ValueError(f"the key {key!r} is there twice or not written plainly")
+    return dict(pairs)
+
+
 def _fault(plan: LayerPlan, layer: int, checkpoint: Checkpoint) -> str | None:
     """Why a layer cannot be cut so, or ``None``."""
     if layer not in checkpoint.layers:
@@ -102,7 +116,9 @@ def _fault(plan: LayerPlan, layer: int, checkpoint: Checkpoint) -> str | None:
     if source.condensed or source.gate_rows is not None:
         return f"of {checkpoint.path} was condensed or merged before: cut its source instead"
     if plan.merge is not None:
-        return _merge_fault(plan.merge, source, checkpoint) or _top_k_fault(plan, source)
+        return _merge_fault(plan.merge, source, checkpoint) or _top_k_fault(
+            plan, source, checkpoint
+        )
     wrong = sorted({e for e in plan.kept if not 0 <= e < source.n_experts})
     if wrong:
         return f"names expert {wrong[0]}, and has experts 0 to {source.n_experts - 1}"
@@ -110,11 +126,13 @@ def _fault(plan: LayerPlan, layer: int, checkpoint: Checkpoint) -> str | None:
         return "names an expert twice" if plan.kept else "keeps no expert"
     if plan.condense is not None:
         return _condense_fault(plan, checkpoint)
-    return _top_k_fault(plan, source) or _group_fault(plan, source, checkpoint)
+    return _top_k_fault(plan, source, checkpoint) or _group_fault(plan, source, checkpoint)
 
 
-def _top_k_fault(plan: LayerPlan, source: LayerLayout) -> str | None:
+def _top_k_fault(plan: LayerPlan, source: LayerLayout, checkpoint: Checkpoint) -> str | None:
     top_k = plan.top_k or source.top_k
+    if checkpoint.family.fixed_top_k and top_k != source.top_k:
+        return f"asks for top_k {top_k}, and {checkpoint.family.name} routes to {source.top_k} only"
     if top_k > source.top_k:
         return f"asks for top_k {top_k}, more than the model's {source.top_k}"
     if top_k > plan.n_experts:
@@ -143,7 +161,10 @@ def _group_fault(plan: LayerPlan, source: LayerLayout, checkpoint: Checkpoint) -
 
 def _condense_fault(plan: LayerPlan, checkpoint: Checkpoint) -> str | None:
     if checkpoint.family.uniform_weight(checkpoint.config, plan.n_experts) is None:
-        return f"cannot be condensed: the router of {checkpoint.family.name} has no even choice"
+        return (
+            f"cannot be condensed to {plan.n_experts} experts: the router of "
+            f"{checkpoint.family.name} gives them no even choice"
+        )
     return None
 
 
@@ -162,7 +183,7 @@ def _merge_fault(merge: Merge, source: LayerLayout, checkpoint: Checkpoint) -> s
         )
     if max(rows) > source.n_experts:
         return f"makes {max(rows)} experts out of {source.n_experts}"
-    empty = [j for j, row in enumerate(merge.router) if not any(value > 0 for value in row)]
+    empty = [j for j, row in enumerate(merge.router) if max(row) < _SMALLEST]
     return f"has no positive entry in router row {empty[0]}: never chosen" if empty else None
 
 

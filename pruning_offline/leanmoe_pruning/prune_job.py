@@ -125,15 +125,28 @@ class PruneJob:
             source=Source(name=self.checkpoint.path.resolve().name, files=self.source),
             method=self.choosing.method,
             settings={**self.choosing.settings(), **self._computed_in(), **self._planned()},
-            kept={choice.layer: list(choice.kept) for choice in choices if choice.kept},
+            kept=self._kept(choices),
             calibration=calibration,
             calibration_digest=digest,
             tools=tool_versions(),
             files=files,
         )
 
+    def _kept(self, choices: Sequence[LayerChoice]) -> dict[int, list[int]]:
+        """Source experts by layer; those of layers that a plan does not name are all of them."""
+        whole = {} if self.plan is None else self.checkpoint.layers
+        every = {layer: list(range(own.n_experts)) for layer, own in whole.items()}
+        named = {choice.layer: list(choice.kept) for choice in choices}
+        return {i: kept for i, kept in sorted({**every, **named}.items()) if kept}
+
     def _planned(self) -> dict[str, Any]:
-        return {} if self.plan is None else {"plan": self.plan.model_dump(exclude_none=True)}
+        """The plan, and what was done to the source before it."""
+        if self.plan is None:
+            return {}
+        before = self.checkpoint.manifest
+        history = None if before is None or before.method == "none" else before
+        told = {} if history is None else {"before": history.model_dump(exclude={"curve", "files"})}
+        return {"plan": self.plan.model_dump(mode="json", exclude_none=True), **told}
 
     def _computed_in(self) -> dict[str, str]:
         """The dtype of the products that decisions rest on."""

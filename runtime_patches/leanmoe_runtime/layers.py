@@ -69,6 +69,10 @@ class LeanGateLinear(GateLinear):  # type: ignore[misc]
         rows = output_size if own is None else own.gate_rows or own.n_experts
         super().__init__(input_size, rows, *args, **kwargs)
         self.transfer: torch.nn.Parameter | None = None
+        if own is not None:
+            # Loaded and never used: stock vLLM stops at it instead of running another model.
+            marker = torch.empty(2, dtype=torch.float32)
+            self.layout = torch.nn.Parameter(marker, requires_grad=False)
         if own is not None and own.gate_rows is not None:
             empty = torch.empty(own.n_experts, own.gate_rows, dtype=torch.float32)
             self.transfer = torch.nn.Parameter(empty, requires_grad=False)

@@ -79,7 +79,7 @@ def soak_server(model: Path, log: Path, concurrency: int) -> Iterator[SoakServer
         *(sys.executable, "-P", "-m", "leanmoe.cli", "serve", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "soak"),
         *("--max-model-len", "512", "--max-num-seqs", str(concurrency), "--enforce-eager"),
-        *("--kv-cache-memory-bytes", "1000000000", "--worker-extension-cls", _RECOUNTER),
+        *("--kv-cache-memory-bytes", "300000000", "--worker-extension-cls", _RECOUNTER),
     ]
     environment = {**engine_environment(base=os.environ), "VLLM_SERVER_DEV_MODE": "1"}
     with log.open("wb") as out:

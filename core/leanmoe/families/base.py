@@ -85,3 +85,5 @@ class Family:
     stacked: bool = False
     # Whether the router is one softmax over all experts, whose probabilities a matrix can map.
     transfers: bool = False
+    # Whether the router is written for the model's top-k alone.
+    fixed_top_k: bool = False

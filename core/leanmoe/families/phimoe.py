@@ -68,4 +68,5 @@ PHIMOE = Family(
     block_sizes=_NAMES.sizes,
     uniform_weight=_uniform_weight,
     cut_config=_cut_config,
+    fixed_top_k=True,
 )

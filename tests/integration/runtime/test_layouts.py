@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
+from leanmoe.cli import main
+from leanmoe.errors import LeanMoEError
 from leanmoe.manifest import read_manifest
 from leanmoe.messages import HandshakeReport
 from leanmoe_pruning.plan import PrunePlan
-from tests.integration.runtime.one_process import running
+from tests.integration.runtime.one_process import FLAGS, one_process, running, start
 from tests.planned_models import write_planned
 from tests.reference_model import Reference, planned_blocks
 from tests.tiny_families import write_tiny
@@ -70,3 +72,15 @@ def check_report(report: HandshakeReport, lean: Checkpoint, out: Path) -> None:
         assert layer.condensed == own.condensed and layer.ran
     stored = (out / "model.safetensors").stat().st_size
     assert report.weight_bytes == pytest.approx(stored, rel=0.02)
+
+
+def test_stock_vllm_stops_at_a_layout_whose_shapes_are_its_own(tmp_path):
+    source, out = write_tiny(tmp_path / "source", "mixtral"), tmp_path / "lean"
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"layers": {"1": {"keep": [0, 1, 2, 3, 4, 5, 6, 7], "top_k": 1}}}')
+    assert main(["prune", str(source), "--plan", str(plan), "-o", str(out)]) == 0
+    with (
+        one_process(tmp_path / "log", plugin=False) as arm,
+        pytest.raises(LeanMoEError, match=r"layers\.1\..*gate\.layout|layout"),
+    ):
+        start(arm, out, FLAGS)

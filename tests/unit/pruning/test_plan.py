@@ -52,6 +52,11 @@ def prune(model, plan, tmp_path, *more: str) -> tuple[int, object]:
             "no positive entry in router row 1",
         ),
         ({"keep": EVERY, "because": "it is best"}, "because: Extra inputs are not permitted"),
+        ({"keep": [True, False]}, "keep.0: Input should be a valid integer"),
+        ({"keep": ["0", 1]}, "keep.0: Input should be a valid integer"),
+        ({"condense": {"0": True}}, "Input should be a valid number"),
+        ({"condense": {"0": 1e39}}, "less than or equal to 34000000"),
+        ({"merge": {"router": [ROWS[0], [1e-50] * 8], "experts": ROWS}}, "router row 1"),
     ],
 )
 def test_a_layer_that_cannot_be_cut_so(model, tmp_path, capsys, layer, words):
@@ -69,12 +74,22 @@ def test_a_layer_that_cannot_be_cut_so(model, tmp_path, capsys, layer, words):
         ({"layers": {}}, "at least 1 item"),
         ({"layers": {"7": {"keep": [0, 1]}}}, "layer 7 is no MoE layer"),
         ({"layers": {"x": {"keep": [0, 1]}}}, "layers.x"),
-        ('{"layers": {"0": {"condense": {"0": NaN}}}}', "plan"),
+        ('{"layers": {"0": {"condense": {"0": NaN}}}}', "layers.0.condense.0"),
+        ('{"layers": {"0": {"keep": [0, 1]}, "0": {"keep": [2, 3]}}}', "'0' is there twice"),
+        ('{"layers": {"1": {"keep": [0, 1]}, "01": {"keep": [2, 3]}}}', "'01' is there twice or"),
+        ('{"layers": {"1.0": {"keep": [0, 1]}}}', "not written plainly"),
     ],
 )
 def test_a_file_that_is_no_plan(model, tmp_path, capsys, plan, words):
     code, out = prune(model, plan, tmp_path)
     assert code == 2 and words in capsys.readouterr().err and not out.exists()
+
+
+def test_a_constant_that_overflows_leaves_nothing_behind(model, tmp_path, capsys):
+    plan = {"layers": {"1": {"condense": {str(e): 3e38 for e in EVERY}}}}
+    code, out = prune(model, plan, tmp_path)
+    assert code == 2 and "would hold infinity" in capsys.readouterr().err
+    assert not out.exists() and [path.name for path in tmp_path.iterdir()].count("plan.json") == 1
 
 
 @pytest.mark.parametrize("more", [["--keep", "4"], ["--method", "random"], ["--data", "x"]])
@@ -101,7 +116,8 @@ def test_groups_of_experts_stay_equally_large(tmp_path, capsys, kept, words):
 def test_routers_that_cannot_be_condensed_or_mapped(tmp_path, capsys):
     merge = {"merge": {"router": ROWS, "experts": ROWS}}
     for family, layer, words in (
-        ("phimoe", {"condense": {"0": 1.0}}, "has no even choice"),
+        ("phimoe", {"condense": {"0": 1.0}}, "gives them no even choice"),
+        ("phimoe", {"keep": EVERY, "top_k": 1}, "routes to 2 only"),
         ("deepseek_v3", merge, "no plain softmax"),
     ):
         model = write_tiny(tmp_path / family, family)
@@ -137,6 +153,12 @@ def test_a_planned_checkpoint_can_be_cut_again_where_it_routes(model, tmp_path, 
     code, smaller = prune(out, {"layers": {"0": {"keep": [0, 4]}}}, again)
     assert code == 0
     assert [own.n_experts for own in open_checkpoint(smaller).layers.values()] == [2, 2, 8]
+    told = read_manifest(smaller)
+    assert told.kept == {0: [0, 4], 1: [0, 1], 2: EVERY}
+    assert told.settings["before"]["settings"]["plan"]["layers"]["1"]["condense"] == {
+        "0": 0.5,
+        "1": 0.5,
+    }
     capsys.readouterr()
     code, _ = prune(out, {"layers": {"1": {"keep": [0, 1]}}}, again, "--force")
     assert code == 2 and "was condensed or merged before" in capsys.readouterr().err
