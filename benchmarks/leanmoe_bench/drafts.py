@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from leanmoe.errors import LeanMoEError
 from leanmoe.messages import HandshakeReport, PolicyUpdate
 from leanmoe_bench.pair import RemoteArm
+from leanmoe_bench.reference import reference_model
 
 BETAS = (0.0, 0.5, 1.0)
 _TOKENS = 96
@@ -43,7 +41,7 @@ _TEXTS = (
 
 def measure(work: Path, seed: int) -> list[dict[str, Any]]:
     """Drafted and accepted tokens of the same prompts, greedy, at each beta."""
-    model = _reference(work)
+    model = reference_model(work)
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     prompts = [tokenizer.encode(text).ids for text in _TEXTS]
     arm = RemoteArm("ours", plugin=True, log=work / "drafts.log")
@@ -53,16 +51,6 @@ def measure(work: Path, seed: int) -> list[dict[str, Any]]:
         return [_row(arm, prompts, layers, version, beta) for version, beta in enumerate(BETAS, 1)]
     finally:
         arm.close()
-
-
-def _reference(work: Path) -> Path:
-    model = work / "reference"
-    if (model / "config.json").exists():
-        return model
-    command = [sys.executable, "-m", "leanmoe.cli", "reference", str(model)]
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
-        raise LeanMoEError("`leanmoe reference` failed, see the lines above")
-    return model
 
 
 def _layers(arm: RemoteArm) -> list[int]:

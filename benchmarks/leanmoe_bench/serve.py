@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from leanmoe.errors import LeanMoEError
 from leanmoe_bench.cases import Case
 from leanmoe_bench.comparison import Betas, Comparison
 from leanmoe_bench.measures import PREFILL, Measure, Row, Sample
 from leanmoe_bench.pair import engine_pair
+from leanmoe_bench.reference import leanmoe
 from leanmoe_bench.shapes import Shape, write_checkpoint
 
 
@@ -64,14 +62,8 @@ def _pruned(model: Path, keep: int, seed: int) -> Path:
     target = model.with_name(f"{model.name}-keep{keep}")
     if (target / "leanmoe.json").exists():
         return target
-    command = [
-        *(sys.executable, "-m", "leanmoe.cli", "prune", str(model), "--method", "random"),
-        *("--keep", str(keep), "--seed", str(seed), "-o", str(target)),
-    ]
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
-        raise LeanMoEError(
-            f"{model} could not be pruned to {keep} experts; the lines above say why"
-        )
+    chosen = ("--method", "random", "--keep", str(keep), "--seed", str(seed))
+    leanmoe("prune", str(model), *chosen, "-o", str(target))
     return target
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from leanmoe.errors import LeanMoEError
+from leanmoe_bench.reference import leanmoe, reference_model
 
 _CONDENSED_EVERY = 10
 _DATA = "builtin:gen:2,builtin:c:2"
@@ -27,20 +25,14 @@ def plan(layers: int, experts: int) -> dict[str, Any]:
 
 def soak_model(work: Path) -> Path:
     """Build it with the commands a user has; what is there already stays."""
-    whole, lean = work / "reference", work / "lean"
+    lean = work / "lean"
     if (lean / "leanmoe.json").exists():
         return lean
-    _leanmoe("reference", str(whole))
+    whole = reference_model(work)
     config = json.loads((whole / "config.json").read_text(encoding="utf-8"))
     wanted = plan(config["num_hidden_layers"], config["num_local_experts"])
     file = work / "plan.json"
     file.write_text(json.dumps(wanted), encoding="utf-8")
-    _leanmoe("prune", str(whole), "--plan", str(file), "-o", str(lean))
-    _leanmoe("curve", str(lean), "--data", _DATA, "--levels", "3")
+    leanmoe("prune", str(whole), "--plan", str(file), "-o", str(lean))
+    leanmoe("curve", str(lean), "--data", _DATA, "--levels", "3")
     return lean
-
-
-def _leanmoe(*arguments: str) -> None:
-    command = [sys.executable, "-m", "leanmoe.cli", *arguments]
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
-        raise LeanMoEError(f"`leanmoe {' '.join(arguments)}` failed, see the lines above")
