@@ -74,7 +74,7 @@ static float scale_of(float total, const float *weights, const uint8_t *keep, in
                       int64_t renormalize) {
     float kept = 0.0f;
     for (int64_t j = 0; j < k; j++) kept += keep[j] ? weights[j] : 0.0f;
-    return renormalize ? total / kept : 1.0f;
+    return renormalize && kept != 0.0f ? total / kept : 1.0f;
 }
 
 static int32_t row_of(const struct step *s, int64_t i) { return s->rows ? s->rows[i] : 0; }

@@ -61,12 +61,14 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
             # The runner has run shared experts already: it leaves them to the kernel only where
             # dispatch is asynchronous, which it is nowhere on a CPU.
             return torch.ops.leanmoe.experts(x, topk_weights, topk_ids, self._slot)
+        if self.condensed and self.skip_state is not None:
+            self.skip_state.calls += 1  # its router does not count
         self.before_experts(topk_ids)
         return super().forward_modular(
             x, topk_weights, topk_ids, shared_experts, shared_experts_input
         )
 
-    def attach(self, state: LayerState, gate: LeanGateLinear | None, condensed: bool) -> None:
+    def attach(self, state: LayerState, gate: LeanGateLinear | None, *, condensed: bool) -> None:
         """Take what the runner knows; without a gate that fits, no assignment can be moved."""
         plain = self.scoring_func == "softmax" and self.custom_routing_function is None
         whole = not self.use_grouped_topk or self.num_expert_group in (None, 1)
@@ -121,11 +123,13 @@ def _direct_kernel(layer: LeanRoutedExperts) -> Kernel | None:
     if not plain:
         return None
     operator = torch.ops._C.cpu_fused_moe.default
-    w13, w2, isa = layer.w13_weight, layer.w2_weight, experts.isa
-    biases, activation = (experts.w1_bias, experts.w2_bias), layer.activation.value
+    isa, activation = experts.isa, layer.activation.value
+    biases = (experts.w1_bias, experts.w2_bias)
 
     def kernel(x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)
+        # Looked up at every call, as stock does: weights may be loaded anew.
+        w13, w2 = layer.w13_weight, layer.w2_weight
         operator(out, x, w13, w2, *biases, weights, ids, False, activation, isa)
         return out
 

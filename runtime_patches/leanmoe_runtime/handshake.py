@@ -79,13 +79,19 @@ def _layer(name: str, runner: Any) -> LayerReport:
         ran=wrapped and runner.skip_state is not None and runner.skip_state.calls > 0,
         modular=not monolithic,
         condensed=wrapped and runner.condensed,
-        n_routed_experts=getattr(experts, "global_num_experts", 0),
+        n_routed_experts=_n_experts(experts),
         top_k=getattr(experts, "top_k", 0),
         renormalize=bool(getattr(experts, "renormalize", False)),
         mode=runner.skip_mode if wrapped else SkipMode.ZERO,
         experts_class=_kernel_class(experts),
         problem=_problem(runner, experts, monolithic),
     )
+
+
+def _n_experts(experts: Any) -> int:
+    """Without the copies that expert-parallel load balancing adds."""
+    config = getattr(experts, "moe_config", None)
+    return int(getattr(config, "num_logical_experts", getattr(experts, "global_num_experts", 0)))
 
 
 def _kernel_class(experts: Any) -> str:

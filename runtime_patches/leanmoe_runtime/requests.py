@@ -66,6 +66,7 @@ class RequestRows:
         self._state.token_rows_T = rows_T
 
     def _learn(self, new: Any) -> None:
+        self._row_of.pop(new.req_id, None)
         extra = getattr(new.sampling_params, "extra_args", None) or {}
         code = extra.get(self._state.request_key)
         if code is not None:

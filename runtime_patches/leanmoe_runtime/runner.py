@@ -36,9 +36,11 @@ class LeanRunner(MoERunner):  # type: ignore[misc]
         if own is not None and own.gate_rows is not None and not experts.renormalize:
             keep_transferred_mass(self.router)
         if current_platform.is_cpu():
-            experts.attach(self.skip_state, GATES.get(layer), self.condensed)
+            experts.attach(self.skip_state, GATES.get(layer), condensed=self.condensed)
             watch_requests()
-        elif not self.condensed:
+        elif self.condensed:
+            experts.attach(self.skip_state, None, condensed=True)
+        else:
             attach(self.router, experts, self.skip_state)
 
     @property

@@ -28,6 +28,7 @@ class SkipControl:
         self._lock = asyncio.Lock()
         self.handshake: list[HandshakeReport] = []
         self.wrapped = False
+        self._offered = False
         self.current: Resolved | None = None
         self._wish, self._rules = settings.wish, settings.rules
         self.version = 0
@@ -55,7 +56,6 @@ class SkipControl:
         self.wrapped = True
         self._heed_workers()
         try:
-            await self._offer_levels()
             await self.change(PolicyChange())
         except LeanMoEError as error:
             self._readiness.refuse([str(error)])
@@ -72,7 +72,8 @@ class SkipControl:
             self._settings = replace(self._settings, no_request_levels=reason)
 
     async def _offer_levels(self) -> None:
-        if self._settings.no_request_levels is not None:
+        """Once; tried again at every change until all workers know the table."""
+        if self._offered or self._settings.no_request_levels is not None:
             return
         table = LevelTable(key=self.request_key, betas=self._settings.model.level_table())
         try:
@@ -82,6 +83,7 @@ class SkipControl:
                 f"the table of levels did not reach the workers: {_said(error)}"
             ) from error
         _check_all_answered(answers, len(self.handshake))
+        self._offered = True
 
     async def change(self, change: PolicyChange) -> dict[str, Any]:
         """Put ``change`` in force on all workers, the rest as it was, and return ``describe()``.
@@ -101,6 +103,7 @@ class SkipControl:
                     "the level cannot change: the model's layers are not wrapped, see /ready"
                 )
             try:
+                await self._offer_levels()
                 await self._apply(resolved)
             except Exception as error:
                 reason = f"skip level {resolved.level} did not reach every worker: {_said(error)}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,14 +19,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanmoe.errors import InputError
+from leanmoe.messages import Phases
 from leanmoe.policy import HUNDREDTHS, decode_request
-from leanmoe_server.routes import error_response
+from leanmoe_server.routes import CONTROL_PATH, error_response
 from leanmoe_server.service import Service, service_of
 from leanmoe_server.usage_echo import UsageEcho
 from leanmoe_server.wish_body import REQUEST_KEY, request_wish
 
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 LEVEL_HEADER = "x-leanmoe-skip-level"
+BUDGET_HEADER = "x-leanmoe-union-budget"
 MAX_BODY_BYTES = 64 << 20
 _EXTRA, _SALT = "vllm_xargs", "cache_salt"
 
@@ -39,18 +42,21 @@ class RequestLevel:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = service_of(scope["app"]) if scope["type"] == "http" else None
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if service is None or scope["method"] != "POST" or path not in ROUTES:
+        headers = MutableHeaders(raw=list(scope.get("headers", ())))
+        if service is None or scope["method"] != "POST" or not _concerns(path, headers):
             await self.app(scope, receive, send)
             return
         try:
             whole = await _read(receive)
             if whole is None:
                 return  # the client is gone
-            code, body = _translated(whole, service)
+            code, body = _translated(whole, service, path)
         except InputError as error:
             await error_response(400, str(error), "invalid_request_error")(scope, receive, send)
             return
-        headers = MutableHeaders(raw=list(scope["headers"]))
+        if path not in ROUTES:
+            await self.app(scope, _replayed(body, receive), send)
+            return
         headers["content-length"] = str(len(body))
         del headers["transfer-encoding"]
         await self.app(
@@ -58,6 +64,14 @@ class RequestLevel:
             _replayed(body, receive),
             _echoing(send, service, code),
         )
+
+
+def _concerns(path: str, headers: Headers) -> bool:
+    """Inference, and whatever else takes JSON: a wish must not pass unseen elsewhere."""
+    if path == CONTROL_PATH:
+        return False
+    kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    return path in ROUTES or kind == "application/json"
 
 
 async def _read(receive: Receive) -> bytes | None:
@@ -82,10 +96,10 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _translated(body: bytes, service: Service) -> tuple[int | None, bytes]:
+def _translated(body: bytes, service: Service, path: str) -> tuple[int | None, bytes]:
     """What the workers are told and the body as vLLM is to see it; as it came where no wish is."""
-    # Escapes may spell the key in another way; nearly all bodies have neither.
-    if REQUEST_KEY.encode() not in body and b"\\u" not in body:
+    # Escapes and wide encodings may spell the key in another way; nearly all bodies have none.
+    if not any(part in body for part in (REQUEST_KEY.encode(), b"\\u", b"\x00")):
         return None, body
     try:
         content = json.loads(body)
@@ -93,11 +107,35 @@ def _translated(body: bytes, service: Service) -> tuple[int | None, bytes]:
         return None, body  # vLLM says what is wrong with it
     if not isinstance(content, dict) or content.get(REQUEST_KEY) is None:
         return None, body
+    _check_can_carry(content, path)
     code = _code(content.pop(REQUEST_KEY), service)
     key = service.control.request_key
     content[_EXTRA] = {**_extra(content), key: code}
-    content[_SALT] = _salt(content, key, code)
+    content[_SALT] = _salt(content, _secret(service, code), code)
     return code, json.dumps(content).encode()
+
+
+def _check_can_carry(content: Mapping[str, Any], path: str) -> None:
+    if path not in ROUTES:
+        known = ", ".join(sorted(ROUTES))
+        raise InputError(f"{path} takes no {REQUEST_KEY!r}; leave it out, or use one of {known}")
+    if content.get("use_beam_search"):
+        raise InputError(
+            f"vLLM's beam search drops what a request says of {REQUEST_KEY!r}; leave one of the "
+            "two out"
+        )
+
+
+def _secret(service: Service, code: int) -> str:
+    """What the salt rests on: the server's, or one of this request alone.
+
+    Where only decoding skips, cached answers hold skipped keys and values and prompts exact ones;
+    a request that promised to depend on nobody reads neither.
+    """
+    current = service.control.current
+    decode_only = current is not None and current.rules.phases is Phases.DECODE
+    alone = decode_request(code)[1] and decode_only
+    return secrets.token_hex(16) if alone else service.control.request_key
 
 
 def _code(wish: Any, service: Service) -> int:
@@ -128,11 +166,15 @@ def _echoing(send: Send, service: Service, code: int | None) -> Send:
     current = service.control.current
     level = current.level if code is None and current else decode_request(code or 0)[0] / HUNDREDTHS
     echo = None if code is None else UsageEcho(level)
+    bound = code is not None and (level == 0 or decode_request(code)[1])
+    union = None if bound or current is None else current.rules.union
 
     async def echoing(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message["headers"]))
             headers[LEVEL_HEADER] = f"{level:g}"
+            if union is not None:
+                headers[BUDGET_HEADER] = str(union.experts)
             message = {**message, "headers": headers.raw}
             if echo is not None:
                 echo.begin(message["status"], Headers(raw=headers.raw))

@@ -59,9 +59,15 @@ class Resolved:
 def check_max_kld(max_kld: Any) -> float:
     """Return ``max_kld`` as a float or raise ``LevelError``."""
     wrong_type = isinstance(max_kld, bool) or not isinstance(max_kld, int | float)
-    if wrong_type or not math.isfinite(max_kld) or max_kld < 0:
-        raise LevelError(f"max_kld is {max_kld!r}, expected a finite number >= 0 (nats per token)")
-    return float(max_kld)
+    try:
+        number = math.nan if wrong_type else float(max_kld)
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise LevelError(
+            f"max_kld is {max_kld!r:.40}, expected a finite number >= 0 (nats per token)"
+        )
+    return number
 
 
 @dataclass(frozen=True)

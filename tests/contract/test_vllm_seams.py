@@ -166,7 +166,7 @@ def test_the_second_model_runner_s_input_step_is_where_it_was(monkeypatch):
 def test_the_second_model_runner_s_state_says_order_and_tokens():
     from vllm.v1.worker.gpu import model_runner
 
-    needed = {"req_ids", "num_scheduled_tokens", "num_computed_prefill_tokens_np", "prefill_len_np"}
+    needed = {"req_ids", "num_scheduled_tokens", "num_computed_prefill_tokens_np", "idx_mapping_np"}
     assert needed <= set(model_runner.BatchReqState._fields)
     # The hook stands before the stock method, so what it lays out must be its arguments.
     source = inspect.getsource(model_runner.GPUModelRunner.execute_model)

@@ -23,6 +23,13 @@ _START_SECONDS = 420.0
 _RECOUNTER = "leanmoe_runtime.recount.Recounter"
 
 
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
 class SoakServer:
     """A live server on loopback."""
 
@@ -53,7 +60,7 @@ class SoakServer:
         """Resident memory of the server and all it started."""
         leader = psutil.Process(self.group.process.pid)
         tree = [leader, *leader.children(recursive=True)]
-        return sum(process.memory_info().rss for process in tree)
+        return sum(map(_resident, tree))
 
     def wait(self) -> None:
         """Until ready."""

@@ -36,7 +36,8 @@ def _second_runner_batch(runner: Any, batch_req_state: Any) -> Batch:
         batch_req_state.req_ids,
         batch_req_state.num_scheduled_tokens,
         batch_req_state.num_computed_prefill_tokens_np,
-        batch_req_state.prefill_len_np,
+        # Not its prefill length, which after a preemption holds what was generated too.
+        runner.req_states.prompt_len.np[batch_req_state.idx_mapping_np],
         runner.req_states.req_id_to_index,
     )
 

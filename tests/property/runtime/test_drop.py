@@ -89,6 +89,13 @@ def test_redirect_reads_no_expert_of_a_skipped_slot():
     assert plan.weights[1].tolist() == [1.0, 0.0] and plan.weights[2].tolist() == [0.0, 1.0]
 
 
+def test_a_token_of_no_weight_stays_one_beside_others_that_skip():
+    weights = torch.tensor([[0.0, 0.0], [0.9, 0.1]])
+    ids = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
+    _, plan = plan_of(PLANNER, weights, ids, 0.5, True, redirect_max_rows=0)
+    assert plan.weights.flatten().tolist() == [0.0, 0.0, 1.0]
+
+
 def test_where_little_is_skipped_nothing_is_gathered():
     _, weights, ids = routed(64, 4, 2)
     weights[:] = 0.25

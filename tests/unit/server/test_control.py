@@ -196,3 +196,23 @@ async def test_a_second_signal_ends_what_runs(build_app) -> None:
     await asyncio.wait_for(until_aborted(), 5)
     drain.leave()
     await asyncio.wait_for(closed.wait(), 5)
+
+
+async def test_a_table_that_did_not_arrive_is_sent_again_before_anything_is_served(
+    build_app, monkeypatch
+) -> None:
+    app = build_app()
+    works = app.engine.set_levels
+
+    async def fails(table):
+        raise TimeoutError
+
+    monkeypatch.setattr(app.engine, "set_levels", fails)
+    await app.service.control.start()
+    assert "table of levels" in app.service.readiness.reasons[0]
+    async with app.client() as client:
+        assert (await client.put(PATH, json={"level": 0.5})).status_code == 503
+        assert (await client.get("/v1/models")).status_code == 503
+        monkeypatch.setattr(app.engine, "set_levels", works)
+        assert (await client.put(PATH, json={"level": 0.5})).status_code == 200
+    assert app.engine.levels is not None

@@ -9,7 +9,7 @@ import pytest
 
 from leanmoe.policy import decode_request, request_code
 from leanmoe_server.fake_engine import FakeEngine
-from leanmoe_server.request_level import LEVEL_HEADER, MAX_BODY_BYTES, ROUTES
+from leanmoe_server.request_level import BUDGET_HEADER, LEVEL_HEADER, MAX_BODY_BYTES, ROUTES
 from leanmoe_server.settings import Wish
 
 pytestmark = pytest.mark.anyio
@@ -203,7 +203,7 @@ async def test_a_body_beyond_the_limit_is_refused(build_app) -> None:
 
 async def test_other_routes_pass_untouched(build_app) -> None:
     app = await started(build_app)
-    body = {"input": "x", "expert_skipping": {"level": 7}}
+    body = {"input": "x", "skipping": {"level": 7}}
     answer = await ask(app, body, "/v1/embeddings")
     assert handed_on(answer) == body and LEVEL_HEADER not in answer.headers
 
@@ -223,3 +223,55 @@ async def test_what_a_worker_cannot_tell_apart_no_request_can_ask_for(build_app)
         assert shown["request_levels"] is False
         change = await client.put("/v1/expert_skipping", json={"phases": "decode"})
         assert change.status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/chat/completions/batch"])
+async def test_a_wish_where_none_is_heeded_is_refused(build_app, path: str) -> None:
+    app = await started(build_app)
+    refused = await ask(app, {**BODY, "expert_skipping": "off"}, path)
+    assert refused.status_code == 400
+    assert f"{path} takes no 'expert_skipping'" in refused.json()["error"]["message"]
+    assert (await ask(app, BODY, path)).status_code in (200, 404)
+
+
+async def test_beam_search_would_drop_the_wish(build_app) -> None:
+    app = await started(build_app)
+    for wish in ("off", {"level": 0.5}):
+        refused = await ask(app, {**BODY, "use_beam_search": True, "expert_skipping": wish})
+        assert refused.status_code == 400
+        assert "beam search" in refused.json()["error"]["message"]
+    assert (await ask(app, {**BODY, "use_beam_search": True})).status_code == 200
+
+
+async def test_numbers_of_any_length_and_encodings_of_any_width_are_read(build_app) -> None:
+    app = await started(build_app)
+    huge = b'{"model": "m", "expert_skipping": {"max_kld": 1' + b"0" * 400 + b"}}"
+    refused = await ask(app, huge)
+    assert refused.status_code == 400 and "max_kld is 1000" in refused.text
+    wide = json.dumps({**BODY, "expert_skipping": {"level": 2}}).encode("utf-16")
+    assert (await ask(app, wide)).status_code == 400
+
+
+async def test_deterministic_requests_share_no_cache_where_only_decoding_skips(build_app) -> None:
+    app = await started(build_app)
+    wish = {"level": 0.5, "deterministic": True}
+
+    async def salts() -> set[str]:
+        asked = [{**BODY, "expert_skipping": wish}] * 2
+        return {handed_on(await ask(app, body))["cache_salt"] for body in asked}
+
+    assert len(await salts()) == 1
+    async with app.client() as client:
+        change = await client.put("/v1/expert_skipping", json={"phases": "decode"})
+        assert change.status_code == 200
+    assert len(await salts()) == 2
+
+
+async def test_answers_that_a_budget_may_have_touched_say_so(build_app) -> None:
+    app = await started(build_app)
+    async with app.client() as client:
+        await client.put("/v1/expert_skipping", json={"union_budget": 4})
+    touched = [BODY, {**BODY, "expert_skipping": {"level": 0.5}}]
+    kept = [{**BODY, "expert_skipping": w} for w in ("off", {"max_kld": 0.05})]
+    assert [(await ask(app, one)).headers.get(BUDGET_HEADER) for one in touched] == ["4", "4"]
+    assert [(await ask(app, one)).headers.get(BUDGET_HEADER) for one in kept] == [None, None]

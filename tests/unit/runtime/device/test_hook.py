@@ -38,11 +38,14 @@ def laid_out_as(order, counts, computed=(0, 0), prompt=(0, 0)):
         num_scheduled_tokens=counts,
         num_computed_prefill_tokens_np=tokens(*computed)[: len(order)],
         prefill_len_np=tokens(*prompt)[: len(order)],
+        idx_mapping_np=tokens(1, 0)[: len(order)],
     )
 
 
 class SecondRunner:
-    req_states = SimpleNamespace(req_id_to_index={"a": 0, "b": 1})
+    req_states = SimpleNamespace(
+        req_id_to_index={"a": 0, "b": 1}, prompt_len=SimpleNamespace(np=np.array([3, 2, 9]))
+    )
 
     def prepare_inputs(self, scheduler_output, batch_req_state, batch_desc, num_active_loras):
         return "second", batch_desc, num_active_loras
