@@ -1,4 +1,4 @@
-"""``leanmoe bench serve``: arguments and table."""
+"""``leanmoe bench``: arguments and tables."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=["serve", "kernel", "soak", "drafts"],
-        help="whole engines, the CPU kernel, many mixed requests against a recount, or how many "
-        "drafts are accepted",
+        choices=["serve", "kernel", "soak", "drafts", "memory"],
+        help="whole engines, the CPU kernel, many mixed requests against a recount, how many "
+        "drafts are accepted, or resident memory over time",
     )
     parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
     parser.add_argument("--case", action="append", help="default: all that fit the shape")
@@ -53,8 +53,17 @@ def _run(args: argparse.Namespace) -> Result:
             return _kernel(args)
     with stop_on_signals(), tempfile.TemporaryDirectory(prefix="leanmoe-bench-") as temporary:
         work = args.work or Path(temporary)
-        run = {"soak": _soak, "drafts": _drafts, "serve": _measure}[args.what]
+        run = {"soak": _soak, "drafts": _drafts, "memory": _memory, "serve": _measure}[args.what]
         return run(args, work)
+
+
+def _memory(args: argparse.Namespace, work: Path) -> Result:
+    from leanmoe_bench.memory import measure
+    from leanmoe_bench.serve import environment
+    from leanmoe_bench.shapes import SHAPES
+
+    rows = measure(SHAPES[args.shape], work, args.rounds, args.seed)
+    return {"environment": environment(), "memory": rows}
 
 
 def _drafts(args: argparse.Namespace, work: Path) -> Result:
@@ -140,6 +149,10 @@ def _line(row: dict[str, object]) -> str:
 
 
 def _show(result: Result) -> str:
+    if "memory" in result:
+        from leanmoe_bench.memory import show as show_memory
+
+        return show_memory(result["memory"])
     if "drafts" in result:
         from leanmoe_bench.drafts import show as show_drafts
 
