@@ -10,15 +10,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.base import Config, MoEShape
 from leanmoe.families.keys import HeadKeys, ModelKeys, read_keys
 from leanmoe.families.names import (
     ATTENTION,
     NORMS,
     OWN_NAMES,
     BlockNames,
+    block_family,
     feed_forward,
-    layer_of,
     model_names,
 )
 
@@ -87,18 +87,12 @@ def cut_config(config: Config, keep: int) -> dict[str, Any]:
     return {**config, "n_routed_experts": keep}
 
 
-DEEPSEEK = Family(
+DEEPSEEK = block_family(
+    NAMES,
     name="deepseek",
     architectures=("DeepseekForCausalLM",),
     shape=_shape,
     other_names=_other_names,
-    layer_of=layer_of,
-    block_prefix=NAMES.prefix,
-    gate_name=NAMES.gate,
-    expert_name=NAMES.expert,
-    parse_expert=NAMES.parse,
-    expert_rows=NAMES.expert_rows,
-    block_sizes=NAMES.sizes,
     uniform_weight=uniform_weight_by(_Keys),
     cut_config=cut_config,
 )

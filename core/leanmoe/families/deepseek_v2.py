@@ -8,10 +8,10 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
-from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.base import Config, MoEShape
 from leanmoe.families.deepseek import NAMES, DeepseekKeys, cut_config, uniform_weight_by
 from leanmoe.families.keys import read_keys
-from leanmoe.families.names import layer_of
+from leanmoe.families.names import block_family
 
 
 class GroupKeys(DeepseekKeys):
@@ -78,18 +78,12 @@ def _other_names(config: Config) -> list[str]:
     return keys.other_names(keys.attention)
 
 
-DEEPSEEK_V2 = Family(
+DEEPSEEK_V2 = block_family(
+    NAMES,
     name="deepseek_v2",
     architectures=("DeepseekV2ForCausalLM",),
     shape=_shape,
     other_names=_other_names,
-    layer_of=layer_of,
-    block_prefix=NAMES.prefix,
-    gate_name=NAMES.gate,
-    expert_name=NAMES.expert,
-    parse_expert=NAMES.parse,
-    expert_rows=NAMES.expert_rows,
-    block_sizes=NAMES.sizes,
     uniform_weight=uniform_weight_by(_Keys),
     cut_config=cut_config,
 )

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.base import Config, MoEShape
 from leanmoe.families.deepseek import uniform_weight_by
 from leanmoe.families.deepseek_v2 import GroupKeys
 from leanmoe.families.keys import read_keys
-from leanmoe.families.names import OWN_NAMES, BlockNames, layer_of
+from leanmoe.families.names import OWN_NAMES, BlockNames, block_family
 
 _NAMES = BlockNames("mlp", OWN_NAMES, ("gate.weight", "gate.e_score_correction_bias"))
 
@@ -48,18 +48,12 @@ def _spare_layers(config: Config) -> int:
     return read_keys(_Keys, config).num_nextn_predict_layers
 
 
-DEEPSEEK_V3 = Family(
+DEEPSEEK_V3 = block_family(
+    _NAMES,
     name="deepseek_v3",
     architectures=("DeepseekV3ForCausalLM",),
     shape=_shape,
     other_names=_other_names,
-    layer_of=layer_of,
-    block_prefix=_NAMES.prefix,
-    gate_name=_NAMES.gate,
-    expert_name=_NAMES.expert,
-    parse_expert=_NAMES.parse,
-    expert_rows=_NAMES.expert_rows,
-    block_sizes=_NAMES.sizes,
     uniform_weight=uniform_weight_by(_Keys),
     cut_config=_cut_config,
     spare_layers=_spare_layers,

@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.base import Config, MoEShape
 from leanmoe.families.keys import HeadKeys, read_keys, softmax_share
 from leanmoe.families.names import (
     ATTENTION,
     NORMS,
     OWN_NAMES,
     StackedNames,
-    layer_of,
+    block_family,
     model_names,
 )
 
@@ -46,20 +46,13 @@ def _cut_config(config: Config, keep: int) -> dict[str, Any]:
     return {**config, "num_local_experts": keep}
 
 
-GRANITEMOE = Family(
+GRANITEMOE = block_family(
+    _NAMES,
     name="granitemoe",
     architectures=("GraniteMoeForCausalLM",),
     shape=_shape,
     other_names=_other_names,
-    layer_of=layer_of,
-    block_prefix=_NAMES.prefix,
-    gate_name=_NAMES.gate,
-    expert_name=_NAMES.expert,
-    parse_expert=_NAMES.parse,
-    expert_rows=_NAMES.expert_rows,
-    block_sizes=_NAMES.sizes,
     uniform_weight=softmax_share,
     cut_config=_cut_config,
-    stacked=True,
     transfers=True,
 )

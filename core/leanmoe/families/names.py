@@ -6,9 +6,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from leanmoe.families.base import PROJECTIONS, ExpertTensor, MoEShape, Projection, Size
+from leanmoe.families.base import (
+    PROJECTIONS,
+    Config,
+    ExpertTensor,
+    Family,
+    MoEShape,
+    Projection,
+    Size,
+    no_spare_layers,
+)
 
 _LAYER = re.compile(r"model\.layers\.([0-9]+)\.")
 
@@ -126,3 +135,38 @@ class StackedNames(BlockNames):
         )
         names = (f"{self.prefix(layer)}.{row}" for row in self.rows)
         return dict(zip(names, sizes, strict=True))
+
+
+def block_family(
+    names: BlockNames,
+    *,
+    name: str,
+    architectures: tuple[str, ...],
+    shape: Callable[[Config], MoEShape],
+    other_names: Callable[[Config], list[str]],
+    uniform_weight: Callable[[Config, int], float | None],
+    cut_config: Callable[[Config, int], dict[str, Any]],
+    spare_layers: Callable[[Config], int] = no_spare_layers,
+    transfers: bool = False,
+    fixed_top_k: bool = False,
+) -> Family:
+    """A family whose tensors are named by ``names``; the rest as ``Family`` says."""
+    return Family(
+        name=name,
+        architectures=architectures,
+        shape=shape,
+        other_names=other_names,
+        layer_of=layer_of,
+        block_prefix=names.prefix,
+        gate_name=names.gate,
+        expert_name=names.expert,
+        parse_expert=names.parse,
+        expert_rows=names.expert_rows,
+        block_sizes=names.sizes,
+        uniform_weight=uniform_weight,
+        cut_config=cut_config,
+        spare_layers=spare_layers,
+        stacked=isinstance(names, StackedNames),
+        transfers=transfers,
+        fixed_top_k=fixed_top_k,
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.base import Config, MoEShape
 from leanmoe.families.keys import HeadKeys, read_keys, softmax_share
 from leanmoe.families.names import (
     ATTENTION,
@@ -18,7 +18,7 @@ from leanmoe.families.names import (
     OWN_NAMES,
     QK_NORMS,
     BlockNames,
-    layer_of,
+    block_family,
     model_names,
 )
 
@@ -44,18 +44,12 @@ def _cut_config(config: Config, keep: int) -> dict[str, Any]:
     return {**config, "num_experts": keep}
 
 
-OLMOE = Family(
+OLMOE = block_family(
+    _NAMES,
     name="olmoe",
     architectures=("OlmoeForCausalLM",),
     shape=_shape,
     other_names=_other_names,
-    layer_of=layer_of,
-    block_prefix=_NAMES.prefix,
-    gate_name=_NAMES.gate,
-    expert_name=_NAMES.expert,
-    parse_expert=_NAMES.parse,
-    expert_rows=_NAMES.expert_rows,
-    block_sizes=_NAMES.sizes,
     uniform_weight=softmax_share,
     cut_config=_cut_config,
     transfers=True,

@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.base import Config, MoEShape
 from leanmoe.families.keys import HeadKeys, read_keys
 from leanmoe.families.names import (
     ATTENTION,
     MIXTRAL_NAMES,
     NORMS,
     BlockNames,
-    layer_of,
+    block_family,
     model_names,
 )
 
@@ -54,18 +54,12 @@ def _cut_config(config: Config, keep: int) -> dict[str, Any]:
     return {**config, "architectures": [_SERVED_AS], "num_local_experts": keep}
 
 
-PHIMOE = Family(
+PHIMOE = block_family(
+    _NAMES,
     name="phimoe",
     architectures=(_SERVED_AS, "PhimoeForCausalLM"),
     shape=_shape,
     other_names=_other_names,
-    layer_of=layer_of,
-    block_prefix=_NAMES.prefix,
-    gate_name=_NAMES.gate,
-    expert_name=_NAMES.expert,
-    parse_expert=_NAMES.parse,
-    expert_rows=_NAMES.expert_rows,
-    block_sizes=_NAMES.sizes,
     uniform_weight=_uniform_weight,
     cut_config=_cut_config,
     fixed_top_k=True,

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.base import Config, MoEShape
 from leanmoe.families.keys import HeadKeys, read_keys, softmax_share
 from leanmoe.families.names import (
     ATTENTION,
@@ -18,8 +18,8 @@ from leanmoe.families.names import (
     OWN_NAMES,
     QKV_BIASES,
     BlockNames,
+    block_family,
     feed_forward,
-    layer_of,
     model_names,
 )
 
@@ -76,18 +76,12 @@ def cut_config(config: Config, keep: int) -> dict[str, Any]:
     return {**config, "num_experts": keep}
 
 
-QWEN2_MOE = Family(
+QWEN2_MOE = block_family(
+    NAMES,
     name="qwen2_moe",
     architectures=("Qwen2MoeForCausalLM",),
     shape=_shape,
     other_names=_other_names,
-    layer_of=layer_of,
-    block_prefix=NAMES.prefix,
-    gate_name=NAMES.gate,
-    expert_name=NAMES.expert,
-    parse_expert=NAMES.parse,
-    expert_rows=NAMES.expert_rows,
-    block_sizes=NAMES.sizes,
     uniform_weight=softmax_share,
     cut_config=cut_config,
     transfers=True,

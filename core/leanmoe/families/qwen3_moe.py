@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from leanmoe.families.base import Config, Family, MoEShape
+from leanmoe.families.base import Config, MoEShape
 from leanmoe.families.keys import read_keys, softmax_share
 from leanmoe.families.names import (
     ATTENTION,
     NORMS,
     QK_NORMS,
     QKV_BIASES,
+    block_family,
     feed_forward,
-    layer_of,
     model_names,
 )
 from leanmoe.families.qwen2_moe import NAMES, QwenKeys, cut_config
@@ -39,18 +39,12 @@ def _other_names(config: Config) -> list[str]:
     return model_names(keys.num_hidden_layers, parts, tied=keys.tie_word_embeddings)
 
 
-QWEN3_MOE = Family(
+QWEN3_MOE = block_family(
+    NAMES,
     name="qwen3_moe",
     architectures=("Qwen3MoeForCausalLM",),
     shape=_shape,
     other_names=_other_names,
-    layer_of=layer_of,
-    block_prefix=NAMES.prefix,
-    gate_name=NAMES.gate,
-    expert_name=NAMES.expert,
-    parse_expert=NAMES.parse,
-    expert_rows=NAMES.expert_rows,
-    block_sizes=NAMES.sizes,
     uniform_weight=softmax_share,
     cut_config=cut_config,
     transfers=True,
