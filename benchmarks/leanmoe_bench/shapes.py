@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -17,11 +16,7 @@ _GATE_SPREAD = 1.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A model of one of two architectures.
-
-    Mixtral renormalises the weights of the chosen experts; OLMoE does not, and norms queries
-    and keys.
-    """
+    """A Mixtral-architecture model; subclasses say what another family has of its own."""
 
     name: str
     hidden: int
@@ -33,7 +28,6 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocabulary: int
-    architecture: Literal["mixtral", "olmoe"] = "mixtral"
 
     @property
     def expert_parameters(self) -> int:
@@ -59,10 +53,11 @@ class Shape:
     def config(self) -> dict[str, object]:
         """The ``config.json`` of the model; embeddings are tied."""
         return {
-            **_ARCHITECTURES[self.architecture],
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
             "hidden_size": self.hidden,
             "intermediate_size": self.ffn,
-            _COUNT_KEYS[self.architecture]: self.experts,
+            "num_local_experts": self.experts,
             "num_experts_per_tok": self.top_k,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
@@ -81,18 +76,52 @@ class Shape:
         }
 
 
-_ARCHITECTURES: dict[str, dict[str, object]] = {
-    "mixtral": {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"},
-    "olmoe": {
-        "architectures": ["OlmoeForCausalLM"],
-        "model_type": "olmoe",
-        "norm_topk_prob": False,
-    },
+_PLAIN_NAMES = {
+    ".block_sparse_moe.": ".mlp.",
+    ".w1.": ".gate_proj.",
+    ".w3.": ".up_proj.",
+    ".w2.": ".down_proj.",
 }
-_COUNT_KEYS = {"mixtral": "num_local_experts", "olmoe": "num_experts"}
-_BLOCKS = {"mixtral": "block_sparse_moe", "olmoe": "mlp"}
-# gate, up, down
-_PROJECTIONS = {"mixtral": ("w1", "w3", "w2"), "olmoe": ("gate_proj", "up_proj", "down_proj")}
+
+
+@dataclass(frozen=True)
+class PlainShape(Shape):
+    """A model that names its projections as they are, and norms queries and keys."""
+
+    @property
+    def norm_widths(self) -> dict[str, int]:
+        """Width of each of the two norms."""
+        return {"q_norm": self.head_dim, "k_norm": self.head_dim}
+
+    def tensor_name(self, mixtral: str) -> str:
+        for old, new in _PLAIN_NAMES.items():
+            mixtral = mixtral.replace(old, new)
+        return mixtral
+
+    def more_tensors(self, layer: int) -> dict[str, torch.Tensor]:
+        return {
+            f"model.layers.{layer}.self_attn.{name}.weight": torch.ones(width, dtype=torch.bfloat16)
+            for name, width in self.norm_widths.items()
+        }
+
+    def config(self) -> dict[str, object]:
+        common = super().config()
+        count = common.pop("num_local_experts")
+        return {**common, "num_experts": count}
+
+
+@dataclass(frozen=True)
+class OlmoeShape(PlainShape):
+    """OLMoE: the weights of the chosen experts are not renormalised; norms span all heads."""
+
+    @property
+    def norm_widths(self) -> dict[str, int]:
+        return {"q_norm": self.heads * self.head_dim, "k_norm": self.kv_heads * self.head_dim}
+
+    def config(self) -> dict[str, object]:
+        own = {"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe"}
+        return {**super().config(), **own, "norm_topk_prob": False}
+
 
 SHAPES = {
     "M": Shape(
@@ -108,7 +137,7 @@ SHAPES = {
         vocabulary=8192,
     ),
     # Fine-grained: many small experts, many of them per token.
-    "F": Shape(
+    "F": OlmoeShape(
         name="F",
         hidden=1024,
         ffn=512,
@@ -119,7 +148,6 @@ SHAPES = {
         kv_heads=8,
         head_dim=128,
         vocabulary=8192,
-        architecture="olmoe",
     ),
     # The embedded reference model's: many thin layers, so that fixed costs show.
     "R": Shape(
@@ -188,7 +216,7 @@ def _outer(shape: Shape, generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 def _layer(shape: Shape, layer: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     prefix = f"model.layers.{layer}"
-    block = f"{prefix}.{_BLOCKS[shape.architecture]}"
+    block = f"{prefix}.block_sparse_moe"
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     ones = torch.ones(shape.hidden, dtype=torch.bfloat16)
     tensors = {
@@ -202,13 +230,9 @@ def _layer(shape: Shape, layer: int, generator: torch.Generator) -> dict[str, to
             generator, shape.experts, shape.hidden, std=_GATE_SPREAD * shape.hidden**-0.5
         ),
     }
-    if shape.architecture == "olmoe":
-        tensors[f"{prefix}.self_attn.q_norm.weight"] = torch.ones(query, dtype=torch.bfloat16)
-        tensors[f"{prefix}.self_attn.k_norm.weight"] = torch.ones(key, dtype=torch.bfloat16)
-    gate, up, down = _PROJECTIONS[shape.architecture]
     for expert in range(shape.experts):
         name = f"{block}.experts.{expert}"
-        tensors[f"{name}.{gate}.weight"] = _normal(generator, shape.ffn, shape.hidden)
-        tensors[f"{name}.{up}.weight"] = _normal(generator, shape.ffn, shape.hidden)
-        tensors[f"{name}.{down}.weight"] = _normal(generator, shape.hidden, shape.ffn)
+        tensors[f"{name}.w1.weight"] = _normal(generator, shape.ffn, shape.hidden)
+        tensors[f"{name}.w3.weight"] = _normal(generator, shape.ffn, shape.hidden)
+        tensors[f"{name}.w2.weight"] = _normal(generator, shape.hidden, shape.ffn)
     return tensors

@@ -4,40 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from leanmoe_bench.shapes import Shape
-
-_QWEN_NAMES = {
-    ".block_sparse_moe.": ".mlp.",
-    ".w1.": ".gate_proj.",
-    ".w3.": ".up_proj.",
-    ".w2.": ".down_proj.",
-}
+from leanmoe_bench.shapes import PlainShape, Shape
 
 
 @dataclass(frozen=True)
-class Qwen3Shape(Shape):
+class Qwen3Shape(PlainShape):
     """A Qwen3-MoE-architecture model: many narrow experts, normalised queries and keys."""
-
-    def tensor_name(self, mixtral: str) -> str:
-        for old, new in _QWEN_NAMES.items():
-            mixtral = mixtral.replace(old, new)
-        return mixtral
-
-    def more_tensors(self, layer: int) -> dict[str, torch.Tensor]:
-        return {
-            f"model.layers.{layer}.self_attn.{name}.weight": torch.ones(
-                self.head_dim, dtype=torch.bfloat16
-            )
-            for name in ("q_norm", "k_norm")
-        }
 
     def config(self) -> dict[str, object]:
         own = {
             "architectures": ["Qwen3MoeForCausalLM"],
             "model_type": "qwen3_moe",
-            "num_experts": self.experts,
             "moe_intermediate_size": self.ffn,
             "norm_topk_prob": True,
             "decoder_sparse_step": 1,
@@ -45,9 +22,7 @@ class Qwen3Shape(Shape):
             "use_sliding_window": False,
             "attention_bias": False,
         }
-        common = super().config()
-        del common["num_local_experts"]
-        return {**common, **own}
+        return {**super().config(), **own}
 
 
 # Its border between the Triton experts' two paths lies at 4 tokens (4 * top-2 * 4 <= 32).

@@ -71,3 +71,12 @@ def test_the_cases_fit_their_shape():
     assert names == ["level0", "median", "top1", "keep4+median"]
     fine = [case.name for case in cases_for(64, 8)]
     assert "union32" in fine and "skip40" in fine and "median" not in fine
+
+
+def test_a_shape_counts_its_experts_under_its_own_family_s_key():
+    counted = {name: shape.config() for name, shape in SHAPES.items()}
+    assert counted["F"]["num_experts"] == 64 and "num_local_experts" not in counted["F"]
+    assert counted["M"]["num_local_experts"] == 8 and "num_experts" not in counted["M"]
+    assert SHAPES["F"].tensor_name("x.block_sparse_moe.experts.1.w2.weight") == (
+        "x.mlp.experts.1.down_proj.weight"
+    )
