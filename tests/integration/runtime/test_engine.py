@@ -98,8 +98,9 @@ def test_nothing_is_compiled_again_when_the_level_changes(ours_compiled):
     ours_compiled.set_betas(betas(0.0))
     ours_compiled.generate(PROMPTS, 6)
     before = ours_compiled.rpc("compiled")
-    assert min(before) > 0
     for beta in (0.3, 1.0, 0.0):
         ours_compiled.set_betas(betas(beta))
         ours_compiled.generate(PROMPTS, 6)
     assert ours_compiled.rpc("compiled") == before
+    ours_compiled.rpc("compile_something")
+    assert ours_compiled.rpc("compiled") > before
