@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -103,15 +103,14 @@ def test_what_did_not_fit_is_named_and_the_rest_is_kept(parts):
 def test_a_part_that_runs_past_the_deadline_is_cut_off_and_keeps_its_rows(parts):
     def slow(shape, work, seed):
         yield {"case": "level0", "measure": "decode_b1", "ratio": 1.0}
-        time.sleep(30)
+        threading.Event().wait(30)  # the alarm comes first
+        yield {"case": "late", "measure": "decode_b1", "ratio": 1.0}
 
     parts.setattr(throughput_part, "compare", slow)
     parts.setattr(throughput_part, "NEEDS_SECONDS", 0.1)
     parts.setattr(backends, "CELLS", ())
     parts.setattr(run, "Budget", lambda seconds: Budget(CLOSING_SECONDS + 1))
-    start = time.monotonic()
     report = run.run(600, seed=0)
-    assert time.monotonic() - start < 10
     cut, never = report["throughput"]
     assert cut["reason"] == never["reason"] == "out of time"
     assert len(cut["rows"]) == 1 and never["rows"] == []
@@ -171,10 +170,9 @@ def test_too_little_time_begins_nothing_and_an_alarm_ends_a_wait():
     clock = iter([0.0, 10.0]).__next__
     with pytest.raises(OutOfTime), Budget(CLOSING_SECONDS + 20, clock).part(needs=15):
         pytest.fail("the part began")
-    start = time.monotonic()
     with pytest.raises(OutOfTime), Budget(CLOSING_SECONDS + 0.2).part(needs=0.1):
-        time.sleep(20)
-    assert time.monotonic() - start < 5
+        threading.Event().wait(20)
+        pytest.fail("the alarm did not end the wait")
 
 
 def test_the_checked_model_has_a_path_without_alignment():
