@@ -30,19 +30,19 @@ class _Keys(HeadKeys):
     sliding_window: PositiveInt | None = None
 
 
-def _shape(config: Config) -> MoEShape:
+def shape(config: Config) -> MoEShape:
     keys = read_keys(_Keys, config)
     return keys.moe_shape(keys.all_layers, keys.intermediate_size, renormalize=True)
 
 
-def _other_names(config: Config) -> list[str]:
+def other_names(config: Config) -> list[str]:
     keys = read_keys(_Keys, config)
     return model_names(
         keys.num_hidden_layers, lambda layer: (*NORMS, *ATTENTION), tied=keys.tie_word_embeddings
     )
 
 
-def _cut_config(config: Config, keep: int) -> dict[str, Any]:
+def cut_config(config: Config, keep: int) -> dict[str, Any]:
     return {**config, "num_local_experts": keep}
 
 
@@ -50,9 +50,9 @@ MIXTRAL = block_family(
     _NAMES,
     name="mixtral",
     architectures=("MixtralForCausalLM",),
-    shape=_shape,
-    other_names=_other_names,
+    shape=shape,
+    other_names=other_names,
     uniform_weight=softmax_share,
-    cut_config=_cut_config,
+    cut_config=cut_config,
     transfers=True,
 )
