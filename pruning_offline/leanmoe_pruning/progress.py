@@ -12,6 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Tick = Callable[[], None]
 
 
+def no_tick() -> None:
+    """For work whose progress nobody watches."""
+
+
 @contextmanager
 def progress(title: str, steps: int) -> Iterator[Tick]:
     """Yield a function to call once per finished step."""

@@ -12,13 +12,13 @@ from leanmoe.command import Command, Result
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import InputError
 from leanmoe.interrupts import stop_on_signals
+from leanmoe_pruning.checkpoints.opening import open_runnable_model
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model
-from leanmoe_pruning.curve import build_curve, check_heldout, store_curve
 from leanmoe_pruning.data import DataSet, load_data
-from leanmoe_pruning.levels import LevelPass, calibrate_and_run, level_grid
-from leanmoe_pruning.model import open_runnable_model
+from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.stream import DecoderStream
+from leanmoe_pruning.quality.curve import build_curve, check_heldout, store_curve
+from leanmoe_pruning.quality.levels import LevelPass, calibrate_and_run, level_grid
 
 DEFAULT_LEVELS = 11
 MIN_LEVELS, MAX_LEVELS = 3, 1001

@@ -13,13 +13,13 @@ from leanmoe.command import Command, Result
 from leanmoe.errors import CheckpointError
 from leanmoe.interrupts import stop_on_signals
 from leanmoe.policy import check_level, resolve_betas
+from leanmoe_pruning.checkpoints.opening import open_runnable_model
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data
-from leanmoe_pruning.evaluate import domain_report, domain_sums, forward
-from leanmoe_pruning.levels import LevelPass
-from leanmoe_pruning.model import open_runnable_model
+from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.stream import DecoderStream
+from leanmoe_pruning.quality.evaluate import domain_report, domain_sums, forward
+from leanmoe_pruning.quality.levels import LevelPass
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

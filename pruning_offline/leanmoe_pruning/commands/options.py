@@ -8,9 +8,6 @@ from pathlib import Path
 from leanmoe_pruning.data import DEFAULT_WINDOW
 from leanmoe_pruning.data.spec import HELP
 
-DEFAULT_BATCH = 8
-MAX_BATCH = 1_000_000
-
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint directory")

@@ -1,8 +1,9 @@
-"""``leanmoe prune``: choose experts, cut them out, write a lean checkpoint with its manifest."""
+"""``leanmoe prune``: decide what goes, cut it out, write a lean checkpoint with its manifest."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from pathlib import Path
 
@@ -12,68 +13,63 @@ from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe.interrupts import stop_on_signals
 from leanmoe.manifest import Manifest, write_manifest
-from leanmoe.provenance import atomic_directory, check_output
-from leanmoe_pruning.bundle import ScoreBundle
-from leanmoe_pruning.commands.options import (
-    DEFAULT_BATCH,
-    MAX_BATCH,
-    add_compute,
-    add_data,
-    add_model,
-    add_output,
+from leanmoe.provenance import (
+    atomic_directory,
+    atomic_write_json,
+    check_output,
 )
-from leanmoe_pruning.cut import Cutter
+from leanmoe_pruning.checkpoints.opening import open_model, source_digests
+from leanmoe_pruning.checkpoints.shards import write_tensors
+from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
+from leanmoe_pruning.cutting.cutter import Cutter
+from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.data import load_data
-from leanmoe_pruning.methods.selection import LayerChoice, check_enumerable, check_keep
-from leanmoe_pruning.model import check_runnable, check_uniform, open_model, source_digests
-from leanmoe_pruning.plan import read_plan
+from leanmoe_pruning.methods import planned
+from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
+from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.prune_job import METHODS, PLANNED, VARIANTS, Choosing, PruneJob
+from leanmoe_pruning.scores.bundle import ScoreBundle
+
+_LOG = logging.getLogger(__name__)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--method", choices=METHODS, help="how experts are chosen")
+    known = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
+    parser.add_argument("--method", choices=tuple(METHODS), help=f"how to decide. {known}")
     parser.add_argument("--keep", type=int, metavar="N", help="experts per layer")
+    parser.add_argument(
+        "--ratio", type=float, metavar="R", help="share of the experts to remove, instead of --keep"
+    )
     parser.add_argument(
         "--plan", type=Path, metavar="PLAN", help="a JSON file that says it for each layer instead"
     )
-    parser.add_argument(
-        "--variant",
-        choices=VARIANTS,
-        default="layerwise",
-        help="naee: layers alone, or each after the earlier ones were pruned",
-    )
     parser.add_argument("--scores", type=Path, metavar="SCORES", help="a bundle to decide from")
     add_data(parser, required=False)
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=DEFAULT_BATCH,
-        metavar="WINDOWS",
-        help=f"windows per batch of the naee loss (default {DEFAULT_BATCH})",
-    )
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write what was decided on")
     add_compute(parser)
     add_output(parser, "lean checkpoint directory to write")
+    for method in METHODS.values():
+        if method.add_arguments is not None:
+            method.add_arguments(parser.add_argument_group(f"--method {method.name}"))
 
 
-def _check(args: argparse.Namespace) -> PruneJob:
+def _method(args: argparse.Namespace) -> Method:
+    if args.plan is None:
+        if args.method is None:
+            raise InputError("give --method and --keep, or --plan PLAN")
+        return METHODS[args.method]
+    for name in ("method", "keep", "ratio", "scores", "data", "dump", "compute"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--plan says what is cut and --{name} was given too; drop one")
+    return planned.METHOD
+
+
+def _open(args: argparse.Namespace, method: Method) -> tuple[Inputs, Chooser]:
     """Refuse whatever can be refused before any work."""
-    if args.plan is not None:
-        return _check_planned(args)
-    if args.method is None or args.keep is None:
-        raise InputError("give --method and --keep, or --plan PLAN")
-    how = Choosing(args.method, args.keep, args.variant, args.batch_size, args.seed)
     checkpoint = open_model(args.model)
-    check_uniform(checkpoint)
-    if args.method != "random":
-        check_runnable(checkpoint)
-    check_keep(args.keep, checkpoint.shape, str(args.model))
-    if args.method == "naee":
-        check_enumerable(args.keep, checkpoint.shape)
     _check_outputs(args)
-    _check_inputs(args, how)
+    _check_inputs(args)
     data = None
     if args.data is not None:
         data = load_data(args.data, checkpoint, "calibration", window=args.window)
@@ -82,44 +78,20 @@ def _check(args: argparse.Namespace) -> PruneJob:
     if args.scores is not None:
         bundle = ScoreBundle(args.scores)
         bundle.check_model(checkpoint, source)
-    return PruneJob(checkpoint, source, how, data, bundle, args.compute)
-
-
-def _check_planned(args: argparse.Namespace) -> PruneJob:
-    given = [
-        name
-        for name in ("method", "keep", "scores", "data", "dump", "compute")
-        if getattr(args, name) is not None
-    ]
-    if given:
-        raise InputError(f"--plan says what is cut and --{given[0]} was given too; drop one")
-    checkpoint = open_model(args.model)
-    check_output(args.out, args.force, [args.model, args.plan])
-    plan = read_plan(args.plan, checkpoint)
-    how = Choosing(PLANNED, None, args.variant, args.batch_size, args.seed)
-    return PruneJob(checkpoint, source_digests(args.model), how, None, None, None, plan)
+    inputs = Inputs(checkpoint, source, data, bundle, args.compute, args.seed)
+    return inputs, method.open(args, inputs)
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    inputs = [args.model, *([] if args.scores is None else [args.scores])]
+    inputs = [path for path in (args.model, args.plan, args.scores) if path is not None]
     check_output(args.out, args.force, inputs)
     if args.dump is not None:
         check_output(args.dump, args.force, [*inputs, args.out])
 
 
-def _check_inputs(args: argparse.Namespace, how: Choosing) -> None:
-    if how.needs_forward and args.data is None:
-        raise InputError(
-            "the progressive variant runs the model again as it prunes; give --data SPEC"
-        )
-    if how.method != "random" and args.data is None and args.scores is None:
-        raise InputError(f"--method {how.method} decides from data; give --scores or --data SPEC")
+def _check_inputs(args: argparse.Namespace) -> None:
     if args.data is not None and args.scores is not None:
         raise InputError("--scores and --data were both given; the bundle holds its data, drop one")
-    if not 1 <= how.batch_size <= MAX_BATCH:
-        raise InputError(
-            f"--batch-size is {how.batch_size}, expected a number from 1 to {MAX_BATCH}"
-        )
     if args.compute is not None and args.scores is not None:
         raise InputError(
             "--compute was given with --scores, whose statistics are computed already; drop one"
@@ -129,28 +101,53 @@ def _check_inputs(args: argparse.Namespace, how: Choosing) -> None:
 @torch.inference_mode()
 def _run(args: argparse.Namespace) -> Result:
     started = time.monotonic()
-    job = _check(args)
+    method = _method(args)
+    inputs, chooser = _open(args, method)
     with stop_on_signals():
-        title = f"{job.choosing.method}: choosing experts"
-        with progress(title, job.checkpoint.shape.n_layers) as tick:
-            choices = list(job.choices(tick))
-        cutter = Cutter(job.checkpoint, job.plans(choices))
+        decision = chooser.decide(args.dump is not None)
+        for note in decision.notes:
+            _LOG.warning("%s", note)
+        cutter = Cutter(inputs.checkpoint, decision.layers)
         with progress("checking shards", cutter.n_tensors) as tick:
             cutter.validate(tick)
         # First: where the dump cannot be written, there is no checkpoint without it either.
         if args.dump is not None:
-            job.dump(args.dump, choices, args.force)
-        manifest = _write(args, job, cutter, choices)
+            _write_dump(args, decision)
+        manifest = _write(args, method, inputs, chooser, decision, cutter)
     return {**_result(args, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
 
 
+def _write_dump(args: argparse.Namespace, decision: Decision) -> None:
+    with atomic_directory(args.dump, args.force) as directory:
+        write_tensors(directory / "results.safetensors", decision.tensors)
+        atomic_write_json(directory / "results.json", decision.facts)
+
+
 def _write(
-    args: argparse.Namespace, job: PruneJob, cutter: Cutter, choices: list[LayerChoice]
+    args: argparse.Namespace,
+    method: Method,
+    inputs: Inputs,
+    chooser: Chooser,
+    decision: Decision,
+    cutter: Cutter,
 ) -> Manifest:
+    settings = chooser.settings()
+    if method.reads_data:
+        settings["compute"] = inputs.computed_in
+    if decision.notes:
+        settings["notes"] = list(decision.notes)
     with atomic_directory(args.out, args.force) as directory:
         with progress("writing", cutter.n_tensors) as tick:
             files = cutter.write(directory, tick)
-        manifest = job.manifest(choices, files)
+        manifest = cut_manifest(
+            inputs.checkpoint,
+            inputs.source,
+            method.name,
+            settings,
+            decision.layers,
+            inputs.calibration if method.reads_data else None,
+            files,
+        )
         write_manifest(directory, manifest)
     return manifest
 
@@ -161,6 +158,7 @@ def _result(args: argparse.Namespace, cutter: Cutter, manifest: Manifest) -> Res
         "out": str(args.out),
         "method": manifest.method,
         "keep": args.keep,
+        "notes": manifest.settings.get("notes", []),
         "experts": {str(layer): own.n_experts for layer, own in cutter.layouts.items()},
         "condensed": [layer for layer, own in cutter.layouts.items() if own.condensed],
         "loads_in_stock_vllm": not cutter.has_layout,

@@ -10,13 +10,13 @@ import torch
 from leanmoe.command import Command, Result
 from leanmoe.interrupts import stop_on_signals
 from leanmoe.provenance import atomic_directory, check_output
-from leanmoe_pruning.bundle import write_bundle
+from leanmoe_pruning.checkpoints.opening import check_uniform, open_runnable_model, source_digests
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
 from leanmoe_pruning.data import load_data
-from leanmoe_pruning.model import check_uniform, open_runnable_model, source_digests
+from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.scoring import score_layers
-from leanmoe_pruning.stream import DecoderStream
+from leanmoe_pruning.scores.bundle import write_bundle
+from leanmoe_pruning.scores.scoring import score_layers
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

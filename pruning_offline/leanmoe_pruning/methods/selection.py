@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -11,9 +11,9 @@ import torch
 
 from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
+from leanmoe_pruning.cutting.plan import LayerPlan
 
 MAX_SUBSETS = 20_000
-Kept = Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -69,3 +69,8 @@ def dropped_subsets(n_experts: int, keep: int) -> list[tuple[int, ...]]:
 def complement(dropped: Sequence[int], n_experts: int) -> tuple[int, ...]:
     """The experts that stay, ascending."""
     return tuple(expert for expert in range(n_experts) if expert not in dropped)
+
+
+def plans_of(choices: Iterable[LayerChoice]) -> dict[int, LayerPlan]:
+    """What the cutter is to do."""
+    return {choice.layer: LayerPlan(keep=choice.kept) for choice in choices}

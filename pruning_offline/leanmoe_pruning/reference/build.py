@@ -20,10 +20,16 @@ from safetensors import safe_open
 
 from leanmoe.errors import InputError, OutputError
 from leanmoe.provenance import bytes_digest, file_digest
+from leanmoe_pruning.checkpoints.shards import (
+    ShardReader,
+    TensorInfo,
+    tensor_bytes,
+    write_index,
+    write_shard,
+)
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.reference.gguf_base import GGUFBase
 from leanmoe_pruning.reference.tokenizer import write_tokenizer
-from leanmoe_pruning.shards import ShardReader, TensorInfo, tensor_bytes, write_index, write_shard
 
 N_EXPERTS = 8
 TOP_K = 2

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanmoe.checkpoint import open_checkpoint
-from leanmoe_pruning.cut import Cutter
-from leanmoe_pruning.forward import embed_all, step_
-from leanmoe_pruning.plan import LayerPlan
-from leanmoe_pruning.shards import ShardReader
-from leanmoe_pruning.stream import DecoderStream
+from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.cutting.cutter import Cutter
+from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.forward.passes import embed_all, step_
+from leanmoe_pruning.forward.stream import DecoderStream
 from tests.golden.naee_data import CHECKPOINT, probe_ids
 
 
@@ -43,8 +43,8 @@ def test_cut_then_load_is_the_selection_and_runs_like_the_masked_model(sets):
         check_rows(ShardReader(CHECKPOINT), lean.reader, source, kept)
         small, large = embed_all(lean, [probe_ids()]), embed_all(whole, [probe_ids()])
         for mine, theirs in zip(lean.layers(), whole.layers(), strict=True):
-            step_(mine, lean.shape, small)
-            step_(theirs, whole.shape, large, kept[mine.index])
+            step_(mine, small)
+            step_(theirs, large, kept[mine.index])
         torch.testing.assert_close(small[0], large[0], rtol=1e-5, atol=1e-5)
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from leanmoe.families import MoEShape
 from leanmoe_pruning.data import batch_of_tokens
-from leanmoe_pruning.experts import Experts
-from leanmoe_pruning.gram import centred_gram, packed_size, squared_distance
-from leanmoe_pruning.methods.naee import choose, subset_losses
-from leanmoe_pruning.routing import route
-from leanmoe_pruning.scoring import LayerScores
+from leanmoe_pruning.forward.experts import Experts
+from leanmoe_pruning.forward.routing import RouterRule, route
+from leanmoe_pruning.methods.naee.search import choose, subset_losses
+from leanmoe_pruning.scores.gram import centred_gram, packed_size, squared_distance
+from leanmoe_pruning.scores.scoring import LayerScores
 
 D, F = 6, 10
 
@@ -75,7 +75,7 @@ def test_every_subset_loss_equals_a_direct_re_run(block, data):
     gram = centred_gram(experts.every_output(x), exact.float())
     noise = 5e-6 * scale(experts, x)
     dropped = list(combinations(range(shape.n_routed_experts), shape.n_routed_experts - keep))
-    found = subset_losses(LayerScores(0, logits, gram), shape, dropped, batches)
+    found = subset_losses(LayerScores(0, RouterRule.of(shape), logits, gram), dropped, batches)
     for subset, loss in zip(dropped, found.tolist(), strict=True):
         kept = [expert for expert in range(shape.n_routed_experts) if expert not in subset]
         gap = direct_output(shape, experts, logits, x, kept) - exact
@@ -87,7 +87,7 @@ def test_every_subset_loss_equals_a_direct_re_run(block, data):
 @settings(max_examples=40, deadline=None)
 def test_routed_equals_the_mix_of_every_output(block):
     shape, experts, logits, x = block
-    routing = route(logits, shape)
+    routing = route(logits, RouterRule.of(shape))
     found = experts.routed(x, routing.applied(), routing.ids_TK, everything(shape, len(x)))
     expected = direct_output(shape, experts, logits, x).float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -100,7 +100,7 @@ def test_keeping_all_loses_nothing(block):
     exact = direct_output(shape, experts, logits, x).float()
     gram = centred_gram(experts.every_output(x), exact)
     assert gram.shape == (len(x), packed_size(shape.n_routed_experts))
-    routing = route(logits, shape)
+    routing = route(logits, RouterRule.of(shape))
     squared = squared_distance(gram, routing.applied()[None], routing.ids_TK[None], len(experts))
     assert float(squared.max().sqrt()) < 5e-6 * scale(experts, x)
 
@@ -115,8 +115,10 @@ def test_experts_no_token_chose_are_dropped_at_no_loss_in_lexicographic_order():
     x = torch.randn(40, D)
     logits = torch.randn(40, 6) + torch.tensor([0.0, 50.0, 0.0, 50.0, 0.0, 0.0])
     exact = direct_output(shape, experts, logits, x).float()
-    scores = LayerScores(0, logits, centred_gram(experts.every_output(x), exact))
-    choice = choose(scores, shape, 4, batch_of_tokens([(40, 1)], 7))
+    scores = LayerScores(
+        0, RouterRule.of(shape), logits, centred_gram(experts.every_output(x), exact)
+    )
+    choice = choose(scores, 4, batch_of_tokens([(40, 1)], 7))
     assert choice.kept == (1, 3, 4, 5)
 
 
@@ -127,7 +129,7 @@ def test_equal_losses_go_to_the_first_in_lexicographic_order():
     experts = Experts(*[[weight] * 4 for weight in one])
     x, logits = torch.randn(8, D), torch.randn(8, 4)
     exact = experts.output(0, x)
-    scores = LayerScores(0, logits, torch.zeros(8, packed_size(4)))
+    scores = LayerScores(0, RouterRule.of(shape), logits, torch.zeros(8, packed_size(4)))
     assert centred_gram(experts.every_output(x), exact).shape == scores.output_gram_TP.shape
-    choice = choose(scores, shape, 2, batch_of_tokens([(8, 1)], 8))
+    choice = choose(scores, 2, batch_of_tokens([(8, 1)], 8))
     assert choice.kept == (2, 3)

@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanmoe.families import MoEShape
-from leanmoe_pruning.levels import Betas, beta_at, level_grid
-from leanmoe_pruning.routing import route
-from leanmoe_pruning.scoring import gate_ratios, median_beta
+from leanmoe_pruning.forward.routing import RouterRule, route
+from leanmoe_pruning.quality.levels import Betas, beta_at, level_grid
+from leanmoe_pruning.scores.scoring import gate_ratios, median_beta
 
 
 @st.composite
@@ -20,8 +19,8 @@ def routings(draw):
     tokens = draw(st.integers(1, 60))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     logits = torch.randn(tokens, n_experts, generator=generator) * draw(st.floats(0.1, 8.0))
-    shape = MoEShape(1, (0,), n_experts, top_k, 4, 4, draw(st.booleans()))
-    return route(logits, shape)
+    rule = RouterRule(top_k, draw(st.booleans()))
+    return route(logits, rule)
 
 
 @given(routings(), st.floats(0.0, 1.0))

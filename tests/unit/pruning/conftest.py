@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from leanmoe_pruning.shards import TensorInfo, write_index, write_shard
+from leanmoe_pruning.checkpoints.shards import TensorInfo, write_index, write_shard
 from tests.golden.naee_data import CHECKPOINT
 from tests.one_thread import one_thread
 

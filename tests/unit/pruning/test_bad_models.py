@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from leanmoe.cli import main
 from leanmoe.manifest import Manifest, write_manifest
-from leanmoe_pruning.shards import INDEX_NAME, write_tensors
+from leanmoe_pruning.checkpoints.shards import INDEX_NAME, write_tensors
 from tests.golden.naee_data import CALIBRATION
 
 SHARD = "model-00002-of-00003.safetensors"

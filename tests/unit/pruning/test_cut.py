@@ -10,7 +10,7 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.manifest import check_files, read_manifest
 from leanmoe.provenance import file_digest
-from leanmoe_pruning.shards import INDEX_NAME, ShardReader
+from leanmoe_pruning.checkpoints.shards import INDEX_NAME, ShardReader
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 
 

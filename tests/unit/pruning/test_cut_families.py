@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
-from leanmoe_pruning.model import check_complete
-from leanmoe_pruning.shards import ShardReader
+from leanmoe_pruning.checkpoints.opening import check_complete
+from leanmoe_pruning.checkpoints.shards import ShardReader
 from tests.tiny_families import EXPERTS, FAMILY_NAMES, write_tiny
 
 KEEP = 6

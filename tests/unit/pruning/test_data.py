@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import DataError
+from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.data import batch_of_tokens, load_data
 from leanmoe_pruning.data.builtin import builtin_ids, builtin_texts
 from leanmoe_pruning.data.spec import DOMAINS, parse_spec
-from leanmoe_pruning.shards import write_tensors
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 
 

@@ -13,7 +13,7 @@ from transformers import MixtralForCausalLM
 
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
-from leanmoe_pruning.shards import write_tensors
+from leanmoe_pruning.checkpoints.shards import write_tensors
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT, PROBE, probe_ids
 
 
@@ -127,7 +127,7 @@ def test_interrupted_curve_leaves_the_old_manifest(lean, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("leanmoe_pruning.levels.compare_window", stop)
+    monkeypatch.setattr("leanmoe_pruning.quality.levels.compare_window", stop)
     assert main(["curve", str(lean), "--data", CALIBRATION]) == 130
     assert (lean / "leanmoe.json").read_bytes() == before
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from leanmoe.cli import main
-from leanmoe_pruning import cut
+from leanmoe_pruning.cutting import cutter as cut
 from tests.golden.naee_data import CALIBRATION
 
 

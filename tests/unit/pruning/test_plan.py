@@ -11,9 +11,9 @@ import torch
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
-from leanmoe_pruning.forward import embed_all, step_
-from leanmoe_pruning.shards import ShardReader
-from leanmoe_pruning.stream import DecoderStream
+from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.forward.passes import embed_all, step_
+from leanmoe_pruning.forward.stream import DecoderStream
 from tests.planned_models import write_planned
 from tests.reference_model import planned_blocks
 from tests.tiny_families import write_tiny
@@ -162,7 +162,8 @@ def test_a_planned_checkpoint_can_be_cut_again_where_it_routes(model, tmp_path, 
     capsys.readouterr()
     code, _ = prune(out, {"layers": {"1": {"keep": [0, 1]}}}, again, "--force")
     assert code == 2 and "was condensed or merged before" in capsys.readouterr().err
-    assert main(["prune", str(out), "--method", "random", "--keep", "2", "-o", str(again)]) == 2
+    fresh = again.with_name("fresh")
+    assert main(["prune", str(out), "--method", "random", "--keep", "2", "-o", str(fresh)]) == 2
     assert "has layers that differ" in capsys.readouterr().err
 
 
@@ -175,7 +176,7 @@ def test_the_offline_forward_pass_computes_the_plan(tmp_path):
     expected, found = embed_all(whole, ids), embed_all(lean, ids)
     blocks = planned_blocks(source, plan)
     for mine, theirs in zip(lean.layers(), whole.layers(), strict=True):
-        step_(mine, mine.shape, found)
+        step_(mine, found)
         theirs.attend_(expected[0])
         expected[0] += blocks[theirs.index](theirs.block_input(expected[0])).view_as(expected[0])
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)

@@ -12,28 +12,26 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from leanmoe.families import MoEShape
-from leanmoe_pruning.forward import Hidden, chunks, embed_all, run_block
-from leanmoe_pruning.gram import squared_distance
+from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, run_block
+from leanmoe_pruning.forward.routing import route
+from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.methods.selection import LayerChoice, complement, dropped_subsets
 from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.routing import route
-from leanmoe_pruning.scoring import LayerScores, joined, measure_chunk
-from leanmoe_pruning.stream import DecoderLayer, DecoderStream
+from leanmoe_pruning.scores.gram import squared_distance
+from leanmoe_pruning.scores.scoring import LayerScores, joined, measure_chunk
 
 MAX_ROWS = 1 << 18  # (subset, token) pairs looked at in one go
 
 
 def subset_losses(
     scores: LayerScores,
-    shape: MoEShape,
     dropped: Sequence[Sequence[int]],
     batch_of_T: torch.Tensor,
 ) -> torch.Tensor:
     """Loss of each set of dropped experts, float64; ``batch_of_T`` is each token's batch."""
     at_once = max(1, MAX_ROWS // len(batch_of_T))
     parts = [
-        _losses(scores, shape, dropped[start : start + at_once], batch_of_T)
+        _losses(scores, dropped[start : start + at_once], batch_of_T)
         for start in range(0, len(dropped), at_once)
     ]
     return torch.cat(parts)
@@ -41,21 +39,20 @@ def subset_losses(
 
 def _losses(
     scores: LayerScores,
-    shape: MoEShape,
     dropped: Sequence[Sequence[int]],
     batch_of_T: torch.Tensor,
 ) -> torch.Tensor:
-    absent_SE = torch.zeros(len(dropped), shape.n_routed_experts, dtype=torch.bool)
+    absent_SE = torch.zeros(len(dropped), scores.n_experts, dtype=torch.bool)
     for row, experts in enumerate(dropped):
         absent_SE[row, list(experts)] = True
     logits_STE = scores.router_logits_TE.masked_fill(absent_SE[:, None], float("-inf"))
-    routing = route(logits_STE.flatten(0, 1), shape)
-    size = (len(dropped), len(batch_of_T), shape.top_k)
+    routing = route(logits_STE.flatten(0, 1), scores.rule)
+    size = (len(dropped), len(batch_of_T), scores.rule.top_k)
     squared_ST = squared_distance(
         scores.output_gram_TP,
         routing.applied().view(size),
         routing.ids_TK.view(size),
-        shape.n_routed_experts,
+        scores.n_experts,
     )
     n_batches = int(batch_of_T[-1]) + 1
     sums_SB = torch.zeros(len(dropped), n_batches, dtype=torch.float64)
@@ -63,23 +60,21 @@ def _losses(
     return sums_SB.sqrt().sum(1)
 
 
-def choose(
-    scores: LayerScores, shape: MoEShape, keep: int, batch_of_T: torch.Tensor
-) -> LayerChoice:
+def choose(scores: LayerScores, keep: int, batch_of_T: torch.Tensor) -> LayerChoice:
     """The best subset of one layer and the losses of all."""
-    subsets = dropped_subsets(shape.n_routed_experts, keep)
-    losses = subset_losses(scores, shape, subsets, batch_of_T)
+    subsets = dropped_subsets(scores.n_experts, keep)
+    losses = subset_losses(scores, subsets, batch_of_T)
     values = losses.tolist()
     best = min(range(len(values)), key=values.__getitem__)
-    return LayerChoice(scores.layer, complement(subsets[best], shape.n_routed_experts), losses)
+    return LayerChoice(scores.layer, complement(subsets[best], scores.n_experts), losses)
 
 
 def layerwise(
-    layers: Iterable[LayerScores], shape: MoEShape, keep: int, batch_of_T: torch.Tensor
+    layers: Iterable[LayerScores], keep: int, batch_of_T: torch.Tensor
 ) -> Iterator[LayerChoice]:
     """Choose each layer alone, on activations of the unpruned model."""
     for scores in layers:
-        yield choose(scores, shape, keep, batch_of_T)
+        yield choose(scores, keep, batch_of_T)
 
 
 def progressive(
@@ -96,24 +91,22 @@ def progressive(
     full = embed_all(stream, ids)
     pruned = embed_all(stream, ids)
     for layer in stream.layers():
-        scores = _advance_both(layer, stream.shape, full, pruned)
-        choice = choose(scores, stream.shape, keep, batch_of_T)
+        scores = _advance_both(layer, full, pruned)
+        choice = choose(scores, keep, batch_of_T)
         for chunk_NTD, _ in chunks(pruned):
-            output_TD, _ = run_block(layer, stream.shape, chunk_NTD, choice.kept)
+            output_TD, _ = run_block(layer, chunk_NTD, choice.kept)
             chunk_NTD += output_TD.view_as(chunk_NTD)
         tick()
         yield choice
 
 
-def _advance_both(
-    layer: DecoderLayer, shape: MoEShape, full: Hidden, pruned: Hidden
-) -> LayerScores:
+def _advance_both(layer: DecoderLayer, full: Hidden, pruned: Hidden) -> LayerScores:
     """The full model passes the layer, the pruned one stops at its MoE block: its scores."""
     parts = []
     for (full_NTD, _), (pruned_NTD, _) in zip(chunks(full), chunks(pruned), strict=True):
         layer.attend_(full_NTD)
-        target_TD, _ = run_block(layer, shape, full_NTD)
+        target_TD, _ = run_block(layer, full_NTD)
         full_NTD += target_TD.view_as(full_NTD)
         layer.attend_(pruned_NTD)
-        parts.append(measure_chunk(layer, shape, pruned_NTD, target_TD)[0])
+        parts.append(measure_chunk(layer, pruned_NTD, target_TD)[0])
     return joined(parts)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from leanmoe_pruning.forward import embed_all, step_
-from leanmoe_pruning.methods.selection import Kept
-from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.routing import Routing
-from leanmoe_pruning.scoring import gate_ratios, median_beta
-from leanmoe_pruning.stream import DecoderStream
+from leanmoe_pruning.forward.passes import embed_all, step_
+from leanmoe_pruning.forward.routing import Routing
+from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.progress import Tick, no_tick
+from leanmoe_pruning.scores.scoring import gate_ratios, median_beta
+
+Kept = Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class LayerRatios:
 
 
 def measure_ratios(
-    stream: DecoderStream, ids: Sequence[torch.Tensor], kept: Kept, tick: Tick
+    stream: DecoderStream, ids: Sequence[torch.Tensor], kept: Kept, tick: Tick = no_tick
 ) -> list[LayerRatios]:
     """Ratios of the model with only ``kept`` experts per layer, on its own activations.
 
@@ -40,7 +41,7 @@ def measure_ratios(
     hidden = embed_all(stream, ids)
     found = []
     for layer in stream.layers():
-        routed = step_(layer, stream.shape, hidden, kept[layer.index])
+        routed = step_(layer, hidden, kept[layer.index])
         found.append(LayerRatios.of(layer.index, routed.routing))
         tick()
     return found

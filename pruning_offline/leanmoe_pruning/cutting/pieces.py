@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from leanmoe_pruning.shards import ShardReader, TensorInfo
+from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
 
 
 class Piece(Protocol):

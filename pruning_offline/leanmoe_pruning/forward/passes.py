@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from leanmoe.families import MoEShape
-from leanmoe_pruning.routing import Routing, route
-from leanmoe_pruning.stream import DecoderLayer, DecoderStream
+from leanmoe_pruning.forward.routing import Routing
+from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 
 CHUNK_TOKENS = 4096
 Hidden = list[torch.Tensor]
@@ -45,14 +44,13 @@ def chunks(hidden: Hidden) -> Iterator[tuple[torch.Tensor, slice]]:
 
 def run_block(
     layer: DecoderLayer,
-    shape: MoEShape,
     chunk_NTD: torch.Tensor,
     kept: Sequence[int] | None = None,
     betas_T: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Routed]:
     """MoE block output ``[T, D]``, all but ``kept`` experts masked, skipping by ``betas_T``."""
     x_TD = layer.block_input(chunk_NTD)
-    routing = route(layer.router_logits(x_TD), shape, kept)
+    routing = layer.route(layer.router_logits(x_TD), kept)
     keep_TK = routing.kept(0.0 if betas_T is None else betas_T)
     output_TD = layer.experts.routed(x_TD, routing.applied(keep_TK), routing.ids_TK, keep_TK)
     return output_TD, Routed(routing, keep_TK)
@@ -60,7 +58,6 @@ def run_block(
 
 def step_(
     layer: DecoderLayer,
-    shape: MoEShape,
     hidden: Hidden,
     kept: Sequence[int] | None = None,
     betas_T: torch.Tensor | None = None,
@@ -70,7 +67,7 @@ def step_(
     for chunk_NTD, rows in chunks(hidden):
         layer.attend_(chunk_NTD)
         betas = None if betas_T is None else betas_T[rows]
-        output_TD, routed = run_block(layer, shape, chunk_NTD, kept, betas)
+        output_TD, routed = run_block(layer, chunk_NTD, kept, betas)
         chunk_NTD += output_TD.view_as(chunk_NTD)
         found.append(routed)
     return _joined(found)

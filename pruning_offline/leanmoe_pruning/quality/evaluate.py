@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from leanmoe_pruning.data import DataSet
-from leanmoe_pruning.levels import LevelPass, run_levels
+from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.quality import WindowSums, measure_window, perplexity_of
-from leanmoe_pruning.stream import DecoderStream
+from leanmoe_pruning.quality.comparison import WindowSums, measure_window, perplexity_of
+from leanmoe_pruning.quality.levels import LevelPass, run_levels
 
 Layers = Mapping[int, float]
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from leanmoe_pruning.forward import Hidden, embed_all, step_
+from leanmoe_pruning.forward.passes import Hidden, embed_all, step_
+from leanmoe_pruning.forward.routing import Routing
+from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.quality import WindowSums, compare_window
-from leanmoe_pruning.routing import Routing
-from leanmoe_pruning.scoring import gate_ratios, median_beta
-from leanmoe_pruning.stream import DecoderLayer, DecoderStream
+from leanmoe_pruning.quality.comparison import WindowSums, compare_window
+from leanmoe_pruning.scores.scoring import gate_ratios, median_beta
 
 BetasOf = Callable[[int], Sequence[float]]
 
@@ -81,10 +81,10 @@ class LevelPass:
     def advance(self, layer: DecoderLayer, betas: Sequence[float]) -> None:
         """One decoder layer; ``betas`` holds this layer's threshold for each level."""
         if layer.condensed:
-            step_(layer, layer.shape, self.hidden)
+            step_(layer, self.hidden)
             return
         betas_T = torch.tensor(betas)[self._level_of_T]
-        routed = step_(layer, layer.shape, self.hidden, betas_T=betas_T)
+        routed = step_(layer, self.hidden, betas_T=betas_T)
         dropped_T = (~routed.keep_TK).sum(-1)
         counts = torch.zeros(self.n_levels, dtype=torch.int64)
         self.skipped[layer.index] = counts.scatter_add_(0, self._level_of_T, dropped_T).tolist()
@@ -127,7 +127,7 @@ def calibrate_and_run(
     exact = embed_all(stream, calibration)
     run = LevelPass(stream, heldout, len(levels))
     for layer in stream.layers():
-        routing = step_(layer, layer.shape, exact).routing
+        routing = step_(layer, exact).routing
         if not layer.condensed:
             betas.add(layer.index, routing)
         run.advance(layer, betas.by_layer.get(layer.index, ()))

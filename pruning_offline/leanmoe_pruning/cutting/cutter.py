@@ -20,12 +20,13 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
 from leanmoe.provenance import file_digest
-from leanmoe_pruning.layer_cut import LayerCut
-from leanmoe_pruning.model import WEIGHT_SUFFIXES, block_sizes, check_complete, model_files
-from leanmoe_pruning.pieces import Copied, Given, HeldTensors, Piece
-from leanmoe_pruning.plan import LayerPlan, layouts
-from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.shards import (
+from leanmoe_pruning.checkpoints.opening import (
+    WEIGHT_SUFFIXES,
+    block_sizes,
+    check_complete,
+    model_files,
+)
+from leanmoe_pruning.checkpoints.shards import (
     INDEX_NAME,
     SINGLE_NAME,
     ShardReader,
@@ -34,6 +35,10 @@ from leanmoe_pruning.shards import (
     write_index,
     write_shard,
 )
+from leanmoe_pruning.cutting.layer_cut import LayerCut
+from leanmoe_pruning.cutting.pieces import Copied, Given, HeldTensors, Piece
+from leanmoe_pruning.cutting.plan import LayerPlan, layouts
+from leanmoe_pruning.progress import Tick
 
 _LOG = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
-from leanmoe.families import MoEShape
 from leanmoe.provenance import (
     atomic_write_json,
     bytes_digest,
@@ -27,10 +26,11 @@ from leanmoe.provenance import (
     parse_json,
     tool_versions,
 )
+from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.data import DataSet
-from leanmoe_pruning.gram import packed_size
-from leanmoe_pruning.scoring import LayerScores, median_beta
-from leanmoe_pruning.shards import write_tensors
+from leanmoe_pruning.forward.routing import RouterRule
+from leanmoe_pruning.scores.gram import packed_size
+from leanmoe_pruning.scores.scoring import LayerScores, median_beta
 
 DESCRIPTION = "scores.json"
 SUMMARY = "summary.safetensors"
@@ -75,9 +75,9 @@ def write_bundle(
     """Write a whole bundle, layer by layer as the scores come, the description last."""
     shape = checkpoint.shape
     files: dict[str, str] = {}
-    summary = _Summary(shape)
+    summary = _Summary()
     for scores in layers:
-        files[layer_file(scores.layer)] = _write_layer(directory, shape, scores)
+        files[layer_file(scores.layer)] = _write_layer(directory, scores)
         summary.add(scores)
     files[SUMMARY] = write_tensors(directory / SUMMARY, summary.tensors())
     description = BundleDescription(
@@ -98,11 +98,11 @@ def write_bundle(
     return description
 
 
-def _write_layer(directory: Path, shape: MoEShape, scores: LayerScores) -> str:
+def _write_layer(directory: Path, scores: LayerScores) -> str:
     tensors = {
         "router_logits": scores.router_logits_TE.float(),
         "output_gram": scores.output_gram_TP,
-        "ratios": scores.routing(shape).ratios[:, 1:].contiguous(),
+        "ratios": scores.routing().ratios[:, 1:].contiguous(),
     }
     return write_tensors(directory / layer_file(scores.layer), tensors)
 
@@ -110,16 +110,15 @@ def _write_layer(directory: Path, shape: MoEShape, scores: LayerScores) -> str:
 class _Summary:
     """Small per-layer figures gathered while the layers pass."""
 
-    def __init__(self, shape: MoEShape) -> None:
-        self._shape = shape
+    def __init__(self) -> None:
         self._counts: list[torch.Tensor] = []
         self._mass: list[torch.Tensor] = []
         self._betas: list[float] = []
 
     def add(self, scores: LayerScores) -> None:
-        self._counts.append(scores.token_counts(self._shape))
-        self._mass.append(scores.gate_mass(self._shape))
-        self._betas.append(median_beta(scores.routing(self._shape)))
+        self._counts.append(scores.token_counts())
+        self._mass.append(scores.gate_mass())
+        self._betas.append(median_beta(scores.routing()))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {
@@ -158,14 +157,14 @@ class ScoreBundle:
                 f"{checkpoint.path} ({wrong[0]} differs); score this model"
             )
 
-    def layers(self) -> Iterator[LayerScores]:
-        """Scores layer by layer."""
+    def layers(self, rule: RouterRule) -> Iterator[LayerScores]:
+        """Scores layer by layer; ``rule`` is the model's."""
         for layer in self.description.moe_layers:
             held = load_file(self.directory / layer_file(layer))
             gram_TP = held["output_gram"]
             if gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
                 raise InputError(f"{self.directory / layer_file(layer)} has a Gram of wrong size")
-            yield LayerScores(layer, held["router_logits"], gram_TP)
+            yield LayerScores(layer, rule, held["router_logits"], gram_TP)
 
 
 def _read_description(directory: Path) -> BundleDescription:

@@ -15,6 +15,18 @@ from leanmoe.families import MoEShape
 
 
 @dataclass(frozen=True)
+class RouterRule:
+    """How router logits become chosen experts and their weights."""
+
+    top_k: int
+    renormalize: bool
+
+    @classmethod
+    def of(cls, shape: MoEShape) -> RouterRule:
+        return cls(shape.top_k, shape.renormalize)
+
+
+@dataclass(frozen=True)
 class Routing:
     """Chosen experts per token, largest first; weights before any skipping."""
 
@@ -42,18 +54,18 @@ class Routing:
         return weights_TK / weights_TK.sum(-1, keepdim=True)
 
 
-def route(logits_TE: torch.Tensor, shape: MoEShape, kept: Sequence[int] | None = None) -> Routing:
+def route(logits_TE: torch.Tensor, rule: RouterRule, kept: Sequence[int] | None = None) -> Routing:
     """Route tokens among the ``kept`` experts (all where ``None``)."""
     logits_TE = logits_TE.float()
     if kept is not None:
         pruned = torch.ones(logits_TE.shape[-1], dtype=torch.bool)
         pruned[list(kept)] = False
         logits_TE = logits_TE.masked_fill(pruned, float("-inf"))
-    top_TK, ids_TK = logits_TE.topk(shape.top_k, dim=-1)
-    if shape.renormalize:
+    top_TK, ids_TK = logits_TE.topk(rule.top_k, dim=-1)
+    if rule.renormalize:
         # The same as renormalising the full softmax, and the same bits whatever else is masked:
         # subsets that leave a token's routing alone tie exactly.
         weights_TK = torch.softmax(top_TK, dim=-1)
     else:
         weights_TK = torch.softmax(logits_TE, dim=-1).gather(-1, ids_TK)
-    return Routing(weights_TK, ids_TK, shape.renormalize)
+    return Routing(weights_TK, ids_TK, rule.renormalize)

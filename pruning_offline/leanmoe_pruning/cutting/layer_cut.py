@@ -9,7 +9,8 @@ import torch
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.families.base import ExpertTensor
 from leanmoe.layout import transfer_name
-from leanmoe_pruning.pieces import (
+from leanmoe_pruning.checkpoints.shards import TensorInfo
+from leanmoe_pruning.cutting.pieces import (
     Copied,
     Given,
     HeldTensors,
@@ -20,8 +21,7 @@ from leanmoe_pruning.pieces import (
     Scaled,
     Zeros,
 )
-from leanmoe_pruning.plan import LayerPlan, Merge
-from leanmoe_pruning.shards import TensorInfo
+from leanmoe_pruning.cutting.plan import LayerPlan, Merge
 
 
 class LayerCut:

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 
 from leanmoe.errors import CheckpointError
-from leanmoe.families import MoEShape
-from leanmoe_pruning.forward import chunks, embed_all
-from leanmoe_pruning.gram import centred_gram
+from leanmoe_pruning.checkpoints.shards import is_finite
+from leanmoe_pruning.forward.passes import chunks, embed_all
+from leanmoe_pruning.forward.routing import RouterRule, Routing, route
+from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.routing import Routing, route
-from leanmoe_pruning.shards import is_finite
-from leanmoe_pruning.stream import DecoderLayer, DecoderStream
+from leanmoe_pruning.scores.gram import centred_gram
 
 
 @dataclass(frozen=True)
@@ -28,22 +27,28 @@ class LayerScores:
     """Sufficient statistics of one MoE layer: logits ``[T, E]``, packed Gram ``[T, P]``."""
 
     layer: int
+    rule: RouterRule
     router_logits_TE: torch.Tensor
     output_gram_TP: torch.Tensor
 
-    def routing(self, shape: MoEShape, kept: Sequence[int] | None = None) -> Routing:
-        return route(self.router_logits_TE, shape, kept)
+    @property
+    def n_experts(self) -> int:
+        return self.router_logits_TE.shape[1]
 
-    def token_counts(self, shape: MoEShape) -> torch.Tensor:
+    def routing(self, kept: Sequence[int] | None = None) -> Routing:
+        """Routing of every token among the ``kept`` experts, all where ``None``."""
+        return route(self.router_logits_TE, self.rule, kept)
+
+    def token_counts(self) -> torch.Tensor:
         """Tokens routed to each expert, int64 ``[E]``."""
-        ids_TK = self.routing(shape).ids_TK
-        return torch.bincount(ids_TK.flatten(), minlength=shape.n_routed_experts)
+        ids_TK = self.routing().ids_TK
+        return torch.bincount(ids_TK.flatten(), minlength=self.n_experts)
 
-    def gate_mass(self, shape: MoEShape) -> torch.Tensor:
+    def gate_mass(self) -> torch.Tensor:
         """Sum of applied router weights per expert, float64 ``[E]``."""
-        routing = self.routing(shape)
+        routing = self.routing()
         weights = routing.applied().double().flatten()
-        mass = torch.zeros(shape.n_routed_experts, dtype=torch.float64)
+        mass = torch.zeros(self.n_experts, dtype=torch.float64)
         return mass.index_add_(0, routing.ids_TK.flatten(), weights)
 
 
@@ -60,7 +65,6 @@ def median_beta(routing: Routing) -> float:
 
 def measure_chunk(
     layer: DecoderLayer,
-    shape: MoEShape,
     chunk_NTD: torch.Tensor,
     target_TD: torch.Tensor | None = None,
 ) -> tuple[LayerScores, torch.Tensor]:
@@ -71,14 +75,14 @@ def measure_chunk(
     x_TD = layer.block_input(chunk_NTD)
     logits_TE = layer.router_logits(x_TD)
     every_ETD = layer.experts.every_output(x_TD)
-    output_TD = _mix(every_ETD, route(logits_TE, shape))
+    output_TD = _mix(every_ETD, layer.route(logits_TE))
     gram_TP = centred_gram(every_ETD, output_TD if target_TD is None else target_TD)
     if not (is_finite(logits_TE) and is_finite(gram_TP)):
         raise CheckpointError(
             f"the activations of layer {layer.index} are not finite, so nothing can be decided "
             "from them: the weights overflow; try --compute float32 or fetch the model again"
         )
-    return LayerScores(layer.index, logits_TE, gram_TP), output_TD
+    return LayerScores(layer.index, layer.rule, logits_TE, gram_TP), output_TD
 
 
 def _mix(every_ETD: torch.Tensor, routing: Routing) -> torch.Tensor:
@@ -91,6 +95,7 @@ def joined(parts: Sequence[LayerScores]) -> LayerScores:
     """Scores of consecutive tokens of one layer as one."""
     return LayerScores(
         parts[0].layer,
+        parts[0].rule,
         torch.cat([part.router_logits_TE for part in parts]),
         torch.cat([part.output_gram_TP for part in parts]),
     )
@@ -105,7 +110,7 @@ def score_layers(
         parts = []
         for chunk_NTD, _ in chunks(hidden):
             layer.attend_(chunk_NTD)
-            scores, output_TD = measure_chunk(layer, stream.shape, chunk_NTD)
+            scores, output_TD = measure_chunk(layer, chunk_NTD)
             chunk_NTD += output_TD.view_as(chunk_NTD)
             parts.append(scores)
         tick()

@@ -10,7 +10,7 @@ from leanmoe.errors import CheckpointError
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files
 from leanmoe.provenance import file_digest
-from leanmoe_pruning.shards import ShardReader
+from leanmoe_pruning.checkpoints.shards import ShardReader
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 # The families that stream.py computes.

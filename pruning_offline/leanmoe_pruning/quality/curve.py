@@ -11,10 +11,10 @@ from leanmoe.curve import CurvePoint, QualityCurve
 from leanmoe.errors import CheckpointError, DataError, OutputError
 from leanmoe.manifest import Manifest, write_manifest
 from leanmoe.provenance import file_digest, tool_versions
+from leanmoe_pruning.checkpoints.opening import model_files
 from leanmoe_pruning.data import DataSet
-from leanmoe_pruning.levels import Betas, LevelPass
-from leanmoe_pruning.model import model_files
-from leanmoe_pruning.quality import WindowSums
+from leanmoe_pruning.quality.comparison import WindowSums
+from leanmoe_pruning.quality.levels import Betas, LevelPass
 
 RULE = (
     "beta of a layer is the level-quantile of its calibration ratios w_j / w_max over all "

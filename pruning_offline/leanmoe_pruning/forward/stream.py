@@ -11,7 +11,7 @@ N windows, T tokens, D model, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -25,9 +25,10 @@ from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
 from leanmoe.families.base import PROJECTIONS
 from leanmoe.layout import LEAST_PROBABILITY, transfer_name
-from leanmoe_pruning.experts import Experts
-from leanmoe_pruning.model import check_complete, check_runnable
-from leanmoe_pruning.shards import ShardReader
+from leanmoe_pruning.checkpoints.opening import check_complete, check_runnable
+from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.forward.experts import Experts
+from leanmoe_pruning.forward.routing import RouterRule, Routing, route
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -75,6 +76,14 @@ class DecoderLayer:
         normed: torch.Tensor = self.post_attention_norm(hidden_NTD)
         return normed.flatten(0, 1)
 
+    @property
+    def rule(self) -> RouterRule:
+        return RouterRule.of(self.shape)
+
+    def route(self, logits_TE: torch.Tensor, kept: Sequence[int] | None = None) -> Routing:
+        """Route tokens among the ``kept`` experts (all where ``None``)."""
+        return route(logits_TE, self.rule, kept)
+
     def router_logits(self, x_TD: torch.Tensor) -> torch.Tensor:
         """float32 ``[T, E]``; through a transfer, logarithms of the mapped probabilities."""
         logits_TE = functional.linear(x_TD, self.gate_ED)
@@ -92,7 +101,7 @@ class DecoderStream:
         self.checkpoint = checkpoint
         self.reader = ShardReader(checkpoint.path)
         self.shape: MoEShape = checkpoint.shape
-        self._modules: Any = import_module("leanmoe_pruning.modules")
+        self._modules: Any = import_module("leanmoe_pruning.forward.modules")
         check_complete(checkpoint, self.reader)
         self.config: Any = self._transformers_config()
         self._rotary = self._modules.make_rotary(self.config)

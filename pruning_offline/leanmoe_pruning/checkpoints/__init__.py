@@ -1,0 +1,1 @@
+"""Checkpoints on disk: opened, checked, read and written tensor by tensor."""

@@ -1,0 +1,1 @@
+"""From a decision to a lean checkpoint: plans, pieces, the shard writer."""

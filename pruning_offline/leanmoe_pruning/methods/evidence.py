@@ -1,0 +1,41 @@
+"""What dumps of several methods hold: gate ratios of the model before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from leanmoe_pruning.methods.method import Inputs
+from leanmoe_pruning.methods.selection import LayerChoice
+from leanmoe_pruning.progress import progress
+from leanmoe_pruning.quality.ratios import LayerRatios, measure_ratios
+
+Ratios = dict[str, list[LayerRatios]]
+
+
+def measure_model_ratios(
+    inputs: Inputs, run: str, choices: Sequence[LayerChoice], full: list[LayerRatios]
+) -> Ratios:
+    """Ratios of the ``full`` model and, where there is data to run it on, of the cut one."""
+    found: Ratios = {"full": full} if full else {}
+    if inputs.data is None:
+        return found
+    stream, ids = inputs.stream(), inputs.data.ids
+    if not full:
+        everything = tuple(range(inputs.shape.n_routed_experts))
+        kept = dict.fromkeys(inputs.shape.moe_layers, everything)
+        found["full"] = measure_ratios(stream, ids, kept)
+    with progress(f"betas of {run}", stream.n_layers) as tick:
+        kept = {choice.layer: choice.kept for choice in choices}
+        found[run] = measure_ratios(stream, ids, kept, tick)
+    return found
+
+
+def ratio_tensors(ratios: Ratios) -> dict[str, torch.Tensor]:
+    """Betas (medians) and means, float64 ``[L]`` each."""
+    tensors = {}
+    for name, found in ratios.items():
+        tensors[f"betas.{name}"] = torch.tensor([r.beta for r in found], dtype=torch.float64)
+        tensors[f"ratio_mean.{name}"] = torch.tensor([r.mean for r in found], dtype=torch.float64)
+    return tensors

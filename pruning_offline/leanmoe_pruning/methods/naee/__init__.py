@@ -1,0 +1,1 @@
+"""NAEE: expert pruning by reconstruction loss (arXiv 2402.14800)."""

@@ -1,0 +1,146 @@
+"""``--method naee``: its options, its run, its dump."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from leanmoe.errors import InputError
+from leanmoe_pruning.data import batch_of_tokens
+from leanmoe_pruning.methods.evidence import measure_model_ratios, ratio_tensors
+from leanmoe_pruning.methods.method import Decision, Inputs, Method
+from leanmoe_pruning.methods.naee.search import layerwise, progressive
+from leanmoe_pruning.methods.options import experts_to_keep
+from leanmoe_pruning.methods.selection import (
+    LayerChoice,
+    check_enumerable,
+    complement,
+    dropped_subsets,
+    plans_of,
+)
+from leanmoe_pruning.progress import progress
+from leanmoe_pruning.quality.ratios import LayerRatios
+from leanmoe_pruning.scores.scoring import LayerScores
+
+VARIANTS = ("layerwise", "progressive")
+DEFAULT_BATCH = 8
+MAX_BATCH = 1_000_000
+
+
+@dataclass(frozen=True)
+class Naee:
+    """A checked run."""
+
+    inputs: Inputs
+    keep: int
+    variant: str
+    batch_size: int
+
+    def settings(self) -> dict[str, Any]:
+        return {"keep": self.keep, "variant": self.variant, "batch_size": self.batch_size}
+
+    def decide(self, dump: bool) -> Decision:
+        full: list[LayerRatios] = []
+        choices = list(self._choices(full))
+        tensors, facts = self._evidence(choices, full) if dump else ({}, {})
+        return Decision(plans_of(choices), tensors, facts)
+
+    def _choices(self, full: list[LayerRatios]) -> Iterator[LayerChoice]:
+        batches = batch_of_tokens(self.inputs.layout, self.batch_size)
+        with progress("naee: choosing experts", self.inputs.shape.n_layers) as tick:
+            if self.variant == "layerwise":
+                layers = _noting_ratios(self.inputs.layers(), full)
+                for choice in layerwise(layers, self.keep, batches):
+                    tick()
+                    yield choice
+                return
+            data = self.inputs.need_data("the progressive variant runs the model as it prunes")
+            yield from progressive(self.inputs.stream(), data.ids, self.keep, batches, tick)
+
+    def _evidence(
+        self, choices: Sequence[LayerChoice], full: list[LayerRatios]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        run = f"{self.variant}_r{self.keep}"
+        ratios = measure_model_ratios(self.inputs, run, choices, full)
+        losses = [choice.losses for choice in choices if choice.losses is not None]
+        subsets = dropped_subsets(self.inputs.shape.n_routed_experts, self.keep)
+        tensors = {
+            f"{run}.kept": torch.tensor([choice.kept for choice in choices]),
+            f"dropped_subsets.r{self.keep}": _int_rows(subsets),
+            f"{run}.losses": torch.stack(losses),
+            **ratio_tensors(ratios),
+        }
+        betas = {name: [one.beta for one in found] for name, found in ratios.items()}
+        split = self._batch_split()
+        return tensors, {"batch_split": split, run: self._facts(choices, split), "betas": betas}
+
+    def _facts(self, choices: Sequence[LayerChoice], split: list[int]) -> dict[str, Any]:
+        count = self.inputs.shape.n_routed_experts
+        return {
+            "r": self.keep,
+            "batch_split": split,
+            "dropped": [list(complement(choice.kept, count)) for choice in choices],
+            "kept": [list(choice.kept) for choice in choices],
+            "best_loss": [float(c.losses.min()) for c in choices if c.losses is not None],
+        }
+
+    def _batch_split(self) -> list[int]:
+        size = self.batch_size
+        return [
+            min(size, windows - start)
+            for windows, _ in self.inputs.layout
+            for start in range(0, windows, size)
+        ]
+
+
+def _int_rows(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.int64).view(len(rows), -1)
+
+
+def _noting_ratios(
+    layers: Iterator[LayerScores], found: list[LayerRatios]
+) -> Iterator[LayerScores]:
+    for scores in layers:
+        found.append(LayerRatios.of(scores.layer, scores.routing()))
+        yield scores
+
+
+def _open(args: argparse.Namespace, inputs: Inputs) -> Naee:
+    keep = experts_to_keep(args, inputs)
+    if args.variant == "progressive":
+        inputs.need_data("the progressive variant runs the model again as it prunes")
+    inputs.need_scores("naee")
+    check_enumerable(keep, inputs.shape)
+    if not 1 <= args.batch_size <= MAX_BATCH:
+        raise InputError(
+            f"--batch-size is {args.batch_size}, expected a number from 1 to {MAX_BATCH}"
+        )
+    return Naee(inputs, keep, args.variant, args.batch_size)
+
+
+def _add_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--variant",
+        choices=VARIANTS,
+        default="layerwise",
+        help="layers alone, or each after the earlier ones were pruned",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=DEFAULT_BATCH,
+        metavar="WINDOWS",
+        help=f"windows per batch of the loss (default {DEFAULT_BATCH})",
+    )
+
+
+METHOD = Method(
+    name="naee",
+    summary="the subset of experts that changes each layer's output least",
+    open=_open,
+    add_arguments=_add_arguments,
+)

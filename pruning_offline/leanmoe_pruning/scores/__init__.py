@@ -1,0 +1,1 @@
+"""What methods decide from: statistics of one pass over data, kept on disk."""
