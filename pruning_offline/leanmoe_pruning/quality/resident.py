@@ -1,0 +1,92 @@
+"""A model whose layers stay in memory, to be evaluated many times, whole or changed.
+
+N rows, T tokens, D model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+
+from leanmoe.provenance import parse_json
+from leanmoe_pruning.data.tokenizer import ModelTokenizer
+from leanmoe_pruning.forward.passes import step_
+from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
+from leanmoe_pruning.progress import Tick, no_tick
+
+
+@dataclass(frozen=True)
+class ResidentModel:
+    """Layers of ``stream``, loaded once; ``kept`` masks experts and ``betas`` skips, by layer."""
+
+    stream: DecoderStream
+    layers: tuple[DecoderLayer, ...]
+    tokenizer: ModelTokenizer
+    kept: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    betas: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, stream: DecoderStream, tick: Tick = no_tick) -> Self:
+        """Every layer into memory."""
+        layers = []
+        for layer in stream.layers():
+            layers.append(layer)
+            tick()
+        return cls(stream, tuple(layers), ModelTokenizer(stream.checkpoint.path))
+
+    def changed(
+        self,
+        layers: Mapping[int, DecoderLayer] | None = None,
+        kept: Mapping[int, Sequence[int]] | None = None,
+        betas: Mapping[int, float] | None = None,
+    ) -> Self:
+        """The same model with some layers replaced, masked or skipping; nothing is copied.
+
+        ``layers`` are ``dataclasses.replace`` of this model's own, with other experts, transfer or
+        shape; what is not given stays as it is here.
+        """
+        own = layers or {}
+        return replace(
+            self,
+            layers=tuple(own.get(layer.index, layer) for layer in self.layers),
+            kept=self.kept if kept is None else kept,
+            betas=self.betas if betas is None else betas,
+        )
+
+    def final_hidden(self, ids_NT: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the last layer, float32 ``[N, T, D]``, rows padded on the right.
+
+        Padding is exact: attention is causal and experts see one token at a time.
+        """
+        hidden = [self.stream.embed(ids_NT)]
+        for layer in self.layers:
+            beta = self.betas.get(layer.index)
+            betas_T = None if beta is None else torch.full((ids_NT.numel(),), beta)
+            step_(layer, hidden, self.kept.get(layer.index), betas_T)
+        return hidden[0]
+
+    def log_probabilities(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """log softmax of the logits, float32 ``[T, V]``."""
+        return self.stream.log_probabilities(hidden_TD)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end a generation: of generation_config.json, else of config.json."""
+        path = self.stream.checkpoint.path / "generation_config.json"
+        generation: Any = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        ends = generation.get("eos_token_id", self.stream.checkpoint.config.get("eos_token_id"))
+        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+    @property
+    def start_id(self) -> int:
+        """What stands before a text without a prompt: the start token, an end token, or 0."""
+        start = self.stream.checkpoint.config.get("bos_token_id")
+        return start if isinstance(start, int) else min(self.end_ids, default=0)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens the position embedding was made for."""
+        return int(self.stream.config.max_position_embeddings)

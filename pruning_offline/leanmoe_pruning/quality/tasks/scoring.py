@@ -1,0 +1,98 @@
+"""A task answered by a model: which items it has right.
+
+Choices are judged twice: by the sum of log p of each, and by that sum per byte of its text,
+which does not favour short ones; the lowest number wins among equals. Generated answers must
+equal the right one, blanks at both ends aside, on the line they begin on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from leanmoe_pruning.data.tokenizer import ModelTokenizer
+from leanmoe_pruning.progress import Tick, no_tick
+from leanmoe_pruning.quality.intervals import wilson
+from leanmoe_pruning.quality.resident import ResidentModel
+from leanmoe_pruning.quality.tasks.generation import generate
+from leanmoe_pruning.quality.tasks.likelihood import Request, encode_pair, log_likelihoods
+from leanmoe_pruning.quality.tasks.task import Task
+
+MAX_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One entry per item; ``log_p`` are the sums of all choices, in nats."""
+
+    task: Task
+    correct: tuple[bool, ...]
+    correct_per_byte: tuple[bool, ...] | None = None
+    log_p: tuple[tuple[float, ...], ...] | None = None
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.correct) / len(self.correct)
+
+    @property
+    def accuracy_per_byte(self) -> float | None:
+        per_byte = self.correct_per_byte
+        return None if per_byte is None else sum(per_byte) / len(per_byte)
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval of the accuracy."""
+        return wilson(sum(self.correct), len(self.correct), confidence)
+
+
+def score_task(
+    model: ResidentModel, task: Task, tick: Tick = no_tick, max_tokens: int = MAX_TOKENS
+) -> TaskResult:
+    """Answer every item; ``tick`` is called ``steps(task)`` times."""
+    if task.has_choices:
+        return _score_choices(model, task, tick)
+    return _score_open(model, task, tick, max_tokens)
+
+
+def steps(task: Task) -> int:
+    """Choices or items to run."""
+    return sum(len(item.choices) for item in task.choice_items) or len(task)
+
+
+@lru_cache(maxsize=16)
+def _requests(tokenizer: ModelTokenizer, start: int, task: Task) -> tuple[Request, ...]:
+    """Every choice of every item in order; kept, since searches ask the same task many times."""
+    return tuple(
+        encode_pair(tokenizer, item.prompt, choice, start)
+        for item in task.choice_items
+        for choice in item.choices
+    )
+
+
+def _score_choices(model: ResidentModel, task: Task, tick: Tick) -> TaskResult:
+    requests = _requests(model.tokenizer, model.start_id, task)
+    sums = iter(log_likelihoods(model, requests, tick))
+    log_p = [tuple(next(sums).log_p for _ in item.choices) for item in task.choice_items]
+    correct, per_byte = [], []
+    for item, found in zip(task.choice_items, log_p, strict=True):
+        sizes = [len(choice.encode()) for choice in item.choices]
+        relative = [one / size for one, size in zip(found, sizes, strict=True)]
+        correct.append(found.index(max(found)) == item.answer)
+        per_byte.append(relative.index(max(relative)) == item.answer)
+    return TaskResult(task, tuple(correct), tuple(per_byte), tuple(log_p))
+
+
+def _score_open(model: ResidentModel, task: Task, tick: Tick, max_tokens: int) -> TaskResult:
+    items = task.open_items
+    start = [model.start_id]
+    prompts = [model.tokenizer.encode(item.prompt) or start for item in items]
+
+    def done(which: int, text: str) -> bool:
+        """At the end of the line, or as soon as the answer can only be wrong."""
+        # The last token may end inside a character.
+        wanted, found = items[which].answer.strip(), text.lstrip().rstrip("\ufffd")
+        return "\n" in found or not (wanted.startswith(found) or found.rstrip() == wanted)
+
+    texts = generate(model, prompts, max_tokens, done, tick)
+    answers = [text.lstrip().partition("\n")[0].strip() for text in texts]
+    right = [found == item.answer.strip() for found, item in zip(answers, items, strict=True)]
+    return TaskResult(task, tuple(right))
