@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,6 +105,8 @@ def _write_layer(directory: Path, scores: LayerScores) -> str:
         "output_gram": scores.output_gram_TP,
         "ratios": scores.routing().ratios[:, 1:].contiguous(),
     }
+    if scores.rule.correction_E is not None:
+        tensors["router_correction"] = scores.rule.correction_E
     return write_tensors(directory / layer_file(scores.layer), tensors)
 
 
@@ -164,7 +167,8 @@ class ScoreBundle:
             gram_TP = held["output_gram"]
             if gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
                 raise InputError(f"{self.directory / layer_file(layer)} has a Gram of wrong size")
-            yield LayerScores(layer, rule, held["router_logits"], gram_TP)
+            own = replace(rule, correction_E=held.get("router_correction"))
+            yield LayerScores(layer, own, held["router_logits"], gram_TP)
 
 
 def _read_description(directory: Path) -> BundleDescription:

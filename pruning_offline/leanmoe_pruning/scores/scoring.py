@@ -15,7 +15,7 @@ import torch
 
 from leanmoe.errors import CheckpointError
 from leanmoe_pruning.checkpoints.shards import is_finite
-from leanmoe_pruning.forward.passes import chunks, embed_all
+from leanmoe_pruning.forward.passes import chunks, embed_all, step_
 from leanmoe_pruning.forward.routing import RouterRule, Routing, route
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
@@ -70,19 +70,26 @@ def measure_chunk(
 ) -> tuple[LayerScores, torch.Tensor]:
     """Run every expert on every token of a few windows; return scores and unpruned output [T, D].
 
-    The Gram matrices are centred on ``target_TD``, by default that output itself.
+    The Gram matrices are centred on ``target_TD``, by default that output itself, both without
+    what the shared expert gives: it is the same whatever is pruned.
     """
+    assert layer.experts is not None, f"layer {layer.index} is dense"
     x_TD = layer.block_input(chunk_NTD)
+    shared_TD = layer.shared(x_TD)
     logits_TE = layer.router_logits(x_TD)
     every_ETD = layer.experts.every_output(x_TD)
     output_TD = _mix(every_ETD, layer.route(logits_TE))
-    gram_TP = centred_gram(every_ETD, output_TD if target_TD is None else target_TD)
+    centre_TD = output_TD
+    if target_TD is not None:
+        centre_TD = target_TD if shared_TD is None else target_TD - shared_TD
+    gram_TP = centred_gram(every_ETD, centre_TD)
     if not (is_finite(logits_TE) and is_finite(gram_TP)):
         raise CheckpointError(
             f"the activations of layer {layer.index} are not finite, so nothing can be decided "
             "from them: the weights overflow; try --compute float32 or fetch the model again"
         )
-    return LayerScores(layer.index, layer.rule, logits_TE, gram_TP), output_TD
+    scores = LayerScores(layer.index, layer.rule, logits_TE, gram_TP)
+    return scores, output_TD if shared_TD is None else output_TD + shared_TD
 
 
 def _mix(every_ETD: torch.Tensor, routing: Routing) -> torch.Tensor:
@@ -107,11 +114,15 @@ def score_layers(
     """Scores of every MoE layer in order, from the unpruned model's activations."""
     hidden = embed_all(stream, ids)
     for layer in stream.layers():
+        if layer.experts is None:
+            step_(layer, hidden)
+            tick()
+            continue
         parts = []
         for chunk_NTD, _ in chunks(hidden):
             layer.attend_(chunk_NTD)
             scores, output_TD = measure_chunk(layer, chunk_NTD)
-            chunk_NTD += output_TD.view_as(chunk_NTD)
+            layer.add_(chunk_NTD, output_TD)
             parts.append(scores)
         tick()
         yield joined(parts)
