@@ -1,6 +1,6 @@
-"""One layer's attention, by transformers' own class, over whole windows without a cache.
+"""One layer's attention, by transformers' own class: over whole windows, or as tokens are placed.
 
-N windows, T tokens, D model.
+N windows, T tokens, S tokens that may be seen, D model.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from leanmoe_pruning.forward.placing import Placing
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,23 @@ class Attention:
     def __call__(self, normed_NTD: torch.Tensor) -> torch.Tensor:
         """What attention adds to the residual stream, ``[N, T, D]``."""
         length = normed_NTD.shape[1]
-        rotary = self.rotary(normed_NTD, position_ids=torch.arange(length)[None])
+        return self._mixed(normed_NTD, torch.arange(length)[None], self._mask(length), None)
+
+    def placed(self, normed_NTD: torch.Tensor, placing: Placing) -> torch.Tensor:
+        """The same for tokens that do not stand one after the other from the beginning."""
+        mask_N1TS = placing.mask(self.window)
+        return self._mixed(normed_NTD, placing.positions_NT, mask_N1TS, placing.cache)
+
+    def _mixed(
+        self, normed_NTD: torch.Tensor, positions: torch.Tensor, mask: Any, cache: Any
+    ) -> torch.Tensor:
+        rotary = self.rotary(normed_NTD, position_ids=positions)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.compute == torch.bfloat16):
             mixed_NTD, _ = self.module(
                 hidden_states=normed_NTD,
                 position_embeddings=rotary,
-                attention_mask=self._mask(length),
+                attention_mask=mask,
+                past_key_values=cache,
             )
         return mixed_NTD  # type: ignore[no-any-return]
 

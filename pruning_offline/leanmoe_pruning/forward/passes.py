@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 
@@ -69,11 +70,15 @@ def step_(
     hidden: Hidden,
     kept: Sequence[int] | None = None,
     betas_T: torch.Tensor | None = None,
+    placing: Placing | None = None,
 ) -> Routed | None:
-    """One whole decoder layer, in place; what a MoE layer's router decided."""
+    """One whole decoder layer, in place; what a MoE layer's router decided.
+
+    Tokens that are placed must fit one chunk.
+    """
     found = []
     for chunk_NTD, rows in chunks(hidden):
-        layer.attend_(chunk_NTD)
+        layer.attend_(chunk_NTD, placing)
         betas = None if betas_T is None else betas_T[rows]
         output_TD, routed = run_block(layer, chunk_NTD, kept, betas)
         layer.add_(chunk_NTD, output_TD)

@@ -27,6 +27,7 @@ from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.forward.attention import Attention
 from leanmoe_pruning.forward.experts import Experts, FeedForward
 from leanmoe_pruning.forward.families import forward_family
+from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.routing import RouterRule, Routing, route
 from leanmoe_pruning.forward.weights import Weights
 
@@ -61,9 +62,14 @@ class DecoderLayer:
         """Whether its tokens choose among experts, so that some can be skipped."""
         return self.experts is not None and not self.condensed
 
-    def attend_(self, hidden_NTD: torch.Tensor) -> None:
-        """Add attention to the residual stream in place."""
-        hidden_NTD.add_(self.attention(self.input_norm(hidden_NTD)), alpha=self.residual_scale)
+    def attend_(self, hidden_NTD: torch.Tensor, placing: Placing | None = None) -> None:
+        """Add attention to the residual stream in place; all windows in order unless placed."""
+        normed_NTD = self.input_norm(hidden_NTD)
+        if placing is None:
+            mixed_NTD = self.attention(normed_NTD)
+        else:
+            mixed_NTD = self.attention.placed(normed_NTD, placing)
+        hidden_NTD.add_(mixed_NTD, alpha=self.residual_scale)
 
     def block_input(self, hidden_NTD: torch.Tensor) -> torch.Tensor:
         """What gate and experts see, float32 ``[T, D]`` with all windows' tokens in order."""

@@ -14,6 +14,7 @@ import torch
 from leanmoe.provenance import parse_json
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.forward.passes import step_
+from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick, no_tick
 
@@ -56,16 +57,17 @@ class ResidentModel:
             betas=self.betas if betas is None else betas,
         )
 
-    def final_hidden(self, ids_NT: torch.Tensor) -> torch.Tensor:
-        """Hidden states after the last layer, float32 ``[N, T, D]``, rows padded on the right.
+    def final_hidden(self, ids_NT: torch.Tensor, placing: Placing | None = None) -> torch.Tensor:
+        """Hidden states after the last layer, float32 ``[N, T, D]``.
 
-        Padding is exact: attention is causal and experts see one token at a time.
+        Rows may be padded on the right, which is exact: attention is causal and experts see one
+        token at a time. Tokens that are placed must be at most ``CHUNK_TOKENS``, or one row.
         """
         hidden = [self.stream.embed(ids_NT)]
         for layer in self.layers:
             beta = self.betas.get(layer.index)
             betas_T = None if beta is None else torch.full((ids_NT.numel(),), beta)
-            step_(layer, hidden, self.kept.get(layer.index), betas_T)
+            step_(layer, hidden, self.kept.get(layer.index), betas_T, placing)
         return hidden[0]
 
     def log_probabilities(self, hidden_TD: torch.Tensor) -> torch.Tensor:

@@ -148,18 +148,22 @@ def test_likelihoods_equal_transformers(model, theirs, monkeypatch):
     assert found[-1].greedy
 
 
-def test_shared_rows_run_once(model, monkeypatch):
+def test_a_shared_prompt_runs_once(model, theirs, monkeypatch):
     ran = []
     whole = ResidentModel.final_hidden
 
-    def counted(self, ids_NT):
-        ran.append(ids_NT.shape)
-        return whole(self, ids_NT)
+    def counted(self, ids_NT, placing=None):
+        ran.append(tuple(ids_NT.shape))
+        return whole(self, ids_NT, placing)
 
     monkeypatch.setattr(ResidentModel, "final_hidden", counted)
-    requests = [Request((7, 8, 9), (last,)) for last in range(20, 40)]
-    assert len(log_likelihoods(model, [*requests, Request((7, 8), (9, 11))])) == 21
-    assert ran == [(1, 3)]
+    requests = [Request((7, 8, 9), (token, 30, 31)) for token in (20, 21, 22)]
+    requests.append(Request((7, 8, 9), (20, 30, 40)))
+    found = log_likelihoods(model, requests)
+    # The prompt's three tokens, and two more of each continuation that differs there.
+    assert ran == [(1, 3 + 3 * 2)]
+    for one, request in zip(found, requests, strict=True):
+        assert one.log_p == pytest.approx(exact(theirs, request)[0], rel=1e-5)
 
 
 def test_blanks_belong_to_the_continuation(model):
@@ -210,3 +214,18 @@ def test_masked_and_skipping_models_are_judged_too(model):
     assert log_likelihoods(masked, request)[0].log_p != whole
     assert log_likelihoods(skipping, request)[0].log_p != whole
     assert log_likelihoods(skipping.changed(betas={}), request)[0].log_p == whole
+
+
+def test_sliding_windows_hold_for_branches_and_caches(tmp_path):
+    path = write_tiny_mixtral(tmp_path / "model", layers=2, dtype="float32")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "sliding_window": 3}))
+    model = ResidentModel.load(DecoderStream(open_checkpoint(path)))
+    theirs = MixtralForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    requests = [Request(tuple(range(9, 17)), (token, 30, 31, 32)) for token in (20, 21)]
+    for one, request in zip(log_likelihoods(model, requests), requests, strict=True):
+        assert one.log_p == pytest.approx(exact(theirs, request)[0], rel=1e-5)
+    prompts = [list(range(9, 17)), [40, 41, 42]]
+    for one, prompt in zip(generate(model, prompts, 5, lambda *_: False), prompts, strict=True):
+        ours = theirs.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False)
+        assert one == model.tokenizer.decode(ours[0, len(prompt) :].tolist())

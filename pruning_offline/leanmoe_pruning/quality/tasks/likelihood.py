@@ -2,27 +2,28 @@
 
 Text becomes tokens as in EleutherAI's lm-evaluation-harness: blanks at the end of a prompt
 belong to the continuation, the two are tokenised together and cut where the prompt's own
-tokens end, and what is too long for the model loses its beginning. Rows are padded on the
-right, which is exact for a causal model, and a row whose tokens are the beginning of another
-row is not run a second time. N rows, T tokens, D model, V vocabulary.
+tokens end, and what is too long for the model loses its beginning. Requests of one prompt run
+as one row in which every shared token stands once; rows are padded on the right. Both are
+exact for a causal model. N rows, T tokens, D model, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from leanmoe.errors import CheckpointError, DataError
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
+from leanmoe_pruning.forward.passes import CHUNK_TOKENS
+from leanmoe_pruning.forward.placing import Tree, place_trees
 from leanmoe_pruning.progress import Tick, no_tick
 from leanmoe_pruning.quality.comparison import CHUNK
 from leanmoe_pruning.quality.resident import ResidentModel
 
-# Padded tokens run at once: enough for every expert to get some, few enough for the caches.
-BATCH_TOKENS = 4096
-_PADDING = 0
+# Padded tokens run at once.
+BATCH_TOKENS = CHUNK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -64,29 +65,47 @@ def _tokens(ids: Sequence[int], text: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
+@dataclass(frozen=True)
+class _Row:
+    """Requests of one prompt; ``asked`` gives each one's places of prediction and next tokens."""
+
+    tree: Tree = field(default_factory=Tree)
+    asked: dict[int, tuple[list[int], tuple[int, ...]]] = field(default_factory=dict)
+
+    def add(self, which: int, request: Request, max_length: int) -> None:
+        path = self.tree.add(request.row(max_length))
+        wanted = request.continuation[-len(path) :]
+        self.asked[which] = path[-len(wanted) :], wanted
+
+
 @torch.inference_mode()
 def log_likelihoods(
     model: ResidentModel, requests: Sequence[Request], tick: Tick = no_tick
 ) -> list[Likelihood]:
     """The likelihood of each request, in their order; ``tick`` is called once per request."""
     found: dict[int, Likelihood] = {}
-    for batch in _batches(requests, model.max_length):
-        hidden_NTD = model.final_hidden(padded([row for row, _ in batch]))
-        wanted = [(n, which) for n, (_, held) in enumerate(batch) for which in held]
-        for n, which in wanted:
-            found[which] = _likelihood(model, requests[which], hidden_NTD[n])
-            tick()
+    for batch in _batches(_rows(requests, model.max_length)):
+        ids_NT, placing = place_trees([row.tree for row in batch])
+        hidden_NTD = model.final_hidden(ids_NT, placing)
+        for row, hidden_TD in zip(batch, hidden_NTD, strict=True):
+            found |= _answers(model, row, hidden_TD)
+            for _ in row.asked:
+                tick()
     return [found[which] for which in range(len(requests))]
 
 
-Row = tuple[tuple[int, ...], list[int]]
+def _rows(requests: Sequence[Request], max_length: int) -> list[_Row]:
+    """One row per prompt, longest first."""
+    rows: dict[tuple[int, ...], _Row] = {}
+    for which, request in enumerate(requests):
+        rows.setdefault(request.context, _Row()).add(which, request, max_length)
+    return sorted(rows.values(), key=lambda row: -len(row.tree))
 
 
-def _batches(requests: Sequence[Request], max_length: int) -> Iterator[list[Row]]:
-    """Rows to run, longest first, with the requests each one answers."""
-    batch: list[Row] = []
-    for row in sorted(_rows(requests, max_length), key=lambda one: (-len(one[0]), one[0])):
-        if batch and (len(batch) + 1) * len(batch[0][0]) > BATCH_TOKENS:
+def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    batch: list[_Row] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * len(batch[0].tree) > BATCH_TOKENS:
             yield batch
             batch = []
         batch.append(row)
@@ -94,40 +113,37 @@ def _batches(requests: Sequence[Request], max_length: int) -> Iterator[list[Row]
         yield batch
 
 
-def _rows(requests: Sequence[Request], max_length: int) -> list[Row]:
-    """Distinct rows; one that begins another row is answered by that one."""
-    rows: list[Row] = []
-    every = [(request.row(max_length), which) for which, request in enumerate(requests)]
-    # In this order, the rows a row begins come right before it.
-    for row, which in sorted(every, reverse=True):
-        if rows and rows[-1][0][: len(row)] == row:
-            rows[-1][1].append(which)
-        else:
-            rows.append((row, [which]))
-    return rows
+def _answers(model: ResidentModel, row: _Row, hidden_TD: torch.Tensor) -> dict[int, Likelihood]:
+    """A place that several requests ask about is looked at once."""
+    places = sorted({place for path, _ in row.asked.values() for place in path})
+    wanted: dict[int, set[int]] = {place: set() for place in places}
+    for path, tokens in row.asked.values():
+        for place, token in zip(path, tokens, strict=True):
+            wanted[place].add(token)
+    log_p: dict[tuple[int, int], float] = {}
+    best: dict[int, int] = {}
+    for start in range(0, len(places), CHUNK):
+        part = places[start : start + CHUNK]
+        log_p_TV = model.log_probabilities(hidden_TD[part])
+        best |= zip(part, log_p_TV.argmax(-1).tolist(), strict=True)
+        pairs = [(n, token) for n, place in enumerate(part) for token in sorted(wanted[place])]
+        values = log_p_TV[tuple(torch.tensor(pairs).t())].double().tolist()
+        log_p |= {(part[n], token): one for (n, token), one in zip(pairs, values, strict=True)}
+    return {which: _likelihood(model, *asked, log_p, best) for which, asked in row.asked.items()}
 
 
-def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """One row each, padded on the right, int64 ``[N, T]``."""
-    length = max(map(len, rows))
-    return torch.tensor([[*row, *[_PADDING] * (length - len(row))] for row in rows])
-
-
-def _likelihood(model: ResidentModel, request: Request, hidden_TD: torch.Tensor) -> Likelihood:
-    """From the hidden states of a row that begins with the request's own."""
-    length = len(request.row(model.max_length))
-    ids_T = torch.tensor(request.continuation[-length:])
-    asked_TD = hidden_TD[length - len(ids_T) : length]
-    total, greedy = 0.0, True
-    for part_TD, part_T in zip(
-        *(torch.split(one, CHUNK) for one in (asked_TD, ids_T)), strict=True
-    ):
-        log_p_TV = model.log_probabilities(part_TD)
-        total += float(log_p_TV.gather(1, part_T[:, None]).double().sum())
-        greedy = greedy and bool((log_p_TV.argmax(-1) == part_T).all())
+def _likelihood(
+    model: ResidentModel,
+    path: Sequence[int],
+    tokens: Sequence[int],
+    log_p: dict[tuple[int, int], float],
+    best: dict[int, int],
+) -> Likelihood:
+    steps = list(zip(path, tokens, strict=True))
+    total = sum(log_p[step] for step in steps)
     if not total > float("-inf"):
         raise CheckpointError(
             f"{model.stream.checkpoint.path} gives a continuation the log probability {total}: its "
             "weights are not sound; fetch or make the model again"
         )
-    return Likelihood(total, greedy)
+    return Likelihood(total, all(best[place] == token for place, token in steps))
