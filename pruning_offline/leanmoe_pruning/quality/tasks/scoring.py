@@ -7,8 +7,10 @@ equal the right one, blanks at both ends aside, on the line they begin on.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.progress import Tick, no_tick
@@ -48,9 +50,25 @@ def score_task(
     model: ResidentModel, task: Task, tick: Tick = no_tick, max_tokens: int = MAX_TOKENS
 ) -> TaskResult:
     """Answer every item; ``tick`` is called ``steps(task)`` times."""
-    if task.has_choices:
-        return _score_choices(model, task, tick)
-    return _score_open(model, task, tick, max_tokens)
+    return score_tasks(model, [task], tick, max_tokens)[0]
+
+
+def score_tasks(
+    model: ResidentModel,
+    tasks: Sequence[Task],
+    tick: Tick = no_tick,
+    max_tokens: int = MAX_TOKENS,
+) -> list[TaskResult]:
+    """Several tasks; all choices go through the layers together."""
+    start, tokenizer = model.start_id, model.tokenizer
+    requests = [_requests(tokenizer, start, task) for task in tasks if task.has_choices]
+    sums = (one.log_p for one in log_likelihoods(model, list(chain(*requests)), tick))
+    return [
+        _judged_choices(task, sums)
+        if task.has_choices
+        else _score_open(model, task, tick, max_tokens)
+        for task in tasks
+    ]
 
 
 def steps(task: Task) -> int:
@@ -68,10 +86,8 @@ def _requests(tokenizer: ModelTokenizer, start: int, task: Task) -> tuple[Reques
     )
 
 
-def _score_choices(model: ResidentModel, task: Task, tick: Tick) -> TaskResult:
-    requests = _requests(model.tokenizer, model.start_id, task)
-    sums = iter(log_likelihoods(model, requests, tick))
-    log_p = [tuple(next(sums).log_p for _ in item.choices) for item in task.choice_items]
+def _judged_choices(task: Task, sums: Iterator[float]) -> TaskResult:
+    log_p = [tuple(next(sums) for _ in item.choices) for item in task.choice_items]
     correct, per_byte = [], []
     for item, found in zip(task.choice_items, log_p, strict=True):
         sizes = [len(choice.encode()) for choice in item.choices]
