@@ -8,42 +8,18 @@ equal the right one, blanks at both ends aside, on the line they begin on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.progress import Tick, no_tick
-from leanmoe_pruning.quality.intervals import wilson
 from leanmoe_pruning.quality.resident import ResidentModel
 from leanmoe_pruning.quality.tasks.generation import generate
 from leanmoe_pruning.quality.tasks.likelihood import Request, encode_pair, log_likelihoods
+from leanmoe_pruning.quality.tasks.result import TaskResult
 from leanmoe_pruning.quality.tasks.task import Task
 
 MAX_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One entry per item; ``log_p`` are the sums of all choices, in nats."""
-
-    task: Task
-    correct: tuple[bool, ...]
-    correct_per_byte: tuple[bool, ...] | None = None
-    log_p: tuple[tuple[float, ...], ...] | None = None
-
-    @property
-    def accuracy(self) -> float:
-        return sum(self.correct) / len(self.correct)
-
-    @property
-    def accuracy_per_byte(self) -> float | None:
-        per_byte = self.correct_per_byte
-        return None if per_byte is None else sum(per_byte) / len(per_byte)
-
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval of the accuracy."""
-        return wilson(sum(self.correct), len(self.correct), confidence)
 
 
 def score_task(
@@ -94,7 +70,14 @@ def _judged_choices(task: Task, sums: Iterator[float]) -> TaskResult:
         relative = [one / size for one, size in zip(found, sizes, strict=True)]
         correct.append(found.index(max(found)) == item.answer)
         per_byte.append(relative.index(max(relative)) == item.answer)
-    return TaskResult(task, tuple(correct), tuple(per_byte), tuple(log_p))
+    return TaskResult(
+        task.name,
+        tuple(correct),
+        tuple(per_byte),
+        tuple(log_p),
+        digest=task.digest(),
+        chance=task.chance,
+    )
 
 
 def _score_open(model: ResidentModel, task: Task, tick: Tick, max_tokens: int) -> TaskResult:
@@ -111,4 +94,4 @@ def _score_open(model: ResidentModel, task: Task, tick: Tick, max_tokens: int) -
     texts = generate(model, prompts, max_tokens, done, tick)
     answers = [text.lstrip().partition("\n")[0].strip() for text in texts]
     right = [found == item.answer.strip() for found, item in zip(answers, items, strict=True)]
-    return TaskResult(task, tuple(right))
+    return TaskResult(task.name, tuple(right), digest=task.digest())
