@@ -129,6 +129,10 @@ class DecoderStream:
         """float32 ``[N, T, D]``."""
         return functional.embedding(ids_NT, self._embedding).float()
 
+    def forget_embedding(self) -> None:
+        """Let the embedding's memory go; it is read again when it is needed again."""
+        self.__dict__.pop("_embedding", None)
+
     @cached_property
     def _embedding(self) -> torch.Tensor:
         size = (self.config.vocab_size, self.shape.hidden_size)
@@ -137,9 +141,10 @@ class DecoderStream:
     def layers(self) -> Iterator[DecoderLayer]:
         """Every decoder layer, loaded when reached and let go when passed."""
         for index in range(self.n_layers):
-            yield self._layer(index)
+            yield self.layer(index)
 
-    def _layer(self, index: int) -> DecoderLayer:
+    def layer(self, index: int) -> DecoderLayer:
+        """One decoder layer, loaded now; a caller short of memory lets the last one go first."""
         prefix, family = f"model.layers.{index}", self.checkpoint.family
         own = self.checkpoint.layers[index]
         shape = replace(self.shape, n_routed_experts=own.n_experts, top_k=own.top_k)

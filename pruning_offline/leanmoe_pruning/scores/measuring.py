@@ -6,7 +6,7 @@ T tokens, S sampled tokens, N routed to one expert, D model, F expert hidden, E 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -81,7 +81,7 @@ def _tokens_at_once(layer: DecoderLayer) -> int:
 
 
 def _rows(routing: Routing, part: slice) -> Routing:
-    return Routing(routing.weights_TK[part], routing.ids_TK[part], routing.renormalize)
+    return replace(routing, weights_TK=routing.weights_TK[part], ids_TK=routing.ids_TK[part])
 
 
 def _calls(routing: Routing, windows: int, n_experts: int) -> torch.Tensor:
@@ -114,7 +114,7 @@ def _run(
         hidden_RF = experts.hidden(expert, x_TD[needed_T])
         output_RD = experts.project(expert, hidden_RF)
         found.sampled_ESD[expert] = output_RD[place_T[sampled]]
-        moments.all_hidden_EF[expert] += hidden_RF[place_T[sampled]].double().square().sum(0)
+        moments.add_hidden_(expert, hidden_RF[place_T[sampled]])
         if len(token) == 0:
             continue
         own_ND, gates_N = output_RD[place_T[token]], weights_TK[token, slot]
