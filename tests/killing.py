@@ -1,9 +1,9 @@
 """Run a command, kill -9 it at one durable step after the other, and run it again each time.
 
 ``python -m tests.killing FOLDER ARGUMENT...`` runs ``leanmoe ARGUMENT... -o FOLDER/N`` in forked
-processes and kills each as it reaches its N-th fsync, N = 1, 4, 7, ... until one comes
-through; a layer has six, so every kind is met. Prints one JSON line per N: what was left, and how the second run ended. Forking needs a
-process that never started a thread, hence one of its own.
+processes and kills each as it reaches its N-th fsync, N = 1, 4, 7, ... until one comes through;
+a layer has six, so every kind is met. Prints one JSON line per N: what was left, and how the
+second run ended. Forking needs a process that never started a thread, hence one of its own.
 """
 
 from __future__ import annotations
