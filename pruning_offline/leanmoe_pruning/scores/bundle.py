@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,6 +111,8 @@ def write_layer(directory: Path, scores: LayerScores) -> str:
         "gate_mass": scores.gate_mass(),
         "median_beta": torch.tensor(median_beta(routing), dtype=torch.float64),
     }
+    if scores.rule.correction_E is not None:
+        tensors["router_correction"] = scores.rule.correction_E
     return write_tensors(directory / layer_file(scores.layer), tensors)
 
 
@@ -177,7 +180,7 @@ class ScoreBundle:
         }
         return LayerScores(
             layer,
-            rule,
+            replace(rule, correction_E=held.get("router_correction")),
             held["router_logits"],
             gram_TP,
             held["output_norm"],

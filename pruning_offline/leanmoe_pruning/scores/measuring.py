@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from leanmoe.errors import CheckpointError
+from leanmoe.families import MoEShape
 from leanmoe_pruning.checkpoints.shards import is_finite
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.routing import Routing
@@ -37,12 +38,17 @@ def measure_chunk(
     target_TD: torch.Tensor | None = None,
     sampled: torch.Tensor | None = None,
 ) -> tuple[LayerScores, torch.Tensor]:
-    """Scores of a few windows and the routed experts' unpruned output ``[T, D]``.
+    """Scores of a few windows and the unpruned block's output ``[T, D]``.
 
     ``sampled`` are the rows that get a Gram matrix, ascending, all where ``None``. The Gram
-    matrices are centred on ``target_TD``, by default that output itself.
+    matrices are centred on ``target_TD``, by default that output itself, both without what
+    the shared expert gives: it is the same whatever is pruned.
     """
+    assert layer.experts is not None, f"layer {layer.index} is dense"
     x_TD = layer.block_input(chunk_NTD)
+    shared_TD = layer.shared(x_TD)
+    if target_TD is not None and shared_TD is not None:
+        target_TD = target_TD - shared_TD
     logits_TE = layer.router_logits(x_TD)
     routing = layer.route(logits_TE)
     rows = torch.arange(len(x_TD)) if sampled is None else sampled
@@ -52,7 +58,7 @@ def measure_chunk(
     moments.calls_E.add_(_calls(routing, len(chunk_NTD), n_experts))
     largest_E = torch.zeros(n_experts)
     output_TD, norms, grams = torch.empty_like(x_TD), [], []
-    for start in range(0, len(x_TD), step := _tokens_at_once(layer)):
+    for start in range(0, len(x_TD), step := _tokens_at_once(layer.shape)):
         part = slice(start, start + step)
         own = rows[(rows >= start) & (rows < start + step)] - start
         found = _run(experts, x_TD[part], _rows(routing, part), own, moments, largest_E)
@@ -70,12 +76,11 @@ def measure_chunk(
         moments,
     )
     _check_finite(scores, output_TD)
-    return scores, output_TD
+    return scores, output_TD if shared_TD is None else output_TD + shared_TD
 
 
-def _tokens_at_once(layer: DecoderLayer) -> int:
-    shape = layer.shape
-    outputs = len(layer.experts) * shape.hidden_size * 4
+def _tokens_at_once(shape: MoEShape) -> int:
+    outputs = shape.n_routed_experts * shape.hidden_size * 4
     squares = max(shape.expert_ffn_size, shape.hidden_size) * 8
     return max(1, _MOST_BYTES // max(outputs, squares))
 

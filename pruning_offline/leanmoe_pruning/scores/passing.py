@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from leanmoe.resuming import Unfinished
-from leanmoe_pruning.forward.passes import chunks, embed_all
+from leanmoe_pruning.forward.passes import chunks, embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.activations import portions, read_activations, write_activations
@@ -40,7 +40,8 @@ def score_layers(
         for _ in passing.through(chunks(hidden)):
             pass
         tick()
-        yield joined(passing.parts)
+        if passing.parts:
+            yield joined(passing.parts)
 
 
 class _Passing:
@@ -54,12 +55,18 @@ class _Passing:
     def through(self, cut: Chunks) -> Iterator[torch.Tensor]:
         """Each chunk after the layer, changed in place."""
         for chunk_NTD, rows in cut:
-            self._layer.attend_(chunk_NTD)
-            own = self._sampled[(self._sampled >= rows.start) & (self._sampled < rows.stop)]
-            scores, output_TD = measure_chunk(self._layer, chunk_NTD, sampled=own - rows.start)
-            chunk_NTD += output_TD.view_as(chunk_NTD)
-            self.parts.append(scores)
+            if self._layer.experts is None:
+                step_(self._layer, [chunk_NTD])
+            else:
+                self._measure_(chunk_NTD, rows)
             yield chunk_NTD
+
+    def _measure_(self, chunk_NTD: torch.Tensor, rows: slice) -> None:
+        self._layer.attend_(chunk_NTD)
+        own = self._sampled[(self._sampled >= rows.start) & (self._sampled < rows.stop)]
+        scores, output_TD = measure_chunk(self._layer, chunk_NTD, sampled=own - rows.start)
+        self._layer.add_(chunk_NTD, output_TD)
+        self.parts.append(scores)
 
 
 def score_into(
@@ -92,11 +99,12 @@ def score_into(
         else:
             for _ in after:
                 pass
-        scores = joined(passing.parts)
+        parts = passing.parts
         # Before the next layer is read: two in memory are more than is promised.
         del passing, after
-        name = layer_file(scores.layer)
-        files[f"output/{name}"] = write_layer(unfinished.output, scores)
+        if parts:
+            digest = write_layer(unfinished.output, joined(parts))
+            files[f"output/{layer_file(index)}"] = digest
         unfinished.commit(index + 1, files)
         tick()
 
