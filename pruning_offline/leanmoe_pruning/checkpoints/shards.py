@@ -194,8 +194,8 @@ class ShardReader:
             )
         return tensor
 
-    def check_weight(self, name: str, shape: Sequence[int]) -> None:
-        """Raise unless a weight is there, of ``shape`` and floating-point."""
+    def check_shape(self, name: str, shape: Sequence[int]) -> None:
+        """Raise unless a tensor is there and of ``shape``."""
         found = self.info(name).shape
         if found != tuple(shape):
             raise CheckpointError(
@@ -203,6 +203,10 @@ class ShardReader:
                 f"{list(found)}, expected {list(shape)} from config.json; config and shards are "
                 "of different models"
             )
+
+    def check_weight(self, name: str, shape: Sequence[int]) -> None:
+        """Raise unless a weight is there, of ``shape`` and floating-point."""
+        self.check_shape(name, shape)
         self.check_is_weight(name)
 
     def check_is_weight(self, name: str) -> None:

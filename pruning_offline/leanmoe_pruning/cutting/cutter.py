@@ -55,6 +55,7 @@ class Cutter:
         self._cuts = {
             layer: LayerCut(checkpoint, layer, plan, self._held) for layer, plan in plans.items()
         }
+        self._check_layout()
         self._markers = {
             checkpoint.family.gate_name(layer): self._marker(layer, own)
             for layer, own in self._layout().layers.items()
@@ -73,6 +74,15 @@ class Cutter:
             if (pieces := [piece for info in held.values() for piece in self._pieces(info)])
         }
         self._tell_of_spare_layers()
+
+    def _check_layout(self) -> None:
+        family = self.checkpoint.family
+        if self.has_layout and not family.stops_at_layouts:
+            raise InputError(
+                f"layers of {family.name} cannot differ: stock vLLM passes over what it does not "
+                "know of such a model and would run another one; keep equally many experts in "
+                "every layer"
+            )
 
     def _tell_of_spare_layers(self) -> None:
         if dropped := sum(map(self._is_spare, self.reader.names)):
