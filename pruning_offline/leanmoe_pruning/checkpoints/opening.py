@@ -11,6 +11,7 @@ from leanmoe.families import FAMILIES
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files
 from leanmoe.provenance import file_digest
+from leanmoe_pruning.checkpoints.fp8 import block_of, check_scales
 from leanmoe_pruning.checkpoints.shards import ShardReader
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -70,6 +71,7 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
         reader.check_shape(name, size)
         if not (shape.packed and name.endswith(PACKED)):
             reader.check_is_weight(name)
+    check_scales(reader, block_of(checkpoint.config))
 
 
 def block_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
 from leanmoe.provenance import file_digest
+from leanmoe_pruning.checkpoints.fp8 import scaled_weight
 from leanmoe_pruning.checkpoints.opening import (
     WEIGHT_SUFFIXES,
     block_sizes,
@@ -102,13 +103,15 @@ class Cutter:
 
     def _cut_pieces(self, info: TensorInfo) -> list[Piece]:
         family = self.checkpoint.family
+        # A scale goes where its weight goes.
+        weight = scaled_weight(info.name, self.reader) or info.name
         layer = family.expert_rows(info.name)
         if layer is not None and layer in self._cuts:
             return self._cuts[layer].of_rows(info)
-        part = family.parse_expert(info.name)
+        part = family.parse_expert(weight)
         if part is not None and part.layer in self._cuts:
             return self._cuts[part.layer].of_expert(info, part)
-        self._check_no_part_of_a_block(info.name)
+        self._check_no_part_of_a_block(weight)
         return [Copied(info, info.name)]
 
     def _marker(self, layer: int, own: LayerLayout) -> Piece:
