@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import MixtralForCausalLM
 
 from leanmoe.checkpoint import open_checkpoint
+from leanmoe.cli import main
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.quality.levels import run_levels
 from tests.golden.moe_pruner_data import (
@@ -105,3 +106,20 @@ def test_manifest_states_what_was_zeroed_and_what_it_saves(run):
     assert settings["schedule"] == tag.rpartition(".")[2]
     assert "neither memory nor time" in settings["notes"][0]
     assert tag in json.loads((dump / "results.json").read_text())
+
+
+@pytest.mark.parametrize("tag", [tag for tag in TAGS if tag.endswith("unpruned")])
+def test_a_score_bundle_gives_the_same_masks(tag, scores, tmp_path):
+    assert prune(tag, ["--scores", str(scores)], tmp_path / "out", tmp_path / "dump") == 0
+    found = load_file(tmp_path / "dump" / "results.safetensors")
+    for name in (*names(tag, "keep"), *names(tag, "calls")):
+        assert torch.equal(found[name], golden()[name]), name
+    for name in names(tag, "score_norm"):
+        torch.testing.assert_close(found[name], golden()[name], rtol=1e-5, atol=0)
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    path = tmp_path_factory.mktemp("moe_pruner") / "scores"
+    assert main(["score", str(CHECKPOINT), "--data", CALIBRATION, "-o", str(path)]) == 0
+    return path

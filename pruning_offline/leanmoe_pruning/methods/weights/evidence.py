@@ -13,12 +13,13 @@ import torch
 
 from leanmoe.errors import CheckpointError
 from leanmoe_pruning.checkpoints.shards import is_finite
+from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, run_block, step_
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.methods.weights.layer_weights import LayerWeights
-from leanmoe_pruning.methods.weights.moments import Moments
 from leanmoe_pruning.progress import Tick
+from leanmoe_pruning.scores.moments import Moments
 
 Schedule = Literal["unpruned", "pruned"]
 SCHEDULES: tuple[Schedule, ...] = ("unpruned", "pruned")
@@ -44,10 +45,15 @@ class LayerInputs:
     def moments(self) -> Moments:
         """Second moments over all of it; experts that nothing reached have those of all."""
         experts = self.layer.experts
-        found = Moments.empty(experts)
+        wide, narrow = experts.gate_proj[0].shape
+        found = Moments.zeros(len(experts), narrow, wide)
         for (x_TD, routing), (chunk_NTD, _) in zip(self.routed(), chunks(self.hidden), strict=True):
-            found.add(experts, x_TD, routing, len(chunk_NTD))
-        found.add_unrouted(experts, self.blocks())
+            _add(found, experts, x_TD, routing, len(chunk_NTD))
+        unrouted = (found.calls_E == 0).nonzero().flatten().tolist()
+        for x_TD in self.blocks() if unrouted else ():
+            for expert in unrouted:
+                hidden_TF = experts.hidden(expert, x_TD)
+                found.all_hidden_EF[expert] += hidden_TF.double().square().sum(0)
         self._check(found)
         return found
 
@@ -58,6 +64,21 @@ class LayerInputs:
                 "decided from them: the weights overflow; try --compute float32 or fetch the "
                 "model again"
             )
+
+
+def _add(
+    found: Moments, experts: Experts, x_TD: torch.Tensor, routing: Routing, windows: int
+) -> None:
+    weights_TK = routing.applied()
+    found.add_inputs_(x_TD)
+    for expert in range(len(experts)):
+        chosen_TK = routing.ids_TK == expert
+        token, slot = chosen_TK.nonzero(as_tuple=True)
+        if len(token):
+            x_nD = x_TD[token]
+            hidden_nF = experts.hidden(expert, x_nD)
+            found.add_routed_(expert, x_nD, hidden_nF, weights_TK[token, slot])
+            found.calls_E[expert] += chosen_TK.view(windows, -1).any(1).sum()
 
 
 Prune = Callable[[LayerInputs], LayerWeights]

@@ -31,8 +31,10 @@ from leanmoe_pruning.methods.weights.layer_rules import (
 from leanmoe_pruning.methods.weights.layer_weights import LayerWeights, read_layer
 from leanmoe_pruning.methods.weights.norms import told
 from leanmoe_pruning.methods.weights.pattern import Pattern, read_pattern
-from leanmoe_pruning.progress import progress
+from leanmoe_pruning.progress import Tick, progress
+from leanmoe_pruning.scores.moments import Moments
 
+Settle = Callable[[int, LayerWeights, Outcome], LayerWeights]
 # What the golden sets call the three matrices.
 DUMPED: dict[Projection, str] = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 NOTHING_SAVED = (
@@ -133,19 +135,24 @@ class WeightPruner:
                 self._with_model(settle, tick)
         return found
 
-    def _without_model(
-        self, settle: Callable[[int, LayerWeights, Outcome], LayerWeights], tick: Callable[[], None]
-    ) -> None:
+    def _without_model(self, settle: Settle, tick: Tick) -> None:
+        """From the weights alone, or from statistics that were taken before."""
         reader, checkpoint = ShardReader(self.inputs.checkpoint.path), self.inputs.checkpoint
         if self.method == "magnitude":
             for layer in checkpoint.shape.moe_layers:
                 weights = read_layer(reader, checkpoint, layer)
                 settle(layer, weights, by_magnitude_(weights, self.pattern))
                 tick()
+            return
+        for scores in self.inputs.layers():
+            weights = read_layer(reader, checkpoint, scores.layer)
+            settle(scores.layer, weights, self._by_norms_(weights, scores.moments))
+            tick()
 
-    def _with_model(
-        self, settle: Callable[[int, LayerWeights, Outcome], LayerWeights], tick: Callable[[], None]
-    ) -> None:
+    def _by_norms_(self, weights: LayerWeights, moments: Moments) -> Outcome:
+        return by_norms_(weights, moments, self.method == "moe-pruner", self.pattern)
+
+    def _with_model(self, settle: Settle, tick: Tick) -> None:
         data, stream = self.inputs.need_data(f"--method {self.method}"), self.inputs.stream()
 
         def prune(seen: LayerInputs) -> LayerWeights:
@@ -154,8 +161,7 @@ class WeightPruner:
             if self.method == "sparsegpt":
                 outcome = by_sparsegpt_(weights, seen, self.pattern)
             else:
-                gated = self.method == "moe-pruner"
-                outcome = by_norms_(weights, seen.moments(), gated, self.pattern)
+                outcome = self._by_norms_(weights, seen.moments())
             return settle(layer, weights, outcome)
 
         run_schedule(stream, data.ids, self.schedule or "unpruned", prune, tick)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from leanmoe.families.base import PROJECTIONS, Projection
-from leanmoe_pruning.methods.weights.moments import Moments
+from leanmoe_pruning.scores.moments import Moments
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class ColumnNorms:
         """The norms that MoE-Pruner (``gated``) or Wanda multiply weights with."""
         input_ED = moments.gated_input_ED if gated else moments.input_ED
         hidden_EF = moments.gated_hidden_EF if gated else moments.hidden_EF
-        unrouted, silent = moments.unrouted, []
+        unrouted, silent = (moments.calls_E == 0).nonzero().flatten().tolist(), []
         input_ED, hidden_EF = input_ED.clone(), hidden_EF.clone()
         for expert in unrouted:
             input_ED[expert] = moments.all_input_D
-            hidden_EF[expert] = moments.all_hidden.get(expert, torch.zeros_like(hidden_EF[0]))
+            hidden_EF[expert] = moments.all_hidden_EF[expert]
             for row in (input_ED[expert], hidden_EF[expert]):
                 if not row.any():
                     row.fill_(1.0)
