@@ -65,8 +65,7 @@ def distill_layers(
         if experts is not None and student.trained(layer.index) and layer.index not in finished:
             yield _train(layer, student, hidden, experts, settings)
         for chunk_NTD, _ in chunks(hidden):
-            output_TD, _ = run_block(layer, chunk_NTD)
-            chunk_NTD += output_TD.view_as(chunk_NTD)
+            layer.add_(chunk_NTD, run_block(layer, chunk_NTD)[0])
         tick()
 
 
@@ -78,7 +77,7 @@ def _train(
     settings: Settings,
 ) -> TrainedLayer:
     x_TD = torch.cat([layer.block_input(chunk) for chunk, _ in chunks(hidden)])
-    course = _Course(lessons(layer, [x_TD], experts), x_TD.to(layer.experts.dtype))
+    course = _Course(lessons(layer, [x_TD], experts), x_TD.to(student.compute))
     tokens = settings.batch * max(part.shape[1] for part in hidden)
     optimiser = settings.optimiser(student.start(layer.index))
     generator = settings.generator(layer.index)
@@ -115,6 +114,7 @@ class _Course:
             mine = chosen[one.rows]
             batch.append(ExpertLesson(one.rows[mine], one.target_nD[mine]))
         experts = student.layer(layer).experts
+        assert experts is not None, "the student's layers are the teacher's"
         losses = expert_losses(experts, self._x_TD, batch)
         total = sum((loss / self._scales[e] for e, loss in losses.items()), torch.zeros(()))
         return total / max(1, len(losses))

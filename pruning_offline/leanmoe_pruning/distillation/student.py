@@ -15,6 +15,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe_pruning.distillation.filters import Filter
 from leanmoe_pruning.distillation.trainee import Trainee
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
+from leanmoe_pruning.forward.weights import Weights
 
 
 class StudentStream(DecoderStream):
@@ -24,6 +25,7 @@ class StudentStream(DecoderStream):
         super().__init__(checkpoint, compute)
         self._chosen = chosen
         self.reader: Trainee = Trainee(checkpoint.path, self.compute)
+        self.weights = Weights(self.reader, self.compute)
 
     def trained(self, layer: int) -> list[str]:
         """Names of a layer's tensors that are to be trained."""
@@ -46,7 +48,10 @@ class StudentStream(DecoderStream):
             for name in self.reader.values
             if name.startswith(prefix)
         }
-        return replace(layer, attention=_WithWeights(layer.attention, own)) if own else layer
+        if not own:
+            return layer
+        attention = replace(layer.attention, module=_WithWeights(layer.attention.module, own))
+        return replace(layer, attention=attention)
 
 
 class _WithWeights:

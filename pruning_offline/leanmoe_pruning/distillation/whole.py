@@ -95,7 +95,7 @@ class WholeModel:
             experts = self._ancestors.get(layer.index)
             if experts is not None and layer.index in self.optimisers:
                 found[layer.index] = lessons(layer, [layer.block_input(hidden)], experts)
-            hidden += run_block(layer, hidden)[0].view_as(hidden)
+            layer.add_(hidden, run_block(layer, hidden)[0])
         return found
 
     def _forward(self, ids_NT: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -132,7 +132,7 @@ class WholeModel:
         for index, own in held.items():
             layer = self.student.layer(index)
             _, x_TD = carry(layer, entering[index])
-            assert layer.experts is not None and x_TD is not None
+            assert layer.experts is not None, "the student's layers are the teacher's"
             total += sum(map(float, expert_losses(layer.experts, x_TD, own).values()))
         return text / total if total else 0.0
 
@@ -151,7 +151,7 @@ class WholeModel:
             # One scalar whose gradient is that of the later layers plus that of the own term.
             loss = (leaving_NTD * gradient).sum()
             experts = torch.zeros(())
-            if own and layer.experts is not None and x_TD is not None:
+            if own and layer.experts is not None:
                 experts = torch.stack([*expert_losses(layer.experts, x_TD, own).values()]).sum()
                 loss = loss + (self.progress.factor or 0.0) * experts
             step_back(loss)
@@ -161,14 +161,12 @@ class WholeModel:
         return entering_NTD.grad, float(experts.detach())
 
 
-def carry(
-    layer: DecoderLayer, hidden_NTD: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def carry(layer: DecoderLayer, hidden_NTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What leaves a layer, and its block's input ``[T, D]``; what enters stays as it is."""
     hidden_NTD = hidden_NTD.clone()
     layer.attend_(hidden_NTD)
     x_TD = layer.block_input(hidden_NTD)
-    hidden_NTD += run_block(layer, hidden_NTD)[0].view_as(hidden_NTD)
+    layer.add_(hidden_NTD, run_block(layer, hidden_NTD)[0])
     return hidden_NTD, x_TD
 
 
