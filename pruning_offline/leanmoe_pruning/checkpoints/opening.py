@@ -7,6 +7,7 @@ from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError
+from leanmoe.families import FAMILIES
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files
 from leanmoe.provenance import file_digest
@@ -14,7 +15,7 @@ from leanmoe_pruning.checkpoints.shards import ShardReader
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 # The families that stream.py computes.
-RUNNABLE = ("mixtral", "deepseek", "qwen2_moe")
+RUNNABLE = tuple(family.name for family in FAMILIES)
 
 
 def open_model(path: Path) -> Checkpoint:

@@ -131,7 +131,6 @@ class ShardReader:
         self._check_index()
         self._check_once()
         self._file_of = {tensor: name for name, held in self.shards.items() for tensor in held}
-        self._open: dict[str, Any] = {}
 
     def _shard_path(self, name: str) -> Path:
         if Path(name).name != name or len(name) > 255:
@@ -186,7 +185,7 @@ class ShardReader:
         if shape is not None:
             self.check_weight(name, shape)
         file = self._file_of[self.info(name).name]
-        tensor: torch.Tensor = self._handle(file).get_tensor(name)
+        tensor = self._load(file, name)
         if not is_finite(tensor):
             raise CheckpointError(
                 f"tensor {name} in {self.directory / file} holds NaN or infinity; "
@@ -215,10 +214,11 @@ class ShardReader:
                 "restored to bf16 first"
             )
 
-    def _handle(self, file: str) -> Any:
-        if file not in self._open:
-            self._open[file] = safe_open(self.directory / file, framework="pt")
-        return self._open[file]
+    def _load(self, file: str, name: str) -> torch.Tensor:
+        # A copy out of a short-lived mapping: mapped pages would count as the process's own.
+        with safe_open(self.directory / file, framework="pt") as shard:
+            tensor: torch.Tensor = shard.get_tensor(name).clone()
+        return tensor
 
     def validate(self, tick: Callable[[], None] = lambda: None) -> None:
         """Read every tensor of every shard once; raise at the first that is not finite."""

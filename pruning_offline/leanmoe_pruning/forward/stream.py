@@ -139,6 +139,10 @@ class DecoderStream:
         scale = self._scales.embedding
         return hidden_NTD if scale == 1.0 else hidden_NTD * scale
 
+    def forget_embedding(self) -> None:
+        """Let the embedding's memory go; it is read again when it is needed again."""
+        self.__dict__.pop("_embedding", None)
+
     @cached_property
     def _embedding(self) -> torch.Tensor:
         size = (self.config.vocab_size, self.shape.hidden_size)
@@ -147,9 +151,10 @@ class DecoderStream:
     def layers(self) -> Iterator[DecoderLayer]:
         """Every decoder layer, loaded when reached and let go when passed."""
         for index in range(self.n_layers):
-            yield self._layer(index)
+            yield self.layer(index)
 
-    def _layer(self, index: int) -> DecoderLayer:
+    def layer(self, index: int) -> DecoderLayer:
+        """One decoder layer, loaded now; a caller short of memory lets the last one go first."""
         own = self.checkpoint.layers.get(index)
         dense = DecoderLayer(
             index=index,

@@ -14,7 +14,7 @@ from leanmoe.families import MoEShape
 from leanmoe_pruning.methods.evidence import measure_model_ratios, ratio_tensors
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.options import experts_to_keep
-from leanmoe_pruning.methods.selection import LayerChoice, plans_of
+from leanmoe_pruning.methods.selection import LayerChoice, first_of_groups, plans_of
 from leanmoe_pruning.scores.scoring import LayerScores
 
 
@@ -23,7 +23,7 @@ def frequency(layers: Iterable[LayerScores], keep: int) -> Iterator[LayerChoice]
     for scores in layers:
         counts = scores.token_counts().tolist()
         order = sorted(range(len(counts)), key=lambda expert: (-counts[expert], expert))
-        yield LayerChoice(scores.layer, tuple(sorted(order[:keep])))
+        yield LayerChoice(scores.layer, first_of_groups(order, keep, scores.rule.n_groups))
 
 
 def at_random(shape: MoEShape, keep: int, seed: int) -> Iterator[LayerChoice]:

@@ -37,6 +37,18 @@ def whole_past(config: Any, layer: int) -> int | None:
     return None
 
 
+def one_window(config: Any, layer: int) -> int | None:
+    """For families with one sliding window, or none, for all layers."""
+    window: int | None = config.sliding_window
+    return window
+
+
+def window_by_type(config: Any, layer: int) -> int | None:
+    """For families whose config says of each layer whether it slides."""
+    sliding = config.layer_types[layer] == "sliding_attention"
+    return one_window(config, layer) if sliding else None
+
+
 def separate_experts(weights: Weights, family: Family, layer: int, shape: MoEShape) -> Experts:
     """Experts with a tensor each per projection."""
     wide, narrow = shape.expert_ffn_size, shape.hidden_size

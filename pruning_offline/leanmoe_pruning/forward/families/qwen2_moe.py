@@ -1,8 +1,6 @@
-"""Qwen2-MoE: some layers dense, a shared expert behind a gate of its own in the others."""
+"""Qwen2-MoE: Llama's layers with biases, some of them sliding where the config says so."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import (
@@ -11,19 +9,12 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import (
     Qwen2MoeRotaryEmbedding,
 )
 
-from leanmoe_pruning.forward.families.base import ForwardFamily
-
-
-def _window(config: Any, layer: int) -> int | None:
-    sliding = config.layer_types[layer] == "sliding_attention"
-    window: int | None = config.sliding_window if sliding else None
-    return window
-
+from leanmoe_pruning.forward.families.base import ForwardFamily, window_by_type
 
 FORWARD = ForwardFamily(
     config_class=Qwen2MoeConfig,
     attention_class=Qwen2MoeAttention,
     rotary_class=Qwen2MoeRotaryEmbedding,
     norm_class=Qwen2MoeRMSNorm,
-    window=_window,
+    window=window_by_type,
 )

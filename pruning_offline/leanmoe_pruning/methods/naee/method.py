@@ -67,7 +67,8 @@ class Naee:
         run = f"{self.variant}_r{self.keep}"
         ratios = measure_model_ratios(self.inputs, run, choices, full)
         losses = [choice.losses for choice in choices if choice.losses is not None]
-        subsets = dropped_subsets(self.inputs.shape.n_routed_experts, self.keep)
+        shape = self.inputs.shape
+        subsets = dropped_subsets(shape.n_routed_experts, self.keep, shape.n_groups)
         tensors = {
             f"{run}.kept": torch.tensor([choice.kept for choice in choices]),
             f"dropped_subsets.r{self.keep}": _int_rows(subsets),

@@ -63,7 +63,7 @@ def _losses(
 
 def choose(scores: LayerScores, keep: int, batch_of_T: torch.Tensor) -> LayerChoice:
     """The best subset of one layer and the losses of all."""
-    subsets = dropped_subsets(scores.n_experts, keep)
+    subsets = dropped_subsets(scores.n_experts, keep, scores.rule.n_groups)
     losses = subset_losses(scores, subsets, batch_of_T)
     values = losses.tolist()
     best = min(range(len(values)), key=values.__getitem__)

@@ -1,0 +1,110 @@
+"""Every family's layers, computed offline, are transformers' own and those of its plans."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from leanmoe.checkpoint import open_checkpoint
+from leanmoe.cli import main
+from leanmoe.manifest import read_manifest
+from leanmoe_pruning.forward.passes import embed_all, step_
+from leanmoe_pruning.forward.stream import DecoderStream
+from tests.family_references import WITH_CLASS, transformers_logits, write_telling
+from tests.planned_models import write_planned
+from tests.reference_model import planned_blocks
+from tests.tiny_families import FAMILY_NAMES, write_tiny
+
+KEEP = 6
+IDS = torch.randint(0, 400, (3, 24), generator=torch.Generator().manual_seed(1))
+by_name = pytest.mark.parametrize("name", FAMILY_NAMES)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """float32 sums in another order; relative to the largest, as logits are differences."""
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * scale)
+
+
+@torch.inference_mode()
+def logits_of(path, kept=None) -> torch.Tensor:
+    stream = DecoderStream(open_checkpoint(path))
+    hidden = embed_all(stream, [IDS])
+    for layer in stream.layers():
+        step_(layer, hidden, None if kept is None else kept.get(layer.index))
+    return stream.logits(hidden[0])
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    save_file({"input_ids": IDS}, tmp_path / "ids.safetensors")
+    return str(tmp_path / "ids.safetensors")
+
+
+@pytest.mark.parametrize("name", WITH_CLASS)
+def test_logits_are_transformers_own(name, tmp_path):
+    model = write_telling(tmp_path / "model", name)
+    close(logits_of(model), transformers_logits(model, IDS))
+
+
+@by_name
+def test_a_bfloat16_checkpoint_is_computed_in_bfloat16(name, tmp_path):
+    exact = logits_of(write_tiny(tmp_path / "exact", name, dtype="float32"))
+    rounded = logits_of(write_tiny(tmp_path / "rounded", name))
+    gap = float((rounded - exact).norm() / exact.norm())
+    # Tokens whose experts swap make the most of it.
+    assert 0 < gap < 0.3
+
+
+@by_name
+@pytest.mark.parametrize("method", ["naee", "frequency", "random"])
+def test_a_cut_checkpoint_computes_what_the_masked_one_does(name, method, tmp_path, data):
+    source, out = write_telling(tmp_path / "source", name), tmp_path / "out"
+    how = ["--method", method, "--keep", str(KEEP), "-o", str(out)]
+    if method != "random":
+        scores = str(tmp_path / "scores")
+        assert main(["score", str(source), "--data", data, "-o", scores]) == 0
+        how += ["--scores", scores]
+    assert main(["prune", str(source), *how]) == 0
+    kept = read_manifest(out).kept
+    assert all(len(experts) == KEEP for experts in kept.values())
+    close(logits_of(out), logits_of(source, kept))
+
+
+@by_name
+def test_progressive_pruning_leaves_out_no_kind_of_layer(name, tmp_path, data):
+    source, out = write_tiny(tmp_path / "source", name, dtype="float32"), tmp_path / "out"
+    how = ["--method", "naee", "--variant", "progressive", "--keep", str(KEEP), "--data", data]
+    assert main(["prune", str(source), *how, "-o", str(out)]) == 0
+    close(logits_of(out), logits_of(source, read_manifest(out).kept))
+
+
+@by_name
+def test_curve_and_eval_run(name, tmp_path, data, capsys):
+    model = write_tiny(tmp_path / "model", name)
+    arguments = ["--data", data, "--calibration", data, "--levels", "3"]
+    assert main(["curve", str(model), *arguments]) == 0
+    points = read_manifest(model).curve.points
+    moe_layers = list(open_checkpoint(model).shape.moe_layers)
+    assert [sorted(point.betas) for point in points] == [moe_layers] * 3
+    assert points[0].skip_rate == 0 < points[-1].skip_rate
+    assert main(["eval", str(model), "--data", data, "--skip-level", "0.5"]) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY_NAMES if name != "phimoe"])
+@torch.inference_mode()
+def test_layers_that_differ_compute_their_plan(name, tmp_path):
+    source, out = write_tiny(tmp_path / "source", name, dtype="float32"), tmp_path / "lean"
+    plan = write_planned(source, out)
+    whole, lean = DecoderStream(open_checkpoint(source)), DecoderStream(open_checkpoint(out))
+    blocks = planned_blocks(source, plan)
+    found, expected = embed_all(lean, [IDS]), embed_all(whole, [IDS])
+    for mine, theirs in zip(lean.layers(), whole.layers(), strict=True):
+        step_(mine, found)
+        if mine.index in blocks:
+            theirs.attend_(expected[0])
+            theirs.add_(expected[0], blocks[mine.index](theirs.block_input(expected[0])))
+        else:
+            step_(theirs, expected)
+        close(found[0], expected[0])
