@@ -22,6 +22,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
 from leanmoe.layout import LEAST_PROBABILITY, LayerLayout, transfer_name
+from leanmoe_pruning.checkpoints.fp8 import block_of
 from leanmoe_pruning.checkpoints.opening import check_complete, check_runnable
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.forward.attention import Attention
@@ -113,7 +114,7 @@ class DecoderStream:
         self._scales = self._forward.scales(self.config)
         self._rotary = self._forward.rotary_class(self.config)
         self.compute = COMPUTE_DTYPES[compute] if compute else self._own_dtype()
-        self.weights = Weights(self.reader, self.compute)
+        self.weights = Weights(self.reader, self.compute, block_of(checkpoint.config))
 
     def _transformers_config(self) -> Any:
         try:
@@ -146,7 +147,7 @@ class DecoderStream:
     @cached_property
     def _embedding(self) -> torch.Tensor:
         size = (self.config.vocab_size, self.shape.hidden_size)
-        return self.reader.read("model.embed_tokens.weight", size)
+        return self.weights.stored("model.embed_tokens.weight", size)
 
     def layers(self) -> Iterator[DecoderLayer]:
         """Every decoder layer, loaded when reached and let go when passed."""
