@@ -41,9 +41,8 @@ class ClampedExperts(Experts):
         gate_TF = gate_TF.clamp(max=_LIMIT)
         return (up_TF.clamp(-_LIMIT, _LIMIT) + 1) * gate_TF * torch.sigmoid(_SLOPE * gate_TF)
 
-    def output(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
-        """f_expert(x), float32 ``[T, D]``."""
-        hidden_TF = self.hidden(expert, x_TD)
+    def project(self, expert: int, hidden_TF: torch.Tensor) -> torch.Tensor:
+        """f_expert(x) from ``hidden``, float32 ``[T, D]``."""
         return functional.linear(hidden_TF, self.down_proj[expert], self.down_bias[expert]).float()
 
 

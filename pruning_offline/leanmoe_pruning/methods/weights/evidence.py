@@ -104,7 +104,7 @@ def run_schedule(
 
 
 def _pass_layer(layer: DecoderLayer, hidden: Hidden, schedule: Schedule, prune: Prune) -> None:
-    if layer.experts is None:
+    if not layer.experts:
         step_(layer, hidden)
         return
     for chunk_NTD, _ in chunks(hidden):
