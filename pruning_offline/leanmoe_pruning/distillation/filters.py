@@ -16,7 +16,7 @@ _LINEAR = re.compile(r"_proj(_with_mqa)?\.weight$")
 
 def experts(checkpoint: Checkpoint, layer: int) -> list[str]:
     """The routed experts' matrices."""
-    if layer not in checkpoint.layers:
+    if layer not in checkpoint.layers or not checkpoint.layers[layer].n_experts:
         return []
     family, own = checkpoint.family, checkpoint.layers[layer]
     shape = replace(checkpoint.shape, n_routed_experts=own.n_experts)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from leanmoe_pruning.distillation.heap import hand_back_freed_memory
 from leanmoe_pruning.distillation.lesson import ExpertLesson, expert_losses, lessons
 from leanmoe_pruning.distillation.lineage import Ancestors
 from leanmoe_pruning.distillation.settings import Settings, update
@@ -64,6 +65,7 @@ def distill_layers(
         experts = ancestors.get(layer.index)
         if experts is not None and student.trained(layer.index) and layer.index not in finished:
             yield _train(layer, student, hidden, experts, settings)
+            hand_back_freed_memory()
         for chunk_NTD, _ in chunks(hidden):
             layer.add_(chunk_NTD, run_block(layer, chunk_NTD)[0])
         tick()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
+from leanmoe_pruning.distillation.heap import hand_back_freed_memory
 from leanmoe_pruning.distillation.lesson import ExpertLesson, expert_losses, lessons
 from leanmoe_pruning.distillation.lineage import Ancestors
 from leanmoe_pruning.distillation.settings import Settings, update
@@ -79,6 +80,7 @@ class WholeModel:
         found = StepLoss(text, experts)
         self.progress.losses.append(found)
         self.progress.step += 1
+        hand_back_freed_memory()
         return found
 
     def _lessons(self, ids_NT: torch.Tensor) -> Lessons:
