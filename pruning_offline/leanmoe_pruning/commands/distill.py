@@ -34,8 +34,8 @@ from leanmoe_pruning.methods.weights.layer_weights import check_changeable, chec
 from leanmoe_pruning.progress import progress
 
 DEFAULT_STEPS, DEFAULT_BATCH = 100, 4
-# The paper's for the whole model; a layer alone is an easier thing to move.
-DEFAULT_LR, DEFAULT_LOCAL_LR = 2e-5, 5e-4
+# The paper's for the whole model; a share of the weights' size for a layer alone.
+DEFAULT_LR, DEFAULT_LOCAL_SHARE = 2e-5, 0.02
 _CURVE_POINTS = 50
 
 
@@ -77,7 +77,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr",
         type=float,
         metavar="RATE",
-        help=f"learning rate at the start (default {DEFAULT_LR}, with --local {DEFAULT_LOCAL_LR})",
+        help=f"learning rate at the start (default {DEFAULT_LR}; with --local "
+        f"{DEFAULT_LOCAL_SHARE} times the root mean square of each layer's weights)",
     )
     parser.add_argument(
         "--weight-decay", type=float, default=0.0, metavar="RATE", help="AdamW's (default 0)"
@@ -113,7 +114,9 @@ class _Run:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    rate = args.lr if args.lr is not None else DEFAULT_LOCAL_LR if args.local else DEFAULT_LR
+    relative = args.local and args.lr is None
+    default = DEFAULT_LOCAL_SHARE if relative else DEFAULT_LR
+    rate = default if args.lr is None else args.lr
     for name, value in (("--steps", args.steps), ("--batch", args.batch)):
         if not 1 <= value <= 10_000_000:
             raise InputError(f"{name} is {value}, expected a number from 1 to 10000000")
@@ -128,8 +131,16 @@ def _settings(args: argparse.Namespace) -> Settings:
             "--local teaches routed experts what a teacher's say; give --teacher and leave --train "
             "out, or drop --local"
         )
-    decay = args.weight_decay
-    return Settings(args.steps, rate, args.batch, decay, args.train, args.local, args.seed)
+    return Settings(
+        args.steps,
+        rate,
+        relative,
+        args.batch,
+        args.weight_decay,
+        args.train,
+        args.local,
+        args.seed,
+    )
 
 
 def _open(args: argparse.Namespace) -> _Run:

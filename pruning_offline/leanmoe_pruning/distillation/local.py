@@ -81,7 +81,8 @@ def _train(
     x_TD = torch.cat([layer.block_input(chunk) for chunk, _ in chunks(hidden)])
     course = _Course(lessons(layer, [x_TD], experts), x_TD.to(student.compute))
     tokens = settings.batch * max(part.shape[1] for part in hidden)
-    optimiser = settings.optimiser(student.start(layer.index))
+    parameters = student.start(layer.index)
+    optimiser, scale = settings.optimiser(parameters), settings.scale(parameters)
     generator = settings.generator(layer.index)
     probe = course.draw(tokens, settings.generator(0))
     before, curve = float(course.loss(student, layer.index, probe)), []
@@ -89,7 +90,7 @@ def _train(
         with gradients():
             loss = course.loss(student, layer.index, course.draw(tokens, generator))
             step_back(loss)
-        update(optimiser, settings.rate(step))
+        update(optimiser, settings.rate(step, scale))
         curve.append(float(loss.detach()))
     after = float(course.loss(student, layer.index, probe))
     found = LayerCourse(before=before, after=after, curve=curve)

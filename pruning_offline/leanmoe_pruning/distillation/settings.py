@@ -15,15 +15,25 @@ class Settings:
 
     steps: int
     lr: float
+    # Whether ``lr`` is a share of the root mean square of a layer's weights: models differ in
+    # that by more than ten times, and a layer alone has no other scale.
+    relative: bool
     batch: int
     weight_decay: float
     train: str
     local: bool
     seed: int
 
-    def rate(self, step: int) -> float:
+    def scale(self, parameters: list[nn.Parameter]) -> float:
+        """What ``lr`` is multiplied by for a layer with these weights."""
+        if not self.relative:
+            return 1.0
+        squares = sum(float(one.detach().square().sum()) for one in parameters)
+        return math.sqrt(squares / max(1, sum(one.numel() for one in parameters)))
+
+    def rate(self, step: int, scale: float = 1.0) -> float:
         """Cosine from ``lr`` to 0."""
-        return 0.5 * self.lr * (1 + math.cos(math.pi * step / self.steps))
+        return 0.5 * self.lr * scale * (1 + math.cos(math.pi * step / self.steps))
 
     def generator(self, stream: int) -> torch.Generator:
         """Random numbers of their own for each ``stream``, a layer or an epoch."""

@@ -75,6 +75,30 @@ def test_local_loss_falls_in_every_layer_and_is_recorded(sparse, tmp_path):
     assert found["teacher"]["files"] == source_digests(CHECKPOINT)
     assert found["before"]["method"] == "wanda"
     assert (found["steps"], found["local"], found["lr"]) == (12, True, 3e-3)
+    assert not found["relative"]
+
+
+def test_without_a_rate_the_weights_of_a_layer_say_how_large_steps_are(tmp_path):
+    """A model of ten times larger inner weights moves by as large a share of them."""
+    losses = []
+    for factor in (1.0, 10.0):
+        tensors = load_file(CHECKPOINT / WEIGHTS)
+        for name, tensor in tensors.items():
+            if ".w2." in name or ".w3." in name:
+                tensor *= factor
+        model = tmp_path / f"model-{factor}"
+        model.mkdir()
+        save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
+        (model / "config.json").write_bytes((CHECKPOINT / "config.json").read_bytes())
+        pruned = ("--method", "magnitude", "--pattern", "2:4")
+        thinned = prune(model, tmp_path / f"sparse-{factor}", *pruned)
+        options = ("--teacher", str(model), "--local", "--steps", "12", "--batch", "4")
+        assert distill(thinned, tmp_path / f"out-{factor}", *options) == 0
+        found = settings_of(tmp_path / f"out-{factor}")
+        assert (found["lr"], found["relative"]) == (0.02, True)
+        losses.append(found["loss_after"]["0"] / found["loss_before"]["0"])
+    assert max(losses) < 0.95
+    assert abs(losses[0] - losses[1]) < 0.15
 
 
 def test_whole_loss_falls_and_its_factor_is_that_of_the_first_step(sparse, tmp_path):
@@ -93,7 +117,7 @@ def windows() -> torch.Tensor:
 def student_of(path: Path, train: str, teacher: bool) -> WholeModel:
     from leanmoe_pruning.forward.stream import DecoderStream
 
-    settings = Settings(1, 1e-9, 3, 0.0, train, False, 0)
+    settings = Settings(1, 1e-9, False, 3, 0.0, train, False, 0)
     stream = StudentStream(open_checkpoint(path), None, FILTERS[train])
     other = DecoderStream(open_checkpoint(CHECKPOINT)) if teacher else None
     everyone = dict.fromkeys(range(2), tuple(range(8)))
