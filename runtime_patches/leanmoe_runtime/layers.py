@@ -141,21 +141,29 @@ def _own_bias(given: Mapping[str, Any], n_experts: int) -> torch.nn.Parameter:
     return bias
 
 
-def lean_factory(stock: Callable[..., MoERunner]) -> Callable[..., MoERunner]:
-    """vLLM's factory of MoE layers, told each layer's own number of experts."""
+def lean_factory(
+    stock: Callable[..., MoERunner], lean_experts: Callable[[Any], Any]
+) -> Callable[..., MoERunner]:
+    """vLLM's factory of MoE layers, told each layer's own number of experts.
+
+    ``lean_experts`` makes a class of experts that a model brings along one of ours.
+    """
     signature = inspect.signature(stock)
 
     def factory(*args: Any, **kwargs: Any) -> MoERunner:
         given = signature.bind(*args, **kwargs).arguments
         own = own_layout(given.get("prefix", ""))
-        return stock(**(given if own is None else _own_arguments(given, own)))
+        changed = dict(given) if own is None else _own_arguments(given, own)
+        if changed.get("routed_experts_cls") is not None:
+            changed["routed_experts_cls"] = lean_experts(changed["routed_experts_cls"])
+        return stock(**changed)
 
     factory.leanmoe = True  # type: ignore[attr-defined]
     return factory
 
 
-def replace_factory() -> None:
+def replace_factory(lean_experts: Callable[[Any], Any]) -> None:
     """Put our factory wherever a loaded module has vLLM's; models import it by name."""
-    ours = lean_factory(FusedMoEFactory)
+    ours = lean_factory(FusedMoEFactory, lean_experts)
     for holder in factory_holders(sys.modules):
         holder.FusedMoEFactory = ours
