@@ -88,7 +88,9 @@ class _Programme:
             options={"mip_rel_gap": 0.0},
         )
         if found.x is None:
-            raise LeanMoEError(f"the integer programme of the budget has no answer: {found.message}")
+            raise LeanMoEError(
+                f"the integer programme of the budget has no answer: {found.message}"
+            )
         chosen_N = found.x > 0.5
         return tuple(int(count) for count in self._count_N[chosen_N])
 

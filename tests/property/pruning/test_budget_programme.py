@@ -20,9 +20,7 @@ def tables(draw):
     """Losses of 1 to 5 layers of up to 5 counts each, and a total that some budget meets."""
     step, least = draw(st.integers(1, 2)), draw(st.integers(1, 3))
     counts = [least * step + step * i for i in range(draw(st.integers(1, 5)))]
-    layers = [
-        {count: draw(LOSS) for count in counts} for _ in range(draw(st.integers(1, 5)))
-    ]
+    layers = [{count: draw(LOSS) for count in counts} for _ in range(draw(st.integers(1, 5)))]
     low, high = len(layers) * counts[0], len(layers) * counts[-1]
     return layers, draw(st.integers(low, high))
 
