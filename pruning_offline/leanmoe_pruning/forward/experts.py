@@ -28,13 +28,20 @@ class Experts:
     def __len__(self) -> int:
         return len(self.down_proj)
 
-    def output(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
-        """f_expert(x), float32 ``[T, D]``."""
+    def hidden(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
+        """What ``down_proj`` is multiplied with, ``[T, F]`` in the weights' dtype."""
         x_TD = x_TD.to(self.dtype)
         gate_TF = functional.linear(x_TD, self.gate_proj[expert])
         up_TF = functional.linear(x_TD, self.up_proj[expert])
-        hidden_TF = functional.silu(gate_TF, inplace=True).mul_(up_TF)
+        return functional.silu(gate_TF, inplace=True).mul_(up_TF)
+
+    def project(self, expert: int, hidden_TF: torch.Tensor) -> torch.Tensor:
+        """f_expert(x) from ``hidden``, float32 ``[T, D]``."""
         return functional.linear(hidden_TF, self.down_proj[expert]).float()
+
+    def output(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
+        """f_expert(x), float32 ``[T, D]``."""
+        return self.project(expert, self.hidden(expert, x_TD))
 
     def every_output(self, x_TD: torch.Tensor) -> torch.Tensor:
         """All experts on all tokens, float32 ``[E, T, D]``."""

@@ -22,7 +22,8 @@ from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
 from leanmoe_pruning.scores.bundle import ScoreBundle
-from leanmoe_pruning.scores.scoring import LayerScores, score_layers
+from leanmoe_pruning.scores.passing import score_layers
+from leanmoe_pruning.scores.scoring import LayerScores
 
 
 @dataclass(frozen=True)
