@@ -18,6 +18,7 @@ from leanmoe.provenance import (
     atomic_write_json,
     check_output,
 )
+from leanmoe_pruning.budgets.options import add_budget
 from leanmoe_pruning.checkpoints.opening import open_model, source_digests
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
@@ -41,6 +42,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ratio", type=float, metavar="R", help="share of the experts to remove, instead of --keep"
     )
+    add_budget(parser)
     parser.add_argument(
         "--plan", type=Path, metavar="PLAN", help="a JSON file that says it for each layer instead"
     )
@@ -59,9 +61,11 @@ def _method(args: argparse.Namespace) -> Method:
         if args.method is None:
             raise InputError("give --method and --keep, or --plan PLAN")
         return METHODS[args.method]
-    for name in ("method", "keep", "ratio", "scores", "data", "dump", "compute"):
+    others = ("method", "keep", "ratio", "budget", "total_bytes", "scores", "data", "dump")
+    for name in (*others, "compute"):
         if getattr(args, name) is not None:
-            raise InputError(f"--plan says what is cut and --{name} was given too; drop one")
+            option = name.replace("_", "-")
+            raise InputError(f"--plan says what is cut and --{option} was given too; drop one")
     return planned.METHOD
 
 
