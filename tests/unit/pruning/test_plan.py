@@ -100,7 +100,7 @@ def test_a_plan_and_another_way_of_choosing(model, tmp_path, capsys, more):
 
 def test_neither_plan_nor_method(model, tmp_path, capsys):
     assert main(["prune", str(model), "-o", str(tmp_path / "out")]) == 2
-    assert "give --method and --keep, or --plan" in capsys.readouterr().err
+    assert "give --method and what it asks for, or --plan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
