@@ -48,15 +48,6 @@ def budget_of(args: argparse.Namespace, inputs: Inputs) -> Budget:
     return Budget(None, _affordable(inputs.checkpoint, args.total_bytes))
 
 
-def refuse_budget(args: argparse.Namespace) -> None:
-    """Raise where a method that keeps as many experts everywhere is given another budget."""
-    if args.budget == "adaptive" or args.total_bytes is not None:
-        raise InputError(
-            f"--method {args.method} has no losses to share a budget out by; leave --budget and "
-            "--total-bytes out"
-        )
-
-
 def _affordable(checkpoint: Checkpoint, size: str) -> int:
     """Experts over all layers that ``size`` has room for."""
     limit, shape = parse_bytes(size, "--total-bytes"), checkpoint.shape

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanmoe.families import MoEShape
-from leanmoe_pruning.budgets.options import refuse_budget
 from leanmoe_pruning.methods.evidence import evidence_of
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.options import experts_to_keep
@@ -48,7 +47,6 @@ class AtRandom:
 
 
 def _open_random(args: argparse.Namespace, inputs: Inputs) -> AtRandom:
-    refuse_budget(args)
     return AtRandom(inputs, experts_to_keep(args, inputs))
 
 

@@ -91,16 +91,20 @@ def _add_gate(group: argparse._ArgumentGroup) -> None:
         "--gate",
         choices=GATES,
         default="model",
-        help="gate weights of reap and weighted-ean: the model's own (default), over their sum "
-        "per token, or as the router scored them",
+        help="gate weights: the model's own (default), over their sum per token, or as the router "
+        "scored them",
     )
 
 
-FREQUENCY = Method("frequency", "the experts most tokens were routed to", _open)
-SOFT_ACTIVATION = Method("soft-activation", "the experts the router finds likeliest", _open)
-EAN = Method("ean", "the experts whose outputs are largest where they are used", _open)
-WEIGHTED_EAN = Method("weighted-ean", "the experts whose weighted outputs sum to most", _open)
-REAP = Method(
-    "reap", "the experts whose weighted outputs are largest in the mean", _open, _add_gate
+def _ranking(name: str, summary: str) -> Method:
+    add_arguments = _add_gate if name in GATED else None
+    return Method(name, summary, _open, add_arguments, shares_budget=True)
+
+
+RANKINGS = (
+    _ranking("frequency", "the experts most tokens were routed to"),
+    _ranking("soft-activation", "the experts the router finds likeliest"),
+    _ranking("ean", "the experts whose outputs are largest where they are used"),
+    _ranking("weighted-ean", "the experts whose weighted outputs sum to most"),
+    _ranking("reap", "the experts whose mean weighted output is largest"),
 )
-RANKINGS = (FREQUENCY, SOFT_ACTIVATION, EAN, WEIGHTED_EAN, REAP)
