@@ -14,7 +14,7 @@ from leanmoe_pruning.checkpoints.shards import ShardReader
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 # The families that stream.py computes.
-RUNNABLE = ("mixtral",)
+RUNNABLE = ("mixtral", "deepseek", "qwen2_moe")
 
 
 def open_model(path: Path) -> Checkpoint:

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from leanmoe.errors import OutputError
-from leanmoe_pruning.checkpoints.shards import ShardReader, write_tensors
+from leanmoe_pruning.checkpoints.shards import ShardReader, read_header, write_tensors
 
 
 class WeightSpool:
@@ -38,12 +38,21 @@ class WeightSpool:
 
     def put(self, layer: int, tensors: dict[str, torch.Tensor]) -> None:
         """Keep a layer's final tensors by the names they have in the source."""
-        path = self.directory / f"layer-{layer:03d}.safetensors"
+        path = self._file(layer)
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             write_tensors(path, tensors)
         except OSError as error:
             raise OutputError(f"could not write {path}: {error.strerror}") from error
         self._file_of |= dict.fromkeys(tensors, path)
+
+    def find(self, layer: int) -> None:
+        """Take up a layer that was put here by an earlier process."""
+        path = self._file(layer)
+        self._file_of |= dict.fromkeys(read_header(path), path)
+
+    def _file(self, layer: int) -> Path:
+        return self.directory / f"layer-{layer:03d}.safetensors"
 
     def __contains__(self, name: object) -> bool:
         return name in self._file_of

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,6 +116,8 @@ def _write_layer(directory: Path, scores: LayerScores) -> str:
         "max_activation": scores.max_activation_E,
         **{f"{_MOMENTS}{name}": held for name, held in scores.moments.tensors().items()},
     }
+    if scores.rule.correction_E is not None:
+        tensors["router_correction"] = scores.rule.correction_E
     return write_tensors(directory / layer_file(scores.layer), tensors)
 
 
@@ -185,7 +188,7 @@ class ScoreBundle:
         }
         return LayerScores(
             layer,
-            rule,
+            replace(rule, correction_E=held.get("router_correction")),
             held["router_logits"],
             gram_TP,
             held["output_norm"],

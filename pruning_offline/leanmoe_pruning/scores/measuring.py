@@ -42,7 +42,9 @@ def measure_chunk(
     ``sampled`` are the rows that get a Gram matrix, ascending, all where ``None``. The Gram
     matrices are centred on ``target_TD``, by default that output itself.
     """
+    assert layer.experts is not None, f"layer {layer.index} is dense"
     x_TD = layer.block_input(chunk_NTD)
+    shared_TD = layer.shared(x_TD)
     logits_TE = layer.router_logits(x_TD)
     routing = layer.route(logits_TE)
     rows = torch.arange(len(x_TD)) if sampled is None else sampled
@@ -58,7 +60,9 @@ def measure_chunk(
         found = _run(experts, x_TD[part], _rows(routing, part), own, moments, largest_E)
         output_TD[part] = found.output_TD
         norms.append(found.norm_TK)
-        target = found.output_TD if target_TD is None else target_TD[part]
+        target = found.output_TD
+        if target_TD is not None:
+            target = target_TD[part] - (0.0 if shared_TD is None else shared_TD[part])
         grams.append(centred_gram(found.sampled_ESD, target[own]))
     scores = LayerScores(
         layer.index,
@@ -70,12 +74,12 @@ def measure_chunk(
         moments,
     )
     _check_finite(scores, output_TD)
-    return scores, output_TD
+    return scores, output_TD if shared_TD is None else output_TD + shared_TD
 
 
 def _tokens_at_once(layer: DecoderLayer) -> int:
     shape = layer.shape
-    outputs = len(layer.experts) * shape.hidden_size * 4
+    outputs = shape.n_routed_experts * shape.hidden_size * 4
     squares = max(shape.expert_ffn_size, shape.hidden_size) * 8
     return max(1, _MOST_BYTES // max(outputs, squares))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all
+from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.measuring import measure_chunk
@@ -25,6 +25,10 @@ def score_layers(
     sampled = evenly_spaced(tokens, gram_tokens(stream.shape.n_routed_experts, tokens, wished))
     hidden = embed_all(stream, ids)
     for layer in stream.layers():
+        if layer.experts is None:
+            step_(layer, hidden)
+            tick()
+            continue
         scores = score_layer_(layer, hidden, sampled)
         tick()
         yield scores
@@ -37,6 +41,6 @@ def score_layer_(layer: DecoderLayer, hidden: Hidden, sampled: torch.Tensor) -> 
         layer.attend_(chunk_NTD)
         own = sampled[(sampled >= rows.start) & (sampled < rows.stop)] - rows.start
         scores, output_TD = measure_chunk(layer, chunk_NTD, sampled=own)
-        chunk_NTD += output_TD.view_as(chunk_NTD)
+        layer.add_(chunk_NTD, output_TD)
         parts.append(scores)
     return joined(parts)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, run_block
+from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, run_block, step_
 from leanmoe_pruning.forward.routing import route
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.methods.selection import LayerChoice, complement, dropped_subsets
@@ -92,11 +92,16 @@ def progressive(
     full = embed_all(stream, ids)
     pruned = embed_all(stream, ids)
     for layer in stream.layers():
+        if layer.experts is None:
+            step_(layer, full)
+            step_(layer, pruned)
+            tick()
+            continue
         scores = _advance_both(layer, full, pruned)
         choice = choose(scores, keep, batch_of_T)
         for chunk_NTD, _ in chunks(pruned):
             output_TD, _ = run_block(layer, chunk_NTD, choice.kept)
-            chunk_NTD += output_TD.view_as(chunk_NTD)
+            layer.add_(chunk_NTD, output_TD)
         tick()
         yield choice
 
@@ -107,7 +112,7 @@ def _advance_both(layer: DecoderLayer, full: Hidden, pruned: Hidden) -> LayerSco
     for (full_NTD, _), (pruned_NTD, _) in zip(chunks(full), chunks(pruned), strict=True):
         layer.attend_(full_NTD)
         target_TD, _ = run_block(layer, full_NTD)
-        full_NTD += target_TD.view_as(full_NTD)
+        layer.add_(full_NTD, target_TD)
         layer.attend_(pruned_NTD)
         parts.append(measure_chunk(layer, pruned_NTD, target_TD)[0])
     return joined(parts)

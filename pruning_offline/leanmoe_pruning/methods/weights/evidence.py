@@ -32,6 +32,11 @@ class LayerInputs:
     layer: DecoderLayer
     hidden: Hidden
 
+    @property
+    def experts(self) -> Experts:
+        assert self.layer.experts is not None, f"layer {self.layer.index} is dense"
+        return self.layer.experts
+
     def blocks(self) -> Iterator[torch.Tensor]:
         """The block's input, a few windows at a time, float32 ``[T, D]``."""
         for chunk_NTD, _ in chunks(self.hidden):
@@ -44,7 +49,7 @@ class LayerInputs:
 
     def moments(self) -> Moments:
         """Second moments over all of it; experts that nothing reached have those of all."""
-        experts = self.layer.experts
+        experts = self.experts
         wide, narrow = experts.gate_proj[0].shape
         found = Moments.zeros(len(experts), narrow, wide)
         for (x_TD, routing), (chunk_NTD, _) in zip(self.routed(), chunks(self.hidden), strict=True):
@@ -109,11 +114,12 @@ def _pass_layer(layer: DecoderLayer, hidden: Hidden, schedule: Schedule, prune: 
         layer = with_weights(layer, weights)
     for chunk_NTD, _ in chunks(hidden):
         output_TD, _ = run_block(layer, chunk_NTD)
-        chunk_NTD += output_TD.view_as(chunk_NTD)
+        layer.add_(chunk_NTD, output_TD)
 
 
 def with_weights(layer: DecoderLayer, weights: LayerWeights) -> DecoderLayer:
     """The layer with other expert matrices."""
+    assert layer.experts is not None, f"layer {layer.index} is dense"
     held = {
         projection: [view.to(layer.experts.dtype) for view in views]
         for projection, views in weights.views.items()

@@ -30,7 +30,7 @@ def expert_hessians(
 
     Experts that no token was routed to are left out.
     """
-    experts = inputs.layer.experts
+    experts = inputs.experts
     wide, narrow = experts.gate_proj[0].shape
     at_once = max(1, HESSIAN_BYTES // (4 * (wide**2 + narrow**2)))
     for start in range(0, len(experts), at_once):
@@ -44,7 +44,7 @@ def expert_hessians(
 def _sums(
     inputs: LayerInputs, chosen: Sequence[int], sizes: tuple[int, int]
 ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    experts, sums = inputs.layer.experts, {}
+    experts, sums = inputs.experts, {}
     for x_TD, routing in inputs.routed():
         for expert in chosen:
             x_nD = x_TD[(routing.ids_TK == expert).any(-1)]

@@ -1,0 +1,44 @@
+"""One layer's attention, by transformers' own class, over whole windows without a cache.
+
+N windows, T tokens, D model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A module with its weights, and what it is given besides the tokens."""
+
+    module: Any
+    rotary: Any
+    # How far back a token sees, itself counted; None: to the beginning.
+    window: int | None
+    compute: torch.dtype
+    # Whether the module does nothing causal by itself.
+    needs_mask: bool = False
+
+    def __call__(self, normed_NTD: torch.Tensor) -> torch.Tensor:
+        """What attention adds to the residual stream, ``[N, T, D]``."""
+        length = normed_NTD.shape[1]
+        rotary = self.rotary(normed_NTD, position_ids=torch.arange(length)[None])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.compute == torch.bfloat16):
+            mixed_NTD, _ = self.module(
+                hidden_states=normed_NTD,
+                position_embeddings=rotary,
+                attention_mask=self._mask(length),
+            )
+        return mixed_NTD  # type: ignore[no-any-return]
+
+    def _mask(self, length: int) -> torch.Tensor | None:
+        windowed = self.window is not None and length > self.window
+        if not (windowed or self.needs_mask):
+            return None
+        ones = torch.ones(length, length, dtype=torch.bool)
+        seen = ones.tril() & ones.triu(1 - self.window) if self.window and windowed else ones.tril()
+        return torch.zeros(length, length).masked_fill(~seen, float("-inf"))[None, None]
