@@ -14,6 +14,7 @@ from leanmoe_pruning.methods.selection import MAX_SUBSETS
 from leanmoe_pruning.planning.amounts import GIB
 from leanmoe_pruning.planning.headers import HeaderModel
 from leanmoe_pruning.scores.gram import packed_size
+from leanmoe_pruning.scores.sampling import gram_tokens
 
 EEP_EVALUATIONS = 200  # the paper's 40 while pruning and 160 while merging
 # Rates of work that is no matrix product, as operations of a product that take as long.
@@ -62,11 +63,17 @@ def scoring_ram(model: HeaderModel, tokens: int) -> int:
 
 
 def bundle_bytes(model: HeaderModel, tokens: int) -> int:
-    """Router logits, Gram matrices and gate ratios of every MoE layer."""
+    """Router logits, gate ratios and output norms of every token, Gram matrices of a sample,
+    and the sums per weight column."""
     shape = model.checkpoint.shape
-    per_token = 8 * packed_size(shape.n_routed_experts)
-    per_token += 4 * (shape.n_routed_experts + shape.top_k - 1)
-    return len(shape.moe_layers) * tokens * per_token
+    of_tokens = 4 * (shape.n_routed_experts + 2 * shape.top_k - 1) * tokens
+    of_sample = 8 * packed_size(shape.n_routed_experts) * _sampled(model, tokens)
+    columns = 8 * shape.n_routed_experts * (2 * shape.hidden_size + 3 * shape.expert_ffn_size)
+    return len(shape.moe_layers) * (of_tokens + of_sample + columns)
+
+
+def _sampled(model: HeaderModel, tokens: int) -> int:
+    return gram_tokens(model.checkpoint.shape.n_routed_experts, tokens)
 
 
 def forward_operations(model: HeaderModel, tokens: int) -> float:
@@ -75,9 +82,10 @@ def forward_operations(model: HeaderModel, tokens: int) -> float:
 
 
 def scoring_operations(model: HeaderModel, tokens: int) -> float:
-    """One pass in which every expert sees every token."""
-    experts = sum(model.expert_parameters.values())
-    return 2.0 * tokens * (model.dense_parameters + experts)
+    """One pass in which every expert sees the tokens that get a Gram matrix, and its own."""
+    experts, sampled = sum(model.expert_parameters.values()), _sampled(model, tokens)
+    routed = (tokens - sampled) * model.routed_parameters
+    return 2.0 * (tokens * model.dense_parameters + sampled * experts + routed)
 
 
 def nothing(model: HeaderModel, wish: Wish) -> Cost:
@@ -100,7 +108,7 @@ def subsets(model: HeaderModel, wish: Wish) -> Cost:
     shape, cost = model.checkpoint.shape, scores(model, wish)
     tried = min(comb(shape.n_routed_experts, wish.keep), MAX_SUBSETS)
     pairs = (shape.top_k + 1) * (shape.top_k + 2) // 2
-    terms = float(tried) * wish.tokens * pairs * len(shape.moe_layers)
+    terms = float(tried) * _sampled(model, wish.tokens) * pairs * len(shape.moe_layers)
     return Cost(cost.ram_bytes, cost.disk_bytes, cost.operations + _LOSS_TERM * terms)
 
 

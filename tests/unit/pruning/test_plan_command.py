@@ -14,6 +14,7 @@ from leanmoe_pruning.checkpoints.opening import block_sizes
 from leanmoe_pruning.checkpoints.shards import ShardReader, read_header
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.planning.kinds import known_kinds
+from tests.golden.naee_data import CALIBRATION
 from tests.tiny_families import FAMILY_NAMES, write_tiny
 
 GIB = 1 << 30
@@ -210,3 +211,13 @@ def test_what_cannot_be_planned(model, capsys, more, words):
 def test_no_model(tmp_path, capsys):
     assert main(["plan", str(tmp_path)]) == 2
     assert "has no config.json" in capsys.readouterr().err
+
+
+def test_the_bundle_takes_the_disk_that_was_planned(model, tmp_path, capsys):
+    out = tmp_path / "scores"
+    assert main(["score", str(model), "--data", CALIBRATION, "-o", str(out), "--json"]) == 0
+    tokens = json.loads(capsys.readouterr().out)["tokens"]
+    found = planned(model, capsys, "--keep", "4", "--tokens", str(tokens))
+    row = row_of(found, "reap", keep=4)
+    taken = sum(file.stat().st_size for file in out.iterdir())
+    assert row["make"]["disk_bytes"] - row["weight_bytes"] == pytest.approx(taken, rel=0.05)
