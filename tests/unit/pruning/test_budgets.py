@@ -134,6 +134,23 @@ def test_budgets_that_cannot_be(bundle, tmp_path, capsys, more, words):
     assert words in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_naee_weighs_the_best_subset_of_every_size(bundle, tmp_path, capsys):
+    """Its subsets change less than any ranking's, whatever the size."""
+    found = {}
+    for method in ("naee", "reap", "frequency"):
+        out, dump = tmp_path / method, tmp_path / f"{method}.dump"
+        arguments = ["--method", method, "--keep", "4", "--budget", "adaptive"]
+        if method == "naee":
+            arguments += ["--batch-size", "6"]  # all tokens in one batch: the same loss
+        assert prune(out, *arguments, "--scores", bundle, "--dump", str(dump)) == 0
+        found[method] = load_file(dump / "results.safetensors")["budget.losses"]
+    assert bool((found["naee"] <= found["reap"] * (1 + 1e-9)).all())
+    assert bool((found["naee"] <= found["frequency"] * (1 + 1e-9)).all())
+    progressive = ["--method", "naee", "--keep", "4", "--budget", "adaptive", "--data", CALIBRATION]
+    assert prune(tmp_path / "p", *progressive, "--variant", "progressive") == 2
+    assert "cannot be weighed against each other" in capsys.readouterr().err
+
+
 def test_total_bytes_alone(bundle, tmp_path, capsys):
     arguments = ["--method", "reap", "--total-bytes", "1GiB", "--scores", bundle]
     assert prune(tmp_path / "out", *arguments) == 2
