@@ -79,7 +79,6 @@ class Cutter:
             for name, held in self.reader.shards.items()
             if (pieces := [piece for info in held.values() for piece in self._pieces(info)])
         }
-        self._tell_of_spare_layers()
 
     def _check_layout(self) -> None:
         family = self.checkpoint.family
@@ -151,6 +150,7 @@ class Cutter:
 
     def validate(self, tick: Tick) -> None:
         """Read every source tensor; raise ``CheckpointError`` at the first NaN or infinity."""
+        self._tell_of_spare_layers()
         self.reader.validate(tick)
 
     @property

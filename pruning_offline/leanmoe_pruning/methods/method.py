@@ -130,3 +130,8 @@ class Method:
     add_arguments: Arguments | None = None
     # False for methods that look at no data at all.
     reads_data: bool = True
+    # Whether it takes --budget adaptive, and models whose layers hold differently many experts.
+    shares_budget: bool = False
+    takes_mixed: bool = False
+    # Whether a plan can say all that it decides.
+    plannable: bool = True

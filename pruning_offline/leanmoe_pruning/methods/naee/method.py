@@ -12,7 +12,8 @@ import torch
 from leanmoe.errors import InputError
 from leanmoe_pruning.data import batch_of_tokens
 from leanmoe_pruning.methods.evidence import measure_model_ratios, ratio_tensors
-from leanmoe_pruning.methods.method import Decision, Inputs, Method
+from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
+from leanmoe_pruning.methods.naee.adaptive import open_adaptive
 from leanmoe_pruning.methods.naee.search import layerwise, progressive
 from leanmoe_pruning.methods.options import experts_to_keep
 from leanmoe_pruning.methods.selection import (
@@ -110,17 +111,21 @@ def _noting_ratios(
         yield scores
 
 
-def _open(args: argparse.Namespace, inputs: Inputs) -> Naee:
+def _open(args: argparse.Namespace, inputs: Inputs) -> Chooser:
+    _check_batch_size(args.batch_size)
+    if args.budget == "adaptive" or args.total_bytes is not None:
+        return open_adaptive(args, inputs)
     keep = experts_to_keep(args, inputs)
     if args.variant == "progressive":
         inputs.need_data("the progressive variant runs the model again as it prunes")
     inputs.need_scores("naee")
     check_enumerable(keep, inputs.shape)
-    if not 1 <= args.batch_size <= MAX_BATCH:
-        raise InputError(
-            f"--batch-size is {args.batch_size}, expected a number from 1 to {MAX_BATCH}"
-        )
     return Naee(inputs, keep, args.variant, args.batch_size)
+
+
+def _check_batch_size(size: int) -> None:
+    if not 1 <= size <= MAX_BATCH:
+        raise InputError(f"--batch-size is {size}, expected a number from 1 to {MAX_BATCH}")
 
 
 def _add_arguments(group: argparse._ArgumentGroup) -> None:
@@ -144,4 +149,5 @@ METHOD = Method(
     summary="the subset of experts that changes each layer's output least",
     open=_open,
     add_arguments=_add_arguments,
+    shares_budget=True,
 )

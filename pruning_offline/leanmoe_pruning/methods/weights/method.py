@@ -225,19 +225,32 @@ MOE_PRUNER = Method(
     "zeroes weights of low |W| times the gated norm of their inputs",
     _opener("moe-pruner"),
     _add_arguments,
+    takes_mixed=True,
+    plannable=False,
 )
-WANDA = Method("wanda", "the same without the gate", _opener("wanda"), _add_arguments)
+WANDA = Method(
+    "wanda",
+    "the same without the gate",
+    _opener("wanda"),
+    _add_arguments,
+    takes_mixed=True,
+    plannable=False,
+)
 MAGNITUDE = Method(
     "magnitude",
     "zeroes the smallest weights",
     _opener("magnitude"),
     _add_arguments,
     reads_data=False,
+    takes_mixed=True,
+    plannable=False,
 )
 SPARSEGPT = Method(
     "sparsegpt",
     "zeroes weights and corrects the others",
     _opener("sparsegpt"),
     _add_arguments,
+    takes_mixed=True,
+    plannable=False,
 )
 WEIGHT_METHODS = (MOE_PRUNER, WANDA, MAGNITUDE, SPARSEGPT)
