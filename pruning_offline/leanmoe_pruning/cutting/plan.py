@@ -97,7 +97,7 @@ def read_plan(path: Path, checkpoint: Checkpoint) -> PrunePlan:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a plan ({error}); give a JSON file") from None
     for layer, wanted in plan.layers.items():
-        reason_or_none = _fault(wanted, layer, checkpoint)
+        reason_or_none = layer_fault(wanted, layer, checkpoint)
         if reason_or_none is not None:
             raise InputError(f"{path}: layer {layer} {reason_or_none}; correct the plan")
     return plan
@@ -113,7 +113,7 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _fault(plan: LayerPlan, layer: int, checkpoint: Checkpoint) -> str | None:
+def layer_fault(plan: LayerPlan, layer: int, checkpoint: Checkpoint) -> str | None:
     """Why a layer cannot be cut so, or ``None``."""
     if layer not in checkpoint.layers:
         return f"is no MoE layer of {checkpoint.path}"

@@ -144,9 +144,9 @@ class DecoderStream:
         size = (self.config.vocab_size, self.shape.hidden_size)
         return self.reader.read("model.embed_tokens.weight", size)
 
-    def layers(self) -> Iterator[DecoderLayer]:
-        """Every decoder layer, loaded when reached and let go when passed."""
-        for index in range(self.n_layers):
+    def layers(self, first: int = 0) -> Iterator[DecoderLayer]:
+        """Every decoder layer from ``first``, loaded when reached and let go when passed."""
+        for index in range(first, self.n_layers):
             yield self._layer(index)
 
     def _layer(self, index: int) -> DecoderLayer:

@@ -118,5 +118,7 @@ class Method:
     # Refuses, by InputError, whatever can be refused before any work.
     open: Callable[[argparse.Namespace, Inputs], Chooser]
     add_arguments: Callable[[argparse._ArgumentGroup], None] | None = None
+    # What --variant may name, the first where it is not given; none where a method has no variants.
+    variants: tuple[str, ...] = ()
     # False for methods that look at no data at all.
     reads_data: bool = True

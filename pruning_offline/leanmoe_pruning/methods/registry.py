@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from leanmoe_pruning.methods.baselines import FREQUENCY, RANDOM
+from leanmoe_pruning.methods.cd_moe.method import METHOD as CD_MOE
 from leanmoe_pruning.methods.method import Method
 from leanmoe_pruning.methods.naee.method import METHOD as NAEE
 
-METHODS: dict[str, Method] = {method.name: method for method in (NAEE, FREQUENCY, RANDOM)}
+METHODS: dict[str, Method] = {method.name: method for method in (NAEE, CD_MOE, FREQUENCY, RANDOM)}

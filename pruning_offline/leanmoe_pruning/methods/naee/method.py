@@ -14,7 +14,7 @@ from leanmoe_pruning.data import batch_of_tokens
 from leanmoe_pruning.methods.evidence import measure_model_ratios, ratio_tensors
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.naee.search import layerwise, progressive
-from leanmoe_pruning.methods.options import experts_to_keep
+from leanmoe_pruning.methods.options import experts_to_keep, variant_of
 from leanmoe_pruning.methods.selection import (
     LayerChoice,
     check_enumerable,
@@ -111,7 +111,8 @@ def _noting_ratios(
 
 def _open(args: argparse.Namespace, inputs: Inputs) -> Naee:
     keep = experts_to_keep(args, inputs)
-    if args.variant == "progressive":
+    variant = variant_of(args, VARIANTS)
+    if variant == "progressive":
         inputs.need_data("the progressive variant runs the model again as it prunes")
     inputs.need_scores("naee")
     check_enumerable(keep, inputs.shape)
@@ -119,16 +120,10 @@ def _open(args: argparse.Namespace, inputs: Inputs) -> Naee:
         raise InputError(
             f"--batch-size is {args.batch_size}, expected a number from 1 to {MAX_BATCH}"
         )
-    return Naee(inputs, keep, args.variant, args.batch_size)
+    return Naee(inputs, keep, variant, args.batch_size)
 
 
 def _add_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--variant",
-        choices=VARIANTS,
-        default="layerwise",
-        help="layers alone, or each after the earlier ones were pruned",
-    )
     group.add_argument(
         "--batch-size",
         type=int,
@@ -143,4 +138,5 @@ METHOD = Method(
     summary="the subset of experts that changes each layer's output least",
     open=_open,
     add_arguments=_add_arguments,
+    variants=VARIANTS,
 )
