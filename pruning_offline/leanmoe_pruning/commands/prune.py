@@ -51,6 +51,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plan", type=Path, metavar="PLAN", help="a JSON file that says it for each layer instead"
     )
     parser.add_argument("--scores", type=Path, metavar="SCORES", help="a bundle to decide from")
+    with_variants = (method for method in METHODS.values() if method.variants)
+    named = "; ".join(f"{m.name}: {', '.join(m.variants)}" for m in with_variants)
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help=f"which form of the method, the first if not given. {named}",
+    )
     add_data(parser, required=False)
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write what was decided on")
     add_compute(parser)
@@ -72,9 +79,12 @@ def _method(args: argparse.Namespace) -> Method:
     if args.plan is None:
         if args.method is None:
             raise InputError("give --method and what it asks for, or --plan PLAN")
-        return METHODS[args.method]
-    others = ("method", "keep", "ratio", "budget", "total_bytes", "scores", "data", "dump")
-    for name in (*others, "compute"):
+        method = METHODS[args.method]
+        if args.variant is not None and not method.variants:
+            raise InputError(f"--method {method.name} has no variants; leave --variant out")
+        return method
+    others = ("method", "variant", "keep", "ratio", "budget", "total_bytes", "scores", "data")
+    for name in (*others, "dump", "compute"):
         if getattr(args, name) is not None:
             option = name.replace("_", "-")
             raise InputError(f"--plan says what is cut and --{option} was given too; drop one")

@@ -115,6 +115,9 @@ class Cutter:
         part = family.parse_expert(weight)
         if part is not None and part.layer in self._cuts:
             return self._cuts[part.layer].of_expert(info, part)
+        layer = family.layer_of(info.name)
+        if layer in self._cuts and (shared := self._cuts[layer].of_shared(info)) is not None:
+            return shared
         self._check_no_part_of_a_block(weight)
         return [Copied(info, info.name)]
 

@@ -45,7 +45,7 @@ class DecoderLayer:
     post_attention_norm: Any
     # What every token passes: a MoE block's shared expert, or the whole of a dense block.
     always: FeedForward | None
-    # None in a dense layer, whose gate is None too.
+    # None in a dense layer and in one left with its shared expert, whose gate is None too.
     experts: Experts | None
     gate_ED: torch.Tensor | None
     # This layer's own numbers of experts and top-k.
@@ -155,9 +155,9 @@ class DecoderStream:
         size = (self.config.vocab_size, self.shape.hidden_size)
         return self.weights.stored("model.embed_tokens.weight", size)
 
-    def layers(self) -> Iterator[DecoderLayer]:
-        """Every decoder layer, loaded when reached and let go when passed."""
-        for index in range(self.n_layers):
+    def layers(self, first: int = 0) -> Iterator[DecoderLayer]:
+        """Every decoder layer from ``first``, loaded when reached and let go when passed."""
+        for index in range(first, self.n_layers):
             yield self.layer(index)
 
     def layer(self, index: int) -> DecoderLayer:
@@ -180,6 +180,8 @@ class DecoderStream:
         return self._with_experts(dense, prefix, own)
 
     def _with_experts(self, layer: DecoderLayer, prefix: str, own: LayerLayout) -> DecoderLayer:
+        if not own.n_experts:
+            return replace(layer, always=self._shared(prefix), condensed=True)
         family, weights = self.checkpoint.family, self.weights
         shape = replace(self.shape, n_routed_experts=own.n_experts, top_k=own.top_k)
         transfer = None

@@ -128,6 +128,8 @@ class Method:
     open: Callable[[argparse.Namespace, Inputs], Chooser]
     # Methods that share their options share this function.
     add_arguments: Arguments | None = None
+    # What --variant may name, the first where it is not given; none where a method has no variants.
+    variants: tuple[str, ...] = ()
     # False for methods that look at no data at all.
     reads_data: bool = True
     # Whether it takes --budget adaptive, and models whose layers hold differently many experts.

@@ -15,7 +15,7 @@ from leanmoe_pruning.methods.evidence import measure_model_ratios, ratio_tensors
 from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
 from leanmoe_pruning.methods.naee.adaptive import open_adaptive
 from leanmoe_pruning.methods.naee.search import layerwise, progressive
-from leanmoe_pruning.methods.options import experts_to_keep
+from leanmoe_pruning.methods.options import experts_to_keep, variant_of
 from leanmoe_pruning.methods.selection import (
     LayerChoice,
     check_enumerable,
@@ -116,11 +116,12 @@ def _open(args: argparse.Namespace, inputs: Inputs) -> Chooser:
     if args.budget == "adaptive" or args.total_bytes is not None:
         return open_adaptive(args, inputs)
     keep = experts_to_keep(args, inputs)
-    if args.variant == "progressive":
+    variant = variant_of(args, VARIANTS)
+    if variant == "progressive":
         inputs.need_data("the progressive variant runs the model again as it prunes")
     inputs.need_scores("naee")
     check_enumerable(keep, inputs.shape)
-    return Naee(inputs, keep, args.variant, args.batch_size)
+    return Naee(inputs, keep, variant, args.batch_size)
 
 
 def _check_batch_size(size: int) -> None:
@@ -129,12 +130,6 @@ def _check_batch_size(size: int) -> None:
 
 
 def _add_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--variant",
-        choices=VARIANTS,
-        default="layerwise",
-        help="layers alone, or each after the earlier ones were pruned",
-    )
     group.add_argument(
         "--batch-size",
         type=int,
@@ -150,4 +145,5 @@ METHOD = Method(
     open=_open,
     add_arguments=_add_arguments,
     shares_budget=True,
+    variants=VARIANTS,
 )
