@@ -13,6 +13,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reference": ("leanmoe_pruning.reference.command", "write the embedded reference MoE"),
     "score": ("leanmoe_pruning.commands.score", "one pass over data: statistics for every method"),
     "prune": ("leanmoe_pruning.commands.prune", "cut experts and write a lean checkpoint"),
+    "distill": (
+        "leanmoe_pruning.commands.distill",
+        "train a pruned model towards the one it came from",
+    ),
     "curve": ("leanmoe_pruning.commands.curve", "measure betas and the quality of each level"),
     "eval": (
         "leanmoe_pruning.commands.evaluate",

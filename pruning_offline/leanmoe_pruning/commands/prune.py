@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from leanmoe_pruning.cutting.cutter import Cutter
 from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.data import load_data
 from leanmoe_pruning.methods import planned
-from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
+from leanmoe_pruning.methods.method import Arguments, Chooser, Decision, Inputs, Method
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.bundle import ScoreBundle
@@ -49,15 +50,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write what was decided on")
     add_compute(parser)
     add_output(parser, "lean checkpoint directory to write")
+    shared: dict[Arguments, list[str]] = {}
     for method in METHODS.values():
         if method.add_arguments is not None:
-            method.add_arguments(parser.add_argument_group(f"--method {method.name}"))
+            shared.setdefault(method.add_arguments, []).append(method.name)
+    for add_arguments, names in shared.items():
+        add_arguments(parser.add_argument_group(f"--method {', '.join(names)}"))
 
 
 def _method(args: argparse.Namespace) -> Method:
     if args.plan is None:
         if args.method is None:
-            raise InputError("give --method and --keep, or --plan PLAN")
+            raise InputError("give --method and what it asks for, or --plan PLAN")
         return METHODS[args.method]
     for name in ("method", "keep", "ratio", "scores", "data", "dump", "compute"):
         if getattr(args, name) is not None:
@@ -107,13 +111,14 @@ def _run(args: argparse.Namespace) -> Result:
         decision = chooser.decide(args.dump is not None)
         for note in decision.notes:
             _LOG.warning("%s", note)
-        cutter = Cutter(inputs.checkpoint, decision.layers)
-        with progress("checking shards", cutter.n_tensors) as tick:
-            cutter.validate(tick)
-        # First: where the dump cannot be written, there is no checkpoint without it either.
-        if args.dump is not None:
-            _write_dump(args, decision)
-        manifest = _write(args, method, inputs, chooser, decision, cutter)
+        with decision.replaced or nullcontext():
+            cutter = Cutter(inputs.checkpoint, decision.layers, decision.replaced)
+            with progress("checking shards", cutter.n_tensors) as tick:
+                cutter.validate(tick)
+            # First: where the dump cannot be written, there is no checkpoint without it either.
+            if args.dump is not None:
+                _write_dump(args, decision)
+            manifest = _write(args, method, inputs, chooser, decision, cutter)
     return {**_result(args, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -131,7 +136,7 @@ def _write(
     decision: Decision,
     cutter: Cutter,
 ) -> Manifest:
-    settings = chooser.settings()
+    settings = {**chooser.settings(), **decision.record}
     if method.reads_data:
         settings["compute"] = inputs.computed_in
     if decision.notes:
@@ -159,6 +164,7 @@ def _result(args: argparse.Namespace, cutter: Cutter, manifest: Manifest) -> Res
         "method": manifest.method,
         "keep": args.keep,
         "notes": manifest.settings.get("notes", []),
+        "zeros": manifest.settings.get("zeros"),
         "experts": {str(layer): own.n_experts for layer, own in cutter.layouts.items()},
         "condensed": [layer for layer, own in cutter.layouts.items() if own.condensed],
         "loads_in_stock_vllm": not cutter.has_layout,
@@ -175,8 +181,10 @@ def _show(result: Result) -> str:
     held = sorted(set(result["experts"].values()))
     counts = str(held[0]) if len(held) == 1 else f"{held[0]} to {held[-1]}"
     where = "any engine" if result["loads_in_stock_vllm"] else "`leanmoe serve` only"
+    zeros = result["zeros"]
+    zeroed = f"zeroed {sum(zeros.values()) / len(zeros):.1%} of expert weights, " if zeros else ""
     return (
-        f"kept {counts} of {result['n_routed_experts']} experts per layer by "
+        f"{zeroed}kept {counts} of {result['n_routed_experts']} experts per layer by "
         f"{result['method']} in {result['seconds']} s: {result['weight_bytes'] / 1e6:.0f} MB of "
         f"weights, {share:.0%} of the source, in {result['out']}; loads in {where}"
     )

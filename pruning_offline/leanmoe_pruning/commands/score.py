@@ -16,7 +16,7 @@ from leanmoe_pruning.data import load_data
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.bundle import write_bundle
-from leanmoe_pruning.scores.scoring import score_layers
+from leanmoe_pruning.scores.passing import score_layers
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

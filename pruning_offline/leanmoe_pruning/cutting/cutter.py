@@ -38,6 +38,7 @@ from leanmoe_pruning.checkpoints.shards import (
 from leanmoe_pruning.cutting.layer_cut import LayerCut
 from leanmoe_pruning.cutting.pieces import Copied, Given, HeldTensors, Piece
 from leanmoe_pruning.cutting.plan import LayerPlan, layouts
+from leanmoe_pruning.cutting.spool import SpooledReader, WeightSpool
 from leanmoe_pruning.progress import Tick
 
 _LOG = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ Plans = Mapping[int, LayerPlan]
 class Cutter:
     """A cut decided and checked, not yet written."""
 
-    def __init__(self, checkpoint: Checkpoint, plans: Plans) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, plans: Plans, replaced: WeightSpool | None = None
+    ) -> None:
         self.checkpoint = checkpoint
         self.layouts = layouts(plans, checkpoint)
         self._held = HeldTensors()
@@ -60,6 +63,8 @@ class Cutter:
             for layer, own in self._layout().layers.items()
         }
         self.reader = ShardReader(checkpoint.path)
+        # Where the output's tensors are read: some may have been replaced.
+        self._source = SpooledReader(checkpoint.path, replaced) if replaced else self.reader
         check_complete(checkpoint, self.reader)
         self._blocks = tuple(
             f"{checkpoint.family.block_prefix(layer)}." for layer in checkpoint.shape.moe_layers
@@ -98,6 +103,9 @@ class Cutter:
         part = family.parse_expert(info.name)
         if part is not None and part.layer in self._cuts:
             return self._cuts[part.layer].of_expert(info, part)
+        layer = family.layer_of(info.name)
+        if layer in self._cuts and (shared := self._cuts[layer].of_shared(info)) is not None:
+            return shared
         self._check_no_part_of_a_block(info.name)
         return [Copied(info, info.name)]
 
@@ -155,7 +163,7 @@ class Cutter:
     def _write_shard(self, path: Path, pieces: list[Piece], tick: Callable[[], None]) -> str:
         def tensors() -> Iterator[torch.Tensor]:
             for piece in pieces:
-                tensor = piece.read(self.reader)
+                tensor = piece.read(self._source)
                 if not is_finite(tensor):
                     raise InputError(
                         f"{piece.info.name} would hold infinity: a constant of the plan is too "

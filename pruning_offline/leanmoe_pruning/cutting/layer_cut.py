@@ -62,6 +62,19 @@ class LayerCut:
             return [Scaled(renamed, info.name, self._folded(part.expert))]
         return [Copied(renamed, info.name)]
 
+    def of_shared(self, info: TensorInfo) -> list[Piece] | None:
+        """For a tensor of the shared expert; ``None`` where it stays as it is.
+
+        A gate of zeros gives every token one half, and the rest lies in ``down_proj``.
+        """
+        if self._plan.shared_gate is None:
+            return None
+        if info.name == self._checkpoint.shared_gate(self._layer):
+            return [Zeros(info)]
+        if info.name == f"{self._checkpoint.shared_expert(self._layer)}.down_proj.weight":
+            return [Scaled(info, info.name, 2 * self._plan.shared_gate)]
+        return None
+
     def _folded(self, expert: int) -> float:
         """What an expert's output is multiplied by beside the even weight the router gives it."""
         assert self._plan.condense is not None

@@ -57,9 +57,13 @@ class Experts:
         """What ``down_proj`` is multiplied with, ``[T, F]`` in the weights' dtype."""
         return swiglu(x_TD.to(self.dtype), self.gate_proj[expert], self.up_proj[expert])
 
+    def project(self, expert: int, hidden_TF: torch.Tensor) -> torch.Tensor:
+        """f_expert(x) from ``hidden``, float32 ``[T, D]``."""
+        return functional.linear(hidden_TF, self.down_proj[expert]).float()
+
     def output(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
         """f_expert(x), float32 ``[T, D]``."""
-        return functional.linear(self.hidden(expert, x_TD), self.down_proj[expert]).float()
+        return self.project(expert, self.hidden(expert, x_TD))
 
     def every_output(self, x_TD: torch.Tensor) -> torch.Tensor:
         """All experts on all tokens, float32 ``[E, T, D]``."""

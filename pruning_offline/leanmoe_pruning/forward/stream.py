@@ -44,7 +44,7 @@ class DecoderLayer:
     post_attention_norm: Any
     # What every token passes: a MoE block's shared expert, or the whole of a dense block.
     always: FeedForward | None
-    # None in a dense layer, whose gate is None too.
+    # None in a dense layer and in one left with its shared expert, whose gate is None too.
     experts: Experts | None
     gate_ED: torch.Tensor | None
     # This layer's own numbers of experts and top-k.
@@ -174,6 +174,8 @@ class DecoderStream:
         return self._with_experts(dense, prefix, own)
 
     def _with_experts(self, layer: DecoderLayer, prefix: str, own: LayerLayout) -> DecoderLayer:
+        if not own.n_experts:
+            return replace(layer, always=self._shared(prefix), condensed=True)
         family, weights = self.checkpoint.family, self.weights
         shape = replace(self.shape, n_routed_experts=own.n_experts, top_k=own.top_k)
         transfer = None

@@ -1,9 +1,10 @@
 """The score bundle on disk: one directory per (model, data) pair, content hashed.
 
 ``scores.json`` names model, data and the digest of every file beside it;
-``layer-NNN.safetensors`` holds what decisions follow from (``router_logits`` [T, E],
-``output_gram`` [T, P], ``ratios`` w_j/w_max [T, K-1]), ``summary.safetensors`` what
-people look at (``token_counts`` and ``gate_mass`` [L, E], ``median_beta`` [L]).
+``layer-NNN.safetensors`` holds what decisions follow from (``LayerScores`` says what:
+``router_logits`` [T, E], ``output_gram`` [T, P], ``ratios`` w_j/w_max [T, K-1],
+``output_norm`` [T, K], ``max_activation`` [E], ``moments.*``), ``summary.safetensors``
+what people look at (``token_counts`` and ``gate_mass`` [L, E], ``median_beta`` [L]).
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.scores.gram import packed_size
+from leanmoe_pruning.scores.moments import Moments
 from leanmoe_pruning.scores.scoring import LayerScores, median_beta
 
 DESCRIPTION = "scores.json"
 SUMMARY = "summary.safetensors"
+_MOMENTS = "moments."
 
 
 class BundleDescription(BaseModel):
@@ -42,13 +45,15 @@ class BundleDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     family: str
     source: dict[str, str]
     data: str
     data_digest: str
     layout: list[tuple[int, int]]
     compute: str
+    # Tokens per layer with a Gram matrix: token floor(i * tokens / gram_tokens), i from 0.
+    gram_tokens: int
     moe_layers: list[int]
     n_routed_experts: int
     top_k: int
@@ -77,9 +82,11 @@ def write_bundle(
     shape = checkpoint.shape
     files: dict[str, str] = {}
     summary = _Summary()
+    sampled = 0
     for scores in layers:
         files[layer_file(scores.layer)] = _write_layer(directory, scores)
         summary.add(scores)
+        sampled = len(scores.output_gram_TP)
     files[SUMMARY] = write_tensors(directory / SUMMARY, summary.tensors())
     description = BundleDescription(
         family=checkpoint.family.name,
@@ -88,6 +95,7 @@ def write_bundle(
         data_digest=data.digest(),
         layout=data.layout,
         compute=str(compute).removeprefix("torch."),
+        gram_tokens=sampled,
         moe_layers=list(shape.moe_layers),
         n_routed_experts=shape.n_routed_experts,
         top_k=shape.top_k,
@@ -104,6 +112,9 @@ def _write_layer(directory: Path, scores: LayerScores) -> str:
         "router_logits": scores.router_logits_TE.float(),
         "output_gram": scores.output_gram_TP,
         "ratios": scores.routing().ratios[:, 1:].contiguous(),
+        "output_norm": scores.output_norm_TK,
+        "max_activation": scores.max_activation_E,
+        **{f"{_MOMENTS}{name}": held for name, held in scores.moments.tensors().items()},
     }
     if scores.rule.correction_E is not None:
         tensors["router_correction"] = scores.rule.correction_E
@@ -163,12 +174,27 @@ class ScoreBundle:
     def layers(self, rule: RouterRule) -> Iterator[LayerScores]:
         """Scores layer by layer; ``rule`` is the model's."""
         for layer in self.description.moe_layers:
-            held = load_file(self.directory / layer_file(layer))
-            gram_TP = held["output_gram"]
-            if gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
-                raise InputError(f"{self.directory / layer_file(layer)} has a Gram of wrong size")
-            own = replace(rule, correction_E=held.get("router_correction"))
-            yield LayerScores(layer, own, held["router_logits"], gram_TP)
+            yield self._layer(layer, rule)
+
+    def _layer(self, layer: int, rule: RouterRule) -> LayerScores:
+        held = load_file(self.directory / layer_file(layer))
+        gram_TP = held["output_gram"]
+        if gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
+            raise InputError(f"{self.directory / layer_file(layer)} has a Gram of wrong size")
+        moments = {
+            name.removeprefix(_MOMENTS): tensor
+            for name, tensor in held.items()
+            if name.startswith(_MOMENTS)
+        }
+        return LayerScores(
+            layer,
+            replace(rule, correction_E=held.get("router_correction")),
+            held["router_logits"],
+            gram_TP,
+            held["output_norm"],
+            held["max_activation"],
+            Moments(**moments),
+        )
 
 
 def _read_description(directory: Path) -> BundleDescription:

@@ -18,7 +18,8 @@ from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.methods.selection import LayerChoice, complement, dropped_subsets
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.gram import squared_distance
-from leanmoe_pruning.scores.scoring import LayerScores, joined, measure_chunk
+from leanmoe_pruning.scores.measuring import measure_chunk
+from leanmoe_pruning.scores.scoring import LayerScores, joined
 
 MAX_ROWS = 1 << 18  # (subset, token) pairs looked at in one go
 

@@ -1,0 +1,71 @@
+"""A student's checkpoint in training: read like any other, trained tensors with their graph.
+
+The stream reads every weight by its name; where that name is trained it gets the current
+values, so training runs through the same forward pass as everything else. Only the non-zero
+weights of the student are parameters, in float32: a zero stays zero because it is none, and
+no optimiser or weight decay can reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanmoe_pruning.checkpoints.shards import ShardReader
+
+
+class _Spread(torch.autograd.Function):
+    """Values put where the mask is true, in a dtype to compute with; zero elsewhere."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        ctx.save_for_backward(mask)
+        dense = torch.zeros(mask.shape, dtype=dtype)
+        return dense.masked_scatter_(mask, values.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        (mask,) = ctx.saved_tensors
+        return gradient.masked_select(mask).float(), None, None
+
+
+class Trainee(ShardReader):
+    """The tensors of a student; ``values`` holds what is trained, flat, by tensor name."""
+
+    def __init__(self, directory: Path, compute: torch.dtype) -> None:
+        super().__init__(directory)
+        self.values: dict[str, nn.Parameter] = {}
+        self._compute = compute
+
+    def start(self, names: Iterable[str]) -> list[nn.Parameter]:
+        """Make the non-zero weights of these tensors parameters."""
+        started = []
+        for name in names:
+            stored = super().read(name)
+            values = stored.masked_select(stored != 0).float()
+            self.values[name] = nn.Parameter(values)
+            started.append(self.values[name])
+        return started
+
+    def stop(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The trained tensors in the dtype of the files; they are parameters no longer."""
+        found = {name: self._dense(name, self.info(name).dtype).detach() for name in names}
+        for name in found:
+            del self.values[name]
+        return found
+
+    def read(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
+        if name not in self.values:
+            return super().read(name, shape)
+        return self._dense(name, self._compute)
+
+    def _dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        # The mask is what the student's file says: it costs no memory of its own.
+        spread: Callable[..., torch.Tensor] = _Spread.apply
+        return spread(self.values[name], super().read(name) != 0, dtype)
