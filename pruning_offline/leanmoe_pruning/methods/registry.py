@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from leanmoe_pruning.methods.baselines import FREQUENCY, RANDOM
+from leanmoe_pruning.methods.eep.method import METHOD as EEP
 from leanmoe_pruning.methods.method import Method
 from leanmoe_pruning.methods.naee.method import METHOD as NAEE
 from leanmoe_pruning.methods.weights.method import WEIGHT_METHODS
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (NAEE, FREQUENCY, RANDOM, *WEIGHT_METHODS)
+    method.name: method for method in (NAEE, FREQUENCY, RANDOM, EEP, *WEIGHT_METHODS)
 }
