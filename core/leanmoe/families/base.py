@@ -35,6 +35,8 @@ class MoEShape:
     scoring: Scoring = "softmax"
     # What the weights of the chosen experts are multiplied by last.
     routed_scale: float = 1.0
+    # Whether the files hold the experts in blocks of small numbers, a scale for each.
+    packed: bool = False
 
     @property
     def least_keep(self) -> int:
@@ -106,6 +108,8 @@ class Family:
     # Layers past num_hidden_layers the files may hold for speculative decoding; a cut drops them.
     spare_layers: Callable[[Config], int] = no_spare_layers
     parts: BlockParts = NO_PARTS
+    # Whether an engine that does not know layers that differ stops at them.
+    stops_at_layouts: bool = True
     stacked: bool = False
     # Whether the router is one softmax over all experts, whose probabilities a matrix can map.
     transfers: bool = False

@@ -150,6 +150,7 @@ def block_family(
     cut_config: Callable[[Config, int], dict[str, Any]],
     spare_layers: Callable[[Config], int] = no_spare_layers,
     parts: BlockParts = NO_PARTS,
+    stops_at_layouts: bool = True,
     transfers: bool = False,
     fixed_top_k: bool = False,
 ) -> Family:
@@ -170,6 +171,7 @@ def block_family(
         cut_config=cut_config,
         spare_layers=spare_layers,
         parts=parts,
+        stops_at_layouts=stops_at_layouts,
         stacked=isinstance(names, StackedNames),
         transfers=transfers,
         fixed_top_k=fixed_top_k,

@@ -11,9 +11,12 @@ from leanmoe.families import FAMILIES
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files
 from leanmoe.provenance import file_digest
+from leanmoe_pruning.checkpoints.fp8 import block_of, check_scales
 from leanmoe_pruning.checkpoints.shards import ShardReader
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+# The ends of names of tensors that hold no numbers but their codes.
+PACKED = ("_blocks", "_scales")
 # The families that stream.py computes.
 RUNNABLE = tuple(family.name for family in FAMILIES)
 
@@ -65,7 +68,10 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
             f"{shape.n_layers} layers; config and shards are of different models"
         )
     for name, size in block_sizes(checkpoint).items():
-        reader.check_weight(name, size)
+        reader.check_shape(name, size)
+        if not (shape.packed and name.endswith(PACKED)):
+            reader.check_is_weight(name)
+    check_scales(reader, block_of(checkpoint.config))
 
 
 def block_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

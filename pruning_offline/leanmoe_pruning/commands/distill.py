@@ -30,6 +30,7 @@ from leanmoe_pruning.distillation.state import StateFolder
 from leanmoe_pruning.distillation.student import StudentStream
 from leanmoe_pruning.distillation.whole import Progress, WholeModel, batches
 from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.methods.weights.layer_weights import check_changeable, check_plain
 from leanmoe_pruning.progress import progress
 
 DEFAULT_STEPS, DEFAULT_BATCH = 100, 4
@@ -137,6 +138,8 @@ def _open(args: argparse.Namespace) -> _Run:
     inputs = [path for path in (args.model, args.teacher) if path is not None]
     check_output(args.out, args.force, inputs)
     checkpoint = open_runnable_model(args.model)
+    check_changeable(checkpoint)
+    check_plain(checkpoint, "leanmoe distill")
     teacher = open_runnable_model(args.teacher) if args.teacher else None
     data = load_data(args.data, checkpoint, "calibration", window=args.window)
     student = StudentStream(checkpoint, args.compute, FILTERS[args.train])

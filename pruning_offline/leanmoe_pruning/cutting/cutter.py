@@ -20,6 +20,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
 from leanmoe.provenance import file_digest
+from leanmoe_pruning.checkpoints.fp8 import scaled_weight
 from leanmoe_pruning.checkpoints.opening import (
     WEIGHT_SUFFIXES,
     block_sizes,
@@ -58,6 +59,7 @@ class Cutter:
         self._cuts = {
             layer: LayerCut(checkpoint, layer, plan, self._held) for layer, plan in plans.items()
         }
+        self._check_layout()
         self._markers = {
             checkpoint.family.gate_name(layer): self._marker(layer, own)
             for layer, own in self._layout().layers.items()
@@ -79,6 +81,15 @@ class Cutter:
         }
         self._tell_of_spare_layers()
 
+    def _check_layout(self) -> None:
+        family = self.checkpoint.family
+        if self.has_layout and not family.stops_at_layouts:
+            raise InputError(
+                f"layers of {family.name} cannot differ: stock vLLM passes over what it does not "
+                "know of such a model and would run another one; keep equally many experts in "
+                "every layer"
+            )
+
     def _tell_of_spare_layers(self) -> None:
         if dropped := sum(map(self._is_spare, self.reader.names)):
             _LOG.warning(
@@ -97,16 +108,18 @@ class Cutter:
 
     def _cut_pieces(self, info: TensorInfo) -> list[Piece]:
         family = self.checkpoint.family
+        # A scale goes where its weight goes.
+        weight = scaled_weight(info.name, self.reader) or info.name
         layer = family.expert_rows(info.name)
         if layer is not None and layer in self._cuts:
             return self._cuts[layer].of_rows(info)
-        part = family.parse_expert(info.name)
+        part = family.parse_expert(weight)
         if part is not None and part.layer in self._cuts:
             return self._cuts[part.layer].of_expert(info, part)
         layer = family.layer_of(info.name)
         if layer in self._cuts and (shared := self._cuts[layer].of_shared(info)) is not None:
             return shared
-        self._check_no_part_of_a_block(info.name)
+        self._check_no_part_of_a_block(weight)
         return [Copied(info, info.name)]
 
     def _marker(self, layer: int, own: LayerLayout) -> Piece:

@@ -21,8 +21,9 @@ def experts(checkpoint: Checkpoint, layer: int) -> list[str]:
     family, own = checkpoint.family, checkpoint.layers[layer]
     shape = replace(checkpoint.shape, n_routed_experts=own.n_experts)
     sizes = family.block_sizes(shape, layer)
-    gate = family.gate_name(layer)
-    return [name for name, size in sizes.items() if len(size) > 1 and name != gate]
+    if family.stacked:
+        return [name for name, size in sizes.items() if len(size) == 3]
+    return [name for name in sizes if family.parse_expert(name) is not None]
 
 
 def condensed(checkpoint: Checkpoint, layer: int) -> list[str]:

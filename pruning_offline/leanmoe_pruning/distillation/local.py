@@ -55,7 +55,7 @@ def distill_layers(
     """Every MoE layer that has something to learn, in order; ``finished`` ones are passed by."""
     hidden = embed_all(teacher, ids)
     for layer in teacher.layers():
-        if layer.experts is None:
+        if not layer.experts:
             step_(layer, hidden)
             tick()
             continue

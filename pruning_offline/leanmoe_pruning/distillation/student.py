@@ -15,7 +15,6 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe_pruning.distillation.filters import Filter
 from leanmoe_pruning.distillation.trainee import Trainee
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
-from leanmoe_pruning.forward.weights import Weights
 
 
 class StudentStream(DecoderStream):
@@ -25,7 +24,7 @@ class StudentStream(DecoderStream):
         super().__init__(checkpoint, compute)
         self._chosen = chosen
         self.reader: Trainee = Trainee(checkpoint.path, self.compute)
-        self.weights = Weights(self.reader, self.compute)
+        self.weights = replace(self.weights, reader=self.reader)
 
     def trained(self, layer: int) -> list[str]:
         """Names of a layer's tensors that are to be trained."""
@@ -41,7 +40,7 @@ class StudentStream(DecoderStream):
 
     def layer(self, index: int) -> DecoderLayer:
         """One layer with the current values of what is trained."""
-        layer = self._layer(index)
+        layer = super().layer(index)
         prefix = f"model.layers.{index}.self_attn."
         own = {
             name.removeprefix(prefix): self.reader.read(name)

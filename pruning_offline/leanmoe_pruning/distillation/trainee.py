@@ -17,22 +17,29 @@ from torch import nn
 
 from leanmoe_pruning.checkpoints.shards import ShardReader
 
+_INT32 = 1 << 31
+
 
 class _Spread(torch.autograd.Function):
-    """Values put where the mask is true, in a dtype to compute with; zero elsewhere."""
+    """Values put in their places of a tensor of zeros, in a dtype to compute with."""
 
     @staticmethod
     def forward(
-        ctx: Any, values: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype
+        ctx: Any,
+        values: torch.Tensor,
+        places: torch.Tensor,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
     ) -> torch.Tensor:
-        ctx.save_for_backward(mask)
-        dense = torch.zeros(mask.shape, dtype=dtype)
-        return dense.masked_scatter_(mask, values.to(dtype))
+        ctx.save_for_backward(places)
+        dense = torch.zeros(shape, dtype=dtype)
+        dense.view(-1).scatter_(0, places.long(), values.to(dtype))
+        return dense
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        (mask,) = ctx.saved_tensors
-        return gradient.masked_select(mask).float(), None, None
+        (places,) = ctx.saved_tensors
+        return gradient.reshape(-1).index_select(0, places).float(), None, None, None
 
 
 class Trainee(ShardReader):
@@ -41,15 +48,18 @@ class Trainee(ShardReader):
     def __init__(self, directory: Path, compute: torch.dtype) -> None:
         super().__init__(directory)
         self.values: dict[str, nn.Parameter] = {}
+        # Where each value stands in its flattened tensor.
+        self._places: dict[str, torch.Tensor] = {}
         self._compute = compute
 
     def start(self, names: Iterable[str]) -> list[nn.Parameter]:
         """Make the non-zero weights of these tensors parameters."""
         started = []
         for name in names:
-            stored = super().read(name)
-            values = stored.masked_select(stored != 0).float()
-            self.values[name] = nn.Parameter(values)
+            flat = super().read(name).flatten()
+            places = flat.nonzero().flatten()
+            self.values[name] = nn.Parameter(flat[places].float())
+            self._places[name] = places.int() if len(flat) < _INT32 else places
             started.append(self.values[name])
         return started
 
@@ -57,7 +67,7 @@ class Trainee(ShardReader):
         """The trained tensors in the dtype of the files; they are parameters no longer."""
         found = {name: self._dense(name, self.info(name).dtype).detach() for name in names}
         for name in found:
-            del self.values[name]
+            del self.values[name], self._places[name]
         return found
 
     def read(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
@@ -66,6 +76,5 @@ class Trainee(ShardReader):
         return self._dense(name, self._compute)
 
     def _dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        # The mask is what the student's file says: it costs no memory of its own.
         spread: Callable[..., torch.Tensor] = _Spread.apply
-        return spread(self.values[name], super().read(name) != 0, dtype)
+        return spread(self.values[name], self._places[name], self.info(name).shape, dtype)

@@ -88,7 +88,7 @@ class WholeModel:
             return found
         hidden = self.teacher.embed(ids_NT)
         for layer in self.teacher.layers():
-            if layer.experts is None:
+            if not layer.experts:
                 step_(layer, [hidden])
                 continue
             layer.attend_(hidden)
@@ -151,7 +151,7 @@ class WholeModel:
             # One scalar whose gradient is that of the later layers plus that of the own term.
             loss = (leaving_NTD * gradient).sum()
             experts = torch.zeros(())
-            if own and layer.experts is not None:
+            if own and layer.experts:
                 experts = torch.stack([*expert_losses(layer.experts, x_TD, own).values()]).sum()
                 loss = loss + (self.progress.factor or 0.0) * experts
             step_back(loss)

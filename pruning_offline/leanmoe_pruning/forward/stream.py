@@ -22,6 +22,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
 from leanmoe.layout import LEAST_PROBABILITY, LayerLayout, transfer_name
+from leanmoe_pruning.checkpoints.fp8 import block_of
 from leanmoe_pruning.checkpoints.opening import check_complete, check_runnable
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.forward.attention import Attention
@@ -119,7 +120,7 @@ class DecoderStream:
         self._scales = self._forward.scales(self.config)
         self._rotary = self._forward.rotary_class(self.config)
         self.compute = COMPUTE_DTYPES[compute] if compute else self._own_dtype()
-        self.weights = Weights(self.reader, self.compute)
+        self.weights = Weights(self.reader, self.compute, block_of(checkpoint.config))
 
     def _transformers_config(self) -> Any:
         try:
@@ -145,17 +146,22 @@ class DecoderStream:
         scale = self._scales.embedding
         return hidden_NTD if scale == 1.0 else hidden_NTD * scale
 
+    def forget_embedding(self) -> None:
+        """Let the embedding's memory go; it is read again when it is needed again."""
+        self.__dict__.pop("_embedding", None)
+
     @cached_property
     def _embedding(self) -> torch.Tensor:
         size = (self.config.vocab_size, self.shape.hidden_size)
-        return self.reader.read("model.embed_tokens.weight", size)
+        return self.weights.stored("model.embed_tokens.weight", size)
 
     def layers(self) -> Iterator[DecoderLayer]:
         """Every decoder layer, loaded when reached and let go when passed."""
         for index in range(self.n_layers):
-            yield self._layer(index)
+            yield self.layer(index)
 
-    def _layer(self, index: int) -> DecoderLayer:
+    def layer(self, index: int) -> DecoderLayer:
+        """One decoder layer, loaded now; a caller short of memory lets the last one go first."""
         own = self.checkpoint.layers.get(index)
         dense = DecoderLayer(
             index=index,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from leanmoe.families.base import PROJECTIONS
+from leanmoe_pruning.checkpoints.fp8 import Block, restored, scale_of
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.forward.experts import FeedForward
 
@@ -21,14 +22,21 @@ class Weights:
 
     reader: ShardReader
     compute: torch.dtype
+    # Rows and columns of what shares a scale in float8 checkpoints.
+    block: Block = (128, 128)
+
+    def stored(self, name: str, size: Size | None = None) -> torch.Tensor:
+        """A tensor in the dtype of the files, float32 where they hold float8."""
+        tensor, scale = self.reader.read(name, size), scale_of(name, self.reader)
+        return tensor if scale is None else restored(tensor, self.reader.read(scale), self.block)
 
     def product(self, name: str, size: Size | None = None) -> torch.Tensor:
         """A weight of a matrix product."""
-        return self.reader.read(name, size).to(self.compute)
+        return self.stored(name, size).to(self.compute)
 
     def exact(self, name: str, size: Size | None = None) -> torch.Tensor:
         """A weight of norms and routers, float32."""
-        return self.reader.read(name, size).float()
+        return self.stored(name, size).float()
 
     def optional(self, name: str | None, size: Size | None = None) -> torch.Tensor | None:
         """Like ``exact``; ``None`` where the family or the files have no such tensor."""

@@ -6,11 +6,12 @@ T tokens, S sampled tokens, N routed to one expert, D model, F expert hidden, E 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from leanmoe.errors import CheckpointError
+from leanmoe.families import MoEShape
 from leanmoe_pruning.checkpoints.shards import is_finite
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.routing import Routing
@@ -37,14 +38,17 @@ def measure_chunk(
     target_TD: torch.Tensor | None = None,
     sampled: torch.Tensor | None = None,
 ) -> tuple[LayerScores, torch.Tensor]:
-    """Scores of a few windows and the routed experts' unpruned output ``[T, D]``.
+    """Scores of a few windows and the unpruned block's output ``[T, D]``.
 
     ``sampled`` are the rows that get a Gram matrix, ascending, all where ``None``. The Gram
-    matrices are centred on ``target_TD``, by default that output itself.
+    matrices are centred on ``target_TD``, by default that output itself, both without what
+    the shared expert gives: it is the same whatever is pruned.
     """
     assert layer.experts is not None, f"layer {layer.index} is dense"
     x_TD = layer.block_input(chunk_NTD)
     shared_TD = layer.shared(x_TD)
+    if target_TD is not None and shared_TD is not None:
+        target_TD = target_TD - shared_TD
     logits_TE = layer.router_logits(x_TD)
     routing = layer.route(logits_TE)
     rows = torch.arange(len(x_TD)) if sampled is None else sampled
@@ -54,15 +58,13 @@ def measure_chunk(
     moments.calls_E.add_(_calls(routing, len(chunk_NTD), n_experts))
     largest_E = torch.zeros(n_experts)
     output_TD, norms, grams = torch.empty_like(x_TD), [], []
-    for start in range(0, len(x_TD), step := _tokens_at_once(layer)):
+    for start in range(0, len(x_TD), step := _tokens_at_once(layer.shape)):
         part = slice(start, start + step)
         own = rows[(rows >= start) & (rows < start + step)] - start
         found = _run(experts, x_TD[part], _rows(routing, part), own, moments, largest_E)
         output_TD[part] = found.output_TD
         norms.append(found.norm_TK)
-        target = found.output_TD
-        if target_TD is not None:
-            target = target_TD[part] - (0.0 if shared_TD is None else shared_TD[part])
+        target = found.output_TD if target_TD is None else target_TD[part]
         grams.append(centred_gram(found.sampled_ESD, target[own]))
     scores = LayerScores(
         layer.index,
@@ -77,15 +79,14 @@ def measure_chunk(
     return scores, output_TD if shared_TD is None else output_TD + shared_TD
 
 
-def _tokens_at_once(layer: DecoderLayer) -> int:
-    shape = layer.shape
+def _tokens_at_once(shape: MoEShape) -> int:
     outputs = shape.n_routed_experts * shape.hidden_size * 4
     squares = max(shape.expert_ffn_size, shape.hidden_size) * 8
     return max(1, _MOST_BYTES // max(outputs, squares))
 
 
 def _rows(routing: Routing, part: slice) -> Routing:
-    return Routing(routing.weights_TK[part], routing.ids_TK[part], routing.renormalize)
+    return replace(routing, weights_TK=routing.weights_TK[part], ids_TK=routing.ids_TK[part])
 
 
 def _calls(routing: Routing, windows: int, n_experts: int) -> torch.Tensor:
@@ -118,7 +119,7 @@ def _run(
         hidden_RF = experts.hidden(expert, x_TD[needed_T])
         output_RD = experts.project(expert, hidden_RF)
         found.sampled_ESD[expert] = output_RD[place_T[sampled]]
-        moments.all_hidden_EF[expert] += hidden_RF[place_T[sampled]].double().square().sum(0)
+        moments.add_hidden_(expert, hidden_RF[place_T[sampled]])
         if len(token) == 0:
             continue
         own_ND, gates_N = output_RD[place_T[token]], weights_TK[token, slot]

@@ -52,7 +52,11 @@ class Moments:
 
     def add_inputs_(self, x_TD: torch.Tensor) -> None:
         """Take tokens in, whoever they are routed to."""
-        self.all_input_D.add_(x_TD.double().square().sum(0))
+        self.all_input_D.add_(_squares(x_TD).sum(0))
+
+    def add_hidden_(self, expert: int, hidden_SF: torch.Tensor) -> None:
+        """Take an expert's hidden values in, of tokens that may not be routed to it."""
+        self.all_hidden_EF[expert] += _squares(hidden_SF).sum(0)
 
     def add_routed_(
         self, expert: int, x_ND: torch.Tensor, hidden_NF: torch.Tensor, gates_N: torch.Tensor
@@ -60,8 +64,8 @@ class Moments:
         """Take tokens in that were routed to ``expert`` with weights ``gates_N``."""
         gates_N = gates_N.double()
         weights_2N = torch.stack([torch.ones_like(gates_N), gates_N.square()])
-        plain_D, gated_D = weights_2N @ x_ND.double().square()
-        plain_F, gated_F = weights_2N @ hidden_NF.double().square()
+        plain_D, gated_D = weights_2N @ _squares(x_ND)
+        plain_F, gated_F = weights_2N @ _squares(hidden_NF)
         self.input_ED[expert] += plain_D
         self.gated_input_ED[expert] += gated_D
         self.hidden_EF[expert] += plain_F
@@ -70,3 +74,7 @@ class Moments:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The sums by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _squares(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.float64, copy=True).square_()

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from leanmoe.errors import CheckpointError
+from leanmoe.families.base import PROJECTIONS
 from leanmoe_pruning.checkpoints.shards import is_finite
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, run_block, step_
@@ -104,7 +105,7 @@ def run_schedule(
 
 
 def _pass_layer(layer: DecoderLayer, hidden: Hidden, schedule: Schedule, prune: Prune) -> None:
-    if layer.experts is None:
+    if not layer.experts:
         step_(layer, hidden)
         return
     for chunk_NTD, _ in chunks(hidden):
@@ -120,8 +121,9 @@ def _pass_layer(layer: DecoderLayer, hidden: Hidden, schedule: Schedule, prune: 
 def with_weights(layer: DecoderLayer, weights: LayerWeights) -> DecoderLayer:
     """The layer with other expert matrices."""
     assert layer.experts is not None, f"layer {layer.index} is dense"
+    dtype = layer.experts.dtype
     held = {
-        projection: [view.to(layer.experts.dtype) for view in views]
-        for projection, views in weights.views.items()
+        projection: [weights.meant(projection, e).to(dtype) for e in range(weights.n_experts)]
+        for projection in PROJECTIONS
     }
     return replace(layer, experts=replace(layer.experts, **held))

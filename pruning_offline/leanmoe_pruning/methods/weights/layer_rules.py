@@ -32,26 +32,36 @@ def by_norms_(weights: LayerWeights, moments: Moments, gated: bool, pattern: Pat
     """Zero, in place, the weights of lowest ``|W| n_j``: MoE-Pruner where ``gated``, else Wanda."""
     norms = ColumnNorms.of(moments, gated)
     keep: Masks = {projection: [] for projection in PROJECTIONS}
-    for projection, views in weights.views.items():
-        for view, norm in zip(views, norms.by_projection[projection], strict=True):
-            keep[projection].append(_prune_(view, norm, pattern))
+    for projection in PROJECTIONS:
+        for expert, norm in enumerate(norms.by_projection[projection]):
+            keep[projection].append(_prune_(weights, projection, expert, norm, pattern))
     return Outcome(keep, norms, moments.calls_E, norms.by_all_tokens, norms.by_weight)
 
 
 def by_magnitude_(weights: LayerWeights, pattern: Pattern) -> Outcome:
     """Zero, in place, the smallest weights of each row or group."""
     keep = {
-        projection: [_prune_(view, None, pattern) for view in views]
-        for projection, views in weights.views.items()
+        projection: [
+            _prune_(weights, projection, expert, None, pattern)
+            for expert in range(weights.n_experts)
+        ]
+        for projection in PROJECTIONS
     }
     return Outcome(keep)
 
 
-def _prune_(weight: torch.Tensor, norm: torch.Tensor | None, pattern: Pattern) -> torch.Tensor:
+def _prune_(
+    weights: LayerWeights,
+    projection: Projection,
+    expert: int,
+    norm: torch.Tensor | None,
+    pattern: Pattern,
+) -> torch.Tensor:
+    weight = weights.meant(projection, expert)
     size = weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
     score = size if norm is None else size * norm.to(size.dtype)
     keep = pattern.keep(score, size)
-    weight.masked_fill_(~keep, 0.0)
+    weights.zero_(projection, expert, ~keep)
     return keep
 
 
@@ -77,7 +87,8 @@ def _rest_by_all_tokens_(
     weights: LayerWeights, inputs: LayerInputs, rest: tuple[int, ...], pattern: Pattern
 ) -> tuple[int, ...]:
     norms = ColumnNorms.of(inputs.moments(), gated=False)
-    for projection, views in weights.views.items():
+    for projection in PROJECTIONS:
         for expert in rest:
-            _prune_(views[expert], norms.by_projection[projection][expert], pattern)
+            norm = norms.by_projection[projection][expert]
+            _prune_(weights, projection, expert, norm, pattern)
     return norms.by_weight

@@ -28,7 +28,12 @@ from leanmoe_pruning.methods.weights.layer_rules import (
     by_norms_,
     by_sparsegpt_,
 )
-from leanmoe_pruning.methods.weights.layer_weights import LayerWeights, read_layer
+from leanmoe_pruning.methods.weights.layer_weights import (
+    LayerWeights,
+    check_changeable,
+    check_plain,
+    read_layer,
+)
 from leanmoe_pruning.methods.weights.norms import told
 from leanmoe_pruning.methods.weights.pattern import Pattern, read_pattern
 from leanmoe_pruning.progress import Tick, progress
@@ -139,7 +144,7 @@ class WeightPruner:
         """From the weights alone, or from statistics that were taken before."""
         reader, checkpoint = ShardReader(self.inputs.checkpoint.path), self.inputs.checkpoint
         if self.method == "magnitude":
-            for layer in checkpoint.shape.moe_layers:
+            for layer in (i for i, own in checkpoint.layers.items() if own.n_experts):
                 weights = read_layer(reader, checkpoint, layer)
                 settle(layer, weights, by_magnitude_(weights, self.pattern))
                 tick()
@@ -174,6 +179,7 @@ def _opener(method: str) -> Callable[[argparse.Namespace, Inputs], WeightPruner]
                 f"--method {method} zeroes single weights and removes no expert; drop --keep and "
                 "--ratio, give --sparsity or --pattern, and cut experts in a run of its own"
             )
+        check_changeable(inputs.checkpoint)
         pattern = read_pattern(args.sparsity, args.pattern)
         shape = inputs.shape
         pattern.check(shape.hidden_size, f"the gate and up projections of {inputs.checkpoint.path}")
@@ -186,14 +192,16 @@ def _opener(method: str) -> Callable[[argparse.Namespace, Inputs], WeightPruner]
 
 def _schedule(args: argparse.Namespace, inputs: Inputs, method: str) -> Schedule | None:
     if method == "magnitude":
-        if args.schedule is not None:
-            raise InputError("--method magnitude looks at no activations; drop --schedule")
+        for name in ("schedule", "data", "scores"):
+            if getattr(args, name) is not None:
+                raise InputError(f"--method magnitude looks at no activations; drop --{name}")
         return None
     schedule: Schedule = args.schedule or "unpruned"
     inputs.need_scores(method)
     if schedule == "pruned":
         inputs.need_data("--schedule pruned runs the model as it prunes")
     if method == "sparsegpt":
+        check_plain(inputs.checkpoint, "--method sparsegpt")
         inputs.need_data("--method sparsegpt needs more of the activations than a bundle keeps")
     return schedule
 
