@@ -181,24 +181,31 @@ class SharedOnly(torch.nn.Module):
         return tensor_model_parallel_all_reduce(output_TD) if self._reduce else output_TD
 
 
-def lean_factory(stock: Callable[..., MoERunner]) -> Callable[..., MoERunner | SharedOnly]:
-    """vLLM's factory of MoE layers, told each layer's own number of experts."""
+def lean_factory(
+    stock: Callable[..., MoERunner], lean_experts: Callable[[Any], Any]
+) -> Callable[..., MoERunner | SharedOnly]:
+    """vLLM's factory of MoE layers, told each layer's own number of experts.
+
+    ``lean_experts`` makes a class of experts that a model brings along one of ours.
+    """
     signature = inspect.signature(stock)
 
     def factory(*args: Any, **kwargs: Any) -> MoERunner | SharedOnly:
         given = signature.bind(*args, **kwargs).arguments
         own = own_layout(given.get("prefix", ""))
-        if own is None:
-            return stock(**given)
-        changed = _own_arguments(given, own)
-        return stock(**changed) if own.n_experts else SharedOnly(changed)
+        changed = dict(given) if own is None else _own_arguments(given, own)
+        if own is not None and not own.n_experts:
+            return SharedOnly(changed)
+        if changed.get("routed_experts_cls") is not None:
+            changed["routed_experts_cls"] = lean_experts(changed["routed_experts_cls"])
+        return stock(**changed)
 
     factory.leanmoe = True  # type: ignore[attr-defined]
     return factory
 
 
-def replace_factory() -> None:
+def replace_factory(lean_experts: Callable[[Any], Any]) -> None:
     """Put our factory wherever a loaded module has vLLM's; models import it by name."""
-    ours = lean_factory(FusedMoEFactory)
+    ours = lean_factory(FusedMoEFactory, lean_experts)
     for holder in factory_holders(sys.modules):
         holder.FusedMoEFactory = ours

@@ -1,11 +1,11 @@
-"""A model whose layers stay in memory, to be evaluated many times, whole or changed.
+"""A model to be evaluated whole or changed, its layers in memory or read anew for each pass.
 
 N rows, T tokens, D model, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -18,25 +18,43 @@ from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick, no_tick
 
+# Token ids ``[N, T]`` and, unless they stand in order, their places.
+Batch = tuple[torch.Tensor, Placing | None]
+
+
+@dataclass(frozen=True)
+class _Streamed:
+    """The layers of a stream, read again by everyone who goes through them."""
+
+    stream: DecoderStream
+
+    def __iter__(self) -> Iterator[DecoderLayer]:
+        return self.stream.layers()
+
 
 @dataclass(frozen=True)
 class ResidentModel:
-    """Layers of ``stream``, loaded once; ``kept`` masks experts and ``betas`` skips, by layer."""
+    """Layers of ``stream``; ``kept`` masks experts and ``betas`` skips, by layer."""
 
     stream: DecoderStream
-    layers: tuple[DecoderLayer, ...]
+    layers: Iterable[DecoderLayer]
     tokenizer: ModelTokenizer
     kept: Mapping[int, Sequence[int]] = field(default_factory=dict)
     betas: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, stream: DecoderStream, tick: Tick = no_tick) -> Self:
-        """Every layer into memory."""
+        """Every layer in memory: for many passes."""
         layers = []
         for layer in stream.layers():
             layers.append(layer)
             tick()
         return cls(stream, tuple(layers), ModelTokenizer(stream.checkpoint.path))
+
+    @classmethod
+    def streamed(cls, stream: DecoderStream) -> Self:
+        """One layer in memory at a time: for few passes over a model of any size."""
+        return cls(stream, _Streamed(stream), ModelTokenizer(stream.checkpoint.path))
 
     def changed(
         self,
@@ -49,10 +67,10 @@ class ResidentModel:
         ``layers`` are ``dataclasses.replace`` of this model's own, with other experts, transfer or
         shape; what is not given stays as it is here.
         """
-        own = layers or {}
+        if layers:
+            self = replace(self, layers=tuple(layers.get(one.index, one) for one in self.layers))
         return replace(
             self,
-            layers=tuple(own.get(layer.index, layer) for layer in self.layers),
             kept=self.kept if kept is None else kept,
             betas=self.betas if betas is None else betas,
         )
@@ -63,12 +81,17 @@ class ResidentModel:
         Rows may be padded on the right, which is exact: attention is causal and experts see one
         token at a time. Tokens that are placed must be at most ``CHUNK_TOKENS``, or one row.
         """
-        hidden = [self.stream.embed(ids_NT)]
+        return self.final_hiddens([(ids_NT, placing)])[0]
+
+    def final_hiddens(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """The same for several batches in one pass over the layers."""
+        hidden = [self.stream.embed(ids_NT) for ids_NT, _ in batches]
         for layer in self.layers:
-            beta = self.betas.get(layer.index)
-            betas_T = None if beta is None else torch.full((ids_NT.numel(),), beta)
-            step_(layer, hidden, self.kept.get(layer.index), betas_T, placing)
-        return hidden[0]
+            beta, kept = self.betas.get(layer.index), self.kept.get(layer.index)
+            for hidden_NTD, (ids_NT, placing) in zip(hidden, batches, strict=True):
+                betas_T = None if beta is None else torch.full((ids_NT.numel(),), beta)
+                step_(layer, [hidden_NTD], kept, betas_T, placing)
+        return hidden
 
     def log_probabilities(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """log softmax of the logits, float32 ``[T, V]``."""

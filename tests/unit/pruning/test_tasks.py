@@ -12,7 +12,14 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import DataError
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks import ChoiceItem, OpenItem, Task, load_task, score_task
+from leanmoe_pruning.quality.tasks import (
+    ChoiceItem,
+    OpenItem,
+    Task,
+    load_task,
+    score_task,
+    score_tasks,
+)
 from leanmoe_pruning.quality.tasks.generation import generate
 from leanmoe_pruning.quality.tasks.likelihood import Request, encode_pair, log_likelihoods
 from tests.tiny import write_tiny_mixtral
@@ -138,8 +145,9 @@ def test_likelihoods_equal_transformers(model, theirs, monkeypatch):
     requests = [encode_pair(model.tokenizer, *pair, model.start_id) for pair in pairs]
     greedy = int(theirs(torch.tensor([requests[0].context])).logits[0, -1].argmax())
     requests.append(Request(requests[0].context, (greedy,)))
-    # Several batches, several rows in one, and rows that begin others.
+    # Several passes, several batches in one, several rows in one.
     monkeypatch.setattr("leanmoe_pruning.quality.tasks.likelihood.BATCH_TOKENS", 24)
+    monkeypatch.setattr("leanmoe_pruning.quality.tasks.likelihood.PASS_TOKENS", 30)
     found = log_likelihoods(model, requests)
     for one, request in zip(found, requests, strict=True):
         total, best = exact(theirs, request)
@@ -150,13 +158,13 @@ def test_likelihoods_equal_transformers(model, theirs, monkeypatch):
 
 def test_a_shared_prompt_runs_once(model, theirs, monkeypatch):
     ran = []
-    whole = ResidentModel.final_hidden
+    whole = ResidentModel.final_hiddens
 
-    def counted(self, ids_NT, placing=None):
-        ran.append(tuple(ids_NT.shape))
-        return whole(self, ids_NT, placing)
+    def counted(self, batches):
+        ran.extend(tuple(ids_NT.shape) for ids_NT, _ in batches)
+        return whole(self, batches)
 
-    monkeypatch.setattr(ResidentModel, "final_hidden", counted)
+    monkeypatch.setattr(ResidentModel, "final_hiddens", counted)
     requests = [Request((7, 8, 9), (token, 30, 31)) for token in (20, 21, 22)]
     requests.append(Request((7, 8, 9), (20, 30, 40)))
     found = log_likelihoods(model, requests)
@@ -204,6 +212,13 @@ def test_scores_of_both_kinds(model):
     answers = (text.strip().partition("\n")[0] or "x", "certainly not this")
     task = Task("t", tuple(OpenItem("the people", answer) for answer in answers))
     assert score_task(model, task, max_tokens=4).correct == (True, False)
+
+
+def test_a_streamed_model_answers_alike(model):
+    items = tuple(ChoiceItem(f"the people {i}", (" of the water", " go"), 0) for i in range(5))
+    tasks = [Task("a", items[:2]), Task("b", (OpenItem("the", "x"),)), Task("c", items[2:])]
+    streamed = ResidentModel.streamed(model.stream)
+    assert score_tasks(streamed, tasks) == score_tasks(model, tasks)
 
 
 def test_masked_and_skipping_models_are_judged_too(model):

@@ -22,8 +22,9 @@ from leanmoe_pruning.progress import Tick, no_tick
 from leanmoe_pruning.quality.comparison import CHUNK
 from leanmoe_pruning.quality.resident import ResidentModel
 
-# Padded tokens run at once.
+# Padded tokens run at once, and in one pass over the layers: their activations are held.
 BATCH_TOKENS = CHUNK_TOKENS
+PASS_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,11 @@ def log_likelihoods(
 ) -> list[Likelihood]:
     """The likelihood of each request, in their order; ``tick`` is called once per request."""
     found: dict[int, Likelihood] = {}
-    for batch in _batches(_rows(requests, model.max_length)):
-        ids_NT, placing = place_trees([row.tree for row in batch])
-        hidden_NTD = model.final_hidden(ids_NT, placing)
-        for row, hidden_TD in zip(batch, hidden_NTD, strict=True):
+    for batches in _passes(_batches(_rows(requests, model.max_length))):
+        placed = [place_trees([row.tree for row in batch]) for batch in batches]
+        rows = (row for batch in batches for row in batch)
+        hidden = (one_TD for part_NTD in model.final_hiddens(placed) for one_TD in part_NTD)
+        for row, hidden_TD in zip(rows, hidden, strict=True):
             found |= _answers(model, row, hidden_TD)
             for _ in row.asked:
                 tick()
@@ -111,6 +113,19 @@ def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         batch.append(row)
     if batch:
         yield batch
+
+
+def _passes(batches: Iterator[list[_Row]]) -> Iterator[list[list[_Row]]]:
+    held: list[list[_Row]] = []
+    tokens = 0
+    for batch in batches:
+        held.append(batch)
+        tokens += len(batch) * len(batch[0].tree)
+        if tokens >= PASS_TOKENS:
+            yield held
+            held, tokens = [], 0
+    if held:
+        yield held
 
 
 def _answers(model: ResidentModel, row: _Row, hidden_TD: torch.Tensor) -> dict[int, Likelihood]:

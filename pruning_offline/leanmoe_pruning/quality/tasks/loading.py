@@ -42,9 +42,14 @@ def _count(text: str, spec: str, found: int, colon: str) -> int:
     return int(text)
 
 
+def parts_of(specs: str) -> list[str]:
+    """The parts of a list."""
+    return [spec.strip() for spec in specs.split(",")]
+
+
 def load_tasks(specs: str, split: Split = "heldout") -> list[Task]:
     """Every task of a list; two of one name are refused."""
-    tasks = [load_task(spec.strip(), split) for spec in specs.split(",")]
+    tasks = [load_task(spec, split) for spec in parts_of(specs)]
     names = [task.name for task in tasks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

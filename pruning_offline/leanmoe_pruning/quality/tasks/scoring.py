@@ -7,50 +7,44 @@ equal the right one, blanks at both ends aside, on the line they begin on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.progress import Tick, no_tick
-from leanmoe_pruning.quality.intervals import wilson
 from leanmoe_pruning.quality.resident import ResidentModel
 from leanmoe_pruning.quality.tasks.generation import generate
 from leanmoe_pruning.quality.tasks.likelihood import Request, encode_pair, log_likelihoods
+from leanmoe_pruning.quality.tasks.result import TaskResult
 from leanmoe_pruning.quality.tasks.task import Task
 
 MAX_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One entry per item; ``log_p`` are the sums of all choices, in nats."""
-
-    task: Task
-    correct: tuple[bool, ...]
-    correct_per_byte: tuple[bool, ...] | None = None
-    log_p: tuple[tuple[float, ...], ...] | None = None
-
-    @property
-    def accuracy(self) -> float:
-        return sum(self.correct) / len(self.correct)
-
-    @property
-    def accuracy_per_byte(self) -> float | None:
-        per_byte = self.correct_per_byte
-        return None if per_byte is None else sum(per_byte) / len(per_byte)
-
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval of the accuracy."""
-        return wilson(sum(self.correct), len(self.correct), confidence)
 
 
 def score_task(
     model: ResidentModel, task: Task, tick: Tick = no_tick, max_tokens: int = MAX_TOKENS
 ) -> TaskResult:
     """Answer every item; ``tick`` is called ``steps(task)`` times."""
-    if task.has_choices:
-        return _score_choices(model, task, tick)
-    return _score_open(model, task, tick, max_tokens)
+    return score_tasks(model, [task], tick, max_tokens)[0]
+
+
+def score_tasks(
+    model: ResidentModel,
+    tasks: Sequence[Task],
+    tick: Tick = no_tick,
+    max_tokens: int = MAX_TOKENS,
+) -> list[TaskResult]:
+    """Several tasks; all choices go through the layers together."""
+    start, tokenizer = model.start_id, model.tokenizer
+    requests = [_requests(tokenizer, start, task) for task in tasks if task.has_choices]
+    sums = (one.log_p for one in log_likelihoods(model, list(chain(*requests)), tick))
+    return [
+        _judged_choices(task, sums)
+        if task.has_choices
+        else _score_open(model, task, tick, max_tokens)
+        for task in tasks
+    ]
 
 
 def steps(task: Task) -> int:
@@ -68,17 +62,22 @@ def _requests(tokenizer: ModelTokenizer, start: int, task: Task) -> tuple[Reques
     )
 
 
-def _score_choices(model: ResidentModel, task: Task, tick: Tick) -> TaskResult:
-    requests = _requests(model.tokenizer, model.start_id, task)
-    sums = iter(log_likelihoods(model, requests, tick))
-    log_p = [tuple(next(sums).log_p for _ in item.choices) for item in task.choice_items]
+def _judged_choices(task: Task, sums: Iterator[float]) -> TaskResult:
+    log_p = [tuple(next(sums) for _ in item.choices) for item in task.choice_items]
     correct, per_byte = [], []
     for item, found in zip(task.choice_items, log_p, strict=True):
         sizes = [len(choice.encode()) for choice in item.choices]
         relative = [one / size for one, size in zip(found, sizes, strict=True)]
         correct.append(found.index(max(found)) == item.answer)
         per_byte.append(relative.index(max(relative)) == item.answer)
-    return TaskResult(task, tuple(correct), tuple(per_byte), tuple(log_p))
+    return TaskResult(
+        task.name,
+        tuple(correct),
+        tuple(per_byte),
+        tuple(log_p),
+        digest=task.digest(),
+        chance=task.chance,
+    )
 
 
 def _score_open(model: ResidentModel, task: Task, tick: Tick, max_tokens: int) -> TaskResult:
@@ -95,4 +94,4 @@ def _score_open(model: ResidentModel, task: Task, tick: Tick, max_tokens: int) -
     texts = generate(model, prompts, max_tokens, done, tick)
     answers = [text.lstrip().partition("\n")[0].strip() for text in texts]
     right = [found == item.answer.strip() for found, item in zip(answers, items, strict=True)]
-    return TaskResult(task, tuple(right))
+    return TaskResult(task.name, tuple(right), digest=task.digest())

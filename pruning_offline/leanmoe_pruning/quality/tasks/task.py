@@ -60,6 +60,12 @@ class Task:
     def open_items(self) -> tuple[OpenItem, ...]:
         return tuple(item for item in self.items if isinstance(item, OpenItem))
 
+    @property
+    def chance(self) -> float | None:
+        """The accuracy of guessing; ``None`` where text is generated."""
+        counts = [1.0 / len(item.choices) for item in self.choice_items]
+        return sum(counts) / len(counts) if counts else None
+
     def digest(self) -> str:
         """SHA-256 over the items in order."""
         return bytes_digest(f"{_line(item)}\n".encode() for item in self.items)

@@ -48,14 +48,15 @@ _PHRASES = {"instrument": "musical instrument"}
 _BARE = ("metal", "colour", "planet", "sport")
 _OPPOSITES = """
 hot cold; big small; up down; left right; black white; day night; good bad; happy sad; fast slow;
-old young; rich poor; strong weak; high low; long short; light dark; open closed; wet dry;
-full empty; hard soft; early late; true false; near far; inside outside; first last; love hate;
-war peace; life death; friend enemy; push pull; win lose; buy sell; begin end; clean dirty; loud quiet;
-thick thin; wide narrow; deep shallow; heavy light; easy difficult; sweet sour; brave cowardly;
-north south; east west; male female; summer winter; success failure; question answer; give take;
-arrive leave; remember forget; laugh cry; above below; before after; always never; all none;
-cheap expensive; safe dangerous; tall short; smooth rough; sharp blunt; public private;
-ancient modern; accept refuse; increase decrease; import export; maximum minimum; positive negative
+old young; rich poor; strong weak; high low; long short; light dark; open closed; wet dry; full
+empty; hard soft; early late; true false; near far; inside outside; first last; love hate; war
+peace; life death; friend enemy; push pull; win lose; buy sell; begin end; clean dirty; loud
+quiet; thick thin; wide narrow; deep shallow; heavy light; easy difficult; sweet sour; brave
+cowardly; north south; east west; male female; summer winter; success failure; question answer;
+give take; arrive leave; remember forget; laugh cry; above below; before after; always never; all
+none; cheap expensive; safe dangerous; tall short; smooth rough; sharp blunt; public private;
+ancient modern; accept refuse; increase decrease; import export; maximum minimum; positive
+negative
 """
 
 
