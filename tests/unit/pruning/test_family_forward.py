@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
+from leanmoe.errors import CheckpointError
 from leanmoe.manifest import read_manifest
+from leanmoe_pruning.checkpoints.opening import check_runnable
 from leanmoe_pruning.forward.passes import embed_all, step_
+from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.progress import no_tick
+from leanmoe_pruning.scores.bundle import ScoreBundle
+from leanmoe_pruning.scores.scoring import score_layers
 from tests.family_references import WITH_CLASS, transformers_logits, write_telling
 from tests.planned_models import write_planned
 from tests.reference_model import planned_blocks
@@ -110,3 +118,30 @@ def test_layers_that_differ_compute_their_plan(name, tmp_path):
         else:
             step_(theirs, expected)
         close(found[0], expected[0])
+
+
+def test_every_family_has_a_forward_pass_and_one_without_is_refused(tmp_path):
+    for name in FAMILY_NAMES:
+        checkpoint = open_checkpoint(write_tiny(tmp_path / name, name))
+        check_runnable(checkpoint)
+    unheard = replace(checkpoint, family=replace(checkpoint.family, name="unheard"))
+    with pytest.raises(CheckpointError, match="unheard model, whose layers LeanMoE does not"):
+        check_runnable(unheard)
+
+
+@by_name
+@torch.inference_mode()
+def test_a_bundle_routes_as_the_model_does(name, tmp_path, data):
+    model, out = write_telling(tmp_path / "model", name), tmp_path / "scores"
+    assert main(["score", str(model), "--data", data, "-o", str(out)]) == 0
+    checkpoint = open_checkpoint(model)
+    stored = ScoreBundle(out).layers(RouterRule.of(checkpoint.shape))
+    direct = score_layers(DecoderStream(checkpoint), [IDS], no_tick)
+    for mine, theirs in zip(stored, direct, strict=True):
+        assert torch.equal(mine.routing().ids_TK, theirs.routing().ids_TK)
+        assert torch.equal(mine.routing().applied(), theirs.routing().applied())
+        shares = theirs.routing().applied().sum(-1)
+        if checkpoint.shape.renormalize:
+            torch.testing.assert_close(
+                shares, torch.full_like(shares, checkpoint.shape.routed_scale)
+            )

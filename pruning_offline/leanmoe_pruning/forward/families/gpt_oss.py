@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -48,27 +47,33 @@ class ClampedExperts(Experts):
 
 def _experts(weights: Weights, family: Family, layer: int, shape: MoEShape) -> Experts:
     prefix = f"{family.block_prefix(layer)}.experts"
-    inner = _matrices(weights, f"{prefix}.gate_up_proj", shape).transpose(1, 2)
-    outer = _matrices(weights, f"{prefix}.down_proj", shape).transpose(1, 2)
-    bias = weights.product(f"{prefix}.gate_up_proj_bias")
+    gates, ups, downs = [], [], []
     # Rows of gate and up projection take turns.
+    for inner_DF in _matrices(weights, f"{prefix}.gate_up_proj", shape):
+        gates.append(inner_DF[:, 0::2].t().contiguous())
+        ups.append(inner_DF[:, 1::2].t().contiguous())
+    for outer_FD in _matrices(weights, f"{prefix}.down_proj", shape):
+        downs.append(outer_FD.t().contiguous())
+    bias = weights.product(f"{prefix}.gate_up_proj_bias")
     return ClampedExperts(
-        list(inner[:, 0::2].contiguous()),
-        list(inner[:, 1::2].contiguous()),
-        list(outer.contiguous()),
+        gates,
+        ups,
+        downs,
         gate_bias=list(bias[:, 0::2]),
         up_bias=list(bias[:, 1::2]),
         down_bias=list(weights.product(f"{prefix}.down_proj_bias")),
     )
 
 
-def _matrices(weights: Weights, name: str, shape: MoEShape) -> torch.Tensor:
-    """``[E, columns, rows]`` of all experts."""
+def _matrices(weights: Weights, name: str, shape: MoEShape) -> Iterator[torch.Tensor]:
+    """Each expert's matrix, inputs by outputs."""
     if not shape.packed:
-        return weights.product(name)
+        yield from weights.product(name)
+        return
     blocks, scales = (weights.reader.read(f"{name}_{part}") for part in ("blocks", "scales"))
-    plain: Any = convert_moe_packed_tensors(blocks, scales, dtype=weights.compute)
-    return plain  # type: ignore[no-any-return]
+    for codes, scale in zip(blocks, scales, strict=True):
+        # One by one: plain numbers take four times the room.
+        yield convert_moe_packed_tensors(codes[None], scale[None], dtype=weights.compute)[0]
 
 
 FORWARD = ForwardFamily(
