@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from leanmoe_pruning.methods.baselines import FREQUENCY, RANDOM
+from leanmoe_pruning.methods.eep.matrices import METHOD as MATRICES
 from leanmoe_pruning.methods.eep.method import METHOD as EEP
 from leanmoe_pruning.methods.method import Method
 from leanmoe_pruning.methods.naee.method import METHOD as NAEE
 from leanmoe_pruning.methods.weights.method import WEIGHT_METHODS
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (NAEE, FREQUENCY, RANDOM, EEP, *WEIGHT_METHODS)
+    method.name: method for method in (NAEE, FREQUENCY, RANDOM, EEP, MATRICES, *WEIGHT_METHODS)
 }

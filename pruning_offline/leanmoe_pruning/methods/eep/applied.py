@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from leanmoe.checkpoint import Checkpoint
+from leanmoe_pruning.checkpoints.opening import block_sizes
+from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.cutting.pieces import weighted_sum
 from leanmoe_pruning.cutting.plan import LayerPlan, Merge
 from leanmoe_pruning.forward.experts import Experts
@@ -20,6 +23,12 @@ from leanmoe_pruning.methods.eep.individual import Individual
 from leanmoe_pruning.quality.resident import ResidentModel
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """What expert weights are written in."""
+    # The order of block_sizes: the router first, an expert's weights last.
+    return ShardReader(checkpoint.path).info(list(block_sizes(checkpoint))[-1]).dtype
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,14 @@ class Applied:
         }
         return model.changed(layers=layers)
 
-    def to_layer(self, layer: DecoderLayer, individual: Individual, group: int) -> DecoderLayer:
-        """One layer with the experts and the router of its group."""
+    def to_layer(
+        self, layer: DecoderLayer, individual: Individual, group: int, as_merged: bool = False
+    ) -> DecoderLayer:
+        """One layer with the experts and the router of its group, mapped even if it only selects
+        where ``as_merged`` says so."""
         assert layer.experts is not None and layer.gate_ED is not None
         shape = replace(layer.shape, n_routed_experts=individual.n_slots, top_k=self.top_k)
-        kept = _plain_cut(individual, group, layer.shape.renormalize)
+        kept = None if as_merged else _plain_cut(individual, group, layer.shape.renormalize)
         if kept is not None:
             experts = _selected(layer.experts, kept)
             return replace(layer, experts=experts, gate_ED=layer.gate_ED[list(kept)], shape=shape)

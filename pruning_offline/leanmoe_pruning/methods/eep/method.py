@@ -12,9 +12,8 @@ import torch
 
 from leanmoe.errors import InputError
 from leanmoe.provenance import bytes_digest
-from leanmoe_pruning.checkpoints.opening import block_sizes, check_runnable, check_uniform
-from leanmoe_pruning.checkpoints.shards import ShardReader
-from leanmoe_pruning.methods.eep.applied import Applied
+from leanmoe_pruning.checkpoints.opening import check_runnable, check_uniform
+from leanmoe_pruning.methods.eep.applied import Applied, stored_dtype
 from leanmoe_pruning.methods.eep.individual import Individual, group_of_layers
 from leanmoe_pruning.methods.eep.search import INITIAL, Limits, Operators, Scored, Search, Space
 from leanmoe_pruning.methods.eep.store import Store
@@ -93,9 +92,7 @@ class Eep:
     def _applied(self) -> Applied:
         layers = self.inputs.shape.moe_layers
         groups = group_of_layers(len(layers), self.space.n_groups)
-        reader = ShardReader(self.inputs.checkpoint.path)
-        # The order of block_sizes: the router first, an expert's weights last.
-        stored = reader.info(list(block_sizes(self.inputs.checkpoint))[-1]).dtype
+        stored = stored_dtype(self.inputs.checkpoint)
         return Applied(dict(zip(layers, groups, strict=True)), self.top_k, stored)
 
     def _evaluator(self, applied: Applied) -> OwnProcess | RayWorkers:
