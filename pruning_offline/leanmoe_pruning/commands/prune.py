@@ -171,6 +171,7 @@ def _run(args: argparse.Namespace) -> Result:
             if args.dump is not None:
                 _write_dump(args, decision)
             manifest = _write(args, method, inputs, chooser, decision, cutter)
+        decision.finished()
     return {**_result(args, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
 
 

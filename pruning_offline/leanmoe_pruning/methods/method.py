@@ -41,6 +41,8 @@ class Decision:
     record: dict[str, Any] = field(default_factory=dict)
     # Final weights that stand in for the source's.
     replaced: WeightSpool | None = None
+    # Called when the output is in its place: what was kept for going on can go.
+    finished: Callable[[], None] = no_tick
 
 
 @dataclass(frozen=True)
