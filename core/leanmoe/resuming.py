@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +99,34 @@ def resumable_directory(target: Path, key: str, force: bool = False) -> Iterator
     Bad input leaves nothing. Raises ``InputError`` while another run is at work on it.
     """
     check_output(target, force)
-    folder = target.parent / f".{target.name}.partial-{key}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            _warn_of_others(target, folder)
+        with kept_folder(target, key) as folder:
             yield from _guarded(folder, target, force)
     except OSError as error:
-        kept = f"; {_kept(folder)}" if folder.exists() else ""
+        left = _folder_of(target, key)
+        kept = f"; {kept_in(left)}" if left.exists() else ""
         raise OutputError(f"could not write {target}: {error.strerror or error}{kept}") from error
+
+
+@contextmanager
+def kept_folder(target: Path, key: str) -> Iterator[Path]:
+    """Where a run keeps what it finished, its own for as long; one left empty goes.
+
+    Raises ``InputError`` while another run is at work on it.
+    """
+    folder = _folder_of(target, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _warn_of_others(target, folder)
+        try:
+            yield folder
+        finally:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _folder_of(target: Path, key: str) -> Path:
+    return target.parent / f".{target.name}.partial-{key}"
 
 
 def _guarded(folder: Path, target: Path, force: bool) -> Iterator[Unfinished]:
@@ -119,13 +138,14 @@ def _guarded(folder: Path, target: Path, force: bool) -> Iterator[Unfinished]:
         if unfinished.step == 0 or bad_input:
             remove_folder(folder)
         elif isinstance(error, KeyboardInterrupt) or interrupt_requested():
-            raise KeyboardInterrupt(_kept(folder)) from None
+            raise KeyboardInterrupt(kept_in(folder)) from None
         raise
     put_in_place(unfinished.output, target, force)
     remove_folder(folder)
 
 
-def _kept(folder: Path) -> str:
+def kept_in(folder: Path) -> str:
+    """What to tell a user whose run was stopped."""
     return (
         f"what is finished is kept in {folder}: run the same command again to go on from there, "
         "or remove that folder"

@@ -132,9 +132,10 @@ class MixedRows:
 
     def read(self, reader: ShardReader) -> torch.Tensor:
         tensor = reader.read(self.source)
-        rows = tensor.float().flatten(1)
-        mixed = torch.tensor(self.factors, dtype=torch.float32) @ rows
-        return mixed.view(self.info.shape).to(tensor.dtype)
+        mixed = torch.empty(self.info.shape, dtype=tensor.dtype)
+        for row, factors in enumerate(self.factors):
+            mixed[row] = weighted_sum(tensor.__getitem__, factors, tensor.shape[1:])
+        return mixed
 
 
 @dataclass(frozen=True)

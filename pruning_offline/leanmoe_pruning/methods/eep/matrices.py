@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import InputError
-from leanmoe_pruning.checkpoints.opening import check_runnable, check_uniform
 from leanmoe_pruning.methods.eep.applied import Applied, stored_dtype
 from leanmoe_pruning.methods.eep.individual import Individual
+from leanmoe_pruning.methods.eep.options import check_dtypes, check_model, refuse, top_k_of
 from leanmoe_pruning.methods.eep.published import Evidence
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 
@@ -51,18 +50,8 @@ class Matrices:
             f"{self.case}.W_RM": self.individual.router,
         }
         facts = {"num_slots": self.individual.n_slots, "num_experts_per_tok": self.top_k}
-        content = {"cases": {self.case: facts}, "negative": {self.case: evidence.negative}}
-        return Decision(plans, tensors, content, notes=_notes(evidence))
-
-
-def _notes(evidence: Evidence) -> tuple[str, ...]:
-    negative = sum(evidence.negative.values())
-    if not negative:
-        return ()
-    return (
-        f"{negative} chosen experts have a negative mapped probability on this data: the "
-        "published code gives them negative weights, a served model next to none",
-    )
+        content = {"cases": {self.case: facts}, "negative": {self.case: evidence.counts.negative}}
+        return Decision(plans, tensors, content, notes=evidence.counts.note())
 
 
 def read_tensor(spec: str, option: str) -> torch.Tensor:
@@ -102,23 +91,32 @@ def _individual(spec: str, inputs: Inputs) -> Individual:
 
 
 def _open(args: argparse.Namespace, inputs: Inputs) -> Matrices:
-    check_runnable(inputs.checkpoint)
-    check_uniform(inputs.checkpoint)
+    check_model(inputs, "matrices")
+    refuse(args, "matrices", "--matrices", "scores", "keep", "ratio")
     if args.matrices is None:
         raise InputError("--method matrices takes --matrices FILE:CASE; give it")
+    if args.block_input is not None and args.dump is None:
+        raise InputError("--block-input is for the numbers of --dump; give that too")
+    check_dtypes(inputs)
     individual = _individual(args.matrices, inputs)
-    top_k = inputs.shape.top_k if args.top_k is None else args.top_k
-    if not 1 <= top_k <= min(inputs.shape.top_k, individual.n_slots):
+    return Matrices(
+        inputs=inputs,
+        case=args.matrices.rpartition(":")[2],
+        individual=individual,
+        top_k=top_k_of(args, inputs, individual.n_slots),
+        block_input_NTD=_block_input(args.block_input, inputs.shape.hidden_size),
+    )
+
+
+def _block_input(spec: str | None, width: int) -> torch.Tensor | None:
+    if spec is None:
+        return None
+    found = read_tensor(spec, "--block-input")
+    if found.ndim != 3 or found.shape[-1] != width:
         raise InputError(
-            f"top-k {top_k} does not fit {individual.n_slots} experts of a model that routes to "
-            f"{inputs.shape.top_k}; give --top-k from 1 to "
-            f"{min(inputs.shape.top_k, individual.n_slots)}"
+            f"--block-input {spec!r} has shape {list(found.shape)}, expected [N, T, {width}]"
         )
-    block_input = None
-    if args.block_input is not None:
-        block_input = read_tensor(args.block_input, "--block-input")
-    case = Path(args.matrices).name.rpartition(":")[2]
-    return Matrices(inputs, case, individual, top_k, block_input)
+    return found
 
 
 def _add_arguments(group: argparse._ArgumentGroup) -> None:

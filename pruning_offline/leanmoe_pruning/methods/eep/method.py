@@ -12,12 +12,15 @@ import torch
 
 from leanmoe.errors import InputError
 from leanmoe.provenance import bytes_digest
-from leanmoe_pruning.checkpoints.opening import check_runnable, check_uniform
+from leanmoe.resuming import kept_folder, kept_in
 from leanmoe_pruning.methods.eep.applied import Applied, stored_dtype
 from leanmoe_pruning.methods.eep.individual import Individual, group_of_layers
+from leanmoe_pruning.methods.eep.judge import Evaluator, Load, OwnProcess
+from leanmoe_pruning.methods.eep.negatives import Negatives
+from leanmoe_pruning.methods.eep.options import check_dtypes, check_model, refuse, top_k_of
 from leanmoe_pruning.methods.eep.search import INITIAL, Limits, Operators, Scored, Search, Space
 from leanmoe_pruning.methods.eep.store import Store
-from leanmoe_pruning.methods.eep.workers import Judge, OwnProcess, RayWorkers
+from leanmoe_pruning.methods.eep.workers import RayWorkers
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.selection import check_keep
 from leanmoe_pruning.progress import progress
@@ -28,6 +31,8 @@ from leanmoe_pruning.quality.tasks.task import Task
 # Evaluations until merging begins and in all: search.yml's, and the paper's 40 + 160.
 BUDGETS: dict[Operators, tuple[int, int]] = {"released": (100, 400), "paper": (40, 200)}
 PER_LAYER = "per-layer"
+DEFAULT_GROUPS = 4
+DEV_NUM = 20
 MAX_WORKERS = 64
 
 
@@ -61,33 +66,43 @@ class Eep:
 
     def decide(self, dump: bool) -> Decision:
         applied = self._applied()
-        store = Store(self._store_path())
-        evaluate = self._evaluator(applied)
-        try:
-            search = Search(
-                space=self.space,
-                limits=self.limits,
-                operators=self.operators,
-                seed=self.inputs.seed,
-                workers=self.workers,
-                evaluate=evaluate,
-                store=store,
-            )
-            steps = self.limits.total + self.limits.held_out
-            with progress("eep: evaluations", steps) as tick:
-                found = search.run(tick)
-                best = search.pick(found, tick)
-        finally:
-            evaluate.close()
+        with kept_folder(self.out, self._key()) as folder:
+            store = Store(folder)
+            try:
+                found, best, counts, redrawn = self._search(applied, store)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(kept_in(folder)) from None
         tensors, facts = _evidence(applied, found, best) if dump else ({}, {})
         return Decision(
             applied.plans(best.individual, self.inputs.shape.renormalize),
             tensors,
             facts,
-            notes=self._notes(best),
-            record=_record(found, best, search.redrawn),
+            notes=(*self._notes(best), *counts.note()),
+            record=_record(found, best, counts, redrawn),
             finished=store.remove,
         )
+
+    def _search(
+        self, applied: Applied, store: Store
+    ) -> tuple[list[Scored], Scored, Negatives, int]:
+        evaluator = self._evaluator(applied)
+        search = Search(
+            space=self.space,
+            limits=self.limits,
+            operators=self.operators,
+            seed=self.inputs.seed,
+            workers=self.workers,
+            evaluator=evaluator,
+            store=store,
+        )
+        try:
+            with progress("eep: evaluations", self.limits.total + self.limits.held_out) as tick:
+                found = search.run(tick)
+                best = search.pick(found, tick)
+            counts = evaluator.negatives(best.individual, "train")
+        finally:
+            evaluator.close()
+        return found, best, counts, search.redrawn
 
     def _applied(self) -> Applied:
         layers = self.inputs.shape.moe_layers
@@ -95,17 +110,14 @@ class Eep:
         stored = stored_dtype(self.inputs.checkpoint)
         return Applied(dict(zip(layers, groups, strict=True)), self.top_k, stored)
 
-    def _evaluator(self, applied: Applied) -> OwnProcess | RayWorkers:
-        load = (self.inputs.checkpoint.path, self.inputs.compute, applied, dict(self.parts))
-        if self.workers == 1:
-            return OwnProcess(Judge.load(*load))
-        return RayWorkers(self.workers, load)
+    def _evaluator(self, applied: Applied) -> Evaluator:
+        load = Load(self.inputs.checkpoint.path, self.inputs.compute, applied, dict(self.parts))
+        return OwnProcess(load) if self.workers == 1 else RayWorkers(self.workers, load)
 
-    def _store_path(self) -> Path:
-        """Beside the output, named by all that the scores depend on."""
+    def _key(self) -> str:
+        """Stands for all that the scores follow from."""
         told = f"{sorted(self.inputs.source.items())} {self.settings()} {self.inputs.compute}"
-        key = bytes_digest([told.encode()]).removeprefix("sha256:")[:16]
-        return self.out.parent / f".{self.out.name}.eep-{key}"
+        return bytes_digest([told.encode()]).removeprefix("sha256:")[:16]
 
     def _notes(self, best: Scored) -> tuple[str, ...]:
         if best.held_out is None:
@@ -116,7 +128,7 @@ class Eep:
         return ()
 
 
-def _record(found: list[Scored], best: Scored, redrawn: int) -> dict[str, Any]:
+def _record(found: list[Scored], best: Scored, counts: Negatives, redrawn: int) -> dict[str, Any]:
     return {
         "found": {
             "index": best.index,
@@ -125,6 +137,8 @@ def _record(found: list[Scored], best: Scored, redrawn: int) -> dict[str, Any]:
             "first_score": found[0].score,
             "evaluated": len(found),
             "drawn_again": redrawn,
+            "chosen": counts.chosen,
+            "chosen_below_zero": counts.negative,
         }
     }
 
@@ -146,37 +160,33 @@ def _evidence(
 
 
 def _open(args: argparse.Namespace, inputs: Inputs) -> Eep:
-    check_runnable(inputs.checkpoint)
-    check_uniform(inputs.checkpoint)
-    checkpoint, shape = inputs.checkpoint, inputs.shape
-    if not checkpoint.family.transfers:
-        raise InputError(
-            f"eep maps router probabilities and {checkpoint.family.name} has no plain softmax "
-            "router; take another method"
-        )
-    if args.data is not None or args.scores is not None:
-        raise InputError("eep decides by --task alone; leave --data and --scores out")
-    top_k = shape.top_k if args.top_k is None else args.top_k
-    if not 1 <= top_k <= shape.top_k:
-        raise InputError(f"--top-k is {top_k}, expected a number from 1 to {shape.top_k}")
+    check_model(inputs, "eep")
+    refuse(args, "eep", "--task and --keep", "data", "scores", "ratio")
     if args.keep is None:
         raise InputError("--method eep takes --keep N, the experts left per layer; give it")
-    check_keep(args.keep, replace(shape, top_k=top_k), str(checkpoint.path))
-    operators: Operators = args.operators
+    shape = inputs.shape
+    top_k = top_k_of(args, inputs, shape.n_routed_experts)
+    check_keep(args.keep, replace(shape, top_k=top_k), str(inputs.checkpoint.path))
+    parts = _parts(args)
+    limits = _limits(args, args.keep == shape.n_routed_experts, held_out="dev" in parts)
+    if limits.total > limits.pruning or not shape.renormalize:
+        check_dtypes(inputs)
     return Eep(
         inputs=inputs,
         space=Space(_groups(args.groups, inputs), args.keep, shape.n_routed_experts),
         top_k=top_k,
-        parts=(parts := _parts(args)),
-        operators=operators,
-        limits=_limits(args, operators, args.keep == shape.n_routed_experts, "dev" in parts),
+        parts=parts,
+        operators=args.operators,
+        limits=limits,
         workers=_workers(args.workers),
         out=args.out,
     )
 
 
-def _groups(text: str, inputs: Inputs) -> int:
+def _groups(text: str | None, inputs: Inputs) -> int:
     n_layers = len(inputs.shape.moe_layers)
+    if text is None:
+        return min(DEFAULT_GROUPS, n_layers)
     if text == PER_LAYER:
         return n_layers
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= n_layers):
@@ -202,8 +212,8 @@ def _parts(args: argparse.Namespace) -> dict[str, Task]:
     return {"train": first, "dev": second} if dev else {"train": first}
 
 
-def _limits(args: argparse.Namespace, operators: Operators, whole: bool, held_out: bool) -> Limits:
-    pruning, total = BUDGETS[operators]
+def _limits(args: argparse.Namespace, whole: bool, held_out: bool) -> Limits:
+    pruning, total = BUDGETS[args.operators]
     pruning = pruning if args.prune_evaluations is None else args.prune_evaluations
     total = total if args.evaluations is None else args.evaluations
     if whole:
@@ -214,7 +224,7 @@ def _limits(args: argparse.Namespace, operators: Operators, whole: bool, held_ou
             f"--prune-evaluations {pruning} and --evaluations {total} do not fit: the first are "
             "among the second, and there is at least one"
         )
-    return Limits(pruning, total, 20 if held_out else 0)
+    return Limits(pruning, total, DEV_NUM if held_out else 0)
 
 
 def _workers(count: int) -> int:
@@ -232,13 +242,13 @@ def _add_arguments(group: argparse._ArgumentGroup) -> None:
         "--dev-items",
         type=int,
         metavar="N",
-        help="items that pick among the 20 best (default: a quarter; 0: the best in training)",
+        help=f"items that pick among the {DEV_NUM} best (default: a quarter; 0: best in training)",
     )
     group.add_argument(
         "--groups",
-        default="4",
         metavar="N",
-        help=f"depth groups that share their matrices: a number or {PER_LAYER} (default 4)",
+        help=f"depth groups that share their matrices: a number or {PER_LAYER} (default "
+        f"{DEFAULT_GROUPS})",
     )
     group.add_argument(
         "--operators",
@@ -255,7 +265,12 @@ def _add_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--evaluations", type=int, metavar="N", help="in all (default 400, paper 200)"
     )
-    group.add_argument("--top-k", type=int, metavar="K", help="lower the active experts per token")
+    group.add_argument(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="lower the active experts per token (--method matrices takes it too)",
+    )
     group.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes through Ray (default 1)"
     )

@@ -1,8 +1,7 @@
 """A merged model as the published code runs it, for the numbers of its golden sets.
 
-It differs from what is served in one point: mapped probabilities are not clamped, so an expert
-whose mapped probability is negative can be among the chosen and counts with a negative weight.
-The runtime clamps at the smallest positive number, where such an expert counts next to nothing.
+It differs from what is served in one point: mapped probabilities are not clamped
+(``negatives.py`` says what is done elsewhere and why).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from leanmoe_pruning.forward.routing import Routing, route_mapped
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.methods.eep.applied import Applied
 from leanmoe_pruning.methods.eep.individual import Individual
+from leanmoe_pruning.methods.eep.negatives import Negatives
 
 # w1, w2, w3 of the golden sets.
 _FILE_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
@@ -65,7 +65,7 @@ class Evidence:
 
     def __init__(self, ids_NT: torch.Tensor | None, block_input_NTD: torch.Tensor | None) -> None:
         self._ids_NT, self._input_NTD = ids_NT, block_input_NTD
-        self.negative: dict[int, int] = {}
+        self.counts = Negatives()
         self._outputs: list[torch.Tensor] = []
         self._weights: dict[str, torch.Tensor] = {}
 
@@ -80,7 +80,8 @@ class Evidence:
                 self._look_at(layer)
             routed = step_(layer, hidden)
             if routed is not None:
-                self.negative[layer.index] = int((routed.routing.weights_TK < 0).sum())
+                self.counts.chosen += routed.routing.ids_TK.numel()
+                self.counts.negative += int((routed.routing.weights_TK < 0).sum())
         tensors = dict(self._weights)
         if self._outputs:
             tensors["block_output"] = torch.stack(self._outputs)

@@ -4,17 +4,19 @@ Children are made in rounds of as many as there are workers, child i from draws 
 seeded with (seed, i) and from the population before the round. So a run depends on seed,
 settings and number of workers and on no timing, and one that was stopped repeats itself.
 A child that was evaluated before is drawn again: in the released code 59 to 90 % of the
-prune stage's children are unchanged and cost an evaluation each.
+prune stage's children are unchanged and cost an evaluation each. Where no new one is found
+the stage is over early: few experts in few groups have few selections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from leanmoe_pruning.methods.eep.draws import Draws, SeededDraws
 from leanmoe_pruning.methods.eep.individual import Individual, identity
+from leanmoe_pruning.methods.eep.judge import Evaluator
 from leanmoe_pruning.methods.eep.operators import (
     Population,
     Settings,
@@ -28,7 +30,6 @@ from leanmoe_pruning.methods.eep.store import Store
 from leanmoe_pruning.progress import Tick
 
 Operators = Literal["released", "paper"]
-Evaluate = Callable[[Sequence[Individual], str, Tick], Sequence[float]]
 INITIAL = 31
 _MOST_DRAWS = 200
 
@@ -63,30 +64,33 @@ class Scored:
 
 @dataclass
 class Search:
-    """One search; ``evaluate`` gives scores from 0 to 100 for the part "train" or "dev"."""
+    """One search: "train" is the part of the task that is searched on, "dev" the held-out one."""
 
     space: Space
     limits: Limits
     operators: Operators
     seed: int
     workers: int
-    evaluate: Evaluate
+    evaluator: Evaluator
     store: Store
     how: Settings = field(default_factory=Settings)
     redrawn: int = 0
+    _pruned: bool = False
     _found: list[Scored] = field(default_factory=list)
     _known: set[str] = field(default_factory=set)
 
     def run(self, tick: Tick) -> list[Scored]:
         """Every individual in the order of evaluation."""
-        self.store.open()
         while len(self._found) < self.limits.total:
             first = len(self._found)
             last = min(first + self.workers, self.limits.total)
-            children = [self._child(index) for index in range(first, last)]
-            scores = self._scores("train", range(first, last), children, tick)
-            for index, child, score in zip(range(first, last), children, scores, strict=True):
-                self._found.append(Scored(index, child, score))
+            drawn = [self._child(index) for index in range(first, last)]
+            children = [child for child in drawn if child is not None]
+            if not children:
+                break
+            places = range(first, first + len(children))
+            scores = self._scores("train", places, children, tick)
+            self._found += map(Scored, places, children, scores)
         return list(self._found)
 
     def pick(self, found: Sequence[Scored], tick: Tick) -> Scored:
@@ -112,28 +116,40 @@ class Search:
         missing = [place for place, score in enumerate(held) if score is None]
         for start in range(0, len(missing), self.workers):
             some = missing[start : start + self.workers]
-            scores = self.evaluate([members[place] for place in some], part, tick)
+            scores = self.evaluator.scores([members[place] for place in some], part)
             for place, score in zip(some, scores, strict=True):
                 self.store.add(names[place], members[place], score)
                 held[place] = score
+                tick()
         for _ in range(len(members) - len(missing)):
             tick()
         return [score for score in held if score is not None]
 
-    def _child(self, index: int) -> Individual:
-        """A new individual for place ``index``, drawn until it is one."""
+    def _child(self, index: int) -> Individual | None:
+        """A new individual for place ``index``, or ``None`` where none is found."""
         draws = SeededDraws(f"{self.seed}:{index}")
-        merging = index >= self.limits.pruning
         population = self._population(draws)
-        for turn in range(2 * _MOST_DRAWS):
-            # Where every selection was evaluated, the rest of the prune stage merges.
-            child = self._draw(index, population, merging or turn >= _MOST_DRAWS, draws)
+        if not self._merging(index):
+            child = self._new_child(index, population, False, draws)
+            if child is not None or self.limits.total == self.limits.pruning:
+                return child
+            self._pruned = True
+        return self._new_child(index, population, True, draws)
+
+    def _merging(self, index: int) -> bool:
+        return self._pruned or index >= self.limits.pruning
+
+    def _new_child(
+        self, index: int, population: Population, merging: bool, draws: Draws
+    ) -> Individual | None:
+        for _ in range(_MOST_DRAWS):
+            child = self._draw(index, population, merging, draws)
             digest = child.digest()
             if digest not in self._known and child.can_route:
                 self._known.add(digest)
                 return child
             self.redrawn += 1
-        return child
+        return None
 
     def _population(self, draws: Draws) -> Population:
         order = shuffle_ties([one.score for one in self._found], draws)

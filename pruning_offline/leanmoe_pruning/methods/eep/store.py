@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from leanmoe.errors import OutputError
+from leanmoe.provenance import remove_folder
+from leanmoe.resuming import kept_in
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.methods.eep.individual import Individual
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,21 +25,18 @@ class Store:
 
     directory: Path
 
-    def open(self) -> None:
-        """Make the directory; ``OutputError`` where that cannot be."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"could not write {self.directory}: {error.strerror}") from error
-
     def score(self, name: str, individual: Individual) -> float | None:
         """What ``individual`` scored under that name, ``None`` where it was not evaluated."""
         path = self._path(name)
         if not path.is_file():
             return None
-        held = load_file(path)
-        same = Individual(held["experts"], held["router"]).digest() == individual.digest()
-        return float(held["score"]) if same else None
+        try:
+            held = load_file(path)
+            same = Individual(held["experts"], held["router"]).digest() == individual.digest()
+            return float(held["score"]) if same else None
+        except (SafetensorError, LookupError, ValueError) as error:
+            _LOG.warning("%s is damaged (%s): its individual is evaluated again", path, error)
+            return None
 
     def add(self, name: str, individual: Individual, score: float) -> None:
         """Keep a score; a full disk leaves those before."""
@@ -48,9 +50,9 @@ class Store:
             write_tensors(partial, tensors)
             partial.replace(path)
         except OSError as error:
+            partial.unlink(missing_ok=True)
             raise OutputError(
-                f"could not write {path}: {error.strerror}; the search goes on from the last "
-                "individual that was kept when the same command is given again"
+                f"could not write {path}: {error.strerror}; {kept_in(self.directory)}"
             ) from error
 
     def _path(self, name: str) -> Path:
@@ -58,4 +60,4 @@ class Store:
 
     def remove(self) -> None:
         """All of it, when the result is written."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove_folder(self.directory)

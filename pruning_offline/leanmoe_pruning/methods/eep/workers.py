@@ -1,116 +1,117 @@
-"""Who evaluates individuals: this process, or several through Ray."""
+"""Individuals evaluated by several processes of this machine, through Ray.
+
+Candidate i of a round belongs to worker i, so who is fast and who is slow changes nothing. A
+worker that dies is replaced and its candidate asked again.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from typing import Any
 
 import torch
 
 from leanmoe.errors import InputError, LeanMoEError
-from leanmoe_pruning.checkpoints.opening import open_model
-from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.methods.eep.applied import Applied
 from leanmoe_pruning.methods.eep.individual import Individual
-from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks.scoring import score_task
-from leanmoe_pruning.quality.tasks.task import Task
+from leanmoe_pruning.methods.eep.judge import Judge, Load
+from leanmoe_pruning.methods.eep.negatives import Negatives
 
+_LOG = logging.getLogger(__name__)
 # A candidate whose worker dies so often is not the machine's fault.
 _MOST_DEATHS = 5
+# Matrices and scores are all that travels; Ray would reserve a third of the memory.
+_OBJECT_STORE_BYTES = 128 << 20
 
 
-@dataclass(frozen=True)
-class Judge:
-    """A model in memory that answers each part of a task as an individual would."""
+class RemoteJudge:
+    """A ``Judge`` in a worker's process; matrices come as arrays."""
 
-    model: ResidentModel
-    applied: Applied
-    parts: Mapping[str, Task]
+    def __init__(self, threads: int, load: Load) -> None:
+        torch.set_num_threads(threads)
+        self._judge = Judge.of(load)
 
-    @classmethod
-    def load(
-        cls, path: Path, compute: str | None, applied: Applied, parts: Mapping[str, Task]
-    ) -> Self:
-        """Open the model; every worker does it once."""
-        stream = DecoderStream(open_model(path), compute)
-        return cls(ResidentModel.load(stream), applied, parts)
+    def pid(self) -> int:
+        """The worker's process."""
+        return os.getpid()
 
-    @torch.inference_mode()
-    def score(self, individual: Individual, part: str) -> float:
-        """Accuracy from 0 to 100."""
-        model = self.applied.to_model(self.model, individual)
-        return 100.0 * score_task(model, self.parts[part]).accuracy
+    def score(self, experts: Any, router: Any, part: str) -> float:
+        """As ``Judge.score``."""
+        return self._judge.score(_received(experts, router), part)
+
+    def negatives(self, experts: Any, router: Any, part: str) -> Negatives:
+        """As ``Judge.negatives``."""
+        return self._judge.negatives(_received(experts, router), part)
 
 
-@dataclass(frozen=True)
-class OwnProcess:
-    """One worker, this process."""
-
-    judge: Judge
-
-    def __call__(self, members: Sequence[Individual], part: str, tick: Tick) -> list[float]:
-        scores = []
-        for member in members:
-            scores.append(self.judge.score(member, part))
-            tick()
-        return scores
-
-    def close(self) -> None:
-        """Nothing to close."""
+def _received(experts: Any, router: Any) -> Individual:
+    # What Ray hands over may not be written to, and torch wants to.
+    return Individual(torch.tensor(experts), torch.tensor(router))
 
 
 class RayWorkers:
-    """Several workers of this machine. One that dies is replaced and its candidate asked again."""
+    """An ``Evaluator`` of ``count`` processes, each with the whole model in memory."""
 
-    def __init__(self, count: int, load: tuple[Any, ...]) -> None:
-        # Ray otherwise reports its use over the network.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            import ray
-        except ImportError:
-            raise InputError(
-                "--workers takes Ray, which is not installed: pip install 'leanmoe[search]', or "
-                "leave --workers out"
-            ) from None
-        self._ray, self._load = ray, load
-        threads = max(1, (os.cpu_count() or 1) // count)
-        self._threads = threads
-        ray.init(
+    def __init__(self, count: int, load: Load) -> None:
+        self._ray, self._load = _ray(), load
+        self._threads = max(1, (os.cpu_count() or 1) // count)
+        # Ray tells of dead workers on standard output, which belongs to the command's result.
+        self._redirected = redirect_stdout(sys.stderr)
+        self._redirected.__enter__()
+        self._ray.init(
+            address="local",
             num_cpus=count,
+            object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="error",
             configure_logging=False,
         )
         self.actors = [self._start() for _ in range(count)]
+        try:
+            self._get([actor.pid.remote() for actor in self.actors])
+        except self._ray.exceptions.RayActorError as error:
+            self.close()
+            reason = str(error).strip().splitlines()[-1]
+            raise LeanMoEError(f"a worker could not load the model: {reason}") from None
 
     def _start(self) -> Any:
-        return self._ray.remote(num_cpus=1)(RemoteJudge).remote(self._threads, *self._load)
+        return self._ray.remote(num_cpus=1)(RemoteJudge).remote(self._threads, self._load)
 
-    def __call__(self, members: Sequence[Individual], part: str, tick: Tick) -> list[float]:
-        waiting = [(place, self._ask(place, member, part)) for place, member in enumerate(members)]
-        scores = []
-        for place, answer in waiting:
-            scores.append(self._answer(place, answer, members[place], part))
-            tick()
-        return scores
+    def _get(self, answer: Any) -> Any:
+        """An answer, or the worker's own error as if it had happened here."""
+        try:
+            return self._ray.get(answer)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
 
-    def _ask(self, place: int, member: Individual, part: str) -> Any:
+    def scores(self, members: Sequence[Individual], part: str) -> Iterator[float]:
+        """As ``Evaluator.scores``; ``members`` are at most as many as the workers."""
+        asked = [self._ask("score", place, one, part) for place, one in enumerate(members)]
+        for place, answer in enumerate(asked):
+            yield float(self._answer("score", place, answer, members[place], part))
+
+    def negatives(self, member: Individual, part: str) -> Negatives:
+        """As ``Judge.negatives``."""
+        asked = self._ask("negatives", 0, member, part)
+        found: Negatives = self._answer("negatives", 0, asked, member, part)
+        return found
+
+    def _ask(self, method: str, place: int, member: Individual, part: str) -> Any:
         arrays = (member.experts.numpy(), member.router.numpy())
-        return self.actors[place % len(self.actors)].score.remote(*arrays, part)
+        return getattr(self.actors[place], method).remote(*arrays, part)
 
-    def _answer(self, place: int, answer: Any, member: Individual, part: str) -> float:
+    def _answer(self, method: str, place: int, answer: Any, member: Individual, part: str) -> Any:
         for _ in range(_MOST_DEATHS):
             try:
-                return float(self._ray.get(answer))
+                return self._get(answer)
             except self._ray.exceptions.RayActorError:
-                self.actors[place % len(self.actors)] = self._start()
-                answer = self._ask(place, member, part)
+                _LOG.warning("a worker died: another takes its place and its candidate")
+                self.actors[place] = self._start()
+                answer = self._ask(method, place, member, part)
         raise LeanMoEError(
             f"{_MOST_DEATHS} workers died over one candidate, too little memory perhaps: each "
             "holds the whole model; give fewer --workers"
@@ -119,20 +120,17 @@ class RayWorkers:
     def close(self) -> None:
         """Stop the workers this object started."""
         self._ray.shutdown()
+        self._redirected.__exit__(None, None, None)
 
 
-class RemoteJudge:
-    """A ``Judge`` in a worker's process."""
-
-    def __init__(self, threads: int, *load: Any) -> None:
-        torch.set_num_threads(threads)
-        self._judge = Judge.load(*load)
-
-    def pid(self) -> int:
-        """The worker's process."""
-        return os.getpid()
-
-    def score(self, experts: Any, router: Any, part: str) -> float:
-        """As ``Judge.score``."""
-        member = Individual(torch.tensor(experts), torch.tensor(router))
-        return self._judge.score(member, part)
+def _ray() -> Any:
+    # Ray otherwise reports its use over the network.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "--workers takes Ray, which is not installed: pip install 'leanmoe[search]', or "
+            "leave --workers out"
+        ) from None
+    return ray

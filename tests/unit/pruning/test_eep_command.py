@@ -1,10 +1,7 @@
-"""EEP at the command line: what it writes, that it goes on, that a dead worker loses nothing."""
+"""EEP at the command line: what it writes, that it goes on, what it refuses."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
 import signal
 import subprocess
 import sys
@@ -19,53 +16,16 @@ from leanmoe.cli import main
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.eep.applied import Applied, stored_dtype
-from leanmoe_pruning.methods.eep.individual import Individual, group_of_layers
-from leanmoe_pruning.methods.eep.workers import Judge, RayWorkers
-from leanmoe_pruning.progress import no_tick
+from leanmoe_pruning.methods.eep.individual import Individual
+from leanmoe_pruning.methods.eep.judge import Judge
 from leanmoe_pruning.quality.resident import ResidentModel
 from leanmoe_pruning.quality.tasks.loading import load_task
 from leanmoe_pruning.quality.tasks.scoring import score_task
 from tests.tiny import write_tiny_mixtral
 from tests.tiny_families import write_tiny
+from tests.tiny_tasks import write_choices, write_open
 
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "to",
-    "and",
-    "in",
-    "is",
-    "was",
-    "for",
-    "on",
-    "that",
-    "with",
-    "capital",
-    "france",
-    "paris",
-    "expert",
-    "token",
-    "model",
-    "answer",
-]
 SMALL = ("--prune-evaluations", "5", "--evaluations", "9", "--groups", "2")
-
-
-def write_task(path: Path, count: int = 16) -> Path:
-    draw = random.Random(3)
-    lines = [
-        json.dumps(
-            {
-                "prompt": " ".join(draw.choices(WORDS, k=4)),
-                "choices": [f" {word}" for word in draw.sample(WORDS, 3)],
-                "answer": draw.randrange(3),
-            }
-        )
-        for _ in range(count)
-    ]
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("eep")
     (path / "model").mkdir()
     write_tiny_mixtral(path / "model", layers=2)
-    write_task(path / "task.jsonl")
+    write_choices(path / "task.jsonl")
     return path
 
 
@@ -122,14 +82,14 @@ def test_a_killed_search_goes_on_to_the_same_bytes(folder, whole, tmp_path):
     """Killed by itself with SIGKILL in its fifth evaluation."""
     script = (
         "import os, signal, sys\n"
-        "from leanmoe_pruning.methods.eep import workers\n"
+        "from leanmoe_pruning.methods.eep.judge import Judge\n"
         "from leanmoe.cli import main\n"
-        "score, asked = workers.Judge.score, []\n"
+        "score, asked = Judge.score, []\n"
         "def dying(self, *a):\n"
         "    asked.append(a)\n"
         "    if len(asked) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return score(self, *a)\n"
-        "workers.Judge.score = dying\n"
+        "Judge.score = dying\n"
         "main(sys.argv[1:])\n"
     )
     command = arguments(folder, tmp_path / "out")
@@ -203,7 +163,7 @@ def test_active_experts_alone(folder, tmp_path):
 def test_a_router_that_does_not_renormalise_keeps_its_lost_mass(tmp_path):
     """A one-hot selection is no plain cut there: what was pruned is lost, not shared out."""
     model = write_tiny(tmp_path / "model", "qwen2_moe")
-    write_task(tmp_path / "task.jsonl")
+    write_choices(tmp_path / "task.jsonl")
     options = ["--method", "eep", "--keep", "4", "--task", str(tmp_path / "task.jsonl")]
     options += ["--evaluations", "3", "--prune-evaluations", "3", "--groups", "1"]
     assert main(["prune", str(model), *options, "-o", str(tmp_path / "out")]) == 0
@@ -215,36 +175,17 @@ def test_a_router_that_does_not_renormalise_keeps_its_lost_mass(tmp_path):
     assert 100 * served.accuracy == out.manifest.settings["found"]["score"]
 
 
-def test_a_dead_worker_loses_nothing(folder):
-    source = open_checkpoint(folder / "model")
-    parts = {"train": load_task(str(folder / "task.jsonl"))}
-    groups = dict(enumerate(group_of_layers(2, 2)))
-    load = (folder / "model", None, Applied(groups, 2, stored_dtype(source)), parts)
-    eye = torch.eye(8).repeat(2, 1, 1)
-    members = [Individual(eye[:, rows], eye[:, rows]) for rows in ([0, 1, 2], [3, 4, 5], [1, 6, 7])]
-    judge = Judge.load(*load)
-    expected = [judge.score(member, "train") for member in members]
-    workers = RayWorkers(2, load)
-    try:
-        import ray
-
-        assert workers(members, "train", no_tick) == expected
-        os.kill(ray.get(workers.actors[0].pid.remote()), signal.SIGKILL)
-        assert workers(members, "train", no_tick) == expected
-    finally:
-        workers.close()
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--keep", "1"], "below the top-2 routing"),
         (["--keep", "4", "--groups", "9"], "--groups is '9', expected a number from 1 to 2"),
-        (["--keep", "4", "--top-k", "3"], "--top-k is 3, expected a number from 1 to 2"),
+        (["--keep", "4", "--top-k", "3"], "give --top-k from 1 to 2"),
         (["--keep", "4", "--evaluations", "3"], "--prune-evaluations 100 and --evaluations 3"),
         (["--keep", "4", "--workers", "0"], "--workers is 0"),
         (["--keep", "4", "--dev-items", "99"], "give more items or fewer --dev-items"),
-        (["--keep", "4", "--data", "builtin:gen"], "eep decides by --task alone"),
+        (["--keep", "4", "--data", "builtin:gen"], "leave --data out"),
+        (["--ratio", "0.5"], "leave --ratio out"),
         ([], "takes --keep N"),
     ],
 )
@@ -254,3 +195,23 @@ def test_bad_input_is_one_sentence_and_writes_nothing(folder, tmp_path, capsys, 
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_merges_are_judged_in_the_numbers_they_are_written_in(folder, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    write_tiny_mixtral(tmp_path / "model", layers=2, dtype="float16")
+    command = arguments(folder, tmp_path / "out")
+    command[1] = str(tmp_path / "model")
+    assert main(command) == 2
+    assert "is stored as float16" in capsys.readouterr().err
+    assert main([*command, "--compute", "float32"]) == 0
+
+
+def test_answers_can_be_generated(folder, tmp_path):
+    """The same search where the task has no choices but texts to write."""
+    task = write_open(tmp_path / "open.jsonl")
+    command = arguments(folder, tmp_path / "out")
+    command[command.index("--task") + 1] = str(task)
+    assert main(command) == 0
+    settings = open_checkpoint(tmp_path / "out").manifest.settings
+    assert settings["task"]["train"]["items"] == 6 and settings["found"]["evaluated"] == 9
