@@ -31,9 +31,9 @@ def free_bytes() -> int:
 class Scratch:
     """Float32 tensors to be filled, gone with the context."""
 
-    def __init__(self, share: float = TENSOR_SHARE) -> None:
+    def __init__(self) -> None:
         self._folder = TemporaryDirectory(prefix="leanmoe-")
-        self._share, self._files = share, 0
+        self._files = 0
 
     def __enter__(self) -> Self:
         return self
@@ -49,7 +49,7 @@ class Scratch:
     def tensor(self, *shape: int) -> torch.Tensor:
         """A tensor of any content."""
         size = math.prod(shape)
-        if 4 * size <= self._share * free_bytes():
+        if 4 * size <= TENSOR_SHARE * free_bytes():
             return torch.empty(shape, dtype=torch.float32)
         self._files += 1
         file = Path(self._folder.name) / f"{self._files}.f32"
