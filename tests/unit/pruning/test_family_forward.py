@@ -18,7 +18,7 @@ from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
 from leanmoe_pruning.scores.bundle import ScoreBundle
-from leanmoe_pruning.scores.scoring import score_layers
+from leanmoe_pruning.scores.passing import score_layers
 from tests.family_references import WITH_CLASS, transformers_logits, write_telling
 from tests.planned_models import write_planned
 from tests.reference_model import planned_blocks
