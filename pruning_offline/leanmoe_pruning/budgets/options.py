@@ -6,13 +6,13 @@ import argparse
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
+from leanmoe_pruning.amounts import parse_bytes, show_bytes
 from leanmoe_pruning.budgets.budget import Budget, allowed_counts
 from leanmoe_pruning.checkpoints.opening import check_uniform
 from leanmoe_pruning.cutting.cutter import Cutter
 from leanmoe_pruning.cutting.plan import LayerPlan
 from leanmoe_pruning.methods.method import Inputs
 from leanmoe_pruning.methods.options import experts_to_keep
-from leanmoe_pruning.planning.amounts import parse_bytes, show_bytes
 
 BUDGETS = ("uniform", "adaptive")
 _MARKER_BYTES = 8  # of the tensor that marks a layer with a count of its own

@@ -10,10 +10,10 @@ import torch
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
+from leanmoe_pruning.amounts import parse_bytes, show_bytes
 from leanmoe_pruning.commands.options import add_model
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.methods.selection import check_keep
-from leanmoe_pruning.planning.amounts import parse_bytes, show_bytes
 from leanmoe_pruning.planning.fit import USABLE, largest_fitting
 from leanmoe_pruning.planning.headers import HeaderModel
 from leanmoe_pruning.planning.kinds import Kind, known_kinds

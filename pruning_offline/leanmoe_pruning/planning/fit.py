@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from leanmoe.errors import InputError
-from leanmoe_pruning.planning.amounts import show_bytes
+from leanmoe_pruning.amounts import show_bytes
 from leanmoe_pruning.planning.headers import HeaderModel
 from leanmoe_pruning.planning.kinds import Kind
 from leanmoe_pruning.planning.rows import Row, row_of

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from leanmoe_pruning.planning.amounts import show_bytes, show_numbers, show_seconds
+from leanmoe_pruning.amounts import show_bytes, show_numbers, show_seconds
 
 _WIDTH = 140
 Facts = dict[str, Any]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
 
+from leanmoe_pruning.amounts import GIB
 from leanmoe_pruning.methods.selection import MAX_SUBSETS
-from leanmoe_pruning.planning.amounts import GIB
 from leanmoe_pruning.planning.headers import HeaderModel
 from leanmoe_pruning.scores.gram import packed_size
 from leanmoe_pruning.scores.sampling import gram_tokens
