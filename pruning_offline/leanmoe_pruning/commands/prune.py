@@ -111,6 +111,7 @@ def _open(args: argparse.Namespace, method: Method) -> tuple[Inputs, Chooser]:
 
 def _check_method(args: argparse.Namespace, method: Method, checkpoint: Checkpoint) -> None:
     """Raise where the method does not do what is asked of it, naming those that do."""
+    _check_options(args, method)
     shared = args.budget == "adaptive" or args.total_bytes is not None
     if shared and not method.shares_budget:
         able = ", ".join(one.name for one in METHODS.values() if one.shares_budget)
@@ -131,6 +132,29 @@ def _check_method(args: argparse.Namespace, method: Method, checkpoint: Checkpoi
             f"--method {method.name} changes single weights, which no plan can say; leave "
             "--plan-only out"
         )
+
+
+def _check_options(args: argparse.Namespace, method: Method) -> None:
+    """Raise where an option of other methods was given: it would be passed over."""
+    for other in METHODS.values():
+        for name, default in _own_options(other).items():
+            if getattr(args, name) != default and not _takes(method, name):
+                able = ", ".join(one.name for one in METHODS.values() if _takes(one, name))
+                raise InputError(
+                    f"--{name.replace('_', '-')} is an option of --method {able}; leave it out"
+                )
+
+
+def _takes(method: Method, name: str) -> bool:
+    return name in _own_options(method) or name in method.also_takes
+
+
+def _own_options(method: Method) -> dict[str, Any]:
+    """A method's own options and what they are where they are not given."""
+    parser = argparse.ArgumentParser(add_help=False)
+    if method.add_arguments is not None:
+        method.add_arguments(parser.add_argument_group())
+    return vars(parser.parse_args([]))
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -189,6 +213,7 @@ def _plan(
     if args.dump is not None:
         _write_dump(args, decision)
     write_plan(args.out, decision.layers, note)
+    decision.finished()
     return {
         "plan": str(args.out),
         "method": method.name,

@@ -130,6 +130,8 @@ class Method:
     open: Callable[[argparse.Namespace, Inputs], Chooser]
     # Methods that share their options share this function.
     add_arguments: Arguments | None = None
+    # Names of values, as argparse has them, that another method's options give and this one reads.
+    also_takes: tuple[str, ...] = ()
     # What --variant may name, the first where it is not given; none where a method has no variants.
     variants: tuple[str, ...] = ()
     # False for methods that look at no data at all.
