@@ -71,7 +71,7 @@ def test_a_plan_alone_is_the_same_decision_and_leaves_nothing_else(folder, whole
     ("method", "option", "said"),
     [
         ("random", ["--top-k", "1"], "--top-k is an option of --method eep, matrices; leave it"),
-        ("naee", ["--gate", "raw"], "--gate is an option of --method weighted-ean, reap"),
+        ("naee", ["--gate", "raw"], "--gate is an option of --method frequency, soft-activation"),
         ("eep", ["--layers", "2"], "--layers is an option of --method cd-moe"),
         ("m-smoe", ["--pattern", "2:4"], "--pattern is an option of --method moe-pruner, wanda"),
         ("frequency", ["--align"], "--align is an option of --method m-smoe"),
