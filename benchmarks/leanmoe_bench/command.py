@@ -22,9 +22,10 @@ _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=["serve", "kernel", "soak", "drafts", "memory"],
+        choices=["serve", "kernel", "soak", "drafts", "memory", "goldens"],
         help="whole engines, the CPU kernel, many mixed requests against a recount, how many "
-        "drafts are accepted, or resident memory over time",
+        "drafts are accepted, resident memory over time, or what methods decide against the "
+        "published code's numbers",
     )
     parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
     parser.add_argument("--case", action="append", help="default: all that fit the shape")
@@ -38,10 +39,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--concurrency", type=int, default=64, help="soak: clients (default 64)")
     parser.add_argument("--seconds", type=float, default=120.0, help="soak: how long (default 120)")
+    parser.add_argument("--set", type=Path, metavar="DIR", help="goldens: the set to compare with")
     parser.add_argument("--work", type=Path, help="keep checkpoints here (4.4 GB for M)")
 
 
 def _run(args: argparse.Namespace) -> Result:
+    if args.what == "goldens":
+        return _goldens(args)
     from leanmoe_bench.shapes import SHAPES
 
     if args.shape not in SHAPES:
@@ -55,6 +59,21 @@ def _run(args: argparse.Namespace) -> Result:
         work = args.work or Path(temporary)
         run = {"soak": _soak, "drafts": _drafts, "memory": _memory, "serve": _measure}[args.what]
         return run(args, work)
+
+
+def _goldens(args: argparse.Namespace) -> Result:
+    from leanmoe_bench.goldens.check import check_set
+
+    if args.set is None:
+        raise InputError("bench goldens compares with --set DIR; give the directory of a set")
+    with tempfile.TemporaryDirectory(prefix="leanmoe-goldens-") as work:
+        rows = [asdict(row) for row in check_set(args.set, Path(work))]
+    wrong = [row for row in rows if row["wrong"]]
+    for row in wrong:
+        print(f"{row['case']}: {'; '.join(row['wrong'][:4])}", file=sys.stderr)
+    if wrong:
+        raise LeanMoEError(f"{len(wrong)} of {len(rows)} cases differ from {args.set}, see above")
+    return {"goldens": rows}
 
 
 def _memory(args: argparse.Namespace, work: Path) -> Result:
@@ -149,6 +168,10 @@ def _line(row: dict[str, object]) -> str:
 
 
 def _show(result: Result) -> str:
+    if "goldens" in result:
+        from leanmoe_bench.goldens.check import show as show_goldens
+
+        return show_goldens(result["goldens"])
     if "memory" in result:
         from leanmoe_bench.memory import show as show_memory
 
