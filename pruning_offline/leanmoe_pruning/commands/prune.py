@@ -6,6 +6,7 @@ import argparse
 import logging
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def _run(args: argparse.Namespace) -> Result:
     method = _method(args)
     inputs, chooser = _open(args, method)
     with stop_on_signals():
-        decision = chooser.decide(args.dump is not None)
+        decision = _probed(inputs, chooser.decide(args.dump is not None))
         for note in decision.notes:
             _LOG.warning("%s", note)
         if args.plan_only:
@@ -232,6 +233,16 @@ def _settings(
     if decision.notes:
         settings["notes"] = list(decision.notes)
     return settings
+
+
+def _probed(inputs: Inputs, decision: Decision) -> Decision:
+    """The decision with what the scores say of it: figures for the manifest, perhaps a warning."""
+    found = inputs.probe.of_cut(decision.layers)
+    if found is None:
+        return decision
+    warning = found.warning()
+    notes = decision.notes if warning is None else (*decision.notes, warning)
+    return replace(decision, notes=notes, record={**decision.record, "redundancy": found.facts()})
 
 
 def _write_dump(args: argparse.Namespace, decision: Decision) -> None:

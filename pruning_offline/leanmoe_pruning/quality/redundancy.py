@@ -131,8 +131,7 @@ class Redundancy:
         return (
             f"this cut may collapse: the blocks' outputs change by {self.mean_loss:.0%} of their "
             f"squared size on average (layer {worst}: {max(self.loss):.0%}; we warn from "
-            f"{COLLAPSE:.0%}), "
-            f"their experts have a mean cosine of {self.mean_similarity:.2f} and "
+            f"{COLLAPSE:.0%}), their experts have a mean cosine of {self.mean_similarity:.2f} and "
             f"{sum(self.used) / len(self.used):.1f} of {self.n_experts} carry the routing; keep "
             "more experts, or judge the result with `leanmoe eval --against` before you use it"
         )
