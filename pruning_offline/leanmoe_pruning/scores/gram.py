@@ -73,11 +73,12 @@ def row_distance(
     rest_N1 = weights_NK.sum(-1, keepdim=True) - 1.0
     weights_JN = torch.cat([weights_NK, rest_N1], dim=-1).T.contiguous()
     ids_JN = torch.cat([ids_NK, torch.full_like(ids_NK[:, :1], n_experts)], dim=-1).T.contiguous()
-    table, start_N = _pair_table(n_experts + 1), token_N * gram_TP.shape[1]
+    table, start_N = _pair_table(n_experts + 1).flatten(), token_N * gram_TP.shape[1]
+    row_JN = ids_JN * (n_experts + 1)
     total_N = torch.zeros(len(token_N), dtype=torch.float64)
     for i, j in combinations_with_replacement(range(len(ids_JN)), 2):
         product_N = weights_JN[i] * weights_JN[j] * (1.0 if i == j else 2.0)
-        total_N += product_N * gram_TP.take(start_N + table[ids_JN[i], ids_JN[j]])
+        total_N += product_N * gram_TP.take(start_N + table.take(row_JN[i] + ids_JN[j]))
     return total_N.clamp_min(0.0)
 
 

@@ -35,7 +35,8 @@ class Removals:
         routing = route(logits_TE, self._rule)
         candidates_C = torch.tensor(candidates)
         squared_CT = self._untouched(logits_TE, routing, candidates_C)
-        place_N, token_N = self._touched(routing, candidates_C).nonzero(as_tuple=True)
+        # By token: the routings of one read the same Gram matrix.
+        token_N, place_N = self._touched(routing, candidates_C).nonzero(as_tuple=True)
         for rows in torch.split(torch.arange(len(token_N)), _MAX_LOGITS // self.n_experts):
             place, token = place_N[rows], token_N[rows]
             logits_NE = logits_TE[token].scatter_(-1, candidates_C[place, None], float("-inf"))
@@ -55,11 +56,11 @@ class Removals:
         return self._logits_TE.masked_fill(absent_E, float("-inf"))
 
     def _touched(self, routing: Routing, candidates_C: torch.Tensor) -> torch.Tensor:
-        """Which candidates may change which tokens' choice of experts, ``[C, T]``."""
+        """Which candidates may change which tokens' choice of experts, ``[T, C]``."""
         if not _is_local(self._rule):
-            return torch.ones(len(candidates_C), len(routing.ids_TK), dtype=torch.bool)
+            return torch.ones(len(routing.ids_TK), len(candidates_C), dtype=torch.bool)
         used_TE = torch.zeros(self._logits_TE.shape, dtype=torch.bool)
-        return used_TE.scatter_(1, routing.ids_TK, True)[:, candidates_C].T
+        return used_TE.scatter_(1, routing.ids_TK, True)[:, candidates_C]
 
     def _untouched(
         self, logits_TE: torch.Tensor, routing: Routing, candidates_C: torch.Tensor
