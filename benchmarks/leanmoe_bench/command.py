@@ -22,10 +22,10 @@ _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=["serve", "kernel", "soak", "drafts", "memory", "goldens"],
+        choices=["serve", "kernel", "soak", "drafts", "memory", "offline", "goldens"],
         help="whole engines, the CPU kernel, many mixed requests against a recount, how many "
-        "drafts are accepted, resident memory over time, or what methods decide against the "
-        "published code's numbers",
+        "drafts are accepted, resident memory over time, how fast and within which memory "
+        "experts are chosen, or what methods decide against the published code's numbers",
     )
     parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
     parser.add_argument("--case", action="append", help="default: all that fit the shape")
@@ -57,7 +57,13 @@ def _run(args: argparse.Namespace) -> Result:
             return _kernel(args)
     with stop_on_signals(), tempfile.TemporaryDirectory(prefix="leanmoe-bench-") as temporary:
         work = args.work or Path(temporary)
-        run = {"soak": _soak, "drafts": _drafts, "memory": _memory, "serve": _measure}[args.what]
+        run = {
+            "soak": _soak,
+            "drafts": _drafts,
+            "memory": _memory,
+            "serve": _measure,
+            "offline": _offline,
+        }[args.what]
         return run(args, work)
 
 
@@ -74,6 +80,15 @@ def _goldens(args: argparse.Namespace) -> Result:
     if wrong:
         raise LeanMoEError(f"{len(wrong)} of {len(rows)} cases differ from {args.set}, see above")
     return {"goldens": rows}
+
+
+def _offline(args: argparse.Namespace, work: Path) -> Result:
+    from leanmoe_bench.offline.command import measure
+    from leanmoe_bench.serve import environment
+
+    tiny = args.shape == "tiny"
+    rows = measure(args.case, work, tiny=tiny, rounds=args.rounds, seed=args.seed)
+    return {"environment": environment(), "offline": rows}
 
 
 def _memory(args: argparse.Namespace, work: Path) -> Result:
@@ -167,11 +182,24 @@ def _line(row: dict[str, object]) -> str:
     )
 
 
+_RUNS = {
+    "drafts": _drafts,
+    "memory": _memory,
+    "offline": _offline,
+    "serve": _measure,
+    "soak": _soak,
+}
+
+
 def _show(result: Result) -> str:
     if "goldens" in result:
         from leanmoe_bench.goldens.check import show as show_goldens
 
         return show_goldens(result["goldens"])
+    if "offline" in result:
+        from leanmoe_bench.offline.command import show as show_offline
+
+        return show_offline(result["offline"])
     if "memory" in result:
         from leanmoe_bench.memory import show as show_memory
 

@@ -57,6 +57,7 @@ def test_manifest_describes_source_output_and_settings(model, tmp_path):
         "keep": 5,
         "variant": "layerwise",
         "batch_size": 2,
+        "search": "enumerate",
         "compute": "float32",
     }
     assert manifest.calibration == CALIBRATION
