@@ -12,7 +12,7 @@ from leanmoe.errors import CheckpointError
 from leanmoe.layout import LayerLayout
 from leanmoe.manifest import Manifest, weights_digest
 from leanmoe_pruning.report.evaluations import Evaluation
-from leanmoe_pruning.report.tables import Comparison, comparison
+from leanmoe_pruning.report.tables import Comparison, comparison, joined
 
 # Settings that are told elsewhere, or too long for a line: the manifest has them.
 _ELSEWHERE = ("notes", "before", "redundancy", "zeros")
@@ -94,7 +94,7 @@ def content_of(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> Con
         redundancy_note=_redundancy_note(redundancy),
         notes=[str(note) for note in manifest.settings.get("notes", [])],
         limits=list(_limits(checkpoint, manifest)),
-        comparisons=[comparison(one, digest, name) for one in evaluations],
+        comparisons=joined(comparison(one, digest, name) for one in evaluations),
     )
 
 

@@ -50,6 +50,7 @@ _RC = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
+_WIDTH = 9.3  # inches, as wide as the page's column
 _CELL = 0.86  # of a square of the heat map
 
 
@@ -84,7 +85,7 @@ def _sized(found: re.Match[str]) -> str:
 def losses_figure(losses: LayerLosses) -> str:
     """The cut's loss per layer against the range of the alternatives."""
     with _drawing("losses"):
-        figure = Figure(figsize=(8.6, 3.0))
+        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
         axes = figure.add_subplot()
         places = range(len(losses.layers))
         spans = [high - low for low, high in zip(losses.least, losses.most, strict=True)]
@@ -98,9 +99,11 @@ def losses_figure(losses: LayerLosses) -> str:
             label="their median",
         )
         axes.plot(places, losses.chosen, "o", color=MAIN, markersize=5, label="this cut")
+        axes.margins(x=0.01)
         _layer_ticks(axes, losses.layers)
         if min(losses.least) > 0 and max(losses.most) > 50 * min(losses.least):
             axes.set_yscale("log")
+            axes.set_ylim(min(losses.least) / 1.4, max(losses.most) * 1.2)
         else:
             axes.set_ylim(bottom=0)
         axes.set_xlabel("decoder layer")
@@ -131,7 +134,7 @@ def kept_figure(kept: Mapping[int, Sequence[int]], n_experts: int) -> str:
             (there if expert in held else gone).append(cell)
     columns, rows = (n_experts, len(layers)) if wide else (len(layers), n_experts)
     with _drawing("kept"):
-        side = min(0.3, 8.6 / columns)
+        side = min(0.3, _WIDTH / columns)
         figure = Figure(figsize=(columns * side + 0.6, rows * side + 0.6))
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         for cells, colour, label in ((there, MAIN, "kept"), (gone, EMPTY, "cut")):
@@ -169,7 +172,7 @@ def curve_figure(curve: QualityCurve) -> str:
     points = curve.points
     levels = [point.level for point in points]
     with _drawing("curve"):
-        figure = Figure(figsize=(8.6, 2.7), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
         skipped, divergence, agreement = figure.subplots(1, 3)
         skipped.plot(levels, [point.skip_rate for point in points], "o-", color=MAIN, markersize=4)
         skipped.set_title("expert calls skipped")

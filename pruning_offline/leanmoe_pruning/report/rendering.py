@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from leanmoe_pruning.report.content import Content
 from leanmoe_pruning.report.losses import LayerLosses
@@ -22,6 +22,15 @@ def _cell(text: object) -> str:
     return plain.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
+def _code(text: str) -> Markup:
+    """Text for a page, what stands between backticks as code."""
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else part
+        for place, part in enumerate(parts)
+    )
+
+
 @lru_cache
 def _environment() -> Environment:
     environment = Environment(
@@ -33,6 +42,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = _cell
+    environment.filters["code"] = _code
     return environment
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from leanmoe_pruning.quality.intervals import wilson
 from leanmoe_pruning.report.evaluations import (
@@ -53,6 +53,21 @@ def comparison(found: Evaluation, source_digest: str | None, source_name: str | 
         if one.kld is not None
     ]
     return Comparison(before, found.skip_level, rows, distances)
+
+
+def joined(tables: Iterable[Comparison]) -> list[Comparison]:
+    """Tables with the same other model and skip level as one."""
+    found: dict[tuple[str | None, float], Comparison] = {}
+    for table in tables:
+        key = table.before, table.skip_level
+        if key in found:
+            table = replace(
+                found[key],
+                rows=[*found[key].rows, *table.rows],
+                distances=[*found[key].distances, *table.distances],
+            )
+        found[key] = table
+    return list(found.values())
 
 
 def _span(low: float | None, high: float | None, form: str) -> str:
