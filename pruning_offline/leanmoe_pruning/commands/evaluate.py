@@ -13,7 +13,7 @@ from leanmoe.command import Command, Result
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.interrupts import stop_on_signals
 from leanmoe.policy import check_level, resolve_betas
-from leanmoe_pruning.checkpoints.opening import open_runnable_model
+from leanmoe_pruning.checkpoints.opening import model_digest, open_runnable_model
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.forward.stream import DecoderStream
@@ -91,7 +91,9 @@ def _run(args: argparse.Namespace) -> Result:
     return {
         "model": str(args.model),
         "manifest_digest": checkpoint.manifest.digest() if checkpoint.manifest else None,
+        "weights_digest": model_digest(checkpoint),
         "against": str(args.against) if args.against else None,
+        "against_weights_digest": model_digest(other) if other else None,
         "skip_level": args.skip_level,
         **texts,
         **tasks,

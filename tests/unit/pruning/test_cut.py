@@ -51,6 +51,7 @@ def test_manifest_describes_source_output_and_settings(model, tmp_path):
     check_files(out, manifest)
     assert set(manifest.files) == {path.name for path in out.iterdir()} - {"leanmoe.json"}
     assert manifest.source.files["model.safetensors"] == file_digest(model / "model.safetensors")
+    assert manifest.source.experts == 8
     assert set(manifest.settings.pop("redundancy")["loss"]) == {"0", "1", "2"}
     manifest.settings.pop("notes", None)
     assert manifest.settings == {
