@@ -6,6 +6,7 @@ import argparse
 import logging
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def _run(args: argparse.Namespace) -> Result:
     method = _method(args)
     inputs, chooser = _open(args, method)
     with stop_on_signals():
-        decision = chooser.decide(args.dump is not None)
+        decision = _probed(inputs, chooser.decide(args.dump is not None))
         for note in decision.notes:
             _LOG.warning("%s", note)
         if args.plan_only:
@@ -173,6 +174,19 @@ def _run(args: argparse.Namespace) -> Result:
             manifest = _write(args, method, inputs, chooser, decision, cutter)
         decision.finished()
     return {**_result(args, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
+
+
+def _probed(inputs: Inputs, decision: Decision) -> Decision:
+    """The decision with what the probe found of it, where experts were chosen from scores."""
+    found = inputs.probe.of_cut(decision.layers)
+    if found is None:
+        return decision
+    warning = found.warning()
+    return replace(
+        decision,
+        notes=decision.notes if warning is None else (*decision.notes, warning),
+        record={**decision.record, "redundancy": found.facts()},
+    )
 
 
 def _plan(

@@ -22,6 +22,7 @@ from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
+from leanmoe_pruning.quality.redundancy import Probe
 from leanmoe_pruning.scores.bundle import ScoreBundle
 from leanmoe_pruning.scores.passing import score_layers
 from leanmoe_pruning.scores.scoring import LayerScores
@@ -55,6 +56,8 @@ class Inputs:
     bundle: ScoreBundle | None
     compute: str | None
     seed: int
+    # Sees the scores that pass by.
+    probe: Probe = field(default_factory=Probe)
 
     @property
     def shape(self) -> MoEShape:
@@ -79,9 +82,9 @@ class Inputs:
     def layers(self) -> Iterator[LayerScores]:
         """Scores layer by layer, from the bundle or from a pass over the data."""
         if self.bundle is not None:
-            return self.bundle.layers(RouterRule.of(self.shape))
+            return self.probe.watch(self.bundle.layers(RouterRule.of(self.shape)))
         assert self.data is not None, "need_scores was asked"
-        return score_layers(self.stream(), self.data.ids, no_tick)
+        return self.probe.watch(score_layers(self.stream(), self.data.ids, no_tick))
 
     @property
     def layout(self) -> list[tuple[int, int]]:
