@@ -200,6 +200,19 @@ def _run(args: argparse.Namespace) -> Result:
     return {**_result(args, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
 
 
+def _probed(inputs: Inputs, decision: Decision) -> Decision:
+    """The decision with what the probe found of it, where experts were chosen from scores."""
+    found = inputs.probe.of_cut(decision.layers)
+    if found is None:
+        return decision
+    warning = found.warning()
+    return replace(
+        decision,
+        notes=decision.notes if warning is None else (*decision.notes, warning),
+        record={**decision.record, "redundancy": found.facts()},
+    )
+
+
 def _plan(
     args: argparse.Namespace,
     method: Method,
@@ -233,16 +246,6 @@ def _settings(
     if decision.notes:
         settings["notes"] = list(decision.notes)
     return settings
-
-
-def _probed(inputs: Inputs, decision: Decision) -> Decision:
-    """The decision with what the scores say of it: figures for the manifest, perhaps a warning."""
-    found = inputs.probe.of_cut(decision.layers)
-    if found is None:
-        return decision
-    warning = found.warning()
-    notes = decision.notes if warning is None else (*decision.notes, warning)
-    return replace(decision, notes=notes, record={**decision.record, "redundancy": found.facts()})
 
 
 def _write_dump(args: argparse.Namespace, decision: Decision) -> None:

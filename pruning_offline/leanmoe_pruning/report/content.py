@@ -169,9 +169,13 @@ def _redundancy_rows(found: Any) -> list[tuple[str, str, str, str]]:
         return []
     loss, similarity, used = (found.get(name, {}) for name in ("loss", "similarity", "used"))
     return [
-        (layer, f"{loss[layer]:.1%}", f"{similarity[layer]:.2f}", f"{used[layer]:.1f}")
+        (layer, _percent(loss[layer]), f"{similarity[layer]:.2f}", f"{used[layer]:.1f}")
         for layer in loss
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _redundancy_note(found: Any) -> str | None:
@@ -179,8 +183,8 @@ def _redundancy_note(found: Any) -> str | None:
         return None
     return (
         f"On {found['tokens']} tokens per layer the blocks' outputs change by "
-        f"{found['mean_loss']:.1%} of their squared size on average; above "
-        f"{found['collapse_above']:.0%} models were seen to collapse."
+        f"{_percent(found['mean_loss'])} of their squared size on average; `leanmoe prune` warns "
+        f"from {found['collapse_above']:.0%}."
     )
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
-from leanmoe.manifest import check_files, read_manifest
+from leanmoe.manifest import check_files, read_manifest, write_manifest
 from leanmoe.provenance import file_digest
 from leanmoe_pruning.quality.intervals import wilson
 from leanmoe_pruning.report import placing
@@ -116,6 +116,8 @@ def test_card_and_page_say_what_was_measured(made, lean, tmp_path):
         assert "source (the source)" in text
         assert f"{manifest.curve.points[1].kld_upper:.5f}" in text
         assert manifest.calibration_digest in text
+        loss = manifest.settings["redundancy"]["mean_loss"]
+        assert f"{100 * loss:.3g} % of their squared size" in text
     assert metadata(lean) == {
         "base_model": "source",
         "language": ["en"],
@@ -131,10 +133,11 @@ def test_card_and_page_say_what_was_measured(made, lean, tmp_path):
     assert html.count("<svg") == 3
 
 
-def test_what_was_not_measured_is_absent(made, lean, tmp_path):
+def test_what_was_not_measured_is_absent(lean, tmp_path):
     page = tmp_path / "page.html"
-    manifest = lean / "leanmoe.json"
-    shutil.copy(made[0] / "leanmoe.json", manifest)
+    manifest = read_manifest(lean)
+    del manifest.settings["redundancy"]
+    write_manifest(lean, manifest)
     assert report(lean, "--html", page) == 0
     html = page.read_text()
     assert html.count("<svg") == 2
