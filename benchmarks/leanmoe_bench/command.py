@@ -40,6 +40,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrency", type=int, default=64, help="soak: clients (default 64)")
     parser.add_argument("--seconds", type=float, default=120.0, help="soak: how long (default 120)")
     parser.add_argument("--set", type=Path, metavar="DIR", help="goldens: the set to compare with")
+    parser.add_argument("--tokens", type=int, help="offline: calibration tokens (default 2048)")
     parser.add_argument("--work", type=Path, help="keep checkpoints here (4.4 GB for M)")
 
 
@@ -86,8 +87,8 @@ def _offline(args: argparse.Namespace, work: Path) -> Result:
     from leanmoe_bench.offline.command import measure
     from leanmoe_bench.serve import environment
 
-    tiny = args.shape == "tiny"
-    rows = measure(args.case, work, tiny=tiny, rounds=args.rounds, seed=args.seed)
+    size = {"tiny": args.shape == "tiny", "tokens": args.tokens}
+    rows = measure(args.case, work, rounds=args.rounds, seed=args.seed, **size)
     return {"environment": environment(), "offline": rows}
 
 

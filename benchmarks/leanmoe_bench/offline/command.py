@@ -14,10 +14,17 @@ from leanmoe_bench.shapes import SHAPES
 CASES = ("naee", "memory")
 _TOKENS = 2048
 _TINY_TOKENS = 512
+LEAST_TOKENS, MOST_TOKENS = 256, 1 << 20
 
 
 def measure(
-    cases: Sequence[str] | None, work: Path, *, tiny: bool, rounds: int, seed: int
+    cases: Sequence[str] | None,
+    work: Path,
+    *,
+    tiny: bool,
+    tokens: int | None,
+    rounds: int,
+    seed: int,
 ) -> dict[str, Any]:
     """A row per case; ``tiny`` takes small models, to see that it works."""
     unknown = sorted(set(cases or ()) - set(CASES))
@@ -25,7 +32,10 @@ def measure(
         raise InputError(f"bench offline has no case {unknown[0]!r}; give {' or '.join(CASES)}")
     work.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Any] = {}
-    tokens = _TINY_TOKENS if tiny else _TOKENS
+    if tokens is None:
+        tokens = _TINY_TOKENS if tiny else _TOKENS
+    if not LEAST_TOKENS <= tokens <= MOST_TOKENS:
+        raise InputError(f"--tokens is {tokens}, expected {LEAST_TOKENS} to {MOST_TOKENS}")
     small = SHAPES["tiny"]
     if not cases or "naee" in cases:
         layer = small if tiny else replace(SHAPES["M"], name="mixtral", hidden=4096, ffn=14336)
