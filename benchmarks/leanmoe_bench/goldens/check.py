@@ -55,13 +55,23 @@ def _check(case: Case, work: Path) -> Row:
     model = str(case.folder / "checkpoint")
     command = ["prune", model, *case.options, "--dump", str(dump), "-o", str(work / "out")]
     said = io.StringIO()
-    # What a result is good for is no news here.
-    logging.getLogger("leanmoe_pruning").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _no_advice():
         code = main(command)
     if code != 0:
         return Row(case.name, 0, 0, 0.0, (said.getvalue().strip().splitlines()[-1],))
     return _compare(case, load_file(case.folder / RESULTS), load_file(dump / RESULTS))
+
+
+@contextlib.contextmanager
+def _no_advice() -> Iterator[None]:
+    """What a result is good for is no news here."""
+    log = logging.getLogger("leanmoe_pruning")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _compare(case: Case, expected: dict[str, Any], found: dict[str, Any]) -> Row:
