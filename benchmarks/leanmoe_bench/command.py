@@ -22,10 +22,11 @@ _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=["serve", "kernel", "soak", "drafts", "memory", "offline", "goldens"],
+        choices=["serve", "kernel", "soak", "drafts", "memory", "offline", "goldens", "methods"],
         help="whole engines, the CPU kernel, many mixed requests against a recount, how many "
         "drafts are accepted, resident memory over time, how fast and within which memory "
-        "experts are chosen, or what methods decide against the published code's numbers",
+        "experts are chosen, what methods decide against the published code's numbers, or every "
+        "pruning method on the reference model",
     )
     parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
     parser.add_argument("--case", action="append", help="default: all that fit the shape")
@@ -58,14 +59,7 @@ def _run(args: argparse.Namespace) -> Result:
             return _kernel(args)
     with stop_on_signals(), tempfile.TemporaryDirectory(prefix="leanmoe-bench-") as temporary:
         work = args.work or Path(temporary)
-        run = {
-            "soak": _soak,
-            "drafts": _drafts,
-            "memory": _memory,
-            "serve": _measure,
-            "offline": _offline,
-        }[args.what]
-        return run(args, work)
+        return _RUNS[args.what](args, work)
 
 
 def _goldens(args: argparse.Namespace) -> Result:
@@ -90,6 +84,13 @@ def _offline(args: argparse.Namespace, work: Path) -> Result:
     size = {"tiny": args.shape == "tiny", "tokens": args.tokens}
     rows = measure(args.case, work, rounds=args.rounds, seed=args.seed, **size)
     return {"environment": environment(), "offline": rows}
+
+
+def _methods(args: argparse.Namespace, work: Path) -> Result:
+    from leanmoe_bench.methods.command import compare
+    from leanmoe_bench.serve import environment
+
+    return {"environment": environment(), "methods": compare(args.case, work)}
 
 
 def _memory(args: argparse.Namespace, work: Path) -> Result:
@@ -184,6 +185,7 @@ def _line(row: dict[str, object]) -> str:
 
 
 _RUNS = {
+    "methods": _methods,
     "drafts": _drafts,
     "memory": _memory,
     "offline": _offline,
@@ -193,6 +195,10 @@ _RUNS = {
 
 
 def _show(result: Result) -> str:
+    if "methods" in result:
+        from leanmoe_bench.methods.command import show as show_methods
+
+        return show_methods(result["methods"])
     if "goldens" in result:
         from leanmoe_bench.goldens.check import show as show_goldens
 
