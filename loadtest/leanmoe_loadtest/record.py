@@ -1,6 +1,6 @@
 """What happened to one request: raw timestamps; every latency is derived and may be absent.
 
-Times are seconds on the machine's monotonic clock.
+Times are Unix seconds as ``clock.now`` gives them.
 """
 
 from __future__ import annotations
@@ -11,21 +11,40 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class RequestRecord(BaseModel):
-    """One streamed chat completion as the client saw it."""
+    """One streamed answer as the client saw it; a line of ``requests.jsonl``."""
 
     model_config = ConfigDict(extra="forbid")
 
     sent: float
     chunks: list[float] = Field(default_factory=list, description="arrival of each piece of text")
+    chunk_tokens: list[int] | None = Field(
+        default=None, description="tokens of each piece, where the server tells"
+    )
     ended: float | None = None
+    scheduled: float | None = Field(
+        default=None, description="open loop: when it should have been sent"
+    )
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     error: str | None = None
     unfinished: bool = False
+    endpoint: str = "chat"
+    level: str | None = Field(
+        default=None, description="the wish sent as expert_skipping, as JSON; null: the server's"
+    )
+    applied_level: float | None = Field(default=None, description="X-LeanMoE-Skip-Level")
+    prompt: int | None = Field(default=None, description="index in the prompt source")
+    text: str | None = Field(default=None, description="the answer, where it was to be kept")
+    worker: str | None = None
 
     @property
     def completed(self) -> bool:
         return self.error is None and not self.unfinished and self.ended is not None
+
+    @property
+    def late_seconds(self) -> float | None:
+        """How long after its time it was sent; absent in a closed loop."""
+        return None if self.scheduled is None else self.sent - self.scheduled
 
     @property
     def ttft_seconds(self) -> float | None:
