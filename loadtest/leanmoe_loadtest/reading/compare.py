@@ -35,6 +35,10 @@ _LATENCIES: dict[str, Latency] = {
     "e2e": lambda record: _one(record.e2e_seconds),
 }
 
+_RATES = ("output_tokens_per_second", "requests_per_second")
+# Everything that is compared, in the order of the rows.
+FIGURES = (*(f"{name}_{point}" for name in _LATENCIES for point in _POINTS), *_RATES, "goodput")
+
 
 def compare(a: Side, b: Side, seed: int, slo: Slo | None = None) -> dict[str, Any]:
     """Every figure on both sides and its ratio, ``b`` over ``a``."""
@@ -139,11 +143,8 @@ def _row(name: str, a: float, b: float, interval: Interval | None) -> dict[str, 
 
 def _rate_rows(a: Side, b: Side, seed: int) -> Iterator[dict[str, Any]]:
     """Figures with one value per run: their spread is that between runs, so one has none."""
-    measures: dict[str, Callable[[RequestRecord], int]] = {
-        "output_tokens_per_second": lambda record: record.output_tokens,
-        "requests_per_second": lambda record: 1,
-    }
-    for name, amount in measures.items():
+    amounts: list[Callable[[RequestRecord], int]] = [lambda r: r.output_tokens, lambda r: 1]
+    for name, amount in zip(_RATES, amounts, strict=True):
         values = [present(_per_second(run, amount) for run in side.runs) for side in (a, b)]
         means = [float(np.mean(side)) for side in values]
         yield _row(name, means[0], means[1], _between_runs(values, seed))

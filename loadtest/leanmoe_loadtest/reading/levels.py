@@ -8,18 +8,22 @@ SERVERS_OWN = "server"
 
 
 def level_name(wish: str | None) -> str:
-    """``"off"``, ``0.4``, ``max_kld 0.02``; ``server`` where the request named none."""
-    if wish is None:
-        return SERVERS_OWN
+    """As ``--levels`` takes it: ``off``, ``0.4``, ``kld=0.02``; ``server`` where none was named."""
     try:
-        wished = json.loads(wish)
+        wished = None if wish is None else json.loads(wish)
     except ValueError:
-        return wish
+        return str(wish)
     if not isinstance(wished, dict):
         return SERVERS_OWN if wished is None else str(wished)
     words = [
-        str(value) if key == "level" else key if value is True else f"{key} {value}"
-        for key, value in wished.items()
-        if value is not False
+        word for key, value in wished.items() if value is not False and (word := _word(key, value))
     ]
     return " ".join(words) or SERVERS_OWN
+
+
+def _word(key: str, value: object) -> str:
+    if key == "level":
+        return str(value)
+    if value is True:
+        return key
+    return f"{'kld' if key == 'max_kld' else key}={value}"

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from leanmoe_loadtest.reading.intervals import mean_interval, wilson
 from leanmoe_loadtest.reading.levels import level_name
 from leanmoe_loadtest.reading.quality_prompts import ANSWER_TOKENS, PROMPTS, SET_NAME
+from leanmoe_loadtest.run import read_lines
 
 QUALITY_FILE = "quality.jsonl"
 EXACT, AGAIN = "exact", "exact again"
@@ -128,6 +129,11 @@ def write_quality(folder: Path, quality: Quality) -> None:
     """Put ``quality.jsonl`` into a run folder."""
     lines = "".join(answer.model_dump_json() + "\n" for answer in quality.answers)
     (folder / QUALITY_FILE).write_text(lines, encoding="utf-8")
+
+
+def read_quality(path: Path) -> Quality:
+    """Read ``quality.jsonl``."""
+    return Quality(read_lines(path, Answer))
 
 
 def passes(levels: Iterable[str | None], skipping: bool) -> dict[str, str | None]:

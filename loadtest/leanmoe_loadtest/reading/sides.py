@@ -15,7 +15,7 @@ from leanmoe_loadtest.run import Run, read_run
 _SHARED_ENOUGH = 0.95
 _FEW_RUNS = 3
 # What the two sides may differ in: it is what is compared, or it changes nothing for the server.
-_FREE_SETTINGS = frozenset({"workers", "seed", "keep_text", "model", "url", "levels", "level"})
+_FREE_SETTINGS = frozenset({"description", "model", "levels", "keep_text", "processes"})
 _FREE = frozenset(
     {
         "format",
@@ -65,11 +65,13 @@ def check_alike(sides: Sequence[Side]) -> None:
     wanted = _load_of(sides[0].runs[0])
     for side in sides:
         for folder, run in zip(side.folders, side.runs, strict=True):
-            for name, value in _load_of(run).items():
-                if value != wanted.get(name):
+            found = _load_of(run)
+            for name in {**wanted, **found}:
+                if found.get(name) != wanted.get(name):
                     raise InputError(
-                        f"the loads are unlike: {name} is {wanted.get(name)!r} in {first} and "
-                        f"{value!r} in {folder}; compare runs of one load, or pass --force"
+                        f"the loads are unlike: {name} is {wanted.get(name, 'not set')!r} in "
+                        f"{first} and {found.get(name, 'not set')!r} in {folder}; compare runs of "
+                        "one load, or pass --force"
                     )
 
 
@@ -127,4 +129,4 @@ def notes(a: Side, b: Side, paired: bool) -> Iterator[str]:
         for folder, run in zip(side.folders, side.runs, strict=True):
             failed = sum(record.error is not None for record in run.requests)
             if failed:
-                yield (f"{failed} requests of {folder} failed; latencies are those of the others.")
+                yield f"{failed} requests of {folder} failed; latencies are those of the others."
