@@ -1,101 +1,168 @@
-"""``leanmoe loadtest``: streamed chat load on a running server, and what its users felt."""
+"""``leanmoe loadtest``: streamed load on a running server, and what its users felt."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import sys
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-import urllib3
 
 from leanmoe.command import Command, Result
-from leanmoe.errors import InputError, LeanMoEError
+from leanmoe.errors import LeanMoEError
 from leanmoe.interrupts import stop_on_signals
-from leanmoe_loadtest.locust_process import Load, run_load
-from leanmoe_loadtest.stats import LATENCIES, PERCENTILES, summarise
+from leanmoe.provenance import atomic_directory, check_output, tool_versions
+from leanmoe_loadtest.clock import now
+from leanmoe_loadtest.locust_process import Crew, Outcome, check_free, run_load, run_worker
+from leanmoe_loadtest.messages import Ending
+from leanmoe_loadtest.options import add_load_arguments, address, crew_of, settings_of
+from leanmoe_loadtest.plan import Plan
+from leanmoe_loadtest.planning import arrivals_of, make_plan
+from leanmoe_loadtest.run import ConcurrencyLimit, Run, RunInfo, Scrape, write_run
+from leanmoe_loadtest.scrape import get_json, scraping
+from leanmoe_loadtest.settings import Settings
+from leanmoe_loadtest.stats import LATENCIES, PERCENTILES, distribution_ms, summarise
+from leanmoe_loadtest.target import Target, target
 
-_API_KEY_VARIABLE = "OPENAI_API_KEY"
+_MOST_SKEW_SECONDS = 0.1
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="the server, as http://host:port")
-    parser.add_argument("--users", type=int, default=4, help="requests under way at a time")
-    parser.add_argument("--duration", type=int, default=30, help="seconds to send requests for")
-    parser.add_argument("--model", help="model name (default: the first the server lists)")
-    parser.add_argument("--max-tokens", type=int, default=64, help="longest answer, in tokens")
-    parser.add_argument("--max-requests", type=int, default=10_000, help="stop after this many")
-    parser.add_argument("--request-seconds", type=float, default=120.0, help="limit per request")
-    parser.add_argument(
-        "--ignore-eos", action="store_true", help="answers of exactly --max-tokens (vLLM servers)"
-    )
-
-
-def _check(args: argparse.Namespace) -> str:
-    limits = {
-        "--users": (args.users, 10_000),
-        "--duration": (args.duration, 86_400),
-        "--max-tokens": (args.max_tokens, 1_000_000),
-        "--max-requests": (args.max_requests, 10_000_000),
-        "--request-seconds": (args.request_seconds, 86_400),
-    }
-    for name, (value, most) in limits.items():
-        if not 1 <= value <= most:
-            raise InputError(f"{name} is {value}, expected a number from 1 to {most}")
-    if not _is_http(args.url):
-        raise InputError(f"URL is {args.url!r}, expected http://host:port")
-    return str(args.url).rstrip("/").removesuffix("/v1")
-
-
-def _is_http(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
-
-
-def _first_model(url: str) -> str:
-    key = os.environ.get(_API_KEY_VARIABLE)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        answer = urllib3.request(
-            "GET", f"{url}/v1/models", headers=headers, timeout=10.0, retries=False
-        )
-    except urllib3.exceptions.HTTPError as error:
-        raise InputError(f"no server answers at {url} ({type(error).__name__})") from None
-    if answer.status == 401:
-        raise InputError(f"{url} asks for an API key; put it into {_API_KEY_VARIABLE}")
-    try:
-        return str(json.loads(answer.data)["data"][0]["id"])
-    except (ValueError, LookupError, TypeError):
-        raise InputError(
-            f"{url}/v1/models answered HTTP {answer.status} without a model; is it ready? "
-            "Name one with --model"
-        ) from None
+    parser.add_argument("url", metavar="URL", nargs="?", help="the server, as http://host:port")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write the run folder")
+    parser.add_argument("--force", action="store_true", help="replace the run folder at DIR")
+    add_load_arguments(parser)
 
 
 def _run(args: argparse.Namespace) -> Result:
-    url = _check(args)
-    load = Load(
-        url=url,
-        model=args.model or _first_model(url),
-        users=args.users,
-        duration_seconds=args.duration,
-        max_tokens=args.max_tokens,
-        max_requests=args.max_requests,
-        request_seconds=args.request_seconds,
-        ignore_eos=args.ignore_eos,
-        seed=args.seed,
-    )
     with stop_on_signals():
-        summary = summarise(run_load(load))
+        if args.worker is not None:
+            return _work(args)
+        settings = settings_of(args)
+        crew = crew_of(args, settings)
+        server = target(args.url)
+        if args.output is not None:
+            check_output(args.output, args.force)
+        # The files are read before the server is asked: they are the more likely mistake.
+        plan = make_plan(settings, server.url, settings.model or "", args.seed)
+        plan = plan.model_copy(update={"model": server.model(settings.model)})
+        run, interrupted = _measure(server, plan, crew, settings)
+        if args.output is not None and run.requests:
+            with atomic_directory(args.output, args.force) as folder:
+                write_run(folder, run)
+        if interrupted:
+            raise KeyboardInterrupt(_left(run, args.output))
+    return _result(run)
+
+
+def _work(args: argparse.Namespace) -> Result:
+    master = address(args.worker, "--worker")
+    print(f"sending for the master at {master}", file=sys.stderr, flush=True)
+    run_worker(master)
+    return {"worker_of": str(master)}
+
+
+def _measure(server: Target, plan: Plan, crew: Crew, settings: Settings) -> tuple[Run, bool]:
+    """Run ``plan`` and gather all that belongs to the run."""
+    skipping = f"{server.url}/v1/expert_skipping"
+    if crew.master is not None:
+        check_free(crew.master)
+        text = f"waiting for {crew.workers} workers at {crew.master}"
+        print(text, file=sys.stderr, flush=True)
+    before, asked = get_json(skipping, server.headers), now()
+    with scraping(server.url, server.headers) as scrapes:
+        outcome = run_load(plan, crew)
+    info = _info(plan, settings, outcome, asked)
+    info.skipping_before, info.skipping_after = before, get_json(skipping, server.headers)
+    _warn(outcome.ending)
+    return _within(Run(info, outcome.records, scrapes)), outcome.interrupted
+
+
+def _within(run: Run) -> Run:
+    """Without the scrapes of the time in which Locust started."""
+    scrapes: list[Scrape] = run.metrics
+    early = [one for one in scrapes if one.time <= run.info.started]
+    return Run(run.info, run.requests, [*early[-1:], *scrapes[len(early) :]])
+
+
+def _info(plan: Plan, settings: Settings, outcome: Outcome, asked: float) -> RunInfo:
+    ending = outcome.ending
+    return RunInfo(
+        url=plan.url,
+        model=plan.model,
+        endpoint=plan.endpoint,
+        loop="closed" if plan.schedule is None else "open",
+        arrivals=arrivals_of(settings),
+        users=plan.users,
+        duration_seconds=plan.duration,
+        prompts=settings.prompts or ("builtin" if plan.prompts else "synthetic"),
+        prompt_count=len(plan.prompts),
+        levels=[one.model_dump() for one in plan.levels] if plan.levels else None,
+        seed=plan.seed,
+        settings=settings.model_dump(exclude_defaults=True),
+        workers=[worker.name for worker in ending.workers],
+        versions=tool_versions(),
+        started=ending.started or min((r.sent for r in outcome.records), default=asked),
+        ended=ending.ended or now(),
+        concurrency=_limit(plan, ending),
+        partial=outcome.interrupted or ending.lost > 0,
+    )
+
+
+def _limit(plan: Plan, ending: Ending) -> ConcurrencyLimit | None:
+    if plan.schedule is None:
+        return None
+    limits = [worker.limit for worker in ending.workers]
+    first = [one.first_hit for one in limits if one.first_hit is not None]
+    return ConcurrencyLimit(
+        limit=plan.max_concurrency,
+        hits=sum(one.hits for one in limits),
+        first_hit=min(first, default=None),
+    )
+
+
+def _warn(ending: Ending) -> None:
+    if ending.lost:
+        text = f"{ending.lost} workers went away in the middle; the run is marked partial"
+        print(f"leanmoe loadtest: {text}", file=sys.stderr)
+    for worker in ending.workers:
+        if abs(worker.clock_skew) > _MOST_SKEW_SECONDS:
+            print(
+                f"leanmoe loadtest: the clock of {worker.name} differs from this one by "
+                f"{worker.clock_skew:+.2f} s, so its share began at another time",
+                file=sys.stderr,
+            )
+
+
+def _left(run: Run, output: Path | None) -> str:
+    if output is None or not run.requests:
+        return ""
+    return f"{output} holds the {len(run.requests)} requests until then, marked partial"
+
+
+def _result(run: Run) -> Result:
+    info, summary = run.info, summarise(run.requests)
     if not summary["requests"]["completed"]:
         raise LeanMoEError(
-            f"no request to {url} completed: {summary['requests']}, errors {summary['errors']}"
+            f"no request to {info.url} completed: {summary['requests']}, errors {summary['errors']}"
         )
-    return {"url": url, "model": load.model, "users": load.users, **summary}
+    return {
+        "url": info.url,
+        "model": info.model,
+        "loop": info.loop,
+        "users": info.users,
+        "arrivals": info.arrivals,
+        **summary,
+        **_sending(run),
+    }
+
+
+def _sending(run: Run) -> dict[str, Any]:
+    """How well an open loop kept its schedule; nothing of a closed one."""
+    late = [r.late_seconds for r in run.requests if r.late_seconds is not None]
+    limit = run.info.concurrency
+    if limit is None:
+        return {}
+    return {"late_ms": distribution_ms(late), "concurrency": limit.model_dump()}
 
 
 def _row(name: str, values: dict[str, float] | None) -> str:
@@ -104,26 +171,42 @@ def _row(name: str, values: dict[str, float] | None) -> str:
 
 
 def _show(result: dict[str, Any]) -> str:
+    if "worker_of" in result:
+        return f"done; the master at {result['worker_of']} has the results"
     requests = result["requests"]
+    load = result["arrivals"] or f"{result['users']} users"
+    latencies = [(name.removesuffix("_ms").upper(), result[name]) for name in LATENCIES]
     lines = [
-        f"{result['model']} at {result['url']}, {result['users']} users",
+        f"{result['model']} at {result['url']}, {load}",
         f"requests: {requests['completed']} completed, {requests['failed']} failed, "
         f"{requests['unfinished']} unfinished",
         f"output: {result['output_tokens_per_second']:.1f} tokens/s, "
         f"{result['requests_per_second']:.2f} requests/s over {result['measured_seconds']:.1f} s",
         "",
         f"{'ms':<6}" + "".join(f"{f'p{p}':>10}" for p in PERCENTILES),
-        *(_row(name.removesuffix("_ms").upper(), result[name]) for name in LATENCIES),
+        *(_row(name, values) for name, values in latencies),
+        *([_row("late", result["late_ms"])] if "late_ms" in result else []),
+        *_limit_lines(result),
         *(f"error x{count}: {error}" for error, count in result["errors"].items()),
     ]
     return "\n".join(lines)
 
 
+def _limit_lines(result: dict[str, Any]) -> list[str]:
+    limit = result.get("concurrency")
+    if not limit or not limit["hits"]:
+        return []
+    return [
+        f"{limit['hits']} requests waited because {limit['limit']} were under way "
+        "(--max-concurrency): they were sent late"
+    ]
+
+
 COMMAND = Command(
     name="loadtest",
-    help="Stream chat completions from a running server with Locust and report TTFT, ITL, TPOT "
-    "and throughput. The key in OPENAI_API_KEY, if any, is sent to the URL.",
-    example="leanmoe loadtest http://127.0.0.1:8000 --users 8 --duration 60",
+    help="Stream chats or completions from a running server with Locust and report TTFT, ITL, TPOT "
+    "and throughput. The key in OPENAI_API_KEY, if any, is sent to the URL and written nowhere.",
+    example="leanmoe loadtest http://127.0.0.1:8000 --arrivals poisson:4 --duration 60 -o run1",
     add_arguments=_add_arguments,
     run=_run,
     show=_show,

@@ -1,95 +1,71 @@
-"""A Locust user that streams chat completions; a locustfile in its own right.
+"""Locust users for Locust's own command line and web page; ``leanmoe loadtest`` has its own.
 
-Importing this module patches the standard library for gevent, so only the Locust
-process does.
+Each asks one prompt of the built-in mix after another. Importing this module patches the standard
+library for gevent.
 """
 
 from __future__ import annotations
 
 import os
-import random
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import gevent
-import urllib3
 from locust import User, constant, events, task
-from locust.exception import StopUser
 
-from leanmoe_loadtest.prompts import PROMPTS
+from leanmoe_loadtest.ask import Asker
+from leanmoe_loadtest.messages import API_KEY_VARIABLE
+from leanmoe_loadtest.plan import Plan
 from leanmoe_loadtest.record import RequestRecord
-from leanmoe_loadtest.stream import ChatRequest, run_request
+from leanmoe_loadtest.source import BUILTIN, load_prompts
+from leanmoe_loadtest.stream import Streamer
 
-API_KEY_VARIABLE = "OPENAI_API_KEY"
-_user_numbers = count()
-_request_numbers = count(1)
+_numbers = count()
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _add_arguments(parser: Any) -> None:
-    group = parser.add_argument_group("chat completions")
+    group = parser.add_argument_group("streamed answers")
     group.add_argument("--chat-model", required=True, help="model name as the server lists it")
     group.add_argument("--max-tokens", type=int, default=64, help="longest answer, in tokens")
-    group.add_argument("--max-requests", type=int, default=10_000, help="stop after this many")
     group.add_argument("--request-seconds", type=float, default=120.0, help="limit per request")
     group.add_argument("--ignore-eos", action="store_true", help="answers of exactly --max-tokens")
-    group.add_argument("--records", default="", help="file to append one JSON line per request to")
-    group.add_argument("--prompt-seed", type=int, default=0, help="seed of the choice of prompts")
+    group.add_argument("--prompt-seed", type=int, default=0, help="seed of the order of prompts")
 
 
 class ChatUser(User):  # type: ignore[misc]
-    """Asks one prompt after another, each as soon as the last answer ended."""
+    """Streams chat completions, each as soon as the last answer ended."""
 
     wait_time = constant(0)
+    endpoint = "chat"
 
     def on_start(self) -> None:
-        self.options = self.environment.parsed_options
-        self.pool = urllib3.PoolManager(num_pools=1, maxsize=1)
-        self.random = random.Random(f"{self.options.prompt_seed}:{next(_user_numbers)}")
+        options = self.environment.parsed_options
+        plan = Plan(
+            url=self.host.rstrip("/").removesuffix("/v1"),
+            model=options.chat_model,
+            endpoint=self.endpoint,
+            seed=options.prompt_seed,
+            max_tokens=options.max_tokens,
+            ignore_eos=options.ignore_eos,
+            request_seconds=options.request_seconds,
+            duration=0.0,
+            users=1,
+            prompts=load_prompts(BUILTIN, self.endpoint),
+        )
+        self.asker = Asker(plan)
+        self.streamer = Streamer(plan, os.environ.get(API_KEY_VARIABLE))
 
     @task  # type: ignore[untyped-decorator]
-    def chat(self) -> None:
-        """One request; its record is kept whatever becomes of it."""
-        if next(_request_numbers) > self.options.max_requests:
-            # From a greenlet of its own: quitting waits for the users, this one among them.
-            gevent.spawn(self.environment.runner.quit)
-            raise StopUser
-        record = RequestRecord(sent=0.0)
+    def stream(self) -> None:
+        """One request; the end of the run cuts it without a trace."""
+        record = RequestRecord(sent=0.0, endpoint=self.endpoint)
         try:
-            run_request(self.pool, self._request(), record)
+            self.streamer.run(self.asker.ask(next(_numbers)), record)
         except gevent.GreenletExit:
-            record.unfinished = True
-            raise
-        except Exception as error:  # an answer of a shape nobody foresaw is a failed request
-            record.error = f"{type(error).__name__}: {error}"
-        finally:
-            self._keep(record)
-
-    def _request(self) -> ChatRequest:
-        payload: dict[str, Any] = {
-            "model": self.options.chat_model,
-            "messages": [{"role": "user", "content": self.random.choice(PROMPTS)}],
-            "max_tokens": self.options.max_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if self.options.ignore_eos:
-            payload["ignore_eos"] = True
-        key = os.environ.get(API_KEY_VARIABLE)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        url = f"{self.host.rstrip('/')}/v1/chat/completions"
-        return ChatRequest(url, payload, headers, self.options.request_seconds)
-
-    def _keep(self, record: RequestRecord) -> None:
-        if self.options.records:
-            with Path(self.options.records).open("a", encoding="utf-8") as file:
-                file.write(record.model_dump_json() + "\n")
-        if record.unfinished:
             return
-        self._fire("chat", record.e2e_seconds, record)
-        self._fire("chat: first token", record.ttft_seconds, record)
+        self._fire(self.endpoint, record.e2e_seconds, record)
+        self._fire(f"{self.endpoint}: first token", record.ttft_seconds, record)
 
     def _fire(self, name: str, seconds: float | None, record: RequestRecord) -> None:
         self.environment.events.request.fire(
@@ -100,3 +76,9 @@ class ChatUser(User):  # type: ignore[misc]
             exception=RuntimeError(record.error) if record.error else None,
             context={},
         )
+
+
+class CompletionsUser(ChatUser):
+    """Streams plain completions."""
+
+    endpoint = "completions"

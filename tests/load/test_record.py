@@ -1,11 +1,10 @@
-"""Latencies derived from raw timestamps, and events out of bytes."""
+"""Latencies derived from raw timestamps."""
 
 from __future__ import annotations
 
 import pytest
 
 from leanmoe_loadtest.record import RequestRecord
-from leanmoe_loadtest.sse import SSEParser
 from leanmoe_loadtest.stats import summarise
 
 
@@ -34,12 +33,3 @@ def test_a_summary_of_failures_holds_no_latency() -> None:
     summary = summarise(records)
     assert summary["requests"] == {"completed": 0, "failed": 1, "unfinished": 1}
     assert summary["ttft_ms"] is None and summary["output_tokens_per_second"] is None
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_events_survive_any_cut(size: int) -> None:
-    text = ': ping\n\ndata: {"a": "é"}\r\n\r\nevent: x\ndata: one\ndata: two\n\ndata:[DONE]\n\n'
-    data = text.encode()
-    parser = SSEParser()
-    found = [e for i in range(0, len(data), size) for e in parser.feed(data[i : i + size])]
-    assert found == ['{"a": "é"}', "one\ntwo", "[DONE]"]

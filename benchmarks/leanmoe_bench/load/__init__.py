@@ -1,0 +1,1 @@
+"""The load test against a server whose every timestamp is known: is it right, and how fast?"""

@@ -1,0 +1,100 @@
+"""Where prompts come from: the built-in mix, a ShareGPT-like file, JSON lines, made-up text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from leanmoe.errors import InputError
+from leanmoe.provenance import parse_json
+from leanmoe_loadtest.jsonl import read_lines, read_text
+from leanmoe_loadtest.prompts import PROMPTS
+
+BUILTIN, SYNTHETIC = "builtin", "synthetic"
+_PERSONS = ("human", "user")
+_LINE = 'a line is {"prompt": "…"} or {"messages": […]}, and may have "max_tokens"'
+
+
+class Prompt(BaseModel):
+    """What one request asks: a text, or the messages of a chat."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: int
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    max_tokens: int | None = None
+
+
+def load_prompts(source: str, endpoint: str) -> list[Prompt]:
+    """The prompts of ``source``; none where texts are made up as requests are sent."""
+    if source == SYNTHETIC:
+        return []
+    if source == BUILTIN:
+        return [Prompt(index=i, text=text) for i, text in enumerate(PROMPTS)]
+    path = Path(source)
+    prompts = list(_share_gpt(path) if path.suffix.lower() == ".json" else _json_lines(path))
+    if not prompts:
+        raise InputError(f"{path} holds no prompt: {_LINE}, a .json file is a list as ShareGPT's")
+    if endpoint == "completions":
+        _refuse_messages(prompts, path)
+    return prompts
+
+
+def _refuse_messages(prompts: Sequence[Prompt], path: Path) -> None:
+    for prompt in prompts:
+        if prompt.messages is not None:
+            raise InputError(
+                f"{path}: prompt {prompt.index} is a chat of messages, which the completions "
+                "endpoint does not take; use --endpoint chat"
+            )
+
+
+def _json_lines(path: Path) -> Iterator[Prompt]:
+    for index, (where, row) in enumerate(read_lines(path)):
+        text, messages, longest = row.get("prompt"), row.get("messages"), row.get("max_tokens")
+        if (text is None) == (messages is None):
+            raise InputError(f"{where} has not just one of prompt and messages; {_LINE}")
+        if text is not None and not (isinstance(text, str) and text.strip()):
+            raise InputError(f"{where}: the prompt is not a text with something in it")
+        if messages is not None and not _are_messages(messages):
+            raise InputError(f"{where}: messages are not a list of objects with role and content")
+        if longest is not None and (type(longest) is not int or longest < 1):
+            raise InputError(f"{where}: max_tokens is {longest!r}, expected a number from 1 up")
+        yield Prompt(index=index, text=text, messages=messages, max_tokens=longest)
+
+
+def _are_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in value)
+    )
+
+
+def _share_gpt(path: Path) -> Iterator[Prompt]:
+    """The first thing a person says in each conversation."""
+    try:
+        rows = parse_json(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}; name JSON lines .jsonl") from None
+    if not isinstance(rows, list):
+        raise InputError(f"{path} is not a list of conversations as ShareGPT has them")
+    for index, row in enumerate(rows):
+        text = _first_question(row)
+        if text:
+            yield Prompt(index=index, text=text)
+
+
+def _first_question(row: Any) -> str | None:
+    turns = row.get("conversations") if isinstance(row, dict) else None
+    for turn in turns if isinstance(turns, list) else ():
+        if not isinstance(turn, dict):
+            continue
+        role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        if role in _PERSONS and isinstance(text, str) and text.strip():
+            return text
+    return None
