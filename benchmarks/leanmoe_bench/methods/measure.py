@@ -60,7 +60,8 @@ def _judged(run: Run, places: dict[str, str], judging: Judging, work: Path) -> d
         filled = [part.format(**places, out=str(out)) for part in command]
         made.append(_leanmoe(*filled))
     seconds = time.monotonic() - started
-    found = _leanmoe("eval", str(out), "--against", places["model"], *judging.options)
+    against = ("--against", places["model"], "--remember", str(work / "memory"))
+    found = _leanmoe("eval", str(out), *against, *judging.options)
     row = {key: value for key, value in asdict(run).items() if key != "commands"}
     shown = [" ".join(command) for command in run.commands]
     size = made[0].get("weight_bytes"), made[0].get("source_weight_bytes")
