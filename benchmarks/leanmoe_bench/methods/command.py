@@ -33,7 +33,8 @@ _INTRO = f"""# Results on the reference model
   its difference from the full model's.
 - Calibrated on: "mix" is `{CALIBRATION.mix}`,
   "domain" `{CALIBRATION.domain}`, "task" the calibration split of `{CALIBRATION.task}`.
-- Seconds: deciding and writing, on two shared cores; without the score bundle where one is taken.
+- Seconds of wall time and of CPU time (two cores shared with other work, which moves the first):
+  deciding and writing, without the score bundle where one is taken.
 """
 
 

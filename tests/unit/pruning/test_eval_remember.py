@@ -1,4 +1,4 @@
-"""``leanmoe eval --remember``: the model compared with is run once, and only for what it was asked."""
+"""``leanmoe eval --remember``: the model compared with is run once for what was asked."""
 
 from __future__ import annotations
 
