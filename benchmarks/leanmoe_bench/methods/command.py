@@ -59,4 +59,9 @@ def compare(cases: Sequence[str] | None, work: Path) -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> str:
     """``docs/results.md``."""
-    return page(rows, _INTRO)
+    return page(rows, _INTRO, *(_name(one) for one in (CALIBRATION.domain, CALIBRATION.task)))
+
+
+def _name(spec: str) -> str:
+    """``c`` of ``builtin:c:16``."""
+    return spec.split(":")[1]

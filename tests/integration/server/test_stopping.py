@@ -86,7 +86,9 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_streams_finish_within_the_drain_time(slow_model: Path, tmp_path: Path) -> None:
-    with live_server(slow_model, tmp_path / "log", "--drain-seconds", str(STREAM_SECONDS)) as server:
+    with live_server(
+        slow_model, tmp_path / "log", "--drain-seconds", str(STREAM_SECONDS)
+    ) as server:
         streams = stop_mid_stream(server)
     assert [(s.reason, s.error) for s in streams] == [("length", None)] * 3
 
