@@ -17,7 +17,7 @@ _SCORED = ("naee", "frequency", "reap", "soft-activation", "ean", "weighted-ean"
 _WEIGHTS = ("moe-pruner", "wanda", "magnitude", "sparsegpt")
 _PATTERNS = {"50 %": ("--sparsity", "0.5"), "2:4": ("--pattern", "2:4")}
 # The paper's 40 + 160 would take hours here.
-_SEARCH = ("--prune-evaluations", "40", "--evaluations", "80")
+_SEARCH = ("--prune-evaluations", "24", "--evaluations", "40")
 
 
 @dataclass(frozen=True)
