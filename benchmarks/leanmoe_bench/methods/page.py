@@ -11,15 +11,15 @@ from leanmoe_bench.methods.shapes import change, findings, joint, ratios
 _HEAD = "| method | calibrated on | {columns} | all | KLD | top-1 same | {tasks} | seconds, CPU |"
 
 
-def page(rows: Sequence[dict[str, Any]], intro: str, domain: str, task: str) -> str:
+def page(rows: Sequence[dict[str, Any]], intro: str, domain: str) -> str:
     """Markdown: the full model, what was expected and found, one table per budget.
 
-    ``domain`` and ``task`` are those that some rows were calibrated on.
+    ``domain`` is the one that some rows were calibrated on.
     """
     full, cuts = rows[0], rows[1:]
     domains, tasks = list(full["eval"]["domains"]), list(full["eval"]["tasks"])
     parts = [intro.rstrip(), "", *_full_table(full, domains, tasks)]
-    found = [f"- {one}" for one in findings(cuts, domain, task)]
+    found = [f"- {one}" for one in findings(cuts, domain)]
     parts += ["", "## Expected and found", "", *found] if found else []
     for budget in dict.fromkeys(row["budget"] for row in cuts):
         parts += ["", f"## {budget.capitalize()}", "", *_header(domains, tasks)]

@@ -17,16 +17,16 @@ _SCORED = ("naee", "frequency", "reap", "soft-activation", "ean", "weighted-ean"
 _WEIGHTS = ("moe-pruner", "wanda", "magnitude", "sparsegpt")
 _PATTERNS = {"50 %": ("--sparsity", "0.5"), "2:4": ("--pattern", "2:4")}
 # The paper's 40 + 160 would take hours here.
-_SEARCH = ("--prune-evaluations", "24", "--evaluations", "40")
+_SEARCH = ("--prune-evaluations", "40", "--evaluations", "80")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What methods decide from: a mix, one domain of it, and the task of those that search."""
+    """What methods decide from: a mix, one domain of it, and tasks of those that search."""
 
     mix: str
     domain: str
-    task: str
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Run:
         return "".join(letter for letter in plain if letter not in " ,").lower()
 
 
+def source_name(spec: str) -> str:
+    """``arith`` of ``builtin:arith:48``."""
+    return spec.split(":")[1]
+
+
 def every_run(calibration: Calibration) -> Iterator[Run]:
     """All rows, those of the middle budget first."""
     for keep in sorted(KEEPS, key=lambda keep: abs(keep - 4)):
@@ -87,9 +92,9 @@ def _experts(keep: int, calibration: Calibration) -> Iterator[Run]:
     yield Run("naee", budget, "domain", (_prune(*domain),))
     progressive = ("--method", "naee", "--variant", "progressive", *kept, *data)
     yield Run("naee, progressive", budget, "mix", (_prune(*progressive),))
-    if keep == 4:
-        eep = ("--method", "eep", *kept, "--task", calibration.task, *_SEARCH)
-        yield Run("eep", budget, "task", (_prune(*eep),))
+    for task in calibration.tasks if keep == 4 else ():
+        eep = ("--method", "eep", *kept, "--task", task, *_SEARCH)
+        yield Run("eep", budget, source_name(task), (_prune(*eep),))
 
 
 def _weights(pattern: str, options: tuple[str, ...], calibration: Calibration) -> Iterator[Run]:

@@ -59,7 +59,7 @@ class Table:
         return {key: math.exp(math.fsum(held) / len(held)) for key, held in logs.items()}
 
 
-def findings(rows: Sequence[Row], domain: str, task: str) -> Iterator[str]:
+def findings(rows: Sequence[Row], domain: str) -> Iterator[str]:
     """Sentences, one per expectation and budget."""
     table = Table(rows)
     keeps = list(dict.fromkeys(row["budget"] for row in rows if row["budget"].startswith("keep")))
@@ -67,7 +67,7 @@ def findings(rows: Sequence[Row], domain: str, task: str) -> Iterator[str]:
         yield from _least(table, budget)
     for budget in keeps:
         yield from _domain(table, budget, domain)
-    yield from _task(table, task)
+    yield from _tasks(table)
     for budget in ("50 %", "2:4"):
         yield from _pair(table, budget, "MoE-Pruner", "moe-pruner", "wanda")
         yield from _regained(table, budget)
@@ -111,8 +111,9 @@ def _domain(table: Table, budget: str, domain: str) -> Iterator[str]:
     )
 
 
-def _task(table: Table, task: str) -> Iterator[str]:
+def _tasks(table: Table) -> Iterator[str]:
     for found in table.find("eep", "keep 4"):
+        task = found["calibration"]
         for rival in table.find("naee", "keep 4", "mix"):
             mine, other = (row["eval"]["tasks"][task] for row in (found, rival))
             apart = mine["low"] > other["high"] or mine["high"] < other["low"]

@@ -61,7 +61,7 @@ def test_findings_say_what_holds_and_what_lies_within_the_intervals():
         {**row("random", "keep 4", 1.3), "seed": 0},
         {**row("random", "keep 4", 1.5), "seed": 1},
         {**row("naee", "keep 4", 1.05), "calibration": "domain"},
-        {**row("eep", "keep 4", 1.4), "calibration": "task"},
+        {**row("eep", "keep 4", 1.4), "calibration": "arith"},
         row("moe-pruner", "50 %", 1.21),
         row("wanda", "50 %", 1.212),
         row("moe-pruner, distilled", "50 %", 1.09),
