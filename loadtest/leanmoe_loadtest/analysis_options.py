@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from leanmoe.command import Result
 from leanmoe.errors import GateError, InputError, LeanMoEError
 from leanmoe.provenance import atomic_write_text
+from leanmoe_loadtest.plan import Plan, WeighedWish
 from leanmoe_loadtest.reading.gate import Check, check_measurable, failures, parse_gate
+from leanmoe_loadtest.reading.levels import level_name
 from leanmoe_loadtest.reading.quality import QUALITY_FILE, Quality, read_quality
 from leanmoe_loadtest.reading.saturation import Bounds
 from leanmoe_loadtest.reading.slo import Slo, parse_slo
@@ -79,15 +82,24 @@ class Reading:
     report: Path | None
     quality: bool
 
-    def check(self, groups: Collection[str], *, open_loop: bool, metrics: bool) -> None:
-        """Refuse a gate on what this load will not measure, before it starts."""
+    def check(self, plan: Plan, exported: Callable[[], set[str]]) -> None:
+        """Refuse a gate on what this load will not measure, before it starts.
+
+        ``exported`` asks the server for the names of its series.
+        """
         given = {
             "slo": self.slo is not None,
             "quality": self.quality,
-            "open": open_loop,
-            "metrics": metrics,
+            "open": plan.schedule is not None,
         }
-        check_measurable(self.checks, given, groups)
+        groups = {plan.endpoint, *map(level_name, wishes_of(plan))}
+        check_measurable(self.checks, given, groups, exported)
+
+
+def wishes_of(plan: Plan) -> list[str | None]:
+    """The mix's wishes as records hold them."""
+    mix = plan.levels or [WeighedWish(value=None, weight=1.0)]
+    return [None if one.value is None else json.dumps(one.value) for one in mix]
 
 
 def reading_of(args: argparse.Namespace) -> Reading:
@@ -98,7 +110,8 @@ def reading_of(args: argparse.Namespace) -> Reading:
         raise InputError(f"--report {args.report} is a folder; name a file")
     return Reading(
         slo=None if args.slo is None else parse_slo(args.slo),
-        checks=parse_gate(args.fail_if),
+        # A comparison's and a search's conditions are on other figures.
+        checks=[] if args.compare or args.find_saturation else parse_gate(args.fail_if),
         report=args.report,
         quality=args.quality,
     )
@@ -154,7 +167,7 @@ def _compare(args: argparse.Namespace) -> Result:
     from leanmoe_loadtest.reading.sides import check_alike, read_side
 
     checks = parse_ratio_gate(args.fail_if)
-    reading = reading_of(argparse.Namespace(**{**vars(args), "fail_if": []}))
+    reading = reading_of(args)
     a, b = (read_side(folders) for folders in _sides(args))
     if not args.force:
         check_alike([a, b])
@@ -179,6 +192,8 @@ def _sides(args: argparse.Namespace) -> tuple[Sequence[Path], Sequence[Path]]:
 
 def bounds_of(args: argparse.Namespace, first_rate: float | None) -> Bounds:
     """Where the search starts and what ends it."""
+    if args.quality:
+        raise InputError("--quality belongs to one run; run it at the rate that was found")
     if args.slo is None:
         raise InputError("--find-saturation searches the rate that meets goals; give --slo")
     if not 0 < args.goodput_target <= 1:

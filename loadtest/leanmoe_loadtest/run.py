@@ -104,8 +104,9 @@ def _write_lines(path: Path, rows: Sequence[BaseModel]) -> None:
 
 def read_lines(path: Path, model: type[_Model]) -> list[_Model]:
     """A file of one ``model`` per line; ``InputError`` names the line that is none."""
-    lines = _text(path).splitlines()
-    return [_parse(model, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    # Not `splitlines`: an answer may hold a line separator that JSON leaves as it is.
+    lines = enumerate(_text(path).split("\n"), 1)
+    return [_parse(model, line, f"{path}:{number}") for number, line in lines if line]
 
 
 def _text(path: Path) -> str:

@@ -16,11 +16,11 @@ from leanmoe_loadtest.reading.slo import Slo, goodput
 from leanmoe_loadtest.reading.timeline import last_seen
 from leanmoe_loadtest.record import RequestRecord
 from leanmoe_loadtest.run import Run
-from leanmoe_loadtest.stats import present, span_seconds
+from leanmoe_loadtest.stats import PERCENTILES, present, span_seconds
 
 RESAMPLES, _FEWEST_RESAMPLES = 1000, 200
 _MOST_DRAWN = 5e8
-_POINTS = ("mean", "p50", "p90", "p95", "p99")
+_POINTS = ("mean", *(f"p{p}" for p in PERCENTILES))
 Latency = Callable[[RequestRecord], Sequence[float]]
 
 
@@ -110,11 +110,16 @@ def _ratios(
     for row in ratios:
         clusters = None if prompts is None else _resampled(random, len(prompts))
         pairs = zip(samples, draws, strict=True)
-        of_a, of_b = [s.statistics(_POINTS, side.weights(random, clusters)) for s, side in pairs]
-        row[:] = [_over(b, a) for a, b in zip(of_a, of_b, strict=True)]
-    of_a, of_b = [s.statistics(_POINTS, side.ones) for s, side in zip(samples, draws, strict=True)]
+        of_a, of_b = [_points(s, side.weights(random, clusters)) for s, side in pairs]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            row[:] = of_b / of_a
+    of_a, of_b = [_points(s, side.ones) for s, side in zip(samples, draws, strict=True)]
     for point, a, b, column in zip(_POINTS, of_a, of_b, ratios.T, strict=True):
-        yield _row(f"{name}_{point}", a, b, middle_95(column))
+        yield _row(f"{name}_{point}", float(a), float(b), middle_95(column))
+
+
+def _points(sample: Sample, weights: Floats) -> Floats:
+    return np.append(sample.mean(weights), sample.percentiles(PERCENTILES, weights))
 
 
 def _resamples(samples: Sequence[Sample]) -> int:

@@ -14,6 +14,7 @@ _FORM = re.compile(
     r"(?P<name>[a-z][a-z0-9_.]*)\s*(?P<operator><=|>=|<|>)\s*"
     r"(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(?P<unit>[A-Za-z%]*)"
 )
+_POINT = re.compile(r"mean|max|p\d+")
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -68,8 +69,23 @@ def parse_condition(text: str, kinds: Mapping[str, str], option: str, form: str)
 def _suggestion(name: str, names: Iterable[str]) -> str:
     known = list(names)
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}There are: {', '.join(known)}"
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(_families(known))}"
+
+
+def _families(names: Iterable[str]) -> list[str]:
+    """Names that differ in their last word only, as one: ``ttft_{mean,p50}``."""
+    endings: dict[str, list[str]] = {}
+    for name in names:
+        stem, _, ending = name.rpartition("_")
+        endings.setdefault(stem if _POINT.fullmatch(ending) else name, []).append(name)
+    return [
+        found[0] if len(found) == 1 else f"{stem}_{{{_last_words(found)}}}"
+        for stem, found in endings.items()
+    ]
+
+
+def _last_words(names: Iterable[str]) -> str:
+    return ",".join(name.rpartition("_")[2] for name in names)
 
 
 def _expected(units: Mapping[str, float]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leanmoe import metric_names
+from leanmoe_loadtest.reading.server_series import KV_USE, PREEMPTIONS, WAITING
 from leanmoe_loadtest.stats import PERCENTILES
 
 Summary = Mapping[str, Any]
@@ -21,6 +23,7 @@ class Figure:
     value: Callable[[Summary], float | None]
     needs: str | None = None
     grouped: bool = True  # also measured by endpoint and by level
+    series: Sequence[str] = ()  # of which the server must export one
 
 
 def _at(*path: str, scale: float = 1.0) -> Callable[[Summary], float | None]:
@@ -53,8 +56,9 @@ def _latencies() -> dict[str, Figure]:
     }
 
 
-def _server(kind: str, *path: str) -> Figure:
-    return Figure(kind, _at("server", *path), needs="metrics", grouped=False)
+def _server(kind: str, series: str | Sequence[str], *path: str) -> Figure:
+    names = (series,) if isinstance(series, str) else series
+    return Figure(kind, _at("server", *path), grouped=False, series=names)
 
 
 FIGURES: Mapping[str, Figure] = {
@@ -71,19 +75,14 @@ FIGURES: Mapping[str, Figure] = {
     "unfinished": Figure("number", _at("requests", "unfinished")),
     "requests_per_second": Figure("number", _at("requests_per_second")),
     "output_tokens_per_second": Figure("number", _at("output_tokens_per_second")),
-    "skip_rate": _server("share", "skip_rate"),
-    "skip_level": _server("share", "skip_level", "max"),
-    "waiting_max": _server("number", "waiting", "max"),
-    "kv_use_max": _server("share", "kv_use", "max"),
-    "preemptions": _server("number", "preemptions"),
-    "resident_max": _server("memory", "resident_bytes", "max"),
-    "device_max": _server("memory", "device_bytes", "max"),
+    "skip_rate": _server("share", metric_names.ROUTED_ASSIGNMENTS.name, "skip_rate"),
+    "skip_level": _server("share", metric_names.SKIP_LEVEL.name, "skip_level", "max"),
+    "waiting_max": _server("number", WAITING, "waiting", "max"),
+    "kv_use_max": _server("share", KV_USE, "kv_use", "max"),
+    "preemptions": _server("number", PREEMPTIONS, "preemptions"),
+    "resident_max": _server("memory", metric_names.RESIDENT_BYTES.name, "resident_bytes", "max"),
+    "device_max": _server("memory", metric_names.DEVICE_BYTES.name, "device_bytes", "max"),
     "quality_exact_match": Figure("share", _worst_level("exact_match"), "quality", grouped=False),
     "quality_agreement": Figure("share", _worst_level("agreement"), "quality", grouped=False),
 }
 KINDS: Mapping[str, str] = {name: figure.kind for name, figure in FIGURES.items()}
-
-
-def is_better_lower(name: str) -> bool:
-    """Whether less of a figure is better."""
-    return FIGURES[name].kind in ("time", "memory") or name in ("error_rate", "failed")

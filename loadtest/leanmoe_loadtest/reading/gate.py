@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ _NEEDS = {
     "slo": "it needs --slo",
     "quality": "it needs --quality",
     "open": "only an open loop has a schedule to be late for (--arrivals)",
-    "metrics": "the server's /metrics were not read",
 }
 
 
@@ -52,22 +51,41 @@ def _parse(text: str) -> Check:
 
 
 def check_measurable(
-    checks: Sequence[Check], given: Mapping[str, bool], groups: Collection[str]
+    checks: Sequence[Check],
+    given: Mapping[str, bool],
+    groups: Collection[str],
+    exported: Callable[[], set[str]],
 ) -> None:
     """Refuse what this run will not measure, before it starts.
 
-    ``given`` says which of ``slo``, ``quality``, ``open`` and ``metrics`` the run has;
-    ``groups`` are the endpoints and levels it sends.
+    ``given`` says which of ``slo``, ``quality`` and ``open`` the run has, ``groups`` are
+    the endpoints and levels it sends, ``exported`` asks the server for its series.
     """
     for check in checks:
         needs = FIGURES[check.condition.name].needs
         if needs is not None and not given[needs]:
             raise InputError(f"{OPTION} {check.text!r} is not measured here: {_NEEDS[needs]}")
         if check.group is not None and check.group not in groups:
+            raise InputError(_no_group(check, groups))
+    _check_exported([c for c in checks if FIGURES[c.condition.name].series], exported)
+
+
+def _check_exported(checks: Sequence[Check], exported: Callable[[], set[str]]) -> None:
+    names = exported() if checks else set()
+    for check in checks:
+        series = FIGURES[check.condition.name].series
+        if not names & set(series):
             raise InputError(
-                f"{OPTION} {check.text!r}: the run has no group {check.group!r}; it has "
-                f"{', '.join(sorted(groups))}"
+                f"{OPTION} {check.text!r} is not measured here: the server's /metrics has no "
+                f"{series[0]}"
             )
+
+
+def _no_group(check: Check, groups: Collection[str]) -> str:
+    return (
+        f"{OPTION} {check.text!r}: the run has no group {check.group!r}; it has "
+        f"{', '.join(sorted(groups))}"
+    )
 
 
 def failures(checks: Sequence[Check], summary: Mapping[str, Any]) -> list[str]:
@@ -93,10 +111,7 @@ def _part(check: Check, summary: Mapping[str, Any]) -> Mapping[str, Any]:
         return summary
     groups = {**summary["by_endpoint"], **summary["by_level"]}
     if check.group not in groups:
-        raise InputError(
-            f"{OPTION} {check.text!r}: the run has no group {check.group!r}; it has "
-            f"{', '.join(sorted(groups))}"
-        )
+        raise InputError(_no_group(check, groups))
     return dict(groups[check.group])
 
 

@@ -61,24 +61,21 @@ class Sample:
         self.values: Floats = flat[order]
         self._owners = np.repeat(np.arange(sizes.size), sizes)[order]
 
-    def statistics(self, names: Sequence[str], weights: Floats) -> list[float]:
-        """``mean`` and ``p95`` and the like, each value counted as often as its owner weighs.
+    def percentiles(self, points: Sequence[float], weights: Floats) -> Floats:
+        """As ``numpy.percentile``, of every value repeated as often as its owner weighs.
 
-        Percentiles lie between neighbours as ``numpy.percentile``'s, of values repeated by
-        their weights, which are whole numbers.
+        Weights are whole numbers; NaN where nothing weighs anything.
         """
-        own = weights[self._owners]
-        ends = np.cumsum(own)
+        ends = np.cumsum(weights[self._owners])
         if not ends.size or ends[-1] == 0:
-            return [float("nan")] * len(names)
-        mean = float(own @ self.values / ends[-1])
-        return [
-            mean if name == "mean" else self._percentile(ends, float(name[1:]) / 100)
-            for name in names
-        ]
+            return np.full(len(points), np.nan)
+        places = np.asarray(points) / 100 * (ends[-1] - 1)
+        whole = np.floor(places)
+        below = self.values[np.searchsorted(ends, whole, side="right")]
+        above = self.values[np.searchsorted(ends, np.ceil(places), side="right")]
+        return np.asarray(below + (above - below) * (places - whole))
 
-    def _percentile(self, ends: Floats, share: float) -> float:
-        place = share * (ends[-1] - 1)
-        whole = np.floor(place)
-        below, above = self.values[np.searchsorted(ends, [whole, np.ceil(place)], side="right")]
-        return float(below + (above - below) * (place - whole))
+    def mean(self, weights: Floats) -> float:
+        """NaN where nothing weighs anything."""
+        own = weights[self._owners]
+        return float(own @ self.values / own.sum()) if own.sum() else float("nan")

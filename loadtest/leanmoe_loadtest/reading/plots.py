@@ -122,7 +122,7 @@ def _first_row(axes: Axes, axis: Mapping[str, Any], records: Sequence[RequestRec
     ]
     if points:
         step = -(-len(points) // _MOST_POINTS)
-        axes.plot(*zip(*points[::step], strict=True), "o", color=LINE, markersize=2.5, zorder=1)
+        axes.plot(*zip(*points[::step], strict=True), "o", color=EMPTY, markersize=2.5, zorder=1)
     _line(axes, axis, axis["client"]["ttft_p50_ms"], MAIN, "p50")
     _line(axes, axis, axis["client"]["ttft_p95_ms"], SECOND, "p95")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from leanmoe.provenance import atomic_write_text
 from leanmoe_loadtest.reading.intervals import mean_interval, wilson
 from leanmoe_loadtest.reading.levels import level_name
 from leanmoe_loadtest.reading.quality_prompts import ANSWER_TOKENS, PROMPTS, SET_NAME
@@ -128,7 +129,7 @@ def _notes(quality: Quality, skipping: bool, noise: Mapping[str, Any] | None) ->
 def write_quality(folder: Path, quality: Quality) -> None:
     """Put ``quality.jsonl`` into a run folder."""
     lines = "".join(answer.model_dump_json() + "\n" for answer in quality.answers)
-    (folder / QUALITY_FILE).write_text(lines, encoding="utf-8")
+    atomic_write_text(folder / QUALITY_FILE, lines)
 
 
 def read_quality(path: Path) -> Quality:

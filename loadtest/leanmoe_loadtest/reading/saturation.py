@@ -115,7 +115,11 @@ def find_saturation(
         if search.steps and clock() - start + longest > bounds.most_seconds:
             ended = "time used up"
             break
-        search.steps.append(measure(rate, len(search.steps)))
+        try:
+            search.steps.append(measure(rate, len(search.steps)))
+        except KeyboardInterrupt:
+            ended = "interrupted"
+            break
     return _result(search, ended)
 
 

@@ -42,15 +42,15 @@ def test_pairing_takes_the_prompts_out_of_the_interval():
         row(one, "ttft_mean")["high"] - row(one, "ttft_mean")["low"] for one in (paired, apart)
     ]
     # Prompts cost between half and one and a half: unpaired, that is chance.
-    assert widths[0] < widths[1] / 4
+    assert widths[0] < widths[1] / 2
 
 
 def test_no_difference_is_seldom_called_one():
     clear = []
-    for seed in range(40):
+    for seed in range(20):
         a, b = drawn_run(seed, count=48), drawn_run(1000 + seed, count=48, seed=1)
         clear.append(row(compare(side(a), side(b), seed=seed), "ttft_p50")["clear"])
-    assert np.mean(clear) <= 0.15
+    assert np.mean(clear) <= 0.2
 
 
 def test_runs_that_differ_widen_the_interval():

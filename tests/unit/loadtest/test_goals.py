@@ -16,7 +16,8 @@ from leanmoe_loadtest.record import RequestRecord
 from leanmoe_loadtest.run import read_run
 from tests.unit.loadtest.runs import SMALL_RUN, START, record
 
-EVERYTHING = {"slo": True, "quality": True, "open": True, "metrics": True}
+EVERYTHING = {"slo": True, "quality": True, "open": True}
+EXPORTED = {"vllm:kv_cache_usage_perc"}
 
 
 @pytest.mark.parametrize(
@@ -66,19 +67,24 @@ def test_a_wrong_gate_is_named(text, words):
         ("goodput<0.9", "slo", "it needs --slo"),
         ("quality_agreement<0.9", "quality", "it needs --quality"),
         ("late_p95>1s", "open", "only an open loop"),
-        ("kv_use_max>0.9", "metrics", "/metrics were not read"),
     ],
 )
 def test_what_the_run_will_not_measure_is_refused_before_it(text, lacking, words):
     checks = parse_gate([text])
-    check_measurable(checks, EVERYTHING, {"off"})
+    check_measurable(checks, EVERYTHING, {"off"}, lambda: EXPORTED)
     with pytest.raises(InputError, match=words):
-        check_measurable(checks, {**EVERYTHING, lacking: False}, {"off"})
+        check_measurable(checks, {**EVERYTHING, lacking: False}, {"off"}, lambda: EXPORTED)
+
+
+def test_what_the_server_does_not_export_is_refused_before_the_run():
+    check_measurable(parse_gate(["kv_use_max>0.9"]), EVERYTHING, {"off"}, lambda: EXPORTED)
+    with pytest.raises(InputError, match="/metrics has no leanmoe_routed_assignments_total"):
+        check_measurable(parse_gate(["skip_rate<0.1"]), EVERYTHING, {"off"}, lambda: EXPORTED)
 
 
 def test_a_group_the_run_does_not_send_is_refused_before_it():
     with pytest.raises(InputError, match=r"no group '0.4'; it has chat, off"):
-        check_measurable(parse_gate(["ttft_p95[0.4]>1s"]), EVERYTHING, {"off", "chat"})
+        check_measurable(parse_gate(["ttft_p95[0.4]>1s"]), EVERYTHING, {"off", "chat"}, set)
 
 
 @pytest.mark.parametrize(
