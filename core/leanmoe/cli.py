@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from leanmoe.command import Command, run_command
+from leanmoe.extras import missing_package
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("leanmoe_demo.command", "the whole main job on the embedded model"),
@@ -65,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command: Command = import_module(COMMANDS[name][0]).COMMAND
         return run_command(command, rest)
+    except ModuleNotFoundError as error:
+        if (missing := missing_package(name, error)) is None:
+            raise
+        print(missing, file=sys.stderr)
+        return missing.exit_code
     except KeyboardInterrupt:
         print(f"leanmoe {name}: interrupted before it began", file=sys.stderr)
         return 130

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanmoe.errors import GateError, LeanMoEError, OutputError
+from leanmoe.extras import missing_package
 from leanmoe.interrupts import interrupt_requested
 
 Result = dict[str, Any]
@@ -77,6 +78,8 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     except Exception as error:
         if interrupt_requested():
             return _interrupted(command)
+        if isinstance(error, ModuleNotFoundError) and missing_package(command.name, error):
+            raise
         if args.verbose:
             raise
         print(
