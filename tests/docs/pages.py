@@ -6,7 +6,7 @@ A block of ``bash`` or ``python`` is run by the tests unless the line before it 
 - ``<!-- runs against a server -->``: run where a server is up (tests/integration/server);
 - ``title="PATH"`` after the language: an excerpt of that file, compared with it.
 
-Blocks whose first command is of a cluster or a container engine are not run: there is neither.
+Blocks whose first command is one of ``ELSEWHERE`` are not run either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 RUNNABLE = ("bash", "python")
-ELSEWHERE = ("kubectl", "helm", "docker", "podman", "buildah")
+ELSEWHERE = {
+    **dict.fromkeys(("kubectl", "helm", "kind", "minikube"), "there is no cluster"),
+    **dict.fromkeys(("docker", "podman", "buildah"), "there is no container engine"),
+    "make": "make runs the gate, of which this is a part",
+}
 SERVER = "runs against a server"
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>\S.*)?$")
@@ -55,9 +59,8 @@ class Fence:
         """Why it is not run, or ``None``."""
         if self.comment.startswith("not run: "):
             return self.comment.removeprefix("not run: ")
-        if self.language == "bash" and self.commands and self.commands[0].startswith(ELSEWHERE):
-            return "there is no cluster and no container engine"
-        return None
+        first = self.commands[0].split()[0] if self.language == "bash" and self.commands else ""
+        return ELSEWHERE.get(first)
 
     @property
     def on_server(self) -> bool:
