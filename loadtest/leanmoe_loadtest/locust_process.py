@@ -80,6 +80,10 @@ def run_load(plan: Plan, crew: Crew) -> Outcome:
 
 def run_worker(master: Address) -> None:
     """Be a worker of the master at ``master`` until it says that the run is over."""
+    try:
+        socket.getaddrinfo(master.host, master.port)
+    except OSError as error:
+        raise InputError(f"the master {master} cannot be found: {error.strerror}") from None
     arguments = ["--worker", "--master-host", master.host, "--master-port", str(master.port)]
     with (
         tempfile.TemporaryDirectory(prefix="leanmoe-loadtest-") as folder,
