@@ -22,11 +22,14 @@ _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=["serve", "kernel", "soak", "drafts", "memory", "offline", "goldens", "methods"],
+        choices=[
+            *("serve", "kernel", "soak", "drafts", "memory", "offline", "goldens", "methods"),
+            "load",
+        ],
         help="whole engines, the CPU kernel, many mixed requests against a recount, how many "
         "drafts are accepted, resident memory over time, how fast and within which memory "
-        "experts are chosen, what methods decide against the published code's numbers, or every "
-        "pruning method on the reference model",
+        "experts are chosen, what methods decide against the published code's numbers, every "
+        "pruning method on the reference model, or whether the load test's figures are true",
     )
     parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
     parser.add_argument("--case", action="append", help="default: all that fit the shape")
@@ -91,6 +94,13 @@ def _methods(args: argparse.Namespace, work: Path) -> Result:
     from leanmoe_bench.serve import environment
 
     return {"environment": environment(), "methods": compare(args.case, work)}
+
+
+def _load(args: argparse.Namespace, work: Path) -> Result:
+    from leanmoe_bench.load.command import measure
+    from leanmoe_bench.serve import environment
+
+    return {"environment": environment(), "load": measure(args.seed)}
 
 
 def _memory(args: argparse.Namespace, work: Path) -> Result:
@@ -185,6 +195,7 @@ def _line(row: dict[str, object]) -> str:
 
 
 _RUNS = {
+    "load": _load,
     "methods": _methods,
     "drafts": _drafts,
     "memory": _memory,
@@ -195,6 +206,10 @@ _RUNS = {
 
 
 def _show(result: Result) -> str:
+    if "load" in result:
+        from leanmoe_bench.load.command import show as show_load
+
+        return show_load(result["load"])
     if "methods" in result:
         from leanmoe_bench.methods.command import show as show_methods
 

@@ -76,7 +76,7 @@ def atomic_write_json(path: Path, content: Any) -> None:
 
 
 # What marks a folder that a command of ours, or a model's maker, wrote: only such are replaced.
-_REPLACEABLE = ("config.json", "scores.json", "results.json")
+_REPLACEABLE = ("config.json", "scores.json", "results.json", "run.json")
 
 
 def check_output(target: Path, force: bool = False, inputs: Iterable[Path] = ()) -> None:

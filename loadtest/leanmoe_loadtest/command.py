@@ -159,10 +159,10 @@ def _warn(ending: Ending) -> None:
         text = f"{ending.lost} workers went away in the middle; the run is marked partial"
         print(f"leanmoe loadtest: {text}", file=sys.stderr)
     for worker in ending.workers:
-        if abs(worker.clock_skew) > _MOST_SKEW_SECONDS:
+        if abs(worker.skew) > _MOST_SKEW_SECONDS:
             print(
                 f"leanmoe loadtest: the clock of {worker.name} differs from this one by "
-                f"{worker.clock_skew:+.2f} s, so its share began at another time",
+                f"{worker.skew:+.2f} s, so its share began at another time",
                 file=sys.stderr,
             )
 

@@ -8,6 +8,7 @@ gevent, so only Locust's processes do.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from locust.exception import StopUser
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 
 from leanmoe_loadtest.clock import now
-from leanmoe_loadtest.messages import API_KEY_VARIABLE, CUT, DONE, GO, RECORDS, Ending, WorkerEnding
+from leanmoe_loadtest.messages import (
+    API_KEY_VARIABLE,
+    CUT,
+    DONE,
+    GO,
+    RECORDS,
+    ClockSkew,
+    Ending,
+    WorkerEnding,
+)
 from leanmoe_loadtest.plan import Plan
 from leanmoe_loadtest.record import RequestRecord
 from leanmoe_loadtest.session import Session, Share
@@ -61,7 +71,7 @@ class _Worker:
         runner.register_message(CUT, lambda **_: self.cut())
 
     def _take_plan(self, environment: Any, msg: Any, **_: Any) -> None:
-        self._skew = now() - msg.data["clock"]
+        self._most_skew = now() - msg.data["clock"]
         self._start = msg.data["start"]
         self._share = Share(*msg.data["share"])
         plan = Plan.model_validate_json(msg.data["plan"])
@@ -87,10 +97,9 @@ class _Worker:
         finally:
             flusher.kill()
             self._flush()
-            ending = WorkerEnding(
-                name=self._share.name, limit=self._session.limit, clock_skew=self._skew
-            )
-            self._runner.send_message(DONE, ending.model_dump())
+            limit = self._session.limit.model_dump()
+            content = {"name": self._share.name, "limit": limit, "most_skew": self._most_skew}
+            self._runner.send_message(DONE, {**content, "clock": now()})
 
     def _keep(self, record: RequestRecord) -> None:
         self._lines.append(record.model_dump_json())
@@ -146,7 +155,10 @@ class _Master:
         self._records.flush()
 
     def _take_done(self, environment: Any, msg: Any, **_: Any) -> None:
-        self._ending.workers.append(WorkerEnding.model_validate(msg.data))
+        skew = ClockSkew(least=msg.data["clock"] - now(), most=msg.data["most_skew"])
+        self._ending.workers.append(
+            WorkerEnding(name=msg.data["name"], limit=msg.data["limit"], skew=skew.seconds)
+        )
         self._waiting.discard(msg.node_id if self._spread else "local")
 
     def _watch(self) -> None:
@@ -176,7 +188,8 @@ class _Master:
         if self._begun:
             self._runner.send_message(CUT)
         else:
-            gevent.spawn(self._runner.quit)
+            # Locust would go on waiting for workers. It leads a process group, see locust_process.
+            os.killpg(0, signal.SIGKILL)
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]

@@ -28,7 +28,7 @@ from leanmoe_loadtest.record import RequestRecord
 _LOCUST_FILE = Path(__file__).with_name("locust_file.py")
 _START_SECONDS = 60.0
 _WORKERS_SECONDS = 3600.0
-_CUT_SECONDS = 15.0
+_CUT_SECONDS, _WORKER_CUT_SECONDS = 15.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def run_worker(master: Address) -> None:
         try:
             code = locust.process.wait()
         except KeyboardInterrupt:
-            locust.cut()
+            locust.cut(_WORKER_CUT_SECONDS)
             raise
         if code != 0:
             raise LeanMoEError(f"the worker of {master} ended with code {code}: {locust.tail}")
@@ -152,12 +152,12 @@ class _Locust:
     def tail(self) -> str:
         return self.log.read_text(errors="replace").strip()[-500:]
 
-    def cut(self) -> None:
+    def cut(self, seconds: float = _CUT_SECONDS) -> None:
         """Let it record what is under way as unfinished; a second interrupt ends it at once."""
         os.close(self.control)
         self.control = -1
         with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-            self.process.wait(_CUT_SECONDS)
+            self.process.wait(seconds)
 
 
 @contextmanager

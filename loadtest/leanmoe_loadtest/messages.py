@@ -11,14 +11,32 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"
 GO, CUT, RECORDS, DONE = (f"leanmoe_{name}" for name in ("go", "cut", "records", "done"))
 
 
+class ClockSkew(BaseModel):
+    """Bounds of a worker's lead over the master's clock.
+
+    A message that takes no time would tell it. Each one that takes some bounds it from one side:
+    from above on the way to the worker, from below on the way back.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    least: float
+    most: float
+
+    @property
+    def seconds(self) -> float:
+        """The smallest lead within the bounds."""
+        return min(max(0.0, self.least), self.most)
+
+
 class WorkerEnding(BaseModel):
-    """How one worker's share ended; ``clock_skew`` is its clock's lead over the master's."""
+    """How one worker's share ended."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
     limit: ConcurrencyLimit
-    clock_skew: float
+    skew: float
 
 
 class Ending(BaseModel):

@@ -22,6 +22,9 @@ from leanmoe_loadtest.run import ConcurrencyLimit
 from leanmoe_loadtest.stream import Streamer
 
 Keep = Callable[[RequestRecord], None]
+# A closed loop's users begin one after another, or the first answers of many would wait for this
+# process to connect the others.
+_APART_SECONDS, _ALL_WITHIN_SECONDS = 0.002, 1.0
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,10 @@ class Session:
         self._keep(record)
 
     def _closed_loop(self, start: float) -> None:
-        self._sleep_until(start)
-        for user in self._share.numbers(self._plan.users or 0):
+        users = self._plan.users or 1
+        apart = min(_APART_SECONDS, _ALL_WITHIN_SECONDS / users)
+        for user in self._share.numbers(users):
+            self._sleep_until(start + user * apart)
             self._group.start(gevent.Greenlet(self._user, user, start + self._plan.duration))
 
     def _user(self, user: int, end: float) -> None:
