@@ -6,7 +6,10 @@
   imagePullPolicy: {{ $root.Values.image.pullPolicy }}
   command: [/bin/sh, /scripts/prepare.sh, {{ .step }}]
   {{- with .args }}
-  args: {{- toYaml . | nindent 4 }}
+  args:
+    {{- range . }}
+    - {{ toString . | quote }}
+    {{- end }}
   {{- end }}
   env:
     - {name: MODEL, value: {{ include "leanmoe.sourceModel" $root | quote }}}

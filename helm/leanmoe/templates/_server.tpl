@@ -233,7 +233,7 @@ spec:
         {{- include "leanmoe.engineArgs" . | nindent 8 }}
       {{- end }}
       env:
-        {{- include "leanmoe.engineEnvironment" . | nindent 8 }}
+        {{- include "leanmoe.engineEnvironment" . | trim | nindent 8 }}
         - {name: VLLM_PLUGINS, value: leanmoe}
       envFrom:
         - configMapRef: {name: {{ include "leanmoe.settingsName" . }}}

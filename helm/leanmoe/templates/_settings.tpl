@@ -55,7 +55,7 @@ metadata:
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 data:
-  {{- include (printf "leanmoe.%s" $kind) $root | nindent 2 | replace "\n  \n" "\n\n" | replace "\n    \n" "\n\n" }}
+  {{- regexReplaceAll "(?m)^ +$" (include (printf "leanmoe.%s" $kind) $root | nindent 2) "" }}
 {{- end }}
 {{- end }}
 
