@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -146,3 +150,77 @@ def test_the_job_leaves_a_lean_checkpoint_with_a_curve(tmp_path):
     assert not list(tmp_path.glob("*.staged"))
     # Run again, as every upgrade of a hook does: nothing is done twice.
     assert all("is ready" in _run_step(step).stdout for step in steps)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """What a leanmoe server answers, or would if something were wrong with it."""
+
+    faults: ClassVar[set[str]] = set()
+
+    def do_GET(self):
+        if self.path == "/ready" and "unready" in self.faults:
+            return self._send(503, '{"ready": false, "reasons": ["layer 3 is not wrapped"]}')
+        if self.path == "/v1/models" and self.headers.get("Authorization") != "Bearer user-key":
+            return self._send(401, "no key")
+        text = {
+            "/v1/models": '{"data": [{"id": "tiny"}]}',
+            "/metrics": "leanmoe_handshake_complete 1.0\nleanmoe_skip_level 0.4\n"
+            'vllm:num_requests_waiting{engine="0"} 0.0\n',
+        }
+        return self._send(200, "" if "silent" in self.faults else text.get(self.path, "{}"))
+
+    def do_POST(self):
+        headers = {} if "stock" in self.faults else {"X-LeanMoE-Skip-Level": "0.4"}
+        self._send(200, '{"choices": [{"text": " Paris"}]}', headers)
+
+    def _send(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def check():
+    """`helm test` in miniature: one of its checks against answers with a fault."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def run(name: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+        _Answers.faults = {fault}
+        url = f"http://127.0.0.1:{server.server_port}"
+        return subprocess.run(
+            [sys.executable, FILES / "check.py", name],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"LEANMOE_URL": url, "LEANMOE_API_KEY": "user-key", "TIMEOUT_SECONDS": "5"},
+        )
+
+    yield run
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["ready", "answer", "metrics"])
+def test_checks_pass_on_a_good_server(check, name):
+    done = check(name)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "said"),
+    [
+        ("ready", "unready", "layer 3 is not wrapped"),
+        ("answer", "stock", "not leanmoe serve"),
+        ("metrics", "silent", "leanmoe_skip_level"),
+    ],
+)
+def test_checks_fail_on_a_bad_server_and_say_why(check, name, fault, said):
+    done = check(name, fault)
+    assert done.returncode == 1
+    assert said in done.stderr

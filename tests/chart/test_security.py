@@ -84,11 +84,9 @@ def failed(tmp_path_factory) -> list[Document]:
 
 def _is_allowed(check: Document) -> bool:
     where, _ = ALLOWED.get(check["check_id"], ((), ""))
-    kind, file = (
-        check["resource"].split(".")[0],
-        check["file_path"].strip("/").removesuffix(".yaml"),
-    )
-    return where is None or kind in where or file in where
+    kind, _, name = check["resource"].split(".")[:3]
+    file = check["file_path"].strip("/").removesuffix(".yaml")
+    return where is None or bool({kind, name, file} & set(where))
 
 
 def test_checkov_fails_nothing_without_a_reason(failed):
