@@ -12,6 +12,7 @@ from leanmoe.cli import COMMANDS
 from leanmoe.command import Command, parser_of
 
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_:]*|…|\.\.\.")
+_MORE = ("…", "...")
 _ENDS = set("|&;<>()")
 _ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
 _SAMPLES = {int: "1", float: "0.5"}
@@ -87,22 +88,23 @@ def _ask_nothing(parser: argparse.ArgumentParser) -> None:
 
 def _filled(words: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[str]:
     """The words, placeholders replaced by values that their option takes."""
-    action: argparse.Action | None = None
+    before = ""
     for word in words:
-        if word in ("…", "..."):
-            continue
         if word in ("-h", "--help"):
             return
-        if word.startswith("-"):
-            action = parser._option_string_actions.get(word)
+        action = parser._option_string_actions.get(before)
+        if _PLACEHOLDER.fullmatch(word) and before.startswith("-"):
+            # An option that is not ours is the engine's; a switch takes no value.
+            if action is None or action.nargs != 0:
+                yield _sample(action)
+        elif word not in _MORE:
             yield word
-        elif _PLACEHOLDER.fullmatch(word) and action is not None:
-            yield _sample(action)
-        else:
-            yield word
+        before = word
 
 
-def _sample(action: argparse.Action) -> str:
+def _sample(action: argparse.Action | None) -> str:
+    if action is None:
+        return "1"
     if action.choices:
         return str(next(iter(action.choices)))
     return _SAMPLES.get(action.type, "1")
