@@ -68,9 +68,13 @@ def check(words: Sequence[str], *, whole: bool) -> None:
     command: Command = import_module(COMMANDS[words[0]][0]).COMMAND
     parser = parser_of(command)
     parser.__class__ = _Parser
+    given = list(_filled(words[1:], parser))
     if not whole:
         _ask_nothing(parser)
-    rest = parser.parse_known_args(list(_filled(words[1:], parser)))[1]
+        if command.passes_through and given and given[0].startswith("-"):
+            # Else the first value of an engine's option would be taken for the model.
+            given.insert(0, "model")
+    rest = parser.parse_known_args(given)[1]
     if command.passes_through:
         _check_engine_arguments(rest)
     elif rest:
