@@ -40,7 +40,7 @@ _LEAD_SECONDS = {True: 1.5, False: 0.2}
 _MOST_BUFFERED = 200
 # Seconds of silence after which a worker counts as lost. Locust's three are soon over on a busy
 # machine, and it ends a run whose last worker it misses.
-runners.HEARTBEAT_LIVENESS = 20
+runners.HEARTBEAT_LIVENESS = 12
 
 
 class Sharer(User):  # type: ignore[misc]

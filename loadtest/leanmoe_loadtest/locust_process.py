@@ -80,10 +80,6 @@ def run_load(plan: Plan, crew: Crew) -> Outcome:
 
 def run_worker(master: Address) -> None:
     """Be a worker of the master at ``master`` until it says that the run is over."""
-    try:
-        socket.getaddrinfo(master.host, master.port)
-    except OSError as error:
-        raise InputError(f"the master {master} cannot be found: {error.strerror}") from None
     arguments = ["--worker", "--master-host", master.host, "--master-port", str(master.port)]
     with (
         tempfile.TemporaryDirectory(prefix="leanmoe-loadtest-") as folder,
@@ -138,6 +134,14 @@ def check_free(address: Address) -> None:
             probe.bind(found[0][4])
     except OSError as error:
         raise InputError(f"the master cannot listen at {address}: {error.strerror}") from None
+
+
+def check_found(address: Address) -> None:
+    """``InputError`` unless a master could be at ``address``."""
+    try:
+        socket.getaddrinfo(address.host, address.port)
+    except OSError as error:
+        raise InputError(f"the master {address} cannot be found: {error.strerror}") from None
 
 
 @dataclass

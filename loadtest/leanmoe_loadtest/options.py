@@ -61,6 +61,7 @@ def _add_crew(group: argparse._ArgumentGroup) -> None:
 def _setting(
     group: argparse._ArgumentGroup, name: str, kind: type, text: str, metavar: str | None = None
 ) -> None:
+    metavar = metavar or {int: "N", float: "X"}.get(kind)
     group.add_argument(name, type=kind, help=text, metavar=metavar, default=argparse.SUPPRESS)
 
 

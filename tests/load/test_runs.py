@@ -158,6 +158,14 @@ def test_a_trace_is_replayed_with_its_lengths(server: KnownServer, tmp_path: Pat
     assert sorted(dues) == pytest.approx([0.0, 0.2, 0.9], abs=1e-5)
 
 
+def test_made_up_prompts_are_as_long_as_the_server_counts() -> None:
+    with known_server(Pace(tokens_per_word=3, ttft_ms=[5.0])) as counting:
+        report(counting.url, "--input-tokens", "307", "--max-requests", "4")
+        sent = counting.truth().payloads
+    assert [len(p["messages"][0]["content"].split()) for p in sent] == [100] * 4
+    assert len({p["messages"][0]["content"] for p in sent}) == 4
+
+
 def test_levels_are_sent_and_the_applied_one_is_recorded(
     server: KnownServer, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ class Pace:
     The first token of request ``i`` comes ``ttft_ms[i % n]`` after the request, the gap before
     token ``j`` is ``itl_ms[j % n]``. ``tokens`` 0 gives as many as ``max_tokens`` asks for. Every
     third request is refused when ``fail_every`` is 3; streams break off before token
-    ``drop_after``.
+    ``drop_after``. With ``tokens_per_word`` it has a tokeniser, whose template adds seven.
     """
 
     ttft_ms: list[float] = field(default_factory=lambda: [150.0])
@@ -38,6 +38,7 @@ class Pace:
     fail_every: int = 0
     drop_after: int | None = None
     api_key: str | None = None
+    tokens_per_word: int = 0
 
 
 @dataclass
@@ -104,6 +105,9 @@ class _Connection(asyncio.Protocol):
             self._whole(200, {"object": "list", "data": [{"id": "known"}]})
         elif path in ("/v1/chat/completions", "/v1/completions"):
             self._begin(json.loads(body), chat="chat" in path)
+        elif path == "/tokenize" and self._state.pace.tokens_per_word:
+            words = len(json.loads(body)["messages"][0]["content"].split())
+            self._whole(200, {"count": 7 + words * self._state.pace.tokens_per_word})
         elif path == "/metrics":
             self._text(200, f"vllm:num_requests_running {len(self._state.truth.payloads)}\n")
         else:
