@@ -25,7 +25,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "constraints"
 # What `make install` takes, and what an image needs: no tests, no task harness.
-ALL_EXTRAS = ("cpu", "offline", "search", "tasks", "loadtest", "dev")
+ALL_EXTRAS = ("cpu", "offline", "search", "tasks", "loadtest", "docs", "dev")
 IMAGE_EXTRAS = ("offline", "search", "loadtest")
 # Broken beside the CPU build of torch, and of no use to text models.
 LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
