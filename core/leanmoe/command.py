@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leanmoe.errors import LeanMoEError, OutputError
+from leanmoe.errors import GateError, LeanMoEError, OutputError
 from leanmoe.interrupts import interrupt_requested
 
 Result = dict[str, Any]
@@ -67,7 +67,7 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
         stream=sys.stderr,
     )
     try:
-        _print(command, args.json, command.run(args))
+        _run_and_print(command, args)
     except LeanMoEError as error:
         print(f"leanmoe {command.name}: {error}", file=sys.stderr)
         return error.exit_code
@@ -85,6 +85,15 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
         )
         return 1
     return 0
+
+
+def _run_and_print(command: Command, args: argparse.Namespace) -> None:
+    try:
+        result = command.run(args)
+    except GateError as error:
+        _print(command, args.json, error.result)
+        raise
+    _print(command, args.json, result)
 
 
 def _print(command: Command, as_json: bool, result: Result) -> None:

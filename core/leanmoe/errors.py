@@ -6,12 +6,15 @@
     │   ├── LevelError         a skip level outside its range or without betas
     │   └── DataError          a --data specification
     ├── OutputError         exit 1: the disk is full, the target exists
+    ├── GateError           exit 1: the work is done, its result is not good enough
     └── RuntimeSeamError    exit 1: vLLM is not what the plugin was written for
 
 A message is one sentence: what, where, found, expected, what to do.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class LeanMoEError(Exception):
@@ -40,6 +43,14 @@ class DataError(InputError):
 
 class OutputError(LeanMoEError):
     """The output could not be written; the old one, if any, is untouched."""
+
+
+class GateError(LeanMoEError):
+    """The work is done and its ``result`` is printed, but a gate does not accept it."""
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class RuntimeSeamError(LeanMoEError):

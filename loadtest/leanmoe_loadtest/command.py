@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from leanmoe.command import Command, Result
-from leanmoe.errors import LeanMoEError
 from leanmoe.interrupts import stop_on_signals
 from leanmoe.provenance import atomic_directory, check_output, tool_versions
+from leanmoe_loadtest.analysis_options import (
+    add_arguments,
+    finish,
+    reading_of,
+    run_stored,
+    sends_nothing,
+    wishes_of,
+)
 from leanmoe_loadtest.calibrate import calibrated
 from leanmoe_loadtest.clock import now
 from leanmoe_loadtest.locust_process import (
@@ -25,10 +31,13 @@ from leanmoe_loadtest.messages import Ending
 from leanmoe_loadtest.options import add_load_arguments, address, crew_of, settings_of
 from leanmoe_loadtest.plan import Plan
 from leanmoe_loadtest.planning import arrivals_of, make_plan
+from leanmoe_loadtest.reading.asking import Asked, ask_quality
+from leanmoe_loadtest.reading.quality import Quality, write_quality
+from leanmoe_loadtest.reading.text import show
 from leanmoe_loadtest.run import ConcurrencyLimit, Run, RunInfo, Scrape, write_run
-from leanmoe_loadtest.scrape import get_json, scraping
+from leanmoe_loadtest.scrape import get_json, scraping, series_names
+from leanmoe_loadtest.searching import Load, search
 from leanmoe_loadtest.settings import Settings
-from leanmoe_loadtest.stats import LATENCIES, PERCENTILES, distribution_ms, summarise
 from leanmoe_loadtest.target import Target, target
 
 _MOST_SKEW_SECONDS = 0.1
@@ -39,13 +48,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write the run folder")
     parser.add_argument("--force", action="store_true", help="replace the run folder at DIR")
     add_load_arguments(parser)
+    add_arguments(parser)
 
 
 def _run(args: argparse.Namespace) -> Result:
     with stop_on_signals():
         if args.worker is not None:
             return _work(args)
-        settings = settings_of(args)
+        if sends_nothing(args):
+            return run_stored(args)
+        reading, settings = reading_of(args), settings_of(args)
         crew = crew_of(args, settings)
         server = target(args.url)
         if args.output is not None:
@@ -53,13 +65,35 @@ def _run(args: argparse.Namespace) -> Result:
         # The files are read before the server is asked: they are the more likely mistake.
         plan = make_plan(settings, server.url, settings.model or "", args.seed)
         plan = plan.model_copy(update={"model": server.model(settings.model)})
+        if args.find_saturation:
+            return search(args, settings, reading, _loading(server, plan.model, crew))
+        reading.check(plan, lambda: series_names(server.url, server.headers))
         run, interrupted = _measure(server, plan, crew, settings)
         if args.output is not None and run.requests:
             with atomic_directory(args.output, args.force) as folder:
                 write_run(folder, run)
         if interrupted:
             raise KeyboardInterrupt(_left(run, args.output))
-    return _result(run)
+        quality = _quality(server, plan, run, args.output) if reading.quality else None
+    return finish(run, reading, quality)
+
+
+def _loading(server: Target, model: str, crew: Crew) -> Load:
+    def load(settings: Settings, seed: int) -> tuple[Run, bool]:
+        plan = make_plan(settings, server.url, model, seed)
+        return _measure(server, plan, crew, settings)
+
+    return load
+
+
+def _quality(server: Target, plan: Plan, run: Run, output: Path | None) -> Quality:
+    """Ask the quality prompts; the run is stored already, should this be interrupted."""
+    asked = Asked(server.url, plan.model, plan.endpoint, server.headers, plan.request_seconds)
+    skipping = run.info.skipping_before is not None
+    quality = ask_quality(asked, wishes_of(plan), skipping)
+    if output is not None:
+        write_quality(output, quality)
+    return quality
 
 
 def _work(args: argparse.Namespace) -> Result:
@@ -149,67 +183,10 @@ def _left(run: Run, output: Path | None) -> str:
     return f"{output} holds the {len(run.requests)} requests until then, marked partial"
 
 
-def _result(run: Run) -> Result:
-    info, summary = run.info, summarise(run.requests)
-    if not summary["requests"]["completed"]:
-        raise LeanMoEError(
-            f"no request to {info.url} completed: {summary['requests']}, errors {summary['errors']}"
-        )
-    return {
-        "url": info.url,
-        "model": info.model,
-        "loop": info.loop,
-        "users": info.users,
-        "arrivals": info.arrivals,
-        **summary,
-        **_sending(run),
-    }
-
-
-def _sending(run: Run) -> dict[str, Any]:
-    """How well an open loop kept its schedule; nothing of a closed one."""
-    late = [r.late_seconds for r in run.requests if r.late_seconds is not None]
-    limit = run.info.concurrency
-    if limit is None:
-        return {}
-    return {"late_ms": distribution_ms(late), "concurrency": limit.model_dump()}
-
-
-def _row(name: str, values: dict[str, float] | None) -> str:
-    cells = [values[f"p{p}"] if values else None for p in PERCENTILES]
-    return f"{name:<6}" + "".join(f"{'-' if c is None else f'{c:.1f}':>10}" for c in cells)
-
-
-def _show(result: dict[str, Any]) -> str:
+def _show(result: Result) -> str:
     if "worker_of" in result:
         return f"done; the master at {result['worker_of']} has the results"
-    requests = result["requests"]
-    load = result["arrivals"] or f"{result['users']} users"
-    latencies = [(name.removesuffix("_ms").upper(), result[name]) for name in LATENCIES]
-    lines = [
-        f"{result['model']} at {result['url']}, {load}",
-        f"requests: {requests['completed']} completed, {requests['failed']} failed, "
-        f"{requests['unfinished']} unfinished",
-        f"output: {result['output_tokens_per_second']:.1f} tokens/s, "
-        f"{result['requests_per_second']:.2f} requests/s over {result['measured_seconds']:.1f} s",
-        "",
-        f"{'ms':<6}" + "".join(f"{f'p{p}':>10}" for p in PERCENTILES),
-        *(_row(name, values) for name, values in latencies),
-        *([_row("late", result["late_ms"])] if "late_ms" in result else []),
-        *_limit_lines(result),
-        *(f"error x{count}: {error}" for error, count in result["errors"].items()),
-    ]
-    return "\n".join(lines)
-
-
-def _limit_lines(result: dict[str, Any]) -> list[str]:
-    limit = result.get("concurrency")
-    if not limit or not limit["hits"]:
-        return []
-    return [
-        f"{limit['hits']} requests waited because {limit['limit']} were under way "
-        "(--max-concurrency): they were sent late"
-    ]
+    return show(result)
 
 
 COMMAND = Command(

@@ -92,8 +92,8 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder} is no run folder: it has no {RUN_FILE}; give one written by -o")
     return Run(
         info=_parse(RunInfo, _text(folder / RUN_FILE), str(folder / RUN_FILE)),
-        requests=_read_lines(folder / REQUESTS_FILE, RequestRecord),
-        metrics=_read_lines(folder / METRICS_FILE, Scrape),
+        requests=read_lines(folder / REQUESTS_FILE, RequestRecord),
+        metrics=read_lines(folder / METRICS_FILE, Scrape),
     )
 
 
@@ -102,9 +102,11 @@ def _write_lines(path: Path, rows: Sequence[BaseModel]) -> None:
         file.writelines(row.model_dump_json() + "\n" for row in rows)
 
 
-def _read_lines(path: Path, model: type[_Model]) -> list[_Model]:
-    lines = _text(path).splitlines()
-    return [_parse(model, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+def read_lines(path: Path, model: type[_Model]) -> list[_Model]:
+    """A file of one ``model`` per line; ``InputError`` names the line that is none."""
+    # Not `splitlines`: an answer may hold a line separator that JSON leaves as it is.
+    lines = enumerate(_text(path).split("\n"), 1)
+    return [_parse(model, line, f"{path}:{number}") for number, line in lines if line]
 
 
 def _text(path: Path) -> str:

@@ -98,6 +98,13 @@ class Scraper:
         self._stop.set()
 
 
+def series_names(url: str, headers: Mapping[str, str]) -> set[str]:
+    """What ``url`` exports of all that a run keeps; nothing where it has no ``/metrics``."""
+    scraper = Scraper(url, headers, 1.0)
+    scraper.scrape()
+    return {key.partition("{")[0] for one in scraper.scrapes for key in one.samples}
+
+
 @contextmanager
 def scraping(url: str, headers: Mapping[str, str], seconds: float = 1.0) -> Iterator[list[Scrape]]:
     """Scrape ``url`` during the block; the list grows meanwhile and is complete after it."""

@@ -6,7 +6,6 @@ Two runs give the same bytes: ids are hashed from the figure's name, and no date
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -18,45 +17,15 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from leanmoe.curve import QualityCurve
+from leanmoe.pages import EMPTY, FIGURE_SETTINGS, FIGURE_WIDTH, MAIN, SECOND, themed
 from leanmoe_pruning.report.losses import LayerLosses
 
-# Stand-ins that `_themed` turns into the page's colours.
-INK, LINE, MAIN, SECOND, EMPTY = "#010101", "#020202", "#030303", "#040404", "#050505"
-_VARIABLES = {INK: "ink", LINE: "line", MAIN: "main", SECOND: "second", EMPTY: "empty"}
-_RC = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": LINE,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-_WIDTH = 9.3  # inches, as wide as the page's column
 _CELL = 0.86  # of a square of the heat map
 
 
 @contextmanager
 def _drawing(name: str) -> Iterator[None]:
-    with matplotlib.style.context(["default", {**_RC, "svg.hashsalt": name}]):
+    with matplotlib.style.context(["default", {**FIGURE_SETTINGS, "svg.hashsalt": name}]):
         yield
 
 
@@ -65,27 +34,13 @@ def _svg(figure: Figure, name: str) -> str:
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(out, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.05)
     text = out.getvalue()
-    return _themed(text[text.index("<svg") :], name)
-
-
-def _themed(svg: str, name: str) -> str:
-    """Page colours, ids of the figure's own, and no size but its proportions."""
-    for stand_in, variable in _VARIABLES.items():
-        svg = svg.replace(stand_in, f"var(--{variable})")
-    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"'DejaVu Sans', sans-serif|'DejaVu Sans'", "inherit-font", svg)
-    svg = svg.replace("inherit-font", "var(--font)")
-    return re.sub(r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', _sized, svg, count=1)
-
-
-def _sized(found: re.Match[str]) -> str:
-    return f'{found[1]} style="width: {float(found[2]) * 4 / 3:.0f}px"'
+    return themed(text[text.index("<svg") :], name)
 
 
 def losses_figure(losses: LayerLosses) -> str:
     """The cut's loss per layer against the range of the alternatives."""
     with _drawing("losses"):
-        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+        figure = Figure(figsize=(FIGURE_WIDTH, 3.0), layout="constrained")
         axes = figure.add_subplot()
         places = range(len(losses.layers))
         spans = [high - low for low, high in zip(losses.least, losses.most, strict=True)]
@@ -134,7 +89,7 @@ def kept_figure(kept: Mapping[int, Sequence[int]], n_experts: int) -> str:
             (there if expert in held else gone).append(cell)
     columns, rows = (n_experts, len(layers)) if wide else (len(layers), n_experts)
     with _drawing("kept"):
-        side = min(0.3, _WIDTH / columns)
+        side = min(0.3, FIGURE_WIDTH / columns)
         figure = Figure(figsize=(columns * side + 0.6, rows * side + 0.6))
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         for cells, colour, label in ((there, MAIN, "kept"), (gone, EMPTY, "cut")):
@@ -172,7 +127,7 @@ def curve_figure(curve: QualityCurve) -> str:
     points = curve.points
     levels = [point.level for point in points]
     with _drawing("curve"):
-        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+        figure = Figure(figsize=(FIGURE_WIDTH, 2.9), layout="constrained")
         skipped, divergence, agreement = figure.subplots(1, 3)
         skipped.plot(levels, [point.skip_rate for point in points], "o-", color=MAIN, markersize=4)
         skipped.set_title("expert calls skipped")

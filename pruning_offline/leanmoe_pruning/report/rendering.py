@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from leanmoe.pages import STYLE
 from leanmoe_pruning.report.content import Content
 from leanmoe_pruning.report.losses import LayerLosses
 
@@ -82,4 +83,4 @@ def render_page(content: Content, losses: LayerLosses | None) -> str:
         "curve": None if curve is None else Markup(plots.curve_figure(curve)),
     }
     template = _environment().get_template("page.html.jinja")
-    return template.render(c=content, losses=losses, figures=figures)
+    return template.render(c=content, losses=losses, figures=figures, style=Markup(STYLE))

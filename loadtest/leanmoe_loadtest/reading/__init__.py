@@ -1,0 +1,1 @@
+"""From a run folder to figures: statistics, goals, comparison, gate and report."""

@@ -1,0 +1,29 @@
+"""Short names for the levels that requests asked for."""
+
+from __future__ import annotations
+
+import json
+
+SERVERS_OWN = "server"
+
+
+def level_name(wish: str | None) -> str:
+    """As ``--levels`` takes it: ``off``, ``0.4``, ``kld=0.02``; ``server`` where none was named."""
+    try:
+        wished = None if wish is None else json.loads(wish)
+    except ValueError:
+        return str(wish)
+    if not isinstance(wished, dict):
+        return SERVERS_OWN if wished is None else str(wished)
+    words = [
+        word for key, value in wished.items() if value is not False and (word := _word(key, value))
+    ]
+    return " ".join(words) or SERVERS_OWN
+
+
+def _word(key: str, value: object) -> str:
+    if key == "level":
+        return str(value)
+    if value is True:
+        return key
+    return f"{'kld' if key == 'max_kld' else key}={value}"
