@@ -24,12 +24,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         choices=[
             *("serve", "kernel", "soak", "drafts", "memory", "offline", "goldens", "methods"),
-            "load",
+            *("load", "tools"),
         ],
         help="whole engines, the CPU kernel, many mixed requests against a recount, how many "
         "drafts are accepted, resident memory over time, how fast and within which memory "
         "experts are chosen, what methods decide against the published code's numbers, every "
-        "pruning method on the reference model, or whether the load test's figures are true",
+        "pruning method on the reference model, whether the load test's figures are true, or "
+        "whether other load generators see the same",
     )
     parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
     parser.add_argument("--case", action="append", help="default: all that fit the shape")
@@ -45,6 +46,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="soak: how long (default 120)")
     parser.add_argument("--set", type=Path, metavar="DIR", help="goldens: the set to compare with")
     parser.add_argument("--tokens", type=int, help="offline: calibration tokens (default 2048)")
+    parser.add_argument("--url", help="tools: a live server (default: one of known pace)")
+    parser.add_argument("--guidellm", metavar="PROGRAM", help="tools: default guidellm, if any")
     parser.add_argument("--work", type=Path, help="keep checkpoints here (4.4 GB for M)")
 
 
@@ -101,6 +104,15 @@ def _load(args: argparse.Namespace, work: Path) -> Result:
     from leanmoe_bench.serve import environment
 
     return {"environment": environment(), "load": measure(args.seed)}
+
+
+def _tools(args: argparse.Namespace, work: Path) -> Result:
+    from leanmoe_bench.serve import environment
+    from leanmoe_bench.tools import measure
+
+    work.mkdir(parents=True, exist_ok=True)
+    found = measure(work, args.rounds, args.url, args.guidellm)
+    return {"environment": environment(), "tools": found}
 
 
 def _memory(args: argparse.Namespace, work: Path) -> Result:
@@ -196,6 +208,7 @@ def _line(row: dict[str, object]) -> str:
 
 _RUNS = {
     "load": _load,
+    "tools": _tools,
     "methods": _methods,
     "drafts": _drafts,
     "memory": _memory,
@@ -206,6 +219,10 @@ _RUNS = {
 
 
 def _show(result: Result) -> str:
+    if "tools" in result:
+        from leanmoe_bench.tools import show as show_tools
+
+        return show_tools(result["tools"])
     if "load" in result:
         from leanmoe_bench.load.command import show as show_load
 

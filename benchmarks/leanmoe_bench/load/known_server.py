@@ -29,7 +29,9 @@ class Pace:
     The first token of request ``i`` comes ``ttft_ms[i % n]`` after the request, the gap before
     token ``j`` is ``itl_ms[j % n]``. ``tokens`` 0 gives as many as ``max_tokens`` asks for. Every
     third request is refused when ``fail_every`` is 3; streams break off before token
-    ``drop_after``. With ``tokens_per_word`` it has a tokeniser, whose template adds seven.
+    ``drop_after``. With ``tokens_per_word`` it has a tokeniser, whose template adds seven. The
+    event with the role alone comes at once, or with ``late_role`` right before the first token,
+    as vLLM sends it.
     """
 
     ttft_ms: list[float] = field(default_factory=lambda: [150.0])
@@ -39,6 +41,7 @@ class Pace:
     drop_after: int | None = None
     api_key: str | None = None
     tokens_per_word: int = 0
+    late_role: bool = False
 
 
 @dataclass
@@ -108,6 +111,8 @@ class _Connection(asyncio.Protocol):
         elif path == "/tokenize" and self._state.pace.tokens_per_word:
             words = len(json.loads(body)["messages"][0]["content"].split())
             self._whole(200, {"count": 7 + words * self._state.pace.tokens_per_word})
+        elif path == "/health":
+            self._whole(200, {})
         elif path == "/metrics":
             self._text(200, f"vllm:num_requests_running {len(self._state.truth.payloads)}\n")
         else:
@@ -122,15 +127,19 @@ class _Connection(asyncio.Protocol):
             self._whole(503, {"error": "busy"})
             return
         self._served, self._chat = Served(received), chat
-        self._tokens = pace.tokens or int(payload["max_tokens"])
+        longest = payload.get("max_tokens") or payload.get("max_completion_tokens") or 1
+        self._tokens = pace.tokens or int(longest)
         self._transport.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
             b"X-LeanMoE-Skip-Level: 0.25\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
-        if chat:
-            self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        if chat and not pace.late_role:
+            self._role()
         self._due = received + pace.ttft_ms[number % len(pace.ttft_ms)] / 1e3
         self._timer = self._loop.call_at(self._due, self._token)
+
+    def _role(self) -> None:
+        self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
 
     def _token(self) -> None:
         pace, sent = self._state.pace, self._served.sent
@@ -140,6 +149,8 @@ class _Connection(asyncio.Protocol):
             return
         text = f"t{len(sent)} "
         choice = {"delta": {"content": text}} if self._chat else {"text": text}
+        if self._chat and pace.late_role and not sent:
+            self._role()
         sent.append(time.monotonic())
         self._event({"id": "known", "choices": [{"index": 0, **choice, "finish_reason": None}]})
         if len(sent) == self._tokens:
