@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,9 +31,20 @@ def mixed_plan(checkpoint: Checkpoint) -> PrunePlan:
     )
 
 
-def write_planned(source: Path, out: Path) -> PrunePlan:
-    """Cut ``source`` by its mixed plan with the command; return the plan."""
-    plan = mixed_plan(open_checkpoint(source))
+def condensed_plan(checkpoint: Checkpoint) -> PrunePlan:
+    """Its first MoE layer is left with the shared expert alone, the last with three more."""
+    gated = checkpoint.family.parts.shared_gate is not None
+    bare = LayerPlan(condense={}, shared_gate=0.3 if gated else None)
+    rich = LayerPlan(condense={1: 0.3, 4: 0.5, 5: 0.15}, shared_gate=0.7 if gated else None)
+    first, *_, last = checkpoint.shape.moe_layers
+    return PrunePlan(layers={first: bare, last: rich})
+
+
+def write_planned(
+    source: Path, out: Path, plan_of: Callable[[Checkpoint], PrunePlan] = mixed_plan
+) -> PrunePlan:
+    """Cut ``source`` by a plan with the command; return the plan."""
+    plan = plan_of(open_checkpoint(source))
     file = out.with_suffix(".plan.json")
     file.write_text(plan.model_dump_json(exclude_none=True))
     assert main(["prune", str(source), "--plan", str(file), "-o", str(out)]) == 0

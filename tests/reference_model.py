@@ -56,6 +56,8 @@ class PlannedBlock(torch.nn.Module):
             return 0.0
         gate, up, down = self.shared_DFD
         output = (functional.silu(x_TD @ gate.t()) * (x_TD @ up.t())) @ down.t()
+        if self.plan.shared_gate is not None:
+            return self.plan.shared_gate * output
         return (
             output
             if self.shared_gate is None
@@ -96,7 +98,9 @@ class PlannedBlock(torch.nn.Module):
         count, logits_TE = self.shape.n_routed_experts, x_TD @ self.gate_ED.t()
         one_hot = torch.eye(count).tolist()
         if self.plan.condense is not None:
-            return sum(c * self.expert(one_hot[e], x_TD) for e, c in self.plan.condense.items())
+            constants = self.plan.condense.items()
+            none = torch.zeros_like(x_TD)
+            return sum((c * self.expert(one_hot[e], x_TD) for e, c in constants), none)
         if self.plan.merge is not None:
             mapped = logits_TE.softmax(-1) @ torch.tensor(self.plan.merge.router).t()
             weights, mixes = self.chosen(mapped, None), self.plan.merge.experts

@@ -135,6 +135,25 @@ CONFIGS: dict[str, Config] = {
         "attention_bias": True,
         "lm_head_bias": True,
     },
+    "gpt_oss": {
+        "architectures": ["GptOssForCausalLM"],
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 3,
+        "intermediate_size": EXPERT_FFN,
+        "head_dim": 2 * _HEAD,
+        "attention_bias": True,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "swiglu_limit": 7.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 64,
+        },
+    },
 }
 FAMILY_NAMES = ("mixtral", *CONFIGS)
 
@@ -257,6 +276,20 @@ def _phimoe_layer(prefix: str, layer: int, config: Config) -> Shapes:
     }
 
 
+def _gpt_oss_layer(prefix: str, layer: int, config: Config) -> Shapes:
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    return {
+        **_attention(attention, config, qkv_bias=True, o_bias=True),
+        f"{attention}.sinks": (HEADS,),
+        f"{mlp}.router.weight": (EXPERTS, HIDDEN),
+        f"{mlp}.router.bias": (EXPERTS,),
+        f"{mlp}.experts.gate_up_proj": (EXPERTS, HIDDEN, 2 * EXPERT_FFN),
+        f"{mlp}.experts.gate_up_proj_bias": (EXPERTS, 2 * EXPERT_FFN),
+        f"{mlp}.experts.down_proj": (EXPERTS, EXPERT_FFN, HIDDEN),
+        f"{mlp}.experts.down_proj_bias": (EXPERTS, HIDDEN),
+    }
+
+
 _LAYER: dict[str, Callable[[str, int, Config], Shapes]] = {
     "qwen2_moe": _qwen_layer,
     "qwen3_moe": _qwen_layer,
@@ -266,6 +299,7 @@ _LAYER: dict[str, Callable[[str, int, Config], Shapes]] = {
     "deepseek_v3": _deepseek_layer,
     "granitemoe": _granite_layer,
     "phimoe": _phimoe_layer,
+    "gpt_oss": _gpt_oss_layer,
 }
 
 

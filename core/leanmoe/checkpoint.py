@@ -62,6 +62,23 @@ class Checkpoint:
         """The MoE layers that route, and so can skip: all but condensed ones."""
         return tuple(layer for layer, own in self.layers.items() if not own.condensed)
 
+    def shared_expert(self, layer: int) -> str | None:
+        """What the names of that MoE layer's shared expert begin with, or ``None`` without one."""
+        family = self.family
+        name = f"{family.block_prefix(layer)}.{family.parts.shared_expert}"
+        held = family.parts.shared_expert and f"{name}.down_proj.weight" in self._other_names
+        return name if held else None
+
+    def shared_gate(self, layer: int) -> str | None:
+        """The weight of the sigmoid gate on that layer's shared expert, or ``None``."""
+        gate, family = self.family.parts.shared_gate, self.family
+        has = gate is not None and self.shared_expert(layer) is not None
+        return f"{family.block_prefix(layer)}.{gate}" if has else None
+
+    @cached_property
+    def _other_names(self) -> frozenset[str]:
+        return frozenset(self.family.other_names(self.config))
+
     @cached_property
     def manifest(self) -> Manifest | None:
         """The manifest, or ``None`` for a checkpoint LeanMoE did not make."""

@@ -11,8 +11,16 @@ from leanmoe.command import Command, run_command
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("leanmoe_demo.command", "the whole main job on the embedded model"),
     "reference": ("leanmoe_pruning.reference.command", "write the embedded reference MoE"),
+    "plan": (
+        "leanmoe_pruning.commands.plan",
+        "what each method and budget would take and leave, from headers alone",
+    ),
     "score": ("leanmoe_pruning.commands.score", "one pass over data: statistics for every method"),
     "prune": ("leanmoe_pruning.commands.prune", "cut experts and write a lean checkpoint"),
+    "distill": (
+        "leanmoe_pruning.commands.distill",
+        "train a pruned model towards the one it came from",
+    ),
     "curve": ("leanmoe_pruning.commands.curve", "measure betas and the quality of each level"),
     "eval": (
         "leanmoe_pruning.commands.evaluate",

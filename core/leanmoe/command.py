@@ -70,8 +70,8 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     except LeanMoEError as error:
         print(f"leanmoe {command.name}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return _interrupted(command)
+    except KeyboardInterrupt as stop:
+        return _interrupted(command, str(stop))
     except Exception as error:
         if interrupt_requested():
             return _interrupted(command)
@@ -99,6 +99,7 @@ def _print(command: Command, as_json: bool, result: Result) -> None:
         raise OutputError(f"the result could not be printed: {error.strerror}") from error
 
 
-def _interrupted(command: Command) -> int:
-    print(f"leanmoe {command.name}: interrupted; nothing half-written is left", file=sys.stderr)
+def _interrupted(command: Command, left: str = "") -> int:
+    left = left or "nothing half-written is left"
+    print(f"leanmoe {command.name}: interrupted; {left}", file=sys.stderr)
     return 130

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from leanmoe.errors import CheckpointError
 
@@ -35,15 +43,16 @@ class LayerLayout(BaseModel):
     """One MoE layer.
 
     ``condensed``: no routing, every token runs every expert, and what they weigh is folded
-    into their weights (CD-MoE, arXiv 2412.00069). ``gate_rows``: the router still scores that
+    into their weights (CD-MoE, arXiv 2412.00069); with no expert left, the shared expert alone.
+    ``gate_rows``: the router still scores that
     many experts of the source, and a matrix ``[n_experts, gate_rows]`` beside its weight maps
     their probabilities to the experts that are left (EEP, arXiv 2407.00945).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    n_experts: PositiveInt
-    top_k: PositiveInt
+    n_experts: NonNegativeInt
+    top_k: NonNegativeInt
     condensed: bool = False
     gate_rows: PositiveInt | None = None
 
@@ -53,6 +62,8 @@ class LayerLayout(BaseModel):
             raise ValueError(f"top_k is {self.top_k}, more than its {self.n_experts} experts")
         if self.condensed and (self.top_k != self.n_experts or self.gate_rows is not None):
             raise ValueError("a condensed layer runs all its experts and has no router to transfer")
+        if not self.top_k and not self.condensed:
+            raise ValueError("a layer that routes needs experts and a top_k of at least 1")
         return self
 
 

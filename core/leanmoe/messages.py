@@ -29,7 +29,8 @@ class LayerReport(_Message):
 
     ``ran`` is whether its skip seam was ever reached: a graph compiled without the plugin, or
     a path around it, would leave it ``False`` after a warm-up. ``condensed`` layers always
-    compute all their experts and never skip.
+    compute all their experts and never skip; one without routed experts has no seam and counts as
+    run.
     """
 
     layer: int

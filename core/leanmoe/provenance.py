@@ -141,14 +141,15 @@ def atomic_directory(target: Path, force: bool = False) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
-        _swap(temporary, target, force)
+        put_in_place(temporary, target, force)
     except OSError as error:
         raise OutputError(f"could not write {target}: {error.strerror or error}") from error
     finally:
-        _remove(temporary)
+        remove_folder(temporary)
 
 
-def _swap(temporary: Path, target: Path, force: bool) -> None:
+def put_in_place(temporary: Path, target: Path, force: bool) -> None:
+    """Make a finished folder ``target``; what stood there goes only once the new one does."""
     check_output(target, force)  # again: something may have come to lie there meanwhile
     if not target.exists():
         temporary.replace(target)
@@ -162,10 +163,11 @@ def _swap(temporary: Path, target: Path, force: bool) -> None:
             (aside / "old").replace(target)
             raise
     finally:
-        _remove(aside)
+        remove_folder(aside)
 
 
-def _remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of ours with all it holds, a second interrupt notwithstanding."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except KeyboardInterrupt:

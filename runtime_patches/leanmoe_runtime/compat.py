@@ -20,6 +20,7 @@ SUPPORTED = "0.32"
 try:
     from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight
     from vllm.config import get_current_vllm_config
+    from vllm.distributed import tensor_model_parallel_all_reduce
     from vllm.forward_context import get_forward_context
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
     from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
@@ -68,6 +69,7 @@ __all__ = [
     "op_registry_oot",
     "scratch_tensors",
     "second_model_runner_class",
+    "tensor_model_parallel_all_reduce",
     "vllm_version",
 ]
 
@@ -153,7 +155,9 @@ def factory_holders(modules: Mapping[str, ModuleType]) -> list[Any]:
 def _check_factory() -> None:
     taken = inspect.signature(FusedMoEFactory).parameters
     needed = ("prefix", "enable_eplb", "use_grouped_topk", "num_expert_group", "topk_group")
-    absent = [name for name in (*needed, "e_score_correction_bias", "gate") if name not in taken]
+    shared = ("shared_experts", "apply_routed_scale_to_output", "reduce_results")
+    names = (*needed, *shared, "is_sequence_parallel", "e_score_correction_bias", "gate")
+    absent = [name for name in names if name not in taken]
     if absent:
         raise RuntimeSeamError(
             f"vLLM's FusedMoEFactory takes no {absent[0]!r}: the seam moved, install vLLM "

@@ -106,6 +106,19 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         return out
 
 
+@cache
+def lean_experts(stock: Any) -> Any:
+    """A model's own subclass of ``RoutedExperts`` with our ``forward_modular``.
+
+    One that computes in its own way is left as it is; the handshake names it.
+    """
+    if issubclass(stock, LeanRoutedExperts) or not issubclass(stock, RoutedExperts):
+        return stock
+    if stock.forward_modular is not RoutedExperts.forward_modular:
+        return stock
+    return type(f"Lean{stock.__name__}", (LeanRoutedExperts, stock), {})
+
+
 def _direct_kernel(layer: LeanRoutedExperts) -> Kernel | None:
     """The C++ kernel itself where nothing but plumbing lies between, else ``None``.
 

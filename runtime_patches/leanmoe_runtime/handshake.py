@@ -12,21 +12,23 @@ from leanmoe.messages import HandshakeReport, LayerReport, SkipMode
 from leanmoe_runtime.compat import current_platform, vllm_version
 from leanmoe_runtime.device.alignment import device_supports_request_rows
 from leanmoe_runtime.experts import LeanRoutedExperts
-from leanmoe_runtime.layers import layer_index
+from leanmoe_runtime.layers import SharedOnly, layer_index
 from leanmoe_runtime.runner import LeanRunner
 
 
 def report(worker: Any) -> HandshakeReport:
     """Every layer vLLM counts as MoE, wrapped or not, and the weights this worker holds."""
     compilation = worker.vllm_config.compilation_config
-    context = compilation.static_forward_context
+    context, model = compilation.static_forward_context, worker.model_runner.get_model()
+    layers = [_layer(name, context[name]) for name in compilation.static_all_moe_layers]
+    layers += [_shared_only(one) for one in model.modules() if isinstance(one, SharedOnly)]
     return HandshakeReport(
         worker=f"rank{worker.rank}",
         pid=os.getpid(),
         plugin_version=__version__,
         vllm_version=vllm_version(),
-        layers=[_layer(name, context[name]) for name in compilation.static_all_moe_layers],
-        weight_bytes=weight_bytes(worker.model_runner.get_model()),
+        layers=sorted(layers, key=lambda layer: layer.layer),
+        weight_bytes=weight_bytes(model),
         no_request_levels=_no_request_levels(worker.vllm_config),
     )
 
@@ -85,6 +87,23 @@ def _layer(name: str, runner: Any) -> LayerReport:
         mode=runner.skip_mode if wrapped else SkipMode.ZERO,
         experts_class=_kernel_class(experts),
         problem=_problem(runner, experts, monolithic),
+    )
+
+
+def _shared_only(block: SharedOnly) -> LayerReport:
+    """Nothing routes and nothing can skip: there is no seam that a run would have to reach."""
+    return LayerReport(
+        layer=layer_index(block.layer_name),
+        name=block.layer_name,
+        wrapped=True,
+        ran=True,
+        modular=True,
+        condensed=True,
+        n_routed_experts=0,
+        top_k=0,
+        renormalize=block.renormalize,
+        mode=SkipMode.ZERO,
+        experts_class=type(block.shared).__name__,
     )
 
 

@@ -29,6 +29,7 @@ from leanmoe_runtime.compat import (
     MoERunner,
     factory_holders,
     get_current_vllm_config,
+    tensor_model_parallel_all_reduce,
 )
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -77,9 +78,15 @@ class LeanGateLinear(GateLinear):  # type: ignore[misc]
             empty = torch.empty(own.n_experts, own.gate_rows, dtype=torch.float32)
             self.transfer = torch.nn.Parameter(empty, requires_grad=False)
         GATES[layer_index(prefix)] = self
+        self._rows = rows
+        if not rows:
+            self.quant_method = None  # a kernel for no rows would be chosen after loading
 
     def forward(self, x: torch.Tensor) -> Any:
         """Router logits ``[T, E']``, with the bias where the stock layer returns one."""
+        if not self._rows:
+            empty = x.new_empty(*x.shape[:-1], 0)
+            return (empty, None) if self.return_bias else empty
         found = super().forward(x)
         if self.transfer is None:
             return found
@@ -141,21 +148,64 @@ def _own_bias(given: Mapping[str, Any], n_experts: int) -> torch.nn.Parameter:
     return bias
 
 
-def lean_factory(stock: Callable[..., MoERunner]) -> Callable[..., MoERunner]:
-    """vLLM's factory of MoE layers, told each layer's own number of experts."""
+class SharedOnly(torch.nn.Module):
+    """A block without routed experts: its shared expert, in the runner's place.
+
+    It does what ``MoERunner.forward`` does to a shared expert's output, and no more.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.layer_name = str(given.get("prefix", ""))
+        shared: torch.nn.Module | None = given.get("shared_experts")
+        if shared is None:
+            raise RuntimeSeamError(
+                f"{self.layer_name} has no routed expert and vLLM built it no shared expert of its "
+                "own: nothing would be left of the block"
+            )
+        self.shared = shared
+        self.renormalize = bool(given.get("renormalize", True))
+        scale = float(given.get("routed_scaling_factor", 1.0))
+        # In float16 such models carry their residual stream divided by the scale.
+        self._half_scale = scale if given.get("apply_routed_scale_to_output") else 1.0
+        whole = given.get("is_sequence_parallel") or not given.get("reduce_results", True)
+        self._reduce = not whole
+
+    def forward(
+        self, hidden_states: torch.Tensor, router_logits: torch.Tensor, **unused: Any
+    ) -> torch.Tensor:
+        """The shared expert's output ``[T, D]``, summed over tensor-parallel workers."""
+        output_TD: torch.Tensor = self.shared(hidden_states)
+        if self._half_scale != 1.0 and output_TD.dtype == torch.float16:
+            output_TD = output_TD * (1.0 / self._half_scale)
+        return tensor_model_parallel_all_reduce(output_TD) if self._reduce else output_TD
+
+
+def lean_factory(
+    stock: Callable[..., MoERunner], lean_experts: Callable[[Any], Any]
+) -> Callable[..., MoERunner | SharedOnly]:
+    """vLLM's factory of MoE layers, told each layer's own number of experts.
+
+    ``lean_experts`` makes a class of experts that a model brings along one of ours.
+    """
     signature = inspect.signature(stock)
 
-    def factory(*args: Any, **kwargs: Any) -> MoERunner:
+    def factory(*args: Any, **kwargs: Any) -> MoERunner | SharedOnly:
         given = signature.bind(*args, **kwargs).arguments
         own = own_layout(given.get("prefix", ""))
-        return stock(**(given if own is None else _own_arguments(given, own)))
+        changed = dict(given) if own is None else _own_arguments(given, own)
+        if own is not None and not own.n_experts:
+            return SharedOnly(changed)
+        if changed.get("routed_experts_cls") is not None:
+            changed["routed_experts_cls"] = lean_experts(changed["routed_experts_cls"])
+        return stock(**changed)
 
     factory.leanmoe = True  # type: ignore[attr-defined]
     return factory
 
 
-def replace_factory() -> None:
+def replace_factory(lean_experts: Callable[[Any], Any]) -> None:
     """Put our factory wherever a loaded module has vLLM's; models import it by name."""
-    ours = lean_factory(FusedMoEFactory)
+    ours = lean_factory(FusedMoEFactory, lean_experts)
     for holder in factory_holders(sys.modules):
         holder.FusedMoEFactory = ours

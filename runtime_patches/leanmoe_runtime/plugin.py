@@ -26,7 +26,7 @@ def register() -> None:
         check_seams,
         op_registry_oot,
     )
-    from leanmoe_runtime.experts import LeanRoutedExperts, register_operator
+    from leanmoe_runtime.experts import LeanRoutedExperts, lean_experts, register_operator
     from leanmoe_runtime.layers import LeanGateLinear, replace_factory
     from leanmoe_runtime.rpc import add_worker_methods
     from leanmoe_runtime.runner import LeanRunner
@@ -37,6 +37,6 @@ def register() -> None:
     MoERunner.register_oot(LeanRunner, name=MoERunner.__name__)
     RoutedExperts.register_oot(LeanRoutedExperts, name=RoutedExperts.__name__)
     GateLinear.register_oot(LeanGateLinear, name=GateLinear.__name__)
-    replace_factory()
+    replace_factory(lean_experts)
     register_operator()
     add_worker_methods()

@@ -7,6 +7,7 @@ from leanmoe.families.base import Config, ExpertTensor, Family, MoEShape
 from leanmoe.families.deepseek import DEEPSEEK
 from leanmoe.families.deepseek_v2 import DEEPSEEK_V2
 from leanmoe.families.deepseek_v3 import DEEPSEEK_V3
+from leanmoe.families.gpt_oss import GPT_OSS
 from leanmoe.families.granitemoe import GRANITEMOE
 from leanmoe.families.mixtral import MIXTRAL
 from leanmoe.families.olmoe import OLMOE
@@ -24,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     DEEPSEEK_V3,
     GRANITEMOE,
     PHIMOE,
+    GPT_OSS,
 )
 
 __all__ = ["FAMILIES", "Config", "ExpertTensor", "Family", "MoEShape", "family_of"]

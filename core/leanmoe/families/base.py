@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Projection = Literal["gate_proj", "up_proj", "down_proj"]
+# How router logits become scores.
+Scoring = Literal["softmax", "sigmoid", "sparsemixer"]
 PROJECTIONS: tuple[Projection, ...] = ("gate_proj", "up_proj", "down_proj")
 Config = Mapping[str, Any]
 Size = tuple[int, ...]
@@ -28,6 +30,13 @@ class MoEShape:
     n_groups: int = 1
     # Experts each group needs for the router to find its top-k.
     least_per_group: int = 1
+    # Groups a token's experts are chosen from.
+    top_groups: int = 1
+    scoring: Scoring = "softmax"
+    # What the weights of the chosen experts are multiplied by last.
+    routed_scale: float = 1.0
+    # Whether the files hold the experts in blocks of small numbers, a scale for each.
+    packed: bool = False
 
     @property
     def least_keep(self) -> int:
@@ -47,6 +56,22 @@ class ExpertTensor:
 def no_spare_layers(config: Config) -> int:
     """For families whose files hold the decoder layers of config.json and no more."""
     return 0
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """Names inside a MoE block, without its prefix; ``None`` for what a family has not."""
+
+    # Added to the router's logits.
+    gate_bias: str | None = None
+    # Added to the router's scores for the choice alone.
+    correction: str | None = None
+    # The SwiGLU every token passes besides, and what gates its output.
+    shared_expert: str | None = None
+    shared_gate: str | None = None
+
+
+NO_PARTS = BlockParts()
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,9 @@ class Family:
     cut_config: Callable[[Config, int], dict[str, Any]]
     # Layers past num_hidden_layers the files may hold for speculative decoding; a cut drops them.
     spare_layers: Callable[[Config], int] = no_spare_layers
+    parts: BlockParts = NO_PARTS
+    # Whether an engine that does not know layers that differ stops at them.
+    stops_at_layouts: bool = True
     stacked: bool = False
     # Whether the router is one softmax over all experts, whose probabilities a matrix can map.
     transfers: bool = False

@@ -6,11 +6,12 @@ What its successors share with it is here too. vLLM runs all three by ``deepseek
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from leanmoe.families.base import Config, MoEShape
+from leanmoe.families.base import BlockParts, Config, MoEShape
 from leanmoe.families.keys import HeadKeys, ModelKeys, read_keys
 from leanmoe.families.names import (
     ATTENTION,
@@ -23,6 +24,7 @@ from leanmoe.families.names import (
 )
 
 NAMES = BlockNames("mlp", OWN_NAMES)
+PARTS = BlockParts(shared_expert="shared_experts")
 
 
 class DeepseekKeys(ModelKeys):
@@ -49,7 +51,8 @@ class DeepseekKeys(ModelKeys):
         )
 
     def shape(self) -> MoEShape:
-        return self.moe_shape(self.moe_layers, self.moe_intermediate_size, self.norm_topk_prob)
+        shape = self.moe_shape(self.moe_layers, self.moe_intermediate_size, self.norm_topk_prob)
+        return replace(shape, scoring=self.scoring_func, routed_scale=self.routed_scaling_factor)
 
     def uniform_weight(self, n: int) -> float | None:
         """Softmax shares 1 among all; a sigmoid of zero is one half, shared where normed."""
@@ -58,7 +61,7 @@ class DeepseekKeys(ModelKeys):
 
     def other_names(self, attention: Iterable[str]) -> list[str]:
         moe_layers, held = set(self.moe_layers), tuple(attention)
-        shared = feed_forward("mlp.shared_experts") if self.n_shared_experts else ()
+        shared = feed_forward(f"mlp.{PARTS.shared_expert}") if self.n_shared_experts else ()
 
         def parts(layer: int) -> Iterable[str]:
             return (*NORMS, *held, *(shared if layer in moe_layers else feed_forward("mlp")))
@@ -95,4 +98,5 @@ DEEPSEEK = block_family(
     other_names=_other_names,
     uniform_weight=uniform_weight_by(_Keys),
     cut_config=cut_config,
+    parts=PARTS,
 )

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from leanmoe.families.base import Config, MoEShape
-from leanmoe.families.deepseek import NAMES, DeepseekKeys, cut_config, uniform_weight_by
+from leanmoe.families.deepseek import NAMES, PARTS, DeepseekKeys, cut_config, uniform_weight_by
 from leanmoe.families.keys import read_keys
 from leanmoe.families.names import block_family
 
@@ -51,7 +51,12 @@ class GroupKeys(DeepseekKeys):
         return self
 
     def shape(self) -> MoEShape:
-        return replace(super().shape(), n_groups=self.n_group, least_per_group=self.least_per_group)
+        return replace(
+            super().shape(),
+            n_groups=self.n_group,
+            least_per_group=self.least_per_group,
+            top_groups=self.topk_group,
+        )
 
     def uniform_weight(self, n: int) -> float | None:
         """As without groups, whose experts the runtime then puts into one."""
@@ -86,4 +91,5 @@ DEEPSEEK_V2 = block_family(
     other_names=_other_names,
     uniform_weight=uniform_weight_by(_Keys),
     cut_config=cut_config,
+    parts=PARTS,
 )

@@ -6,17 +6,19 @@ layers for multi-token prediction, with experts of their own; a cut drops them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
 from leanmoe.families.base import Config, MoEShape
-from leanmoe.families.deepseek import uniform_weight_by
+from leanmoe.families.deepseek import PARTS, uniform_weight_by
 from leanmoe.families.deepseek_v2 import GroupKeys
 from leanmoe.families.keys import read_keys
 from leanmoe.families.names import OWN_NAMES, BlockNames, block_family
 
-_NAMES = BlockNames("mlp", OWN_NAMES, ("gate.weight", "gate.e_score_correction_bias"))
+_CORRECTION = "gate.e_score_correction_bias"
+_NAMES = BlockNames("mlp", OWN_NAMES, ("gate.weight", _CORRECTION))
 
 
 class _Keys(GroupKeys):
@@ -57,4 +59,5 @@ DEEPSEEK_V3 = block_family(
     uniform_weight=uniform_weight_by(_Keys),
     cut_config=_cut_config,
     spare_layers=_spare_layers,
+    parts=replace(PARTS, correction=_CORRECTION),
 )

@@ -9,7 +9,9 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from leanmoe.families.base import (
+    NO_PARTS,
     PROJECTIONS,
+    BlockParts,
     Config,
     ExpertTensor,
     Family,
@@ -147,6 +149,8 @@ def block_family(
     uniform_weight: Callable[[Config, int], float | None],
     cut_config: Callable[[Config, int], dict[str, Any]],
     spare_layers: Callable[[Config], int] = no_spare_layers,
+    parts: BlockParts = NO_PARTS,
+    stops_at_layouts: bool = True,
     transfers: bool = False,
     fixed_top_k: bool = False,
 ) -> Family:
@@ -166,6 +170,8 @@ def block_family(
         uniform_weight=uniform_weight,
         cut_config=cut_config,
         spare_layers=spare_layers,
+        parts=parts,
+        stops_at_layouts=stops_at_layouts,
         stacked=isinstance(names, StackedNames),
         transfers=transfers,
         fixed_top_k=fixed_top_k,

@@ -6,6 +6,7 @@ logits close to it, so both weights are near 1 and level 1 rarely skips anything
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -35,7 +36,8 @@ class _Keys(HeadKeys):
 
 def _shape(config: Config) -> MoEShape:
     keys = read_keys(_Keys, config)
-    return keys.moe_shape(keys.all_layers, keys.intermediate_size, renormalize=False)
+    shape = keys.moe_shape(keys.all_layers, keys.intermediate_size, renormalize=False)
+    return replace(shape, scoring="sparsemixer")
 
 
 def _other_names(config: Config) -> list[str]:

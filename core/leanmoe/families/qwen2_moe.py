@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from leanmoe.families.base import Config, MoEShape
+from leanmoe.families.base import BlockParts, Config, MoEShape
 from leanmoe.families.keys import HeadKeys, read_keys, softmax_share
 from leanmoe.families.names import (
     ATTENTION,
@@ -24,6 +24,7 @@ from leanmoe.families.names import (
 )
 
 NAMES = BlockNames("mlp", OWN_NAMES)
+_PARTS = BlockParts(shared_expert="shared_expert", shared_gate="shared_expert_gate.weight")
 
 
 class QwenKeys(HeadKeys):
@@ -60,12 +61,14 @@ def _shape(config: Config) -> MoEShape:
 def _other_names(config: Config) -> list[str]:
     keys = read_keys(_Keys, config)
     moe_layers = set(keys.moe_layers)
-    shared = feed_forward("mlp.shared_expert") if keys.shared_expert_intermediate_size else ()
+    shared = (
+        feed_forward(f"mlp.{_PARTS.shared_expert}") if keys.shared_expert_intermediate_size else ()
+    )
 
     def parts(layer: int) -> Iterable[str]:
         yield from (*NORMS, *ATTENTION, *QKV_BIASES)
         if layer in moe_layers:
-            yield from ("mlp.shared_expert_gate.weight", *shared)
+            yield from (f"mlp.{_PARTS.shared_gate}", *shared)
         else:
             yield from feed_forward("mlp")
 
@@ -84,5 +87,6 @@ QWEN2_MOE = block_family(
     other_names=_other_names,
     uniform_weight=softmax_share,
     cut_config=cut_config,
+    parts=_PARTS,
     transfers=True,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
@@ -10,11 +11,12 @@ from leanmoe.errors import CheckpointError
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files
 from leanmoe.provenance import file_digest
+from leanmoe_pruning.checkpoints.fp8 import block_of, check_scales
 from leanmoe_pruning.checkpoints.shards import ShardReader
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-# The families that stream.py computes.
-RUNNABLE = ("mixtral",)
+# The ends of names of tensors that hold no numbers but their codes.
+PACKED = ("_blocks", "_scales")
 
 
 def open_model(path: Path) -> Checkpoint:
@@ -34,11 +36,11 @@ def open_runnable_model(path: Path) -> Checkpoint:
 
 def check_runnable(checkpoint: Checkpoint) -> None:
     """Raise unless the offline forward pass computes models of this family."""
-    if checkpoint.family.name not in RUNNABLE:
+    if find_spec(f"leanmoe_pruning.forward.families.{checkpoint.family.name}") is None:
         raise CheckpointError(
-            f"{checkpoint.path} is a {checkpoint.family.name} model and LeanMoE's own forward "
-            f"pass computes only {', '.join(RUNNABLE)}: such a model can be pruned with --method "
-            "random and served, not scored or measured"
+            f"{checkpoint.path} is a {checkpoint.family.name} model, whose layers LeanMoE does not "
+            "compute by itself: such a model can be pruned with --method random and served, not "
+            "scored or measured"
         )
 
 
@@ -64,7 +66,10 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
             f"{shape.n_layers} layers; config and shards are of different models"
         )
     for name, size in block_sizes(checkpoint).items():
-        reader.check_weight(name, size)
+        reader.check_shape(name, size)
+        if not (shape.packed and name.endswith(PACKED)):
+            reader.check_is_weight(name)
+    check_scales(reader, block_of(checkpoint.config))
 
 
 def block_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

@@ -9,19 +9,29 @@ import torch
 
 from leanmoe.command import Command, Result
 from leanmoe.interrupts import stop_on_signals
-from leanmoe.provenance import atomic_directory, check_output
+from leanmoe.provenance import check_output
+from leanmoe.resuming import resumable_directory
 from leanmoe_pruning.checkpoints.opening import check_uniform, open_runnable_model, source_digests
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
 from leanmoe_pruning.data import load_data
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.scores.bundle import write_bundle
-from leanmoe_pruning.scores.scoring import score_layers
+from leanmoe_pruning.scores.bundle import BundleDescription, complete_bundle, describe
+from leanmoe_pruning.scores.passing import sampled_tokens, score_into
+from leanmoe_pruning.scores.sampling import ALL_TOKENS_UP_TO, MOST_TOKENS
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_data(parser)
+    parser.add_argument(
+        "--gram-tokens",
+        type=int,
+        metavar="N",
+        help=f"with more than {ALL_TOKENS_UP_TO} experts per layer: tokens, evenly spaced, whose "
+        f"expert outputs naee compares (default: up to {MOST_TOKENS}, fewer with very many "
+        "experts)",
+    )
     add_compute(parser)
     add_output(parser, "score bundle directory to write")
 
@@ -34,27 +44,38 @@ def _run(args: argparse.Namespace) -> Result:
     check_uniform(checkpoint)
     data = load_data(args.data, checkpoint, "calibration", window=args.window)
     stream = DecoderStream(checkpoint, args.compute)
+    sampled = sampled_tokens(stream, data.ids, args.gram_tokens)
     source = source_digests(args.model)
+    described = describe(checkpoint, source, data, stream.compute, len(sampled))
     with (
         stop_on_signals(),
-        atomic_directory(args.out, args.force) as directory,
+        resumable_directory(args.out, _key(described), args.force) as unfinished,
         progress("scoring layers", stream.n_layers) as tick,
     ):
-        layers = score_layers(stream, data.ids, tick)
-        found = write_bundle(directory, checkpoint, source, data, layers, stream.compute)
+        resumed = unfinished.step
+        score_into(unfinished, stream, data.ids, sampled, tick)
+        found = complete_bundle(unfinished.output, described, unfinished.finished())
     return {
         "out": str(args.out),
         "digest": found.digest(),
         "tokens": data.tokens,
+        "gram_tokens": found.gram_tokens,
         "layers": len(found.moe_layers),
+        "layers_resumed": resumed,
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
+def _key(described: BundleDescription) -> str:
+    return described.digest().removeprefix("sha256:")[:12]
+
+
 def _show(result: Result) -> str:
+    resumed = result["layers_resumed"]
+    before = f", {resumed} finished by an earlier run," if resumed else ""
     return (
-        f"scored {result['layers']} layers on {result['tokens']} tokens in {result['seconds']} s: "
-        f"{result['out']}"
+        f"scored {result['layers']} layers{before} on {result['tokens']} tokens in "
+        f"{result['seconds']} s: {result['out']}"
     )
 
 

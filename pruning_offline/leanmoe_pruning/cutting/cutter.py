@@ -20,6 +20,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
 from leanmoe.provenance import file_digest
+from leanmoe_pruning.checkpoints.fp8 import scaled_weight
 from leanmoe_pruning.checkpoints.opening import (
     WEIGHT_SUFFIXES,
     block_sizes,
@@ -38,6 +39,7 @@ from leanmoe_pruning.checkpoints.shards import (
 from leanmoe_pruning.cutting.layer_cut import LayerCut
 from leanmoe_pruning.cutting.pieces import Copied, Given, HeldTensors, Piece
 from leanmoe_pruning.cutting.plan import LayerPlan, layouts
+from leanmoe_pruning.cutting.spool import SpooledReader, WeightSpool
 from leanmoe_pruning.progress import Tick
 
 _LOG = logging.getLogger(__name__)
@@ -48,18 +50,23 @@ Plans = Mapping[int, LayerPlan]
 class Cutter:
     """A cut decided and checked, not yet written."""
 
-    def __init__(self, checkpoint: Checkpoint, plans: Plans) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, plans: Plans, replaced: WeightSpool | None = None
+    ) -> None:
         self.checkpoint = checkpoint
         self.layouts = layouts(plans, checkpoint)
         self._held = HeldTensors()
         self._cuts = {
             layer: LayerCut(checkpoint, layer, plan, self._held) for layer, plan in plans.items()
         }
+        self._check_layout()
         self._markers = {
             checkpoint.family.gate_name(layer): self._marker(layer, own)
             for layer, own in self._layout().layers.items()
         }
         self.reader = ShardReader(checkpoint.path)
+        # Where the output's tensors are read: some may have been replaced.
+        self._source = SpooledReader(checkpoint.path, replaced) if replaced else self.reader
         check_complete(checkpoint, self.reader)
         self._blocks = tuple(
             f"{checkpoint.family.block_prefix(layer)}." for layer in checkpoint.shape.moe_layers
@@ -72,7 +79,15 @@ class Cutter:
             for name, held in self.reader.shards.items()
             if (pieces := [piece for info in held.values() for piece in self._pieces(info)])
         }
-        self._tell_of_spare_layers()
+
+    def _check_layout(self) -> None:
+        family = self.checkpoint.family
+        if self.has_layout and not family.stops_at_layouts:
+            raise InputError(
+                f"layers of {family.name} cannot differ: stock vLLM passes over what it does not "
+                "know of such a model and would run another one; keep equally many experts in "
+                "every layer"
+            )
 
     def _tell_of_spare_layers(self) -> None:
         if dropped := sum(map(self._is_spare, self.reader.names)):
@@ -92,13 +107,18 @@ class Cutter:
 
     def _cut_pieces(self, info: TensorInfo) -> list[Piece]:
         family = self.checkpoint.family
+        # A scale goes where its weight goes.
+        weight = scaled_weight(info.name, self.reader) or info.name
         layer = family.expert_rows(info.name)
         if layer is not None and layer in self._cuts:
             return self._cuts[layer].of_rows(info)
-        part = family.parse_expert(info.name)
+        part = family.parse_expert(weight)
         if part is not None and part.layer in self._cuts:
             return self._cuts[part.layer].of_expert(info, part)
-        self._check_no_part_of_a_block(info.name)
+        layer = family.layer_of(info.name)
+        if layer in self._cuts and (shared := self._cuts[layer].of_shared(info)) is not None:
+            return shared
+        self._check_no_part_of_a_block(weight)
         return [Copied(info, info.name)]
 
     def _marker(self, layer: int, own: LayerLayout) -> Piece:
@@ -133,6 +153,7 @@ class Cutter:
 
     def validate(self, tick: Tick) -> None:
         """Read every source tensor; raise ``CheckpointError`` at the first NaN or infinity."""
+        self._tell_of_spare_layers()
         self.reader.validate(tick)
 
     @property
@@ -155,7 +176,7 @@ class Cutter:
     def _write_shard(self, path: Path, pieces: list[Piece], tick: Callable[[], None]) -> str:
         def tensors() -> Iterator[torch.Tensor]:
             for piece in pieces:
-                tensor = piece.read(self.reader)
+                tensor = piece.read(self._source)
                 if not is_finite(tensor):
                     raise InputError(
                         f"{piece.info.name} would hold infinity: a constant of the plan is too "

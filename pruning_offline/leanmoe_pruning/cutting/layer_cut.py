@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from leanmoe.checkpoint import Checkpoint
-from leanmoe.families.base import ExpertTensor
+from leanmoe.errors import InputError
+from leanmoe.families.base import ExpertTensor, Projection
 from leanmoe.layout import transfer_name
+from leanmoe_pruning.checkpoints.fp8 import FP8, SCALE
 from leanmoe_pruning.checkpoints.shards import TensorInfo
 from leanmoe_pruning.cutting.pieces import (
     Copied,
@@ -50,17 +53,31 @@ class LayerCut:
         return [Rows(cut, info.name, self._kept, factors)]
 
     def of_expert(self, info: TensorInfo, part: ExpertTensor) -> list[Piece]:
-        """For a tensor of a single expert."""
+        """For a tensor of a single expert: a projection's weight, or its scales."""
         if self._plan.merge is not None:
             return self._merged_expert(info, part, self._plan.merge)
         if part.expert not in self._kept:
             return []
         place = self._kept.index(part.expert)
-        name = self._family.expert_name(self._layer, place, part.projection)
-        renamed = replace(info, name=name)
-        if self._plan.condense is not None and part.projection == "down_proj":
+        renamed = replace(info, name=self._name(place, part.projection) + _ending(info))
+        # A constant goes into the scales where there are any.
+        down = part.projection == "down_proj" and info.dtype != FP8
+        if self._plan.condense is not None and down:
             return [Scaled(renamed, info.name, self._folded(part.expert))]
         return [Copied(renamed, info.name)]
+
+    def of_shared(self, info: TensorInfo) -> list[Piece] | None:
+        """For a tensor of the shared expert; ``None`` where it stays as it is.
+
+        A gate of zeros gives every token one half, and the rest lies in ``down_proj``.
+        """
+        if self._plan.shared_gate is None:
+            return None
+        if info.name == self._checkpoint.shared_gate(self._layer):
+            return [Zeros(info)]
+        if info.name == f"{self._checkpoint.shared_expert(self._layer)}.down_proj.weight":
+            return [Scaled(info, info.name, 2 * self._plan.shared_gate)]
+        return None
 
     def _folded(self, expert: int) -> float:
         """What an expert's output is multiplied by beside the even weight the router gives it."""
@@ -85,11 +102,20 @@ class LayerCut:
 
     def _merged_expert(self, info: TensorInfo, part: ExpertTensor, merge: Merge) -> list[Piece]:
         """Expert j of the output stands where expert j of the source stood."""
+        if info.dtype == FP8:
+            raise InputError(
+                f"layer {self._layer} of {self._checkpoint.path} cannot be merged: its experts "
+                "are float8, whose sums would be rounded to 3 bits; restore the checkpoint to "
+                "plain bf16 weights first"
+            )
         if part.expert >= len(merge.experts):
             return []
-        name, layer, projection = self._family.expert_name, self._layer, part.projection
+        name_of = partial(self._name, projection=part.projection)
+        return [Mixed(info, self._layer, name_of, merge.experts[part.expert], self._held)]
 
-        def name_of(expert: int) -> str:
-            return name(layer, expert, projection)
+    def _name(self, expert: int, projection: Projection) -> str:
+        return self._family.expert_name(self._layer, expert, projection)
 
-        return [Mixed(info, layer, name_of, merge.experts[part.expert], self._held)]
+
+def _ending(info: TensorInfo) -> str:
+    return SCALE if info.name.endswith(SCALE) else ""

@@ -94,6 +94,17 @@ class HeldTensors:
         return self._tensors[name]
 
 
+def weighted_sum(
+    tensor_of: Callable[[int], torch.Tensor], factors: Sequence[float], size: Sequence[int]
+) -> torch.Tensor:
+    """The sum of tensors times their factors, float32, in the order of the experts."""
+    total = torch.zeros(size, dtype=torch.float32)
+    for expert, factor in enumerate(factors):
+        if factor:
+            total.add_(tensor_of(expert).float(), alpha=factor)
+    return total
+
+
 @dataclass(frozen=True)
 class Mixed:
     """A sum of a layer's tensors of one shape, summed in float32."""
@@ -105,12 +116,10 @@ class Mixed:
     held: HeldTensors
 
     def read(self, reader: ShardReader) -> torch.Tensor:
-        total = torch.zeros(self.info.shape, dtype=torch.float32)
-        for expert, factor in enumerate(self.factors):
-            if factor:
-                source = self.held.read(reader, self.layer, self.name_of(expert))
-                total.add_(source.float(), alpha=factor)
-        return total.to(self.info.dtype)
+        def source(expert: int) -> torch.Tensor:
+            return self.held.read(reader, self.layer, self.name_of(expert))
+
+        return weighted_sum(source, self.factors, self.info.shape).to(self.info.dtype)
 
 
 @dataclass(frozen=True)
@@ -123,9 +132,10 @@ class MixedRows:
 
     def read(self, reader: ShardReader) -> torch.Tensor:
         tensor = reader.read(self.source)
-        rows = tensor.float().flatten(1)
-        mixed = torch.tensor(self.factors, dtype=torch.float32) @ rows
-        return mixed.view(self.info.shape).to(tensor.dtype)
+        mixed = torch.empty(self.info.shape, dtype=tensor.dtype)
+        for row, factors in enumerate(self.factors):
+            mixed[row] = weighted_sum(tensor.__getitem__, factors, tensor.shape[1:])
+        return mixed
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,9 @@ class LayerPlan(_Strict):
     condense: dict[int, Number] | None = Field(
         default=None, description="expert -> the constant its output is multiplied by"
     )
+    shared_gate: Annotated[float, Field(strict=True, ge=0, le=1)] | None = Field(
+        default=None, description="what a condensed layer's shared expert is multiplied by"
+    )
     merge: Merge | None = None
     top_k: Annotated[PositiveInt, Field(strict=True)] | None = None
 
@@ -59,6 +62,8 @@ class LayerPlan(_Strict):
             raise ValueError(f"names {given or 'nothing'}, expected one of keep, condense, merge")
         if self.condense is not None and self.top_k is not None:
             raise ValueError("a condensed layer runs all its experts and takes no top_k")
+        if self.shared_gate is not None and self.condense is None:
+            raise ValueError("shared_gate is for a condensed layer, whose gate becomes a constant")
         return self
 
     @property
@@ -92,7 +97,7 @@ def read_plan(path: Path, checkpoint: Checkpoint) -> PrunePlan:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a plan ({error}); give a JSON file") from None
     for layer, wanted in plan.layers.items():
-        reason_or_none = _fault(wanted, layer, checkpoint)
+        reason_or_none = layer_fault(wanted, layer, checkpoint)
         if reason_or_none is not None:
             raise InputError(f"{path}: layer {layer} {reason_or_none}; correct the plan")
     return plan
@@ -108,7 +113,7 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _fault(plan: LayerPlan, layer: int, checkpoint: Checkpoint) -> str | None:
+def layer_fault(plan: LayerPlan, layer: int, checkpoint: Checkpoint) -> str | None:
     """Why a layer cannot be cut so, or ``None``."""
     if layer not in checkpoint.layers:
         return f"is no MoE layer of {checkpoint.path}"
@@ -122,10 +127,12 @@ def _fault(plan: LayerPlan, layer: int, checkpoint: Checkpoint) -> str | None:
     wrong = sorted({e for e in plan.kept if not 0 <= e < source.n_experts})
     if wrong:
         return f"names expert {wrong[0]}, and has experts 0 to {source.n_experts - 1}"
-    if len(set(plan.kept)) < len(plan.kept) or not plan.kept:
-        return "names an expert twice" if plan.kept else "keeps no expert"
+    if len(set(plan.kept)) < len(plan.kept):
+        return "names an expert twice"
     if plan.condense is not None:
-        return _condense_fault(plan, checkpoint)
+        return _condense_fault(plan, layer, checkpoint)
+    if not plan.kept:
+        return "keeps no expert"
     return _top_k_fault(plan, source, checkpoint) or _group_fault(plan, source, checkpoint)
 
 
@@ -159,8 +166,18 @@ def _group_fault(plan: LayerPlan, source: LayerLayout, checkpoint: Checkpoint) -
     return None
 
 
-def _condense_fault(plan: LayerPlan, checkpoint: Checkpoint) -> str | None:
-    if checkpoint.family.uniform_weight(checkpoint.config, plan.n_experts) is None:
+def _condense_fault(plan: LayerPlan, layer: int, checkpoint: Checkpoint) -> str | None:
+    if not plan.kept and checkpoint.shared_expert(layer) is None:
+        return (
+            f"condenses to no expert, and {checkpoint.family.name} has no shared expert that would "
+            "be left: name one at least"
+        )
+    if plan.shared_gate is not None and checkpoint.shared_gate(layer) is None:
+        return (
+            f"states a shared_gate, and {checkpoint.family.name} has no gate on a shared expert: "
+            "leave it out"
+        )
+    if plan.kept and checkpoint.family.uniform_weight(checkpoint.config, plan.n_experts) is None:
         return (
             f"cannot be condensed to {plan.n_experts} experts: the router of "
             f"{checkpoint.family.name} gives them no even choice"

@@ -46,5 +46,6 @@ def _history(checkpoint: Checkpoint) -> dict[str, Any]:
 def _kept(checkpoint: Checkpoint, plans: Mapping[int, LayerPlan]) -> dict[int, list[int]]:
     """Source experts by layer; those of layers that no plan names are all of them."""
     every = {layer: list(range(own.n_experts)) for layer, own in checkpoint.layers.items()}
+    merged = {layer for layer, plan in plans.items() if plan.merge is not None}
     named = {layer: list(plan.kept) for layer, plan in plans.items()}
-    return {i: kept for i, kept in sorted({**every, **named}.items()) if kept}
+    return {i: kept for i, kept in sorted({**every, **named}.items()) if i not in merged}

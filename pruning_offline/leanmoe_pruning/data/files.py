@@ -18,7 +18,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
 def stored_ids(path: Path, tensor: str) -> torch.Tensor:
-    """Token ids ``[N, T]`` of one tensor of a safetensors file, int64."""
+    """Token ids ``[N, T]`` of one tensor of a safetensors file, int64; ``[T]`` is one window."""
     _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -30,12 +30,12 @@ def stored_ids(path: Path, tensor: str) -> torch.Tensor:
         raise DataError(
             f"{path} is not a whole safetensors file ({error}); copy it again"
         ) from None
-    if ids.ndim != 2 or ids.dtype not in _INTEGERS:
+    if ids.ndim not in (1, 2) or ids.dtype not in _INTEGERS:
         raise DataError(
             f"{path}:{tensor} is {ids.dtype} of shape {list(ids.shape)}, expected integer token "
-            "ids [windows, length]"
+            "ids [windows, length], or [length] for one window"
         )
-    return ids.long()
+    return ids.long().view(-1, ids.shape[-1])
 
 
 def text_ids(path: Path, tokenizer: ModelTokenizer) -> Iterator[list[int]]:

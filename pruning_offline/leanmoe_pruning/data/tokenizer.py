@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,11 @@ class ModelTokenizer:
                 f"a text holds what is no Unicode character ({text[:40]!a}…); clean it first"
             ) from None
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, special tokens left out."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def encode_chat(self, messages: list[dict[str, Any]], where: str) -> list[int]:
         """Token ids of a chat in the model's own template."""

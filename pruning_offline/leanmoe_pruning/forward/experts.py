@@ -1,4 +1,4 @@
-"""One MoE layer's experts: SwiGLU feed-forward networks computed per expert in batches.
+"""Feed-forward networks: one MoE layer's experts, and the one that every token passes.
 
 T tokens, D model, F expert hidden, E experts, K top-k. Products run in the
 weights' dtype, sums over experts in float32.
@@ -11,6 +11,31 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
+
+
+def swiglu(x_TD: torch.Tensor, gate_FD: torch.Tensor, up_FD: torch.Tensor) -> torch.Tensor:
+    """silu(gate x) * (up x), ``[T, F]``."""
+    gate_TF = functional.linear(x_TD, gate_FD)
+    return functional.silu(gate_TF, inplace=True).mul_(functional.linear(x_TD, up_FD))
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The SwiGLU of a dense layer, or the shared expert of a MoE layer."""
+
+    gate_proj: torch.Tensor
+    up_proj: torch.Tensor
+    down_proj: torch.Tensor
+    # Qwen2-MoE's gate, float32 [1, D]: how much of the output each token gets.
+    share_1D: torch.Tensor | None = None
+
+    def output(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """float32 ``[T, D]``."""
+        hidden_TF = swiglu(x_TD.to(self.down_proj.dtype), self.gate_proj, self.up_proj)
+        output_TD = functional.linear(hidden_TF, self.down_proj).float()
+        if self.share_1D is None:
+            return output_TD
+        return output_TD * functional.linear(x_TD, self.share_1D).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -28,13 +53,17 @@ class Experts:
     def __len__(self) -> int:
         return len(self.down_proj)
 
+    def hidden(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
+        """What ``down_proj`` is multiplied with, ``[T, F]`` in the weights' dtype."""
+        return swiglu(x_TD.to(self.dtype), self.gate_proj[expert], self.up_proj[expert])
+
+    def project(self, expert: int, hidden_TF: torch.Tensor) -> torch.Tensor:
+        """f_expert(x) from ``hidden``, float32 ``[T, D]``."""
+        return functional.linear(hidden_TF, self.down_proj[expert]).float()
+
     def output(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
         """f_expert(x), float32 ``[T, D]``."""
-        x_TD = x_TD.to(self.dtype)
-        gate_TF = functional.linear(x_TD, self.gate_proj[expert])
-        up_TF = functional.linear(x_TD, self.up_proj[expert])
-        hidden_TF = functional.silu(gate_TF, inplace=True).mul_(up_TF)
-        return functional.linear(hidden_TF, self.down_proj[expert]).float()
+        return self.project(expert, self.hidden(expert, x_TD))
 
     def every_output(self, x_TD: torch.Tensor) -> torch.Tensor:
         """All experts on all tokens, float32 ``[E, T, D]``."""

@@ -8,10 +8,11 @@ what it works on stays in the processor's cache.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 
@@ -47,12 +48,20 @@ def run_block(
     chunk_NTD: torch.Tensor,
     kept: Sequence[int] | None = None,
     betas_T: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, Routed]:
-    """MoE block output ``[T, D]``, all but ``kept`` experts masked, skipping by ``betas_T``."""
+) -> tuple[torch.Tensor, Routed | None]:
+    """Block output ``[T, D]``, the shared expert's part in it, all but ``kept`` experts masked.
+
+    Skips by ``betas_T``. A dense block routes nothing.
+    """
     x_TD = layer.block_input(chunk_NTD)
+    shared_TD = layer.shared(x_TD)
+    if layer.experts is None:
+        return torch.zeros_like(x_TD) if shared_TD is None else shared_TD, None
     routing = layer.route(layer.router_logits(x_TD), kept)
     keep_TK = routing.kept(0.0 if betas_T is None else betas_T)
     output_TD = layer.experts.routed(x_TD, routing.applied(keep_TK), routing.ids_TK, keep_TK)
+    if shared_TD is not None:
+        output_TD += shared_TD
     return output_TD, Routed(routing, keep_TK)
 
 
@@ -61,22 +70,27 @@ def step_(
     hidden: Hidden,
     kept: Sequence[int] | None = None,
     betas_T: torch.Tensor | None = None,
-) -> Routed:
-    """One whole decoder layer, in place."""
+    placing: Placing | None = None,
+) -> Routed | None:
+    """One whole decoder layer, in place; what a MoE layer's router decided.
+
+    Tokens that are placed must fit one chunk.
+    """
     found = []
     for chunk_NTD, rows in chunks(hidden):
-        layer.attend_(chunk_NTD)
+        layer.attend_(chunk_NTD, placing)
         betas = None if betas_T is None else betas_T[rows]
         output_TD, routed = run_block(layer, chunk_NTD, kept, betas)
-        chunk_NTD += output_TD.view_as(chunk_NTD)
-        found.append(routed)
-    return _joined(found)
+        layer.add_(chunk_NTD, output_TD)
+        if routed is not None:
+            found.append(routed)
+    return _joined(found) if found else None
 
 
 def _joined(found: Sequence[Routed]) -> Routed:
-    routing = Routing(
-        torch.cat([part.routing.weights_TK for part in found]),
-        torch.cat([part.routing.ids_TK for part in found]),
-        found[0].routing.renormalize,
+    routing = replace(
+        found[0].routing,
+        weights_TK=torch.cat([part.routing.weights_TK for part in found]),
+        ids_TK=torch.cat([part.routing.ids_TK for part in found]),
     )
     return Routed(routing, torch.cat([part.keep_TK for part in found]))

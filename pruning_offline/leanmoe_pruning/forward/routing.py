@@ -1,17 +1,24 @@
-"""The router's arithmetic: softmax over all experts, top-k, skipping, renormalising.
+"""The router's arithmetic: scores, groups, top-k, skipping, renormalising, scaling.
 
-T tokens, E experts, K top-k. Pruning masks logits with -inf before the softmax,
-which equals deleting the router's rows (NAEE, arXiv 2402.14800).
+T tokens, E experts, K top-k. What vLLM runs for each family is what is computed here.
+Pruning masks logits with -inf before anything else, which equals deleting the router's
+rows (NAEE, arXiv 2402.14800).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from leanmoe.families import MoEShape
+
+# "mapped": logits that are logarithms of probabilities mapped by EEP's matrix.
+Scoring = Literal["softmax", "sigmoid", "sparsemixer", "mapped"]
+# The width of PhiMoE's window around the best logit, half of it, as vLLM's phimoe.py has it.
+_JITTER = 0.01
 
 
 @dataclass(frozen=True)
@@ -20,19 +27,38 @@ class RouterRule:
 
     top_k: int
     renormalize: bool
+    scoring: Scoring = "softmax"
+    # The weights are multiplied by it last (``routed_scaling_factor``).
+    scale: float = 1.0
+    # Only experts of the ``top_groups`` best groups of neighbours are chosen.
+    n_groups: int = 1
+    top_groups: int = 1
+    # Added to the scores for the choice alone (``e_score_correction_bias``); groups are then
+    # judged by the sum of their two best, else by their best.
+    correction_E: torch.Tensor | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, shape: MoEShape) -> RouterRule:
-        return cls(shape.top_k, shape.renormalize)
+    def of(cls, shape: MoEShape, correction_E: torch.Tensor | None = None) -> RouterRule:
+        """The rule of a model of this shape."""
+        return cls(
+            top_k=shape.top_k,
+            renormalize=shape.renormalize,
+            scoring=shape.scoring,
+            scale=shape.routed_scale,
+            n_groups=shape.n_groups,
+            top_groups=shape.top_groups,
+            correction_E=correction_E,
+        )
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Chosen experts per token, largest first; weights before any skipping."""
+    """Chosen experts per token, largest weight first; weights before any skipping."""
 
     weights_TK: torch.Tensor
     ids_TK: torch.Tensor
     renormalize: bool
+    scale: float = 1.0
 
     @property
     def ratios(self) -> torch.Tensor:
@@ -49,23 +75,88 @@ class Routing:
     def applied(self, keep_TK: torch.Tensor | None = None) -> torch.Tensor:
         """Weights the expert outputs are multiplied by; skipped ones are 0. [T, K]"""
         weights_TK = self.weights_TK if keep_TK is None else self.weights_TK * keep_TK
-        if not self.renormalize:
-            return weights_TK
-        return weights_TK / weights_TK.sum(-1, keepdim=True)
+        if self.renormalize:
+            weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+        return weights_TK if self.scale == 1.0 else weights_TK * self.scale
 
 
 def route(logits_TE: torch.Tensor, rule: RouterRule, kept: Sequence[int] | None = None) -> Routing:
-    """Route tokens among the ``kept`` experts (all where ``None``)."""
+    """Route tokens among the ``kept`` experts (all where ``None``); -inf is never chosen."""
     logits_TE = logits_TE.float()
     if kept is not None:
         pruned = torch.ones(logits_TE.shape[-1], dtype=torch.bool)
         pruned[list(kept)] = False
         logits_TE = logits_TE.masked_fill(pruned, float("-inf"))
-    top_TK, ids_TK = logits_TE.topk(rule.top_k, dim=-1)
-    if rule.renormalize:
+    if rule.scoring == "sparsemixer":
+        weights_TK, ids_TK = _largest_first(*_sparsemixer(logits_TE))
+    else:
+        ids_TK = _judged(logits_TE, rule).topk(rule.top_k, dim=-1).indices
+        weights_TK = _weights(logits_TE, ids_TK, rule)
+        if rule.correction_E is not None:
+            weights_TK, ids_TK = _largest_first(weights_TK, ids_TK)
+    return Routing(weights_TK, ids_TK, rule.renormalize, rule.scale)
+
+
+def route_mapped(mapped_TE: torch.Tensor, rule: RouterRule) -> Routing:
+    """Route by mapped probabilities as EEP's published code does (arXiv 2407.00945).
+
+    ``mapped_TE`` is W softmax(l), of any sign and not clamped; the runtime serves it clamped at
+    the smallest positive number (``DecoderLayer.router_logits``), the same where the chosen are
+    positive.
+    """
+    weights_TK, ids_TK = mapped_TE.float().topk(rule.top_k, dim=-1)
+    return Routing(weights_TK, ids_TK, rule.renormalize, rule.scale)
+
+
+def _judged(logits_TE: torch.Tensor, rule: RouterRule) -> torch.Tensor:
+    """What the top-k is taken of: all scorings grow with the logit, a correction does not."""
+    if rule.correction_E is None:
+        judged_TE = logits_TE
+    else:
+        # A pruned expert's score of zero could win by its correction.
+        judged_TE = _scores(logits_TE, rule) + rule.correction_E
+        judged_TE = judged_TE.masked_fill(logits_TE == float("-inf"), float("-inf"))
+    if rule.n_groups == 1:
+        return judged_TE
+    grouped = judged_TE.view(len(judged_TE), rule.n_groups, -1)
+    two = rule.correction_E is not None
+    best = grouped.topk(2, dim=-1).values.sum(-1) if two else grouped.amax(-1)
+    chosen = best.topk(rule.top_groups, dim=-1).indices
+    passed_over = torch.ones_like(best, dtype=torch.bool).scatter_(-1, chosen, False)
+    return grouped.masked_fill(passed_over[..., None], float("-inf")).flatten(1)
+
+
+def _scores(logits_TE: torch.Tensor, rule: RouterRule) -> torch.Tensor:
+    if rule.scoring == "mapped":
+        return logits_TE.exp()
+    return logits_TE.sigmoid() if rule.scoring == "sigmoid" else logits_TE.softmax(-1)
+
+
+def _weights(logits_TE: torch.Tensor, ids_TK: torch.Tensor, rule: RouterRule) -> torch.Tensor:
+    if rule.renormalize and rule.scoring != "sigmoid":
         # The same as renormalising the full softmax, and the same bits whatever else is masked:
         # subsets that leave a token's routing alone tie exactly.
-        weights_TK = torch.softmax(top_TK, dim=-1)
-    else:
-        weights_TK = torch.softmax(logits_TE, dim=-1).gather(-1, ids_TK)
-    return Routing(weights_TK, ids_TK, rule.renormalize)
+        return torch.softmax(logits_TE.gather(-1, ids_TK), dim=-1)
+    return _scores(logits_TE, rule).gather(-1, ids_TK)
+
+
+def _largest_first(
+    weights_TK: torch.Tensor, ids_TK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights_TK, order_TK = weights_TK.sort(dim=-1, descending=True, stable=True)
+    return weights_TK, ids_TK.gather(-1, order_TK)
+
+
+def _sparsemixer(logits_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """PhiMoE's two experts in turn, each weighed against the logits close to its own."""
+    first_T1, first = _mixed(logits_TE, logits_TE)
+    rest_TE = logits_TE.scatter(-1, first, float("-inf"))
+    second_T1, second = _mixed(logits_TE, rest_TE)
+    return torch.cat([first_T1, second_T1], dim=-1), torch.cat([first, second], dim=-1)
+
+
+def _mixed(logits_TE: torch.Tensor, left_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    best_T1, id_T1 = left_TE.max(dim=-1, keepdim=True)
+    far_TE = (best_T1 - logits_TE) / logits_TE.abs().clamp(min=best_T1) > 2 * _JITTER
+    near_TE = left_TE.masked_fill(far_TE, float("-inf"))
+    return near_TE.softmax(-1).gather(-1, id_T1), id_T1

@@ -1,9 +1,8 @@
-"""A Mixtral-family model run one decoder layer at a time.
+"""A model run one decoder layer at a time.
 
 Only one layer's weights are in memory; the caller holds the activations of all
-windows. Attention, norms and rotary embedding are transformers' own classes, the
-MoE block is ours because a method needs what happens inside. The residual stream,
-norms, router and every statistic are float32; matrix products run in ``compute``:
+windows. What families differ in is in ``families``. The residual stream, norms,
+router and every statistic are float32; matrix products run in ``compute``:
 float32 for a float32 or float64 checkpoint, otherwise bfloat16 unless told, which is three
 times faster and adds some 0.0003 nats to every divergence on the reference model.
 N windows, T tokens, D model, V vocabulary.
@@ -14,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -23,62 +21,68 @@ from torch.nn import functional
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
-from leanmoe.families.base import PROJECTIONS
-from leanmoe.layout import LEAST_PROBABILITY, transfer_name
+from leanmoe.layout import LEAST_PROBABILITY, LayerLayout, transfer_name
+from leanmoe_pruning.checkpoints.fp8 import block_of
 from leanmoe_pruning.checkpoints.opening import check_complete, check_runnable
 from leanmoe_pruning.checkpoints.shards import ShardReader
-from leanmoe_pruning.forward.experts import Experts
+from leanmoe_pruning.forward.attention import Attention
+from leanmoe_pruning.forward.experts import Experts, FeedForward
+from leanmoe_pruning.forward.families import forward_family
+from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.routing import RouterRule, Routing, route
+from leanmoe_pruning.forward.weights import Weights
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """One decoder layer with its weights loaded."""
+    """One decoder layer with its weights loaded: attention, then a dense or a MoE block."""
 
     index: int
-    attention: Any
+    attention: Attention
     input_norm: Any
     post_attention_norm: Any
-    rotary: Any
-    sliding_window: int | None
-    gate_ED: torch.Tensor
-    experts: Experts
+    # What every token passes: a MoE block's shared expert, or the whole of a dense block.
+    always: FeedForward | None
+    # None in a dense layer and in one left with its shared expert, whose gate is None too.
+    experts: Experts | None
+    gate_ED: torch.Tensor | None
     # This layer's own numbers of experts and top-k.
     shape: MoEShape
+    gate_bias_E: torch.Tensor | None = None
+    correction_E: torch.Tensor | None = None
     condensed: bool = False
     # Maps the probabilities of the gate's rows to the experts, float32 [E, rows] (EEP).
     transfer: torch.Tensor | None = None
+    # What attention and block outputs are multiplied by.
+    residual_scale: float = 1.0
 
-    def attend_(self, hidden_NTD: torch.Tensor) -> None:
-        """Add attention to the residual stream in place."""
-        length = hidden_NTD.shape[1]
-        rotary = self.rotary(hidden_NTD, position_ids=torch.arange(length)[None])
-        reduced = self.experts.dtype == torch.bfloat16
-        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
-            mixed_NTD, _ = self.attention(
-                hidden_states=self.input_norm(hidden_NTD),
-                position_embeddings=rotary,
-                attention_mask=self._mask(length),
-            )
-        hidden_NTD += mixed_NTD
+    @property
+    def skips(self) -> bool:
+        """Whether its tokens choose among experts, so that some can be skipped."""
+        return self.experts is not None and not self.condensed
 
-    def _mask(self, length: int) -> torch.Tensor | None:
-        if self.sliding_window is None or length <= self.sliding_window:
-            return None
-        ones = torch.ones(length, length, dtype=torch.bool)
-        seen = ones.tril() & ones.triu(1 - self.sliding_window)
-        return torch.zeros(length, length).masked_fill(~seen, float("-inf"))[None, None]
+    def attend_(self, hidden_NTD: torch.Tensor, placing: Placing | None = None) -> None:
+        """Add attention to the residual stream in place; all windows in order unless placed."""
+        normed_NTD = self.input_norm(hidden_NTD)
+        if placing is None:
+            mixed_NTD = self.attention(normed_NTD)
+        else:
+            mixed_NTD = self.attention.placed(normed_NTD, placing)
+        hidden_NTD.add_(mixed_NTD, alpha=self.residual_scale)
 
     def block_input(self, hidden_NTD: torch.Tensor) -> torch.Tensor:
         """What gate and experts see, float32 ``[T, D]`` with all windows' tokens in order."""
         normed: torch.Tensor = self.post_attention_norm(hidden_NTD)
         return normed.flatten(0, 1)
 
-    @property
+    @cached_property
     def rule(self) -> RouterRule:
-        return RouterRule.of(self.shape)
+        """How this layer routes; a condensed one to all its experts, in one group."""
+        shape = replace(self.shape, n_groups=1, top_groups=1) if self.condensed else self.shape
+        rule = RouterRule.of(shape, self.correction_E)
+        return rule if self.transfer is None else replace(rule, scoring="mapped")
 
     def route(self, logits_TE: torch.Tensor, kept: Sequence[int] | None = None) -> Routing:
         """Route tokens among the ``kept`` experts (all where ``None``)."""
@@ -86,11 +90,20 @@ class DecoderLayer:
 
     def router_logits(self, x_TD: torch.Tensor) -> torch.Tensor:
         """float32 ``[T, E]``; through a transfer, logarithms of the mapped probabilities."""
-        logits_TE = functional.linear(x_TD, self.gate_ED)
+        assert self.gate_ED is not None, f"layer {self.index} is dense"
+        logits_TE = functional.linear(x_TD, self.gate_ED, self.gate_bias_E)
         if self.transfer is None:
             return logits_TE
         mapped_TE = functional.linear(logits_TE.softmax(-1), self.transfer)
         return mapped_TE.clamp_min(LEAST_PROBABILITY).log()
+
+    def shared(self, x_TD: torch.Tensor) -> torch.Tensor | None:
+        """What every token gets whatever the router says, float32 ``[T, D]``, or ``None``."""
+        return None if self.always is None else self.always.output(x_TD)
+
+    def add_(self, chunk_NTD: torch.Tensor, output_TD: torch.Tensor) -> None:
+        """Add a block's output to the residual stream in place."""
+        chunk_NTD.add_(output_TD.view_as(chunk_NTD), alpha=self.residual_scale)
 
 
 class DecoderStream:
@@ -101,15 +114,17 @@ class DecoderStream:
         self.checkpoint = checkpoint
         self.reader = ShardReader(checkpoint.path)
         self.shape: MoEShape = checkpoint.shape
-        self._modules: Any = import_module("leanmoe_pruning.forward.modules")
+        self._forward = forward_family(checkpoint.family.name)
         check_complete(checkpoint, self.reader)
         self.config: Any = self._transformers_config()
-        self._rotary = self._modules.make_rotary(self.config)
+        self._scales = self._forward.scales(self.config)
+        self._rotary = self._forward.rotary_class(self.config)
         self.compute = COMPUTE_DTYPES[compute] if compute else self._own_dtype()
+        self.weights = Weights(self.reader, self.compute, block_of(checkpoint.config))
 
     def _transformers_config(self) -> Any:
         try:
-            return self._modules.make_config(self.checkpoint.config)
+            return self._forward.make_config(self.checkpoint.config)
         except Exception as error:  # its checks raise errors of many kinds
             line = str(error).strip().splitlines()[-1]
             raise CheckpointError(
@@ -127,84 +142,106 @@ class DecoderStream:
 
     def embed(self, ids_NT: torch.Tensor) -> torch.Tensor:
         """float32 ``[N, T, D]``."""
-        return functional.embedding(ids_NT, self._embedding).float()
+        hidden_NTD = functional.embedding(ids_NT, self._embedding).float()
+        scale = self._scales.embedding
+        return hidden_NTD if scale == 1.0 else hidden_NTD * scale
+
+    def forget_embedding(self) -> None:
+        """Let the embedding's memory go; it is read again when it is needed again."""
+        self.__dict__.pop("_embedding", None)
 
     @cached_property
     def _embedding(self) -> torch.Tensor:
         size = (self.config.vocab_size, self.shape.hidden_size)
-        return self.reader.read("model.embed_tokens.weight", size)
+        return self.weights.stored("model.embed_tokens.weight", size)
 
-    def layers(self) -> Iterator[DecoderLayer]:
-        """Every decoder layer, loaded when reached and let go when passed."""
-        for index in range(self.n_layers):
-            yield self._layer(index)
+    def layers(self, first: int = 0) -> Iterator[DecoderLayer]:
+        """Every decoder layer from ``first``, loaded when reached and let go when passed."""
+        for index in range(first, self.n_layers):
+            yield self.layer(index)
 
-    def _layer(self, index: int) -> DecoderLayer:
-        prefix, family = f"model.layers.{index}", self.checkpoint.family
-        own = self.checkpoint.layers[index]
+    def layer(self, index: int) -> DecoderLayer:
+        """One decoder layer, loaded now; a caller short of memory lets the last one go first."""
+        own = self.checkpoint.layers.get(index)
+        dense = DecoderLayer(
+            index=index,
+            attention=self._attention(index),
+            input_norm=self._norm(f"model.layers.{index}.input_layernorm"),
+            post_attention_norm=self._norm(f"model.layers.{index}.post_attention_layernorm"),
+            always=None,
+            experts=None,
+            gate_ED=None,
+            shape=self.shape,
+            residual_scale=self._scales.residual,
+        )
+        prefix = self.checkpoint.family.block_prefix(index)
+        if own is None:
+            return replace(dense, always=self.weights.feed_forward(prefix))
+        return self._with_experts(dense, prefix, own)
+
+    def _with_experts(self, layer: DecoderLayer, prefix: str, own: LayerLayout) -> DecoderLayer:
+        if not own.n_experts:
+            return replace(layer, always=self._shared(prefix), condensed=True)
+        family, weights = self.checkpoint.family, self.weights
         shape = replace(self.shape, n_routed_experts=own.n_experts, top_k=own.top_k)
         transfer = None
         if own.gate_rows is not None:
-            transfer = self.reader.read(transfer_name(family.block_prefix(index))).float()
-        return DecoderLayer(
-            index=index,
-            attention=self._attention(index),
-            input_norm=self._norm(f"{prefix}.input_layernorm.weight"),
-            post_attention_norm=self._norm(f"{prefix}.post_attention_layernorm.weight"),
-            rotary=self._rotary,
-            sliding_window=self.config.sliding_window,
-            gate_ED=self.reader.read(family.gate_name(index)).float(),
-            experts=self._experts(index, shape),
+            transfer = weights.exact(transfer_name(prefix))
+        return replace(
+            layer,
+            always=self._shared(prefix),
+            experts=self._forward.experts(weights, family, layer.index, shape),
+            gate_ED=weights.exact(family.gate_name(layer.index)),
+            gate_bias_E=self._part(prefix, family.parts.gate_bias),
+            correction_E=self._part(prefix, family.parts.correction),
             shape=shape,
             condensed=own.condensed,
             transfer=transfer,
         )
 
-    def _experts(self, layer: int, shape: MoEShape) -> Experts:
-        name = self.checkpoint.family.expert_name
-        wide, narrow = shape.expert_ffn_size, shape.hidden_size
-        weights = [
-            [
-                self._product_weight(
-                    name(layer, expert, projection),
-                    (narrow, wide) if projection == "down_proj" else (wide, narrow),
-                )
-                for expert in range(shape.n_routed_experts)
-            ]
-            for projection in PROJECTIONS
-        ]
-        return Experts(*weights)
+    def _part(self, prefix: str, name: str | None) -> torch.Tensor | None:
+        return None if name is None else self.weights.exact(f"{prefix}.{name}")
 
-    def _product_weight(self, name: str, size: tuple[int, ...] | None = None) -> torch.Tensor:
-        return self.reader.read(name, size).to(self.compute)
+    def _shared(self, prefix: str) -> FeedForward | None:
+        parts = self.checkpoint.family.parts
+        shared = f"{prefix}.{parts.shared_expert}"
+        # The config may say that there is none; what is missing was found before.
+        if f"{shared}.down_proj.weight" not in self.reader:
+            return None
+        return self.weights.feed_forward(shared, self._part(prefix, parts.shared_gate))
 
-    def _attention(self, index: int) -> Any:
-        module = self._modules.empty_attention(self.config, index)
-        weights = {
-            name: self._product_weight(f"model.layers.{index}.self_attn.{name}", tuple(meta.shape))
-            for name, meta in module.state_dict().items()
-        }
-        module.load_state_dict(weights, assign=True)
-        return module
+    def _attention(self, index: int) -> Attention:
+        return Attention(
+            module=self._forward.make_attention(self.weights, self.config, index),
+            rotary=self._rotary,
+            window=self._forward.window(self.config, index),
+            compute=self.compute,
+            needs_mask=self._forward.attention == "eager",
+        )
 
     def _norm(self, name: str) -> Any:
-        weight = self.reader.read(name, (self.shape.hidden_size,)).float()
-        return self._modules.make_norm(self.config, weight)
+        return self._forward.make_norm(self.weights, self.config, name)
 
     @cached_property
     def _final_norm(self) -> Any:
-        return self._norm("model.norm.weight")
+        return self._norm("model.norm")
 
     @cached_property
-    def _head(self) -> torch.Tensor:
+    def _head(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.config.tie_word_embeddings:
-            return self._embedding.float()
+            return self._embedding.float(), None
         size = (self.config.vocab_size, self.shape.hidden_size)
-        return self.reader.read("lm_head.weight", size).float()
+        return self.weights.exact("lm_head.weight", size), self.weights.optional("lm_head.bias")
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """float32 ``[T, V]`` of final hidden states; call it in chunks."""
-        return functional.linear(self._final_norm(hidden_TD), self._head)
+        logits_TV = functional.linear(self.final_norm(hidden_TD), *self._head)
+        return logits_TV if self._scales.logits == 1.0 else logits_TV * self._scales.logits
+
+    def final_norm(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """What the head sees."""
+        normed: torch.Tensor = self._final_norm(hidden_TD)
+        return normed
 
     def log_probabilities(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """log softmax of the logits, float32 ``[T, V]``."""

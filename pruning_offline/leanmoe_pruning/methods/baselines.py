@@ -1,29 +1,18 @@
-"""Yardsticks a method must beat: keep the most routed experts, or any."""
+"""The yardstick a method must beat: any experts."""
 
 from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from leanmoe.families import MoEShape
-from leanmoe_pruning.methods.evidence import measure_model_ratios, ratio_tensors
+from leanmoe_pruning.methods.evidence import evidence_of
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.options import experts_to_keep
 from leanmoe_pruning.methods.selection import LayerChoice, plans_of
-from leanmoe_pruning.scores.scoring import LayerScores
-
-
-def frequency(layers: Iterable[LayerScores], keep: int) -> Iterator[LayerChoice]:
-    """Keep the experts that most tokens were routed to; ties go to the lower number."""
-    for scores in layers:
-        counts = scores.token_counts().tolist()
-        order = sorted(range(len(counts)), key=lambda expert: (-counts[expert], expert))
-        yield LayerChoice(scores.layer, tuple(sorted(order[:keep])))
 
 
 def at_random(shape: MoEShape, keep: int, seed: int) -> Iterator[LayerChoice]:
@@ -40,22 +29,6 @@ def at_random(shape: MoEShape, keep: int, seed: int) -> Iterator[LayerChoice]:
 
 
 @dataclass(frozen=True)
-class Frequency:
-    """A checked run of ``--method frequency``."""
-
-    inputs: Inputs
-    keep: int
-
-    def settings(self) -> dict[str, Any]:
-        return {"keep": self.keep}
-
-    def decide(self, dump: bool) -> Decision:
-        choices = list(frequency(self.inputs.layers(), self.keep))
-        run = f"frequency_r{self.keep}"
-        return _decision(self.inputs, choices, run) if dump else Decision(plans_of(choices))
-
-
-@dataclass(frozen=True)
 class AtRandom:
     """A checked run of ``--method random``."""
 
@@ -67,27 +40,14 @@ class AtRandom:
 
     def decide(self, dump: bool) -> Decision:
         choices = list(at_random(self.inputs.shape, self.keep, self.inputs.seed))
-        run = f"random_r{self.keep}"
-        return _decision(self.inputs, choices, run) if dump else Decision(plans_of(choices))
-
-
-def _decision(inputs: Inputs, choices: list[LayerChoice], run: str) -> Decision:
-    ratios = measure_model_ratios(inputs, run, choices, [])
-    kept = [list(choice.kept) for choice in choices]
-    tensors = {f"{run}.kept": torch.tensor(kept), **ratio_tensors(ratios)}
-    betas = {name: [one.beta for one in found] for name, found in ratios.items()}
-    return Decision(plans_of(choices), tensors, {run: {"kept": kept}, "betas": betas})
-
-
-def _open_frequency(args: argparse.Namespace, inputs: Inputs) -> Frequency:
-    keep = experts_to_keep(args, inputs)
-    inputs.need_scores("frequency")
-    return Frequency(inputs, keep)
+        if not dump:
+            return Decision(plans_of(choices))
+        evidence = evidence_of(self.inputs, f"random_r{self.keep}", choices)
+        return Decision(plans_of(choices), *evidence)
 
 
 def _open_random(args: argparse.Namespace, inputs: Inputs) -> AtRandom:
     return AtRandom(inputs, experts_to_keep(args, inputs))
 
 
-FREQUENCY = Method("frequency", "the experts most tokens were routed to", _open_frequency)
 RANDOM = Method("random", "any experts, drawn by --seed", _open_random, reads_data=False)

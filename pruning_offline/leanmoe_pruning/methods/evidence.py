@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from leanmoe_pruning.budgets.choosing import LossTable
 from leanmoe_pruning.methods.method import Inputs
 from leanmoe_pruning.methods.selection import LayerChoice
 from leanmoe_pruning.progress import progress
@@ -39,3 +41,17 @@ def ratio_tensors(ratios: Ratios) -> dict[str, torch.Tensor]:
         tensors[f"betas.{name}"] = torch.tensor([r.beta for r in found], dtype=torch.float64)
         tensors[f"ratio_mean.{name}"] = torch.tensor([r.mean for r in found], dtype=torch.float64)
     return tensors
+
+
+def evidence_of(
+    inputs: Inputs, run: str, choices: Sequence[LayerChoice], table: LossTable | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Kept experts, gate ratios before and after, and the losses of an adaptive budget."""
+    ratios = measure_model_ratios(inputs, run, choices, [])
+    kept = [list(choice.kept) for choice in choices]
+    tensors = ratio_tensors(ratios)
+    facts: dict[str, Any] = {run: {"kept": kept}}
+    facts["betas"] = {name: [one.beta for one in found] for name, found in ratios.items()}
+    if table is None:
+        return {f"{run}.kept": torch.tensor(kept), **tensors}, facts
+    return {**table.tensors(), **tensors}, {**facts, "budget": table.facts()}

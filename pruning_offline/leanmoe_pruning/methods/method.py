@@ -17,12 +17,14 @@ from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
 from leanmoe_pruning.checkpoints.opening import check_runnable
 from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
 from leanmoe_pruning.scores.bundle import ScoreBundle
-from leanmoe_pruning.scores.scoring import LayerScores, score_layers
+from leanmoe_pruning.scores.passing import score_layers
+from leanmoe_pruning.scores.scoring import LayerScores
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Decision:
     facts: dict[str, Any] = field(default_factory=dict)
     # Sentences the user should read; they go into the manifest too.
     notes: tuple[str, ...] = ()
+    # What was found, for the manifest's settings.
+    record: dict[str, Any] = field(default_factory=dict)
+    # Final weights that stand in for the source's.
+    replaced: WeightSpool | None = None
+    # Called when the output is in its place: what was kept for going on can go.
+    finished: Callable[[], None] = no_tick
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,9 @@ class Chooser(Protocol):
         ...
 
 
+Arguments = Callable[[argparse._ArgumentGroup], None]
+
+
 @dataclass(frozen=True)
 class Method:
     """One line of ``--method``."""
@@ -117,6 +128,14 @@ class Method:
     summary: str
     # Refuses, by InputError, whatever can be refused before any work.
     open: Callable[[argparse.Namespace, Inputs], Chooser]
-    add_arguments: Callable[[argparse._ArgumentGroup], None] | None = None
+    # Methods that share their options share this function.
+    add_arguments: Arguments | None = None
+    # What --variant may name, the first where it is not given; none where a method has no variants.
+    variants: tuple[str, ...] = ()
     # False for methods that look at no data at all.
     reads_data: bool = True
+    # Whether it takes --budget adaptive, and models whose layers hold differently many experts.
+    shares_budget: bool = False
+    takes_mixed: bool = False
+    # Whether a plan can say all that it decides.
+    plannable: bool = True

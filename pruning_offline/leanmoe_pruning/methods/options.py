@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from leanmoe.errors import InputError
 from leanmoe_pruning.checkpoints.opening import check_uniform
 from leanmoe_pruning.methods.method import Inputs
 from leanmoe_pruning.methods.selection import check_keep
+
+
+def variant_of(args: argparse.Namespace, variants: Sequence[str]) -> str:
+    """``--variant``, the first of a method's where it is not given."""
+    if args.variant is None:
+        return variants[0]
+    if args.variant not in variants:
+        raise InputError(
+            f"--method {args.method} has no variant {args.variant!r}; give {' or '.join(variants)}"
+        )
+    return str(args.variant)
 
 
 def experts_to_keep(args: argparse.Namespace, inputs: Inputs) -> int:

@@ -27,4 +27,4 @@ def _open(args: argparse.Namespace, inputs: Inputs) -> Planned:
     return Planned(read_plan(args.plan, inputs.checkpoint))
 
 
-METHOD = Method("plan", "what a plan file says", _open, reads_data=False)
+METHOD = Method("plan", "what a plan file says", _open, reads_data=False, takes_mixed=True)

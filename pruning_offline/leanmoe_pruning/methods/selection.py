@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations, product
 from math import comb
 
 import torch
@@ -53,7 +53,8 @@ def _allowed(shape: MoEShape) -> str:
 
 def check_enumerable(keep: int, shape: MoEShape) -> None:
     """Raise when the subsets are too many to try each (use another method then)."""
-    subsets = comb(shape.n_routed_experts, keep)
+    size, share = shape.n_routed_experts // shape.n_groups, keep // shape.n_groups
+    subsets = comb(size, share) ** shape.n_groups
     if subsets > MAX_SUBSETS:
         raise InputError(
             f"naee tries every subset and keeping {keep} of {shape.n_routed_experts} has "
@@ -61,9 +62,22 @@ def check_enumerable(keep: int, shape: MoEShape) -> None:
         )
 
 
-def dropped_subsets(n_experts: int, keep: int) -> list[tuple[int, ...]]:
-    """Every set of dropped experts in lexicographic order."""
-    return list(combinations(range(n_experts), n_experts - keep))
+def dropped_subsets(n_experts: int, keep: int, n_groups: int = 1) -> list[tuple[int, ...]]:
+    """Every set of dropped experts in lexicographic order, as many of each group."""
+    size, share = n_experts // n_groups, (n_experts - keep) // n_groups
+    groups = [combinations(range(g * size, (g + 1) * size), share) for g in range(n_groups)]
+    return [tuple(chain(*parts)) for parts in product(*groups)]
+
+
+def first_of_groups(order: Sequence[int], keep: int, n_groups: int = 1) -> tuple[int, ...]:
+    """The experts that come first in ``order``, as many of each group, ascending."""
+    size, share = len(order) // n_groups, keep // n_groups
+    kept = [
+        expert
+        for group in range(n_groups)
+        for expert in [one for one in order if one // size == group][:share]
+    ]
+    return tuple(sorted(kept))
 
 
 def complement(dropped: Sequence[int], n_experts: int) -> tuple[int, ...]:

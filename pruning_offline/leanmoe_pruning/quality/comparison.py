@@ -109,20 +109,32 @@ def compare_window(
             found.add_comparison(*exact.compare(log_q_TV))
 
 
+@dataclass(frozen=True)
+class Other:
+    """The model compared with: its final hidden states of one window, and sums of its own."""
+
+    stream: DecoderStream
+    hidden_TD: torch.Tensor
+    sums: WindowSums
+
+
 def measure_window(
     stream: DecoderStream,
     hidden_TD: torch.Tensor,
     ids_T: torch.Tensor,
     sums: WindowSums,
-    against: tuple[DecoderStream, torch.Tensor] | None,
+    against: Other | None,
 ) -> None:
-    """Add one window of one model, compared with another stream's hidden states where given."""
+    """Add one window of one model, compared with another where given."""
     sums.open_window(len(ids_T), compared=against is not None)
+    if against is not None:
+        against.sums.open_window(len(ids_T), compared=False)
     for start in range(0, len(ids_T), CHUNK):
         rows = slice(start, start + CHUNK)
         log_q_TV = stream.log_probabilities(hidden_TD[rows])
-        sums.add_text(log_q_TV, ids_T[start + 1 : start + 1 + CHUNK])
+        next_ids = ids_T[start + 1 : start + 1 + CHUNK]
+        sums.add_text(log_q_TV, next_ids)
         if against is not None:
-            other, other_TD = against
-            exact = Exact(other.log_probabilities(other_TD[rows]))
+            exact = Exact(against.stream.log_probabilities(against.hidden_TD[rows]))
+            against.sums.add_text(exact.log_p_TV, next_ids)
             sums.add_comparison(*exact.compare(log_q_TV))

@@ -80,11 +80,10 @@ class LevelPass:
 
     def advance(self, layer: DecoderLayer, betas: Sequence[float]) -> None:
         """One decoder layer; ``betas`` holds this layer's threshold for each level."""
-        if layer.condensed:
-            step_(layer, self.hidden)
-            return
-        betas_T = torch.tensor(betas)[self._level_of_T]
+        betas_T = torch.tensor(betas)[self._level_of_T] if layer.skips else None
         routed = step_(layer, self.hidden, betas_T=betas_T)
+        if routed is None or betas_T is None:
+            return
         dropped_T = (~routed.keep_TK).sum(-1)
         counts = torch.zeros(self.n_levels, dtype=torch.int64)
         self.skipped[layer.index] = counts.scatter_add_(0, self._level_of_T, dropped_T).tolist()
@@ -111,7 +110,7 @@ def run_levels(
     """Carry ``ids`` through the whole model with given betas per layer and level."""
     levels = LevelPass(stream, ids, n_levels)
     for layer in stream.layers():
-        levels.advance(layer, () if layer.condensed else betas_of(layer.index))
+        levels.advance(layer, betas_of(layer.index) if layer.skips else ())
     return levels
 
 
@@ -127,9 +126,9 @@ def calibrate_and_run(
     exact = embed_all(stream, calibration)
     run = LevelPass(stream, heldout, len(levels))
     for layer in stream.layers():
-        routing = step_(layer, exact).routing
-        if not layer.condensed:
-            betas.add(layer.index, routing)
+        routed = step_(layer, exact)
+        if routed is not None and layer.skips:
+            betas.add(layer.index, routed.routing)
         run.advance(layer, betas.by_layer.get(layer.index, ()))
         tick()
     return betas, run

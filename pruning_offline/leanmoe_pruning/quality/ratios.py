@@ -41,7 +41,8 @@ def measure_ratios(
     hidden = embed_all(stream, ids)
     found = []
     for layer in stream.layers():
-        routed = step_(layer, hidden, kept[layer.index])
-        found.append(LayerRatios.of(layer.index, routed.routing))
+        routed = step_(layer, hidden, kept.get(layer.index))
+        if routed is not None:
+            found.append(LayerRatios.of(layer.index, routed.routing))
         tick()
     return found

@@ -1,20 +1,23 @@
 """The score bundle on disk: one directory per (model, data) pair, content hashed.
 
 ``scores.json`` names model, data and the digest of every file beside it;
-``layer-NNN.safetensors`` holds what decisions follow from (``router_logits`` [T, E],
-``output_gram`` [T, P], ``ratios`` w_j/w_max [T, K-1]), ``summary.safetensors`` what
-people look at (``token_counts`` and ``gate_mass`` [L, E], ``median_beta`` [L]).
+``layer-NNN.safetensors`` holds what decisions follow from (``LayerScores`` says what:
+``router_logits`` [T, E], ``output_gram`` [T, P], ``ratios`` w_j/w_max [T, K-1],
+``output_norm`` [T, K], ``max_activation`` [E], ``moments.*``, and ``token_counts``,
+``gate_mass`` [E] and ``median_beta``), ``summary.safetensors`` the last three of all layers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from leanmoe.checkpoint import Checkpoint
@@ -30,10 +33,13 @@ from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.scores.gram import packed_size
+from leanmoe_pruning.scores.moments import Moments
 from leanmoe_pruning.scores.scoring import LayerScores, median_beta
 
 DESCRIPTION = "scores.json"
 SUMMARY = "summary.safetensors"
+_MOMENTS = "moments."
+_SUMMED = ("token_counts", "gate_mass", "median_beta")
 
 
 class BundleDescription(BaseModel):
@@ -41,13 +47,15 @@ class BundleDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     family: str
     source: dict[str, str]
     data: str
     data_digest: str
     layout: list[tuple[int, int]]
     compute: str
+    # Tokens per layer with a Gram matrix: token floor(i * tokens / gram_tokens), i from 0.
+    gram_tokens: int
     moe_layers: list[int]
     n_routed_experts: int
     top_k: int
@@ -64,68 +72,66 @@ def layer_file(layer: int) -> str:
     return f"layer-{layer:03d}.safetensors"
 
 
-def write_bundle(
-    directory: Path,
+def describe(
     checkpoint: Checkpoint,
     source: dict[str, str],
     data: DataSet,
-    layers: Iterable[LayerScores],
     compute: torch.dtype,
+    gram_tokens: int,
 ) -> BundleDescription:
-    """Write a whole bundle, layer by layer as the scores come, the description last."""
+    """Everything a bundle follows from; it has no files yet."""
     shape = checkpoint.shape
-    files: dict[str, str] = {}
-    summary = _Summary()
-    for scores in layers:
-        files[layer_file(scores.layer)] = _write_layer(directory, scores)
-        summary.add(scores)
-    files[SUMMARY] = write_tensors(directory / SUMMARY, summary.tensors())
-    description = BundleDescription(
+    return BundleDescription(
         family=checkpoint.family.name,
         source=source,
         data=data.spec,
         data_digest=data.digest(),
         layout=data.layout,
         compute=str(compute).removeprefix("torch."),
+        gram_tokens=gram_tokens,
         moe_layers=list(shape.moe_layers),
         n_routed_experts=shape.n_routed_experts,
         top_k=shape.top_k,
         tools=tool_versions(),
-        files=files,
+        files={},
     )
-    content = {"digest": description.digest(), **description.model_dump(mode="json")}
-    atomic_write_json(directory / DESCRIPTION, content)
-    return description
 
 
-def _write_layer(directory: Path, scores: LayerScores) -> str:
+def write_layer(directory: Path, scores: LayerScores) -> str:
+    """Write one layer's file; return its digest."""
+    routing = scores.routing()
     tensors = {
         "router_logits": scores.router_logits_TE.float(),
         "output_gram": scores.output_gram_TP,
-        "ratios": scores.routing().ratios[:, 1:].contiguous(),
+        "ratios": routing.ratios[:, 1:].contiguous(),
+        "output_norm": scores.output_norm_TK,
+        "max_activation": scores.max_activation_E,
+        **{f"{_MOMENTS}{name}": held for name, held in scores.moments.tensors().items()},
+        "token_counts": scores.token_counts(),
+        "gate_mass": scores.gate_mass(),
+        "median_beta": torch.tensor(median_beta(routing), dtype=torch.float64),
     }
+    if scores.rule.correction_E is not None:
+        tensors["router_correction"] = scores.rule.correction_E
     return write_tensors(directory / layer_file(scores.layer), tensors)
 
 
-class _Summary:
-    """Small per-layer figures gathered while the layers pass."""
+def complete_bundle(
+    directory: Path, description: BundleDescription, files: dict[str, str]
+) -> BundleDescription:
+    """Add summary and description to the layers' ``files`` (name to digest)."""
+    held = [_summary_of(directory / name) for name in files]
+    summary = {name: torch.stack([one[name] for one in held]) for name in _SUMMED}
+    files = {**files, SUMMARY: write_tensors(directory / SUMMARY, summary)}
+    whole = description.model_copy(update={"files": files})
+    content = {"digest": whole.digest(), **whole.model_dump(mode="json")}
+    atomic_write_json(directory / DESCRIPTION, content)
+    return whole
 
-    def __init__(self) -> None:
-        self._counts: list[torch.Tensor] = []
-        self._mass: list[torch.Tensor] = []
-        self._betas: list[float] = []
 
-    def add(self, scores: LayerScores) -> None:
-        self._counts.append(scores.token_counts())
-        self._mass.append(scores.gate_mass())
-        self._betas.append(median_beta(scores.routing()))
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {
-            "token_counts": torch.stack(self._counts),
-            "gate_mass": torch.stack(self._mass),
-            "median_beta": torch.tensor(self._betas, dtype=torch.float64),
-        }
+def _summary_of(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in _SUMMED}
 
 
 class ScoreBundle:
@@ -160,11 +166,27 @@ class ScoreBundle:
     def layers(self, rule: RouterRule) -> Iterator[LayerScores]:
         """Scores layer by layer; ``rule`` is the model's."""
         for layer in self.description.moe_layers:
-            held = load_file(self.directory / layer_file(layer))
-            gram_TP = held["output_gram"]
-            if gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
-                raise InputError(f"{self.directory / layer_file(layer)} has a Gram of wrong size")
-            yield LayerScores(layer, rule, held["router_logits"], gram_TP)
+            yield self._layer(layer, rule)
+
+    def _layer(self, layer: int, rule: RouterRule) -> LayerScores:
+        held = load_file(self.directory / layer_file(layer))
+        gram_TP = held["output_gram"]
+        if gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
+            raise InputError(f"{self.directory / layer_file(layer)} has a Gram of wrong size")
+        moments = {
+            name.removeprefix(_MOMENTS): tensor
+            for name, tensor in held.items()
+            if name.startswith(_MOMENTS)
+        }
+        return LayerScores(
+            layer,
+            replace(rule, correction_E=held.get("router_correction")),
+            held["router_logits"],
+            gram_TP,
+            held["output_norm"],
+            held["max_activation"],
+            Moments(**moments),
+        )
 
 
 def _read_description(directory: Path) -> BundleDescription:

@@ -15,6 +15,8 @@ from itertools import combinations_with_replacement
 
 import torch
 
+_MOST_BYTES = 1 << 26  # of float64 vectors held at a time
+
 
 @lru_cache
 def _pair_table(n: int) -> torch.Tensor:
@@ -36,10 +38,17 @@ def centred_gram(outputs_ETD: torch.Tensor, target_TD: torch.Tensor) -> torch.Te
     A subset that hardly changes anything has a loss far below the terms it is the
     difference of: float32 would leave noise of it.
     """
-    vectors_TED = torch.cat([outputs_ETD - target_TD, target_TD[None]]).transpose(0, 1).double()
-    gram_TEE = vectors_TED @ vectors_TED.transpose(1, 2)
-    row, column = torch.triu_indices(gram_TEE.shape[1], gram_TEE.shape[1])
-    return gram_TEE[:, row, column]
+    n = len(outputs_ETD) + 1
+    row, column = torch.triu_indices(n, n)
+    gram_TP = torch.empty(len(target_TD), len(row), dtype=torch.float64)
+    step = max(1, _MOST_BYTES // (n * target_TD.shape[1] * 8))
+    for start in range(0, len(target_TD), step):
+        some = slice(start, start + step)
+        z_TD = target_TD[some]
+        vectors_ETD = torch.cat([outputs_ETD[:, some] - z_TD, z_TD[None]])
+        vectors_TED = vectors_ETD.transpose(0, 1).double()
+        gram_TP[some] = (vectors_TED @ vectors_TED.transpose(1, 2))[:, row, column]
+    return gram_TP
 
 
 def squared_distance(

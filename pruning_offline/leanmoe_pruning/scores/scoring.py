@@ -1,39 +1,49 @@
 """The pass over calibration data that every selection method decides from.
 
-Per MoE layer it leaves the router logits of every token and the packed Gram matrix
-of the expert outputs (see ``gram``): token counts, gate mass, w_j/w_max ratios and
-the loss of every subset follow from these two without the model.
+Per MoE layer it leaves the router logits of every token, the packed Gram matrix of
+the expert outputs (see ``gram``) on all tokens or a sample, the norm of every routed
+output and the sums of squares that weights are ranked by (see ``moments``): token
+counts, gate mass, w_j/w_max ratios, saliencies and the loss of every subset follow
+from these without the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from leanmoe.errors import CheckpointError
-from leanmoe_pruning.checkpoints.shards import is_finite
-from leanmoe_pruning.forward.passes import chunks, embed_all
 from leanmoe_pruning.forward.routing import RouterRule, Routing, route
-from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
-from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.scores.gram import centred_gram
+from leanmoe_pruning.scores.moments import Moments
+from leanmoe_pruning.scores.sampling import evenly_spaced
 
 
 @dataclass(frozen=True)
 class LayerScores:
-    """Sufficient statistics of one MoE layer: logits ``[T, E]``, packed Gram ``[T, P]``."""
+    """Sufficient statistics of one MoE layer."""
 
     layer: int
     rule: RouterRule
+    # float32 [T, E]
     router_logits_TE: torch.Tensor
+    # Packed Gram matrices, float64 [T, P], or [S, P] of S sampled tokens (``gram_tokens``).
     output_gram_TP: torch.Tensor
+    # L2 norm of the unweighted expert output of each routed assignment, float32 [T, K].
+    output_norm_TK: torch.Tensor
+    # Largest signed entry of an expert's routed outputs, at least 0, float32 [E].
+    max_activation_E: torch.Tensor
+    moments: Moments
 
     @property
     def n_experts(self) -> int:
         return self.router_logits_TE.shape[1]
+
+    @property
+    def gram_tokens(self) -> torch.Tensor:
+        """Which tokens the Gram matrices are of, int64, ascending."""
+        return evenly_spaced(len(self.router_logits_TE), len(self.output_gram_TP))
 
     def routing(self, kept: Sequence[int] | None = None) -> Routing:
         """Routing of every token among the ``kept`` experts, all where ``None``."""
@@ -63,55 +73,17 @@ def median_beta(routing: Routing) -> float:
     return float(np.median(ratios)) if len(ratios) else 0.0
 
 
-def measure_chunk(
-    layer: DecoderLayer,
-    chunk_NTD: torch.Tensor,
-    target_TD: torch.Tensor | None = None,
-) -> tuple[LayerScores, torch.Tensor]:
-    """Run every expert on every token of a few windows; return scores and unpruned output [T, D].
-
-    The Gram matrices are centred on ``target_TD``, by default that output itself.
-    """
-    x_TD = layer.block_input(chunk_NTD)
-    logits_TE = layer.router_logits(x_TD)
-    every_ETD = layer.experts.every_output(x_TD)
-    output_TD = _mix(every_ETD, layer.route(logits_TE))
-    gram_TP = centred_gram(every_ETD, output_TD if target_TD is None else target_TD)
-    if not (is_finite(logits_TE) and is_finite(gram_TP)):
-        raise CheckpointError(
-            f"the activations of layer {layer.index} are not finite, so nothing can be decided "
-            "from them: the weights overflow; try --compute float32 or fetch the model again"
-        )
-    return LayerScores(layer.index, layer.rule, logits_TE, gram_TP), output_TD
-
-
-def _mix(every_ETD: torch.Tensor, routing: Routing) -> torch.Tensor:
-    tokens = torch.arange(every_ETD.shape[1])[:, None]
-    chosen_TKD = every_ETD[routing.ids_TK, tokens]
-    return (routing.applied()[:, :, None] * chosen_TKD).sum(1)
-
-
 def joined(parts: Sequence[LayerScores]) -> LayerScores:
-    """Scores of consecutive tokens of one layer as one."""
+    """Scores of consecutive tokens of one layer as one; takes over the first one's sums."""
+    first, moments = parts[0], parts[0].moments
+    for part in parts[1:]:
+        moments.add_(part.moments)
     return LayerScores(
-        parts[0].layer,
-        parts[0].rule,
+        first.layer,
+        first.rule,
         torch.cat([part.router_logits_TE for part in parts]),
         torch.cat([part.output_gram_TP for part in parts]),
+        torch.cat([part.output_norm_TK for part in parts]),
+        torch.stack([part.max_activation_E for part in parts]).amax(0),
+        moments,
     )
-
-
-def score_layers(
-    stream: DecoderStream, ids: Sequence[torch.Tensor], tick: Tick
-) -> Iterator[LayerScores]:
-    """Scores of every MoE layer in order, from the unpruned model's activations."""
-    hidden = embed_all(stream, ids)
-    for layer in stream.layers():
-        parts = []
-        for chunk_NTD, _ in chunks(hidden):
-            layer.attend_(chunk_NTD)
-            scores, output_TD = measure_chunk(layer, chunk_NTD)
-            chunk_NTD += output_TD.view_as(chunk_NTD)
-            parts.append(scores)
-        tick()
-        yield joined(parts)

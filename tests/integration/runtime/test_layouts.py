@@ -14,7 +14,7 @@ from leanmoe.manifest import read_manifest
 from leanmoe.messages import HandshakeReport
 from leanmoe_pruning.cutting.plan import PrunePlan
 from tests.integration.runtime.one_process import FLAGS, one_process, running, start
-from tests.planned_models import write_planned
+from tests.planned_models import condensed_plan, mixed_plan, write_planned
 from tests.reference_model import Reference, planned_blocks
 from tests.tiny_families import write_tiny
 
@@ -27,30 +27,36 @@ FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe")
 BLOCK_BY_BLOCK = ("deepseek", "deepseek_v2", "deepseek_v3")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_planned_checkpoint_computes_its_plan(family, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "plan_of"),
+    [*((family, mixed_plan) for family in FAMILIES), ("qwen2_moe", condensed_plan)],
+)
+def test_a_planned_checkpoint_computes_its_plan(family, plan_of, tmp_path):
     source, out = write_tiny(tmp_path / "source", family, dtype="float32"), tmp_path / "lean"
-    plan = write_planned(source, out)
+    plan = write_planned(source, out, plan_of)
     lean = open_checkpoint(out)
     recorded = PrunePlan.model_validate(read_manifest(out).settings["plan"])
     assert recorded == plan
     with running(out, tmp_path / "log", dtype="float32") as engine:
         found = engine.generate(PROMPTS, TOKENS)
         report = engine.handshake()
-        engine.set_betas(dict.fromkeys(lean.skip_layers, 1.0))
+        engine.set_betas(dict.fromkeys(lean.skip_layers, 1.0) or {0: 1.0})
         top_one = engine.generate(PROMPTS, TOKENS)
         counts = {one.layer: one for one in engine.snapshot().layers}
     assert found == Reference(source, plan).generate(PROMPTS, TOKENS)
-    assert top_one != found
+    assert (top_one != found) == bool(lean.skip_layers)
     assert sorted(counts) == list(lean.skip_layers)
     check_report(report, lean, out)
 
 
-@pytest.mark.parametrize("family", BLOCK_BY_BLOCK)
+@pytest.mark.parametrize(
+    ("family", "plan_of"),
+    [(family, plan_of) for family in BLOCK_BY_BLOCK for plan_of in (mixed_plan, condensed_plan)],
+)
 @torch.inference_mode()
-def test_every_block_of_a_planned_checkpoint_computes_its_plan(family, tmp_path):
+def test_every_block_of_a_planned_checkpoint_computes_its_plan(family, plan_of, tmp_path):
     source, out = write_tiny(tmp_path / "source", family, dtype="float32"), tmp_path / "lean"
-    plan = write_planned(source, out)
+    plan = write_planned(source, out, plan_of)
     lean, flags = open_checkpoint(out), {"dtype": "float32", "worker_extension_cls": RECORDER}
     with running(out, tmp_path / "log", **flags) as engine:
         assert engine.rpc("record_blocks") == list(plan.layers)

@@ -15,7 +15,7 @@ from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.routing import RouterRule, route
 from leanmoe_pruning.methods.naee.search import choose, subset_losses
 from leanmoe_pruning.scores.gram import centred_gram, packed_size, squared_distance
-from leanmoe_pruning.scores.scoring import LayerScores
+from tests.layer_scores import bare_scores
 
 D, F = 6, 10
 
@@ -75,7 +75,7 @@ def test_every_subset_loss_equals_a_direct_re_run(block, data):
     gram = centred_gram(experts.every_output(x), exact.float())
     noise = 5e-6 * scale(experts, x)
     dropped = list(combinations(range(shape.n_routed_experts), shape.n_routed_experts - keep))
-    found = subset_losses(LayerScores(0, RouterRule.of(shape), logits, gram), dropped, batches)
+    found = subset_losses(bare_scores(RouterRule.of(shape), logits, gram), dropped, batches)
     for subset, loss in zip(dropped, found.tolist(), strict=True):
         kept = [expert for expert in range(shape.n_routed_experts) if expert not in subset]
         gap = direct_output(shape, experts, logits, x, kept) - exact
@@ -115,9 +115,7 @@ def test_experts_no_token_chose_are_dropped_at_no_loss_in_lexicographic_order():
     x = torch.randn(40, D)
     logits = torch.randn(40, 6) + torch.tensor([0.0, 50.0, 0.0, 50.0, 0.0, 0.0])
     exact = direct_output(shape, experts, logits, x).float()
-    scores = LayerScores(
-        0, RouterRule.of(shape), logits, centred_gram(experts.every_output(x), exact)
-    )
+    scores = bare_scores(RouterRule.of(shape), logits, centred_gram(experts.every_output(x), exact))
     choice = choose(scores, 4, batch_of_tokens([(40, 1)], 7))
     assert choice.kept == (1, 3, 4, 5)
 
@@ -129,7 +127,7 @@ def test_equal_losses_go_to_the_first_in_lexicographic_order():
     experts = Experts(*[[weight] * 4 for weight in one])
     x, logits = torch.randn(8, D), torch.randn(8, 4)
     exact = experts.output(0, x)
-    scores = LayerScores(0, RouterRule.of(shape), logits, torch.zeros(8, packed_size(4)))
+    scores = bare_scores(RouterRule.of(shape), logits, torch.zeros(8, packed_size(4)))
     assert centred_gram(experts.every_output(x), exact).shape == scores.output_gram_TP.shape
     choice = choose(scores, 2, batch_of_tokens([(8, 1)], 8))
     assert choice.kept == (2, 3)

@@ -135,6 +135,7 @@ EXPECTED = {
     "deepseek_v3": ((1, 2), 3, 64, True, 2, 6),
     "granitemoe": ((0, 1, 2), 3, 64, True, 1, 3),
     "phimoe": ((0, 1, 2), 2, 64, False, 1, 2),
+    "gpt_oss": ((0, 1, 2), 3, 64, True, 1, 3),
 }
 
 
@@ -193,6 +194,12 @@ def test_every_key_that_matters_is_asked_for_in_a_sentence(name):
         ("granitemoe", {"num_key_value_heads": 3}, "is no multiple of num_key_value_heads 3"),
         ("phimoe", {"num_experts_per_tok": 4}, "num_experts_per_tok is 4"),
         ("phimoe", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ("gpt_oss", {"attention_bias": False}, "attention_bias is False"),
+        (
+            "gpt_oss",
+            {"quantization_config": {"quant_method": "mxfp4"}, "intermediate_size": 40},
+            "no multiples of MXFP4's block of 32",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(name, change, said):
@@ -213,6 +220,7 @@ def test_a_model_that_cannot_be_is_refused(name, change, said):
         ("deepseek_v3", {}, 2.5 / 6),
         ("deepseek_v3", {"topk_group": 2, "norm_topk_prob": False}, 1.25),
         ("phimoe", {}, None),
+        ("gpt_oss", {}, None),
     ],
 )
 def test_the_weight_of_equal_logits(name, change, weight):

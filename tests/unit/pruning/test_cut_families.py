@@ -137,18 +137,3 @@ def test_a_number_that_does_not_fit_the_router_is_refused(source, tmp_path, keep
     assert prune(source, tmp_path / "out", keep) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", [name for name in FAMILY_NAMES if name != "mixtral"])
-def test_what_needs_the_forward_pass_is_refused_in_a_sentence(source, tmp_path, capsys):
-    model, out, data = str(source), str(tmp_path / "out"), "builtin:gen:1"
-    for command in (
-        ["score", model, "--data", data, "-o", out],
-        ["curve", model, "--data", data],
-        ["eval", model, "--data", data],
-        ["prune", model, "--method", "naee", "--keep", "6", "--data", data, "-o", out],
-        ["prune", model, "--method", "frequency", "--keep", "6", "--data", data, "-o", out],
-    ):
-        assert main(command) == 2
-        said = capsys.readouterr().err
-        assert "forward pass computes only mixtral" in said and said.count("\n") == 1

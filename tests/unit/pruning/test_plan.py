@@ -14,7 +14,7 @@ from leanmoe.manifest import read_manifest
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderStream
-from tests.planned_models import write_planned
+from tests.planned_models import condensed_plan, mixed_plan, write_planned
 from tests.reference_model import planned_blocks
 from tests.tiny_families import write_tiny
 
@@ -43,6 +43,10 @@ def prune(model, plan, tmp_path, *more: str) -> tuple[int, object]:
         ({"keep": [0, 1], "condense": {"0": 1.0}}, "expected one of keep, condense, merge"),
         ({"condense": {"0": 1.0}, "top_k": 1}, "takes no top_k"),
         ({"condense": {"9": 1.0}}, "names expert 9"),
+        ({"condense": {}}, "condenses to no expert, and mixtral has no shared expert"),
+        ({"condense": {"0": 1.0}, "shared_gate": 0.5}, "mixtral has no gate on a shared expert"),
+        ({"keep": [0, 1], "shared_gate": 0.5}, "shared_gate is for a condensed layer"),
+        ({"condense": {"0": 1.0}, "shared_gate": 1.5}, "less than or equal to 1"),
         ({"condense": {"0": "much"}}, "should be a valid number"),
         ({"merge": {"router": ROWS, "experts": ROWS[:1]}}, "matrices with [1, 2] rows"),
         ({"merge": {"router": [[1.0]], "experts": [[1.0]]}}, "and [1] columns"),
@@ -100,7 +104,7 @@ def test_a_plan_and_another_way_of_choosing(model, tmp_path, capsys, more):
 
 def test_neither_plan_nor_method(model, tmp_path, capsys):
     assert main(["prune", str(model), "-o", str(tmp_path / "out")]) == 2
-    assert "give --method and --keep, or --plan" in capsys.readouterr().err
+    assert "give --method and what it asks for, or --plan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -167,19 +171,49 @@ def test_a_planned_checkpoint_can_be_cut_again_where_it_routes(model, tmp_path, 
     assert "has layers that differ" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("family", "plan_of"),
+    [
+        ("mixtral", mixed_plan),
+        ("qwen2_moe", condensed_plan),
+        ("deepseek", condensed_plan),
+    ],
+)
 @torch.inference_mode()
-def test_the_offline_forward_pass_computes_the_plan(tmp_path):
-    source, out = write_tiny(tmp_path / "source", "mixtral", dtype="float32"), tmp_path / "lean"
-    plan = write_planned(source, out)
+def test_the_offline_forward_pass_computes_the_plan(family, plan_of, tmp_path):
+    source, out = write_tiny(tmp_path / "source", family, dtype="float32"), tmp_path / "lean"
+    plan = write_planned(source, out, plan_of)
     whole, lean = DecoderStream(open_checkpoint(source)), DecoderStream(open_checkpoint(out))
     ids = [torch.arange(7, 39).view(2, 16)]
     expected, found = embed_all(whole, ids), embed_all(lean, ids)
     blocks = planned_blocks(source, plan)
     for mine, theirs in zip(lean.layers(), whole.layers(), strict=True):
         step_(mine, found)
+        if theirs.index not in blocks:
+            step_(theirs, expected)
+            continue
         theirs.attend_(expected[0])
         expected[0] += blocks[theirs.index](theirs.block_input(expected[0])).view_as(expected[0])
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_of_its_shared_expert_alone_holds_no_routed_expert(tmp_path, capsys):
+    source, out = write_tiny(tmp_path / "source", "qwen2_moe"), tmp_path / "lean"
+    plan = write_planned(source, out, condensed_plan)
+    bare, rich = plan.layers
+    lean, prefix = open_checkpoint(out), f"model.layers.{bare}.mlp."
+    held = {name for name in ShardReader(out).names if name.startswith(prefix)}
+    parts = ["shared_expert_gate.weight", "gate.weight", "gate.layout"]
+    parts += [f"shared_expert.{one}_proj.weight" for one in ("gate", "up", "down")]
+    assert held == {prefix + part for part in parts}
+    assert ShardReader(out).info(f"{prefix}gate.weight").nbytes == 0
+    assert (lean.layers[bare].n_experts, lean.layers[bare].condensed) == (0, True)
+    assert lean.skip_layers == () and read_manifest(out).kept == {bare: [], rich: [1, 4, 5]}
+    again = tmp_path / "again"
+    again.mkdir()
+    capsys.readouterr()
+    code, _ = prune(out, {"layers": {str(bare): {"condense": {}}}}, again)
+    assert code == 2 and "was condensed or merged before" in capsys.readouterr().err
 
 
 def test_a_curve_knows_the_layers_that_route(tmp_path, capsys):
@@ -207,6 +241,7 @@ def test_a_curve_knows_the_layers_that_route(tmp_path, capsys):
         ({"0": {"n_experts": 2, "top_k": 3}}, "top_k is 3, more than its 2 experts"),
         ({"0": {"n_experts": 2}}, "leanmoe.layers.0.top_k: Field required"),
         ({"0": {"n_experts": 3, "top_k": 2, "condensed": True}}, "runs all its experts"),
+        ({"0": {"n_experts": 0, "top_k": 0}}, "needs experts and a top_k of at least 1"),
     ],
 )
 def test_a_layout_that_cannot_be(model, change_config, capsys, tmp_path, layers, words):

@@ -12,9 +12,10 @@ import torch
 from leanmoe.errors import InputError
 from leanmoe_pruning.data import batch_of_tokens
 from leanmoe_pruning.methods.evidence import measure_model_ratios, ratio_tensors
-from leanmoe_pruning.methods.method import Decision, Inputs, Method
+from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
+from leanmoe_pruning.methods.naee.adaptive import open_adaptive
 from leanmoe_pruning.methods.naee.search import layerwise, progressive
-from leanmoe_pruning.methods.options import experts_to_keep
+from leanmoe_pruning.methods.options import experts_to_keep, variant_of
 from leanmoe_pruning.methods.selection import (
     LayerChoice,
     check_enumerable,
@@ -67,7 +68,8 @@ class Naee:
         run = f"{self.variant}_r{self.keep}"
         ratios = measure_model_ratios(self.inputs, run, choices, full)
         losses = [choice.losses for choice in choices if choice.losses is not None]
-        subsets = dropped_subsets(self.inputs.shape.n_routed_experts, self.keep)
+        shape = self.inputs.shape
+        subsets = dropped_subsets(shape.n_routed_experts, self.keep, shape.n_groups)
         tensors = {
             f"{run}.kept": torch.tensor([choice.kept for choice in choices]),
             f"dropped_subsets.r{self.keep}": _int_rows(subsets),
@@ -109,26 +111,25 @@ def _noting_ratios(
         yield scores
 
 
-def _open(args: argparse.Namespace, inputs: Inputs) -> Naee:
+def _open(args: argparse.Namespace, inputs: Inputs) -> Chooser:
+    _check_batch_size(args.batch_size)
+    if args.budget == "adaptive" or args.total_bytes is not None:
+        return open_adaptive(args, inputs)
     keep = experts_to_keep(args, inputs)
-    if args.variant == "progressive":
+    variant = variant_of(args, VARIANTS)
+    if variant == "progressive":
         inputs.need_data("the progressive variant runs the model again as it prunes")
     inputs.need_scores("naee")
     check_enumerable(keep, inputs.shape)
-    if not 1 <= args.batch_size <= MAX_BATCH:
-        raise InputError(
-            f"--batch-size is {args.batch_size}, expected a number from 1 to {MAX_BATCH}"
-        )
-    return Naee(inputs, keep, args.variant, args.batch_size)
+    return Naee(inputs, keep, variant, args.batch_size)
+
+
+def _check_batch_size(size: int) -> None:
+    if not 1 <= size <= MAX_BATCH:
+        raise InputError(f"--batch-size is {size}, expected a number from 1 to {MAX_BATCH}")
 
 
 def _add_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--variant",
-        choices=VARIANTS,
-        default="layerwise",
-        help="layers alone, or each after the earlier ones were pruned",
-    )
     group.add_argument(
         "--batch-size",
         type=int,
@@ -143,4 +144,6 @@ METHOD = Method(
     summary="the subset of experts that changes each layer's output least",
     open=_open,
     add_arguments=_add_arguments,
+    shares_budget=True,
+    variants=VARIANTS,
 )

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, run_block
+from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, run_block, step_
 from leanmoe_pruning.forward.routing import route
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.methods.selection import LayerChoice, complement, dropped_subsets
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.gram import squared_distance
-from leanmoe_pruning.scores.scoring import LayerScores, joined, measure_chunk
+from leanmoe_pruning.scores.measuring import measure_chunk
+from leanmoe_pruning.scores.scoring import LayerScores, joined
 
 MAX_ROWS = 1 << 18  # (subset, token) pairs looked at in one go
 
@@ -62,7 +63,7 @@ def _losses(
 
 def choose(scores: LayerScores, keep: int, batch_of_T: torch.Tensor) -> LayerChoice:
     """The best subset of one layer and the losses of all."""
-    subsets = dropped_subsets(scores.n_experts, keep)
+    subsets = dropped_subsets(scores.n_experts, keep, scores.rule.n_groups)
     losses = subset_losses(scores, subsets, batch_of_T)
     values = losses.tolist()
     best = min(range(len(values)), key=values.__getitem__)
@@ -91,11 +92,16 @@ def progressive(
     full = embed_all(stream, ids)
     pruned = embed_all(stream, ids)
     for layer in stream.layers():
+        if layer.experts is None:
+            step_(layer, full)
+            step_(layer, pruned)
+            tick()
+            continue
         scores = _advance_both(layer, full, pruned)
         choice = choose(scores, keep, batch_of_T)
         for chunk_NTD, _ in chunks(pruned):
             output_TD, _ = run_block(layer, chunk_NTD, choice.kept)
-            chunk_NTD += output_TD.view_as(chunk_NTD)
+            layer.add_(chunk_NTD, output_TD)
         tick()
         yield choice
 
@@ -106,7 +112,7 @@ def _advance_both(layer: DecoderLayer, full: Hidden, pruned: Hidden) -> LayerSco
     for (full_NTD, _), (pruned_NTD, _) in zip(chunks(full), chunks(pruned), strict=True):
         layer.attend_(full_NTD)
         target_TD, _ = run_block(layer, full_NTD)
-        full_NTD += target_TD.view_as(full_NTD)
+        layer.add_(full_NTD, target_TD)
         layer.attend_(pruned_NTD)
         parts.append(measure_chunk(layer, pruned_NTD, target_TD)[0])
     return joined(parts)

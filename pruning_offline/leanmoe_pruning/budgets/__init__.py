@@ -1,0 +1,1 @@
+"""How many experts each layer keeps: the same for all, or what measured losses call for."""

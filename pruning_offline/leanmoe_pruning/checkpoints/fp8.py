@@ -1,0 +1,68 @@
+"""Weights in 8 bits with a scale per block, as DeepSeek-V3 and others release them.
+
+``NAME`` holds float8 (e4m3) and ``NAME_scale_inv`` what each block of 128 x 128, or as the
+config says, is multiplied by. A cut copies both; whoever computes gets their product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from leanmoe.errors import CheckpointError
+from leanmoe_pruning.checkpoints.shards import ShardReader
+
+FP8 = torch.float8_e4m3fn
+SCALE = "_scale_inv"
+Block = tuple[int, int]
+
+
+def block_of(config: Mapping[str, Any]) -> Block:
+    """Rows and columns of a block, (128, 128) where the config says nothing."""
+    settings = config.get("quantization_config")
+    stated = settings.get("weight_block_size") if isinstance(settings, dict) else None
+    if stated is None:
+        return 128, 128
+    match stated:
+        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            return rows, columns
+    raise CheckpointError(
+        f"config.json has the weight_block_size {stated!r}, expected two numbers, rows and "
+        "columns; take the config of the original model"
+    )
+
+
+def scale_of(name: str, reader: ShardReader) -> str | None:
+    """The name of a tensor's scales; ``None`` where it is stored plainly."""
+    return name + SCALE if reader.info(name).dtype == FP8 else None
+
+
+def scaled_weight(name: str, reader: ShardReader) -> str | None:
+    """The name of the weight that a tensor scales; ``None`` where it is not a scale."""
+    weight = name.removesuffix(SCALE)
+    held = weight != name and weight in reader
+    return weight if held and scale_of(weight, reader) else None
+
+
+def check_scales(reader: ShardReader, block: Block) -> None:
+    """Raise unless every float8 tensor has its scales, of the right shape."""
+    for name in reader.names:
+        scale = scale_of(name, reader)
+        if scale is None:
+            continue
+        shape = reader.info(name).shape
+        if len(shape) != 2 or scale not in reader:
+            raise CheckpointError(
+                f"tensor {name} in {reader.directory} is float8 and has no blocks with scales "
+                f"({scale}); restore the checkpoint to plain bf16 weights first"
+            )
+        reader.check_weight(scale, [-(-n // size) for n, size in zip(shape, block, strict=True)])
+
+
+def restored(weight_RC: torch.Tensor, scale: torch.Tensor, block: Block) -> torch.Tensor:
+    """The weight that was meant, float32."""
+    rows, columns = weight_RC.shape
+    grown = scale.float().repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return weight_RC.float() * grown[:rows, :columns]

@@ -1,0 +1,339 @@
+"""``leanmoe distill``: train a pruned model towards the model it was pruned from."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe.command import Command, Result
+from leanmoe.errors import InputError
+from leanmoe.interrupts import stop_on_signals
+from leanmoe.manifest import write_manifest
+from leanmoe.provenance import atomic_directory, check_output
+from leanmoe_pruning.checkpoints.opening import open_runnable_model, source_digests
+from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
+from leanmoe_pruning.cutting.cutter import Cutter
+from leanmoe_pruning.cutting.record import cut_manifest
+from leanmoe_pruning.cutting.spool import WeightSpool
+from leanmoe_pruning.data import DataSet, load_data
+from leanmoe_pruning.distillation.filters import FILTERS
+from leanmoe_pruning.distillation.lineage import Ancestors, find_ancestors
+from leanmoe_pruning.distillation.local import LayerCourse, distill_layers
+from leanmoe_pruning.distillation.settings import Settings
+from leanmoe_pruning.distillation.state import StateFolder
+from leanmoe_pruning.distillation.student import StudentStream
+from leanmoe_pruning.distillation.whole import Progress, WholeModel, batches
+from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.methods.weights.layer_weights import check_changeable, check_plain
+from leanmoe_pruning.progress import progress
+
+DEFAULT_STEPS, DEFAULT_BATCH = 100, 4
+# The paper's for the whole model; a share of the weights' size for a layer alone.
+DEFAULT_LR, DEFAULT_LOCAL_SHARE = 2e-5, 0.02
+_CURVE_POINTS = 50
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="TEACHER",
+        help="the model that MODEL was pruned from; without it the text alone teaches",
+    )
+    add_data(parser)
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        help="train each layer's experts on the teacher's inputs, one layer in memory at a time",
+    )
+    parser.add_argument(
+        "--train",
+        choices=tuple(FILTERS),
+        default="experts",
+        help="routed experts (default), what condensed layers run, or every linear layer",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=DEFAULT_STEPS,
+        metavar="N",
+        help=f"updates; with --local of each layer (default {DEFAULT_STEPS})",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=DEFAULT_BATCH,
+        metavar="WINDOWS",
+        help=f"windows per update; with --local as many tokens (default {DEFAULT_BATCH})",
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        metavar="RATE",
+        help=f"learning rate at the start (default {DEFAULT_LR}; with --local "
+        f"{DEFAULT_LOCAL_SHARE} times the root mean square of each layer's weights)",
+    )
+    parser.add_argument(
+        "--weight-decay", type=float, default=0.0, metavar="RATE", help="AdamW's (default 0)"
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        help="keep the state in OUT.training every N updates, with --local every layer",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from OUT.training")
+    add_compute(parser)
+    add_output(parser, "trained checkpoint directory to write")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A checked run."""
+
+    student: StudentStream
+    teacher: Checkpoint | None
+    ancestors: Ancestors
+    data: DataSet
+    settings: Settings
+    compute: str | None
+    every: int | None
+    state: StateFolder | None
+    source: dict[str, str]
+    teacher_files: dict[str, str]
+
+    def teacher_stream(self) -> DecoderStream | None:
+        return DecoderStream(self.teacher, self.compute) if self.teacher else None
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    relative = args.local and args.lr is None
+    default = DEFAULT_LOCAL_SHARE if relative else DEFAULT_LR
+    rate = default if args.lr is None else args.lr
+    for name, value in (("--steps", args.steps), ("--batch", args.batch)):
+        if not 1 <= value <= 10_000_000:
+            raise InputError(f"{name} is {value}, expected a number from 1 to 10000000")
+    if not 0 < rate < 1:
+        raise InputError(f"--lr is {rate}, expected a rate above 0 and below 1")
+    if not 0 <= args.weight_decay < 1:
+        raise InputError(f"--weight-decay is {args.weight_decay}, expected 0 to below 1")
+    if args.checkpoint_every is not None and args.checkpoint_every < 1:
+        raise InputError(f"--checkpoint-every is {args.checkpoint_every}, expected at least 1")
+    if args.local and (args.teacher is None or args.train != "experts"):
+        raise InputError(
+            "--local teaches routed experts what a teacher's say; give --teacher and leave --train "
+            "out, or drop --local"
+        )
+    return Settings(
+        args.steps,
+        rate,
+        relative,
+        args.batch,
+        args.weight_decay,
+        args.train,
+        args.local,
+        args.seed,
+    )
+
+
+def _open(args: argparse.Namespace) -> _Run:
+    """Refuse whatever can be refused before any work."""
+    settings = _settings(args)
+    inputs = [path for path in (args.model, args.teacher) if path is not None]
+    check_output(args.out, args.force, inputs)
+    checkpoint = open_runnable_model(args.model)
+    check_changeable(checkpoint)
+    check_plain(checkpoint, "leanmoe distill")
+    teacher = open_runnable_model(args.teacher) if args.teacher else None
+    data = load_data(args.data, checkpoint, "calibration", window=args.window)
+    student = StudentStream(checkpoint, args.compute, FILTERS[args.train])
+    if not any(student.trained(layer) for layer in range(student.n_layers)):
+        raise InputError(
+            f"--train {args.train} finds nothing to train in {args.model}; give another"
+        )
+    source = source_digests(args.model)
+    files = source_digests(args.teacher) if teacher else {}
+    ancestors = find_ancestors(checkpoint, teacher, files) if teacher else {}
+    run = {
+        "model": source,
+        "teacher": files,
+        "data": data.digest(),
+        "compute": str(student.compute),
+        **asdict(settings),
+    }
+    wanted = args.checkpoint_every is not None or args.resume
+    state = StateFolder(args.out, run, args.resume) if wanted else None
+    return _Run(
+        student,
+        teacher,
+        ancestors,
+        data,
+        settings,
+        args.compute,
+        args.checkpoint_every,
+        state,
+        source,
+        files,
+    )
+
+
+def _run(args: argparse.Namespace) -> Result:
+    started = time.monotonic()
+    run = _open(args)
+    with stop_on_signals(), _spool(args.out, run) as spool:
+        found = _train_local(run, spool) if run.settings.local else _train_whole(run, spool)
+        cutter = Cutter(run.student.checkpoint, {}, spool)
+        with atomic_directory(args.out, args.force) as directory:
+            with progress("writing", cutter.n_tensors) as tick:
+                files = cutter.write(directory, tick)
+            manifest = cut_manifest(
+                run.student.checkpoint,
+                run.source,
+                "distill",
+                {**_recorded(run), **found},
+                {},
+                (run.data.spec, run.data.digest()),
+                files,
+            )
+            write_manifest(directory, manifest)
+    if run.state is not None:
+        run.state.remove()
+    return {
+        "out": str(args.out),
+        "tokens": run.data.tokens,
+        "loss_before": found["loss_before"],
+        "loss_after": found["loss_after"],
+        "notes": found.get("notes", []),
+        "manifest_digest": manifest.digest(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+@contextmanager
+def _spool(out: Path, run: _Run) -> Iterator[WeightSpool]:
+    """Layers finished by ``--local`` outlive an interrupt where a state is kept."""
+    if run.state is not None and run.settings.local:
+        yield run.state.spool()
+        return
+    with WeightSpool.beside(out) as spool:
+        yield spool
+
+
+def _recorded(run: _Run) -> dict[str, Any]:
+    name = run.teacher.path.resolve().name if run.teacher else None
+    compute = str(run.student.compute).removeprefix("torch.")
+    teacher = {"name": name, "files": run.teacher_files} if run.teacher else None
+    return {"teacher": teacher, "compute": compute, **asdict(run.settings)}
+
+
+def _train_local(run: _Run, spool: WeightSpool) -> dict[str, Any]:
+    courses: dict[int, LayerCourse] = dict(run.state.state.layers) if run.state else {}
+    teacher = run.teacher_stream()
+    assert teacher is not None, "the settings were checked"
+    with progress("distilling layers", run.student.n_layers) as tick:
+        for found in distill_layers(
+            teacher,
+            run.student,
+            run.data.ids,
+            run.ancestors,
+            run.settings,
+            frozenset(courses),
+            tick,
+        ):
+            spool.put(found.layer, found.tensors)
+            courses[found.layer] = found.course
+            if run.state is not None:
+                run.state.add_layer(found.layer, found.course)
+    by_layer = sorted(courses.items())
+    return {
+        "loss": "squared error over mean square of each expert's output, mean over experts",
+        "loss_before": {str(layer): course.before for layer, course in by_layer},
+        "loss_after": {str(layer): course.after for layer, course in by_layer},
+        "loss_curve": {str(layer): _thinned(course.curve) for layer, course in by_layer},
+        **_notes(run),
+    }
+
+
+def _train_whole(run: _Run, spool: WeightSpool) -> dict[str, Any]:
+    model = WholeModel(run.student, run.teacher_stream(), run.ancestors, run.settings)
+    if run.state is not None:
+        run.state.restore(model)
+    steps, first = run.settings.steps, model.progress.step
+    with progress("distilling", steps - first) as tick:
+        feed = batches(run.data.ids, run.settings, first)
+        for step, batch in zip(range(first + 1, steps + 1), feed, strict=False):
+            model.advance(batch)
+            if run.state is not None and run.every and step % run.every == 0 and step < steps:
+                run.state.put_model(model)
+            tick()
+    for layer in model.trained:
+        spool.put(layer, run.student.stop(layer))
+    return {**_course(model.progress), **_notes(run)}
+
+
+def _course(made: Progress) -> dict[str, Any]:
+    last = made.losses[-max(1, len(made.losses) // 10) :]
+    text, experts = [one.text for one in made.losses], [one.experts for one in made.losses]
+    return {
+        "loss": "next-token loss, and the sum of the experts' mean squared errors",
+        "expert_factor": made.factor,
+        "loss_before": {"text": text[0], "experts": experts[0]},
+        "loss_after": {
+            "text": sum(one.text for one in last) / len(last),
+            "experts": sum(one.experts for one in last) / len(last),
+        },
+        "loss_curve": {"text": _thinned(text), "experts": _thinned(experts)},
+    }
+
+
+def _thinned(curve: list[float]) -> list[float]:
+    """At most some fifty points of it, rounded: a manifest is read by people."""
+    stride = -(-len(curve) // _CURVE_POINTS)
+    return [float(f"{value:.6g}") for value in curve[::stride]]
+
+
+def _notes(run: _Run) -> dict[str, list[str]]:
+    left = [layer for layer, experts in sorted(run.ancestors.items()) if experts is None]
+    if not left:
+        return {}
+    named = ", ".join(map(str, left))
+    return {
+        "notes": [
+            f"the experts of layers {named} are no single experts of the teacher (condensed or "
+            "merged), so nothing was taken over from the teacher's experts there"
+        ]
+    }
+
+
+def _show(result: Result) -> str:
+    def mean(losses: dict[str, float]) -> float:
+        return sum(losses.values()) / len(losses)
+
+    before, after = result["loss_before"], result["loss_after"]
+    if "text" in before:
+        change = f"loss on text {before['text']:.3f} -> {after['text']:.3f}"
+    else:
+        change = f"relative squared error of experts {mean(before):.4f} -> {mean(after):.4f}"
+    return (
+        f"distilled on {result['tokens']} tokens in {result['seconds']} s: {change}; "
+        f"{result['out']}"
+    )
+
+
+COMMAND = Command(
+    name="distill",
+    help="Train a pruned model towards the model it was pruned from; zeroed weights stay zero.",
+    example=(
+        "leanmoe distill ./sparse --teacher ./reference --local --data builtin:gen -o ./trained"
+    ),
+    add_arguments=_add_arguments,
+    run=_run,
+    show=_show,
+)

@@ -1,0 +1,75 @@
+"""A student run layer by layer with gradients, through the forward pass everything else uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe_pruning.distillation.filters import Filter
+from leanmoe_pruning.distillation.trainee import Trainee
+from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
+
+
+class StudentStream(DecoderStream):
+    """A stream some of whose tensors are trained."""
+
+    def __init__(self, checkpoint: Checkpoint, compute: str | None, chosen: Filter) -> None:
+        super().__init__(checkpoint, compute)
+        self._chosen = chosen
+        self.reader: Trainee = Trainee(checkpoint.path, self.compute)
+        self.weights = replace(self.weights, reader=self.reader)
+
+    def trained(self, layer: int) -> list[str]:
+        """Names of a layer's tensors that are to be trained."""
+        return self._chosen(self.checkpoint, layer)
+
+    def start(self, layer: int) -> list[nn.Parameter]:
+        """Make them parameters."""
+        return self.reader.start(self.trained(layer))
+
+    def stop(self, layer: int) -> dict[str, torch.Tensor]:
+        """What has become of them, in the dtype of the files."""
+        return self.reader.stop(self.trained(layer))
+
+    def layer(self, index: int) -> DecoderLayer:
+        """One layer with the current values of what is trained."""
+        layer = super().layer(index)
+        prefix = f"model.layers.{index}.self_attn."
+        own = {
+            name.removeprefix(prefix): self.reader.read(name)
+            for name in self.reader.values
+            if name.startswith(prefix)
+        }
+        if not own:
+            return layer
+        attention = replace(layer.attention, module=_WithWeights(layer.attention.module, own))
+        return replace(layer, attention=attention)
+
+
+class _WithWeights:
+    """A module called with some of its weights replaced by tensors that carry a gradient."""
+
+    def __init__(self, module: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+        self._module, self._weights = module, weights
+
+    def __call__(self, **arguments: Any) -> Any:
+        return torch.func.functional_call(self._module, self._weights, (), arguments)
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Gradients through code that adds in place: what is needed later is copied when changed."""
+    with torch.enable_grad(), allow_mutation_on_saved_tensors():
+        yield
+
+
+def step_back(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
+    """Gradients of everything ``loss`` was made from."""
+    torch.autograd.backward([loss], None if gradient is None else [gradient])

@@ -1,0 +1,103 @@
+"""What every family must say about its forward pass, and what most have in common.
+
+Attention, norms and rotary embedding are transformers' own classes; the MoE block is ours
+because a method needs what happens inside. D model, F expert hidden, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from leanmoe.families import Family, MoEShape
+from leanmoe.families.base import PROJECTIONS
+from leanmoe_pruning.forward.experts import Experts
+from leanmoe_pruning.forward.weights import Weights
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What a family multiplies its streams by."""
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    logits: float = 1.0
+
+
+def no_scales(config: Any) -> Scales:
+    """For families that multiply nothing."""
+    return Scales()
+
+
+def whole_past(config: Any, layer: int) -> int | None:
+    """For families whose tokens see all before them."""
+    return None
+
+
+def one_window(config: Any, layer: int) -> int | None:
+    """For families with one sliding window, or none, for all layers."""
+    window: int | None = config.sliding_window
+    return window
+
+
+def window_by_type(config: Any, layer: int) -> int | None:
+    """For families whose config says of each layer whether it slides."""
+    sliding = config.layer_types[layer] == "sliding_attention"
+    return one_window(config, layer) if sliding else None
+
+
+def separate_experts(weights: Weights, family: Family, layer: int, shape: MoEShape) -> Experts:
+    """Experts with a tensor each per projection."""
+    wide, narrow = shape.expert_ffn_size, shape.hidden_size
+    return Experts(
+        *(
+            [
+                weights.product(
+                    family.expert_name(layer, expert, projection),
+                    (narrow, wide) if projection == "down_proj" else (wide, narrow),
+                )
+                for expert in range(shape.n_routed_experts)
+            ]
+            for projection in PROJECTIONS
+        )
+    )
+
+
+@dataclass(frozen=True)
+class ForwardFamily:
+    """One family. ``config_class``, ``attention_class`` and ``rotary_class`` are transformers'."""
+
+    config_class: Any
+    attention_class: Any
+    rotary_class: Any
+    # Made of its width and epsilon.
+    norm_class: Any
+    # How far back a layer's tokens see, themselves counted.
+    window: Callable[[Any, int], int | None] = whole_past
+    scales: Callable[[Any], Scales] = no_scales
+    experts: Callable[[Weights, Family, int, MoEShape], Experts] = separate_experts
+    # "eager" where the attention needs what PyTorch's kernel lacks.
+    attention: str = "sdpa"
+
+    def make_config(self, values: dict[str, Any]) -> Any:
+        """transformers' view of a ``config.json``."""
+        left_out = ("architectures", "model_type", "auto_map", "quantization_config")
+        named = {key: value for key, value in values.items() if key not in left_out}
+        config = self.config_class(**named)
+        config._attn_implementation = self.attention
+        return config
+
+    def make_attention(self, weights: Weights, config: Any, layer: int) -> Any:
+        """One layer's attention with its weights."""
+        with torch.device("meta"):
+            module = self.attention_class(config, layer).eval()
+        return weights.fill(module, f"model.layers.{layer}.self_attn")
+
+    def make_norm(self, weights: Weights, config: Any, name: str) -> Any:
+        """The norm whose tensors have names that begin so."""
+        with torch.device("meta"):
+            module = self.norm_class(config.hidden_size, eps=config.rms_norm_eps).eval()
+        return weights.fill(module, name)

@@ -1,0 +1,1 @@
+"""EEP: evolutionary expert pruning and merging without gradients (arXiv 2407.00945)."""

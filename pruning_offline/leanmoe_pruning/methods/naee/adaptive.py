@@ -1,0 +1,65 @@
+"""``--method naee --budget adaptive``: the best subset of every size, sizes chosen by their losses.
+
+Which subset of a size is best is NAEE's own loss, batch by batch; how many experts a layer
+keeps is decided on the relative change of its output, so that layers can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from leanmoe.errors import InputError
+from leanmoe_pruning.budgets.budget import Budget, allowed_counts
+from leanmoe_pruning.budgets.choosing import Chooser, choose_layers
+from leanmoe_pruning.budgets.options import budget_of
+from leanmoe_pruning.data import batch_of_tokens
+from leanmoe_pruning.methods.evidence import evidence_of
+from leanmoe_pruning.methods.method import Decision, Inputs
+from leanmoe_pruning.methods.naee.search import choose
+from leanmoe_pruning.methods.selection import check_enumerable, plans_of
+from leanmoe_pruning.progress import progress
+from leanmoe_pruning.scores.scoring import LayerScores
+
+
+@dataclass(frozen=True)
+class AdaptiveNaee:
+    """A checked run."""
+
+    inputs: Inputs
+    budget: Budget
+    batch_size: int
+
+    def settings(self) -> dict[str, Any]:
+        fixed = {"variant": "layerwise", "batch_size": self.batch_size}
+        return {**self.budget.settings(), **fixed}
+
+    def decide(self, dump: bool) -> Decision:
+        batch_of_T = batch_of_tokens(self.inputs.layout, self.batch_size)
+        shape = self.inputs.shape
+        with progress("naee: best subsets of every size", len(shape.moe_layers)) as tick:
+
+            def select(scores: LayerScores) -> Chooser:
+                tick()
+                return lambda keep: choose(scores, keep, batch_of_T)
+
+            choices, table = choose_layers(self.inputs.layers(), select, self.budget, shape)
+        if not dump:
+            return Decision(plans_of(choices))
+        run = f"layerwise_{self.budget.name}"
+        return Decision(plans_of(choices), *evidence_of(self.inputs, run, choices, table))
+
+
+def open_adaptive(args: argparse.Namespace, inputs: Inputs) -> AdaptiveNaee:
+    """Refuse what only the same number everywhere allows."""
+    if args.variant == "progressive":
+        raise InputError(
+            "--variant progressive decides each layer on what the earlier ones left, so their "
+            "losses cannot be weighed against each other; drop it or --budget adaptive"
+        )
+    budget = budget_of(args, inputs)
+    inputs.need_scores("naee")
+    for count in allowed_counts(inputs.shape):
+        check_enumerable(count, inputs.shape)
+    return AdaptiveNaee(inputs, budget, args.batch_size)

@@ -1,0 +1,1 @@
+"""Zeroing single weights of experts: MoE-Pruner, Wanda, magnitude, SparseGPT."""

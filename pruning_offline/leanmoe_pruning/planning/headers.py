@@ -1,0 +1,121 @@
+"""A model as its ``config.json`` and the headers of its shards describe it.
+
+Opening it reads no tensor and no manifest digest: a model of any size takes a moment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+import torch
+
+from leanmoe.checkpoint import Checkpoint, open_checkpoint
+from leanmoe_pruning.checkpoints.opening import check_complete
+from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
+
+
+@dataclass(frozen=True)
+class HeaderModel:
+    """Sizes of one checkpoint; parameters are numbers of weights, not bytes."""
+
+    checkpoint: Checkpoint
+    reader: ShardReader
+
+    @classmethod
+    def open(cls, path: Path) -> HeaderModel:
+        """Raise ``CheckpointError`` where config and headers do not make one whole model."""
+        checkpoint = open_checkpoint(path)
+        reader = ShardReader(path)
+        check_complete(checkpoint, reader)
+        return cls(checkpoint, reader)
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        return [self.reader.info(name) for name in self.reader.names]
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        return sum(info.nbytes for info in self.infos)
+
+    @cached_property
+    def compute_bytes(self) -> int:
+        """Bytes of a weight as the offline stage multiplies with it, unless told otherwise."""
+        return 4 if self._router_dtype.itemsize >= 4 else 2
+
+    @property
+    def _router_dtype(self) -> torch.dtype:
+        shape = self.checkpoint.shape
+        return self.reader.info(self.checkpoint.family.gate_name(shape.moe_layers[0])).dtype
+
+    @cached_property
+    def served_share(self) -> float:
+        """Bytes in an engine's memory per byte in the file: vLLM serves float32 as bfloat16."""
+        return 2 / max(2, self._router_dtype.itemsize)
+
+    @cached_property
+    def layer_parameters(self) -> Counter[int]:
+        """Parameters of every decoder layer, its experts among them."""
+        return self._count(lambda info: True)
+
+    @cached_property
+    def expert_parameters(self) -> Counter[int]:
+        """Parameters of every MoE layer's routed experts together."""
+        return self._count(self._is_expert)
+
+    def _count(self, wanted: Callable[[TensorInfo], bool]) -> Counter[int]:
+        found: Counter[int] = Counter()
+        for info in self.infos:
+            layer = self.checkpoint.family.layer_of(info.name)
+            if layer is not None and layer < self.checkpoint.shape.n_layers and wanted(info):
+                found[layer] += prod(info.shape)
+        return found
+
+    def _is_expert(self, info: TensorInfo) -> bool:
+        family = self.checkpoint.family
+        if family.parse_expert(info.name) is not None:
+            return True
+        return family.stacked and family.expert_rows(info.name) is not None and len(info.shape) > 2
+
+    @cached_property
+    def dense_parameters(self) -> int:
+        """Parameters every token meets in the layers: attention, norms, shared experts."""
+        return sum(self.layer_parameters.values()) - sum(self.expert_parameters.values())
+
+    @cached_property
+    def routed_parameters(self) -> int:
+        """Parameters of the experts that one token is routed to, over all layers."""
+        layers = self.checkpoint.layers
+        return sum(
+            count * layers[layer].top_k // layers[layer].n_experts
+            for layer, count in self.expert_parameters.items()
+        )
+
+    @cached_property
+    def largest_tensor_bytes(self) -> int:
+        return max(info.nbytes for info in self.infos)
+
+    @cached_property
+    def largest_layer_bytes(self) -> int:
+        """The largest decoder layer as the offline stage holds it."""
+        return max(self.layer_parameters.values()) * self.compute_bytes
+
+    @cached_property
+    def kv_bytes_per_token(self) -> int:
+        """An estimate: two bytes a number, every layer keeps every token."""
+        return 2 * self.checkpoint.shape.n_layers * kv_numbers(self.checkpoint)
+
+
+def kv_numbers(checkpoint: Checkpoint) -> int:
+    """Numbers a token leaves in one layer's cache: keys and values, or their latent (DeepSeek)."""
+    config = checkpoint.config
+    latent = config.get("kv_lora_rank")
+    if latent:
+        return int(latent) + int(config["qk_rope_head_dim"])
+    heads = int(config["num_attention_heads"])
+    width = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
+    return 2 * width * int(config.get("num_key_value_heads") or heads)

@@ -1,0 +1,1 @@
+"""The built-in tasks' items, and the script that wrote them."""

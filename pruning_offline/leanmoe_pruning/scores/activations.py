@@ -1,0 +1,47 @@
+"""The residual stream between two layers, on disk: a few windows are in memory at a time.
+
+One safetensors file of float32 tensors ``chunk.N`` ``[windows, length, D]``, in the order
+and the portions that a layer is computed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from leanmoe_pruning.checkpoints.shards import TensorInfo, write_shard
+from leanmoe_pruning.forward.passes import chunks
+
+Portions = list[tuple[tuple[int, ...], slice]]
+
+
+def portions(ids: list[torch.Tensor]) -> Portions:
+    """(windows, length) of each chunk, and the rows its tokens have among all."""
+    return [(tuple(chunk.shape), rows) for chunk, rows in chunks(ids)]
+
+
+def write_activations(
+    path: Path, cut: Portions, hidden_size: int, computed: Iterable[torch.Tensor]
+) -> str:
+    """Write chunks as they are computed; return the file's digest."""
+    plan = [
+        TensorInfo(_name(index), torch.float32, (*shape, hidden_size))
+        for index, (shape, _) in enumerate(cut)
+    ]
+    return write_shard(path, plan, computed)
+
+
+def read_activations(path: Path, cut: Portions) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Each chunk, free to be changed, with its rows among all tokens."""
+    for index, (_, rows) in enumerate(cut):
+        # A copy out of a short-lived mapping: mapped pages would count as ours.
+        with safe_open(path, framework="pt") as file:
+            chunk_NTD: torch.Tensor = file.get_tensor(_name(index)).clone()
+        yield chunk_NTD, rows
+
+
+def _name(index: int) -> str:
+    return f"chunk.{index:06d}"

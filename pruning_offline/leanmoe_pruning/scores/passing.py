@@ -1,0 +1,113 @@
+"""The unpruned model run layer by layer, the scores of each MoE layer given as it is passed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from leanmoe.resuming import Unfinished
+from leanmoe_pruning.forward.passes import chunks, embed_all, step_
+from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
+from leanmoe_pruning.progress import Tick
+from leanmoe_pruning.scores.activations import portions, read_activations, write_activations
+from leanmoe_pruning.scores.bundle import layer_file, write_layer
+from leanmoe_pruning.scores.measuring import measure_chunk
+from leanmoe_pruning.scores.sampling import evenly_spaced, gram_tokens
+from leanmoe_pruning.scores.scoring import LayerScores, joined
+
+Chunks = Iterable[tuple[torch.Tensor, slice]]
+
+
+def sampled_tokens(
+    stream: DecoderStream, ids: Sequence[torch.Tensor], wished: int | None
+) -> torch.Tensor:
+    """Which tokens get a Gram matrix, int64; raise where ``wished`` is no such number."""
+    tokens = sum(part.numel() for part in ids)
+    sample = gram_tokens(stream.shape.n_routed_experts, tokens, wished)
+    return evenly_spaced(tokens, sample)
+
+
+def score_layers(
+    stream: DecoderStream, ids: Sequence[torch.Tensor], tick: Tick
+) -> Iterator[LayerScores]:
+    """Scores of every MoE layer in order; activations are held in memory."""
+    sampled = sampled_tokens(stream, ids, None)
+    hidden = embed_all(stream, ids)
+    for layer in stream.layers():
+        passing = _Passing(layer, sampled)
+        for _ in passing.through(chunks(hidden)):
+            pass
+        tick()
+        if passing.parts:
+            yield joined(passing.parts)
+
+
+class _Passing:
+    """One layer applied to chunks of activations, its scores gathered."""
+
+    def __init__(self, layer: DecoderLayer, sampled: torch.Tensor) -> None:
+        self._layer = layer
+        self._sampled = sampled
+        self.parts: list[LayerScores] = []
+
+    def through(self, cut: Chunks) -> Iterator[torch.Tensor]:
+        """Each chunk after the layer, changed in place."""
+        for chunk_NTD, rows in cut:
+            if self._layer.experts is None:
+                step_(self._layer, [chunk_NTD])
+            else:
+                self._measure_(chunk_NTD, rows)
+            yield chunk_NTD
+
+    def _measure_(self, chunk_NTD: torch.Tensor, rows: slice) -> None:
+        self._layer.attend_(chunk_NTD)
+        own = self._sampled[(self._sampled >= rows.start) & (self._sampled < rows.stop)]
+        scores, output_TD = measure_chunk(self._layer, chunk_NTD, sampled=own - rows.start)
+        self._layer.add_(chunk_NTD, output_TD)
+        self.parts.append(scores)
+
+
+def score_into(
+    unfinished: Unfinished,
+    stream: DecoderStream,
+    ids: list[torch.Tensor],
+    sampled: torch.Tensor,
+    tick: Tick,
+) -> None:
+    """Leave the file of every MoE layer in ``unfinished.output``; go on where a run stopped.
+
+    A layer is committed with the activations that enter the next one, so memory holds one
+    layer's weights and a few windows, whatever the amount of data.
+    """
+    cut, size = portions(ids), stream.shape.hidden_size
+    for _ in range(unfinished.step):
+        tick()
+    if unfinished.step == 0:
+        embedded = (stream.embed(ids_NT) for ids_NT, _ in chunks(ids))
+        write_activations(_entering(unfinished, 0), cut, size, embedded)
+        stream.forget_embedding()
+    for index in range(unfinished.step, stream.n_layers):
+        files = {f"output/{name}": one for name, one in unfinished.finished().items()}
+        before = read_activations(_entering(unfinished, index), cut)
+        passing = _Passing(stream.layer(index), sampled)
+        after = passing.through(before)
+        if index + 1 < stream.n_layers:
+            path = _entering(unfinished, index + 1)
+            files[path.name] = write_activations(path, cut, size, after)
+        else:
+            for _ in after:
+                pass
+        parts = passing.parts
+        # Before the next layer is read: two in memory are more than is promised.
+        del passing, after
+        if parts:
+            digest = write_layer(unfinished.output, joined(parts))
+            files[f"output/{layer_file(index)}"] = digest
+        unfinished.commit(index + 1, files)
+        tick()
+
+
+def _entering(unfinished: Unfinished, layer: int) -> Path:
+    return unfinished.folder / f"activations-{layer:03d}.safetensors"

@@ -1,0 +1,224 @@
+"""Checkpoints in float8 and MXFP4: computed as the weights they mean, cut as they are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.integrations.mxfp4 import FP4_VALUES
+
+from leanmoe.checkpoint import open_checkpoint
+from leanmoe.cli import main
+from leanmoe.manifest import read_manifest
+from leanmoe_pruning.forward.passes import embed_all, step_
+from leanmoe_pruning.forward.stream import DecoderStream
+from tests.family_references import change_config
+from tests.tiny_families import write_tiny
+
+IDS = torch.randint(0, 400, (2, 20), generator=torch.Generator().manual_seed(1))
+BLOCK = (128, 64)
+FP8_FAMILIES = ("deepseek_v3", "qwen3_moe")
+
+
+@torch.inference_mode()
+def logits_of(path, kept=None) -> torch.Tensor:
+    stream = DecoderStream(open_checkpoint(path))
+    hidden = embed_all(stream, [IDS])
+    for layer in stream.layers():
+        step_(layer, hidden, None if kept is None else kept.get(layer.index))
+    return stream.logits(hidden[0])
+
+
+def per_block(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """One value per block, spread over a matrix."""
+    rows, columns = (torch.arange(n) // size for n, size in zip(shape, BLOCK, strict=True))
+    return values[rows][:, columns]
+
+
+def in_float8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes, scales and what they mean."""
+    counts = [-(-n // size) for n, size in zip(weight.shape, BLOCK, strict=True)]
+    scale = torch.rand(counts, generator=torch.Generator().manual_seed(len(weight))) * 0.02 + 0.01
+    codes = (weight / per_block(scale, weight.shape)).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return codes, scale, codes.float() * per_block(scale, weight.shape)
+
+
+def is_matrix(name: str) -> bool:
+    return (
+        name.endswith("_proj.weight") or "kv_a_proj" in name or (".q_" in name and "proj" in name)
+    )
+
+
+@pytest.fixture
+def pair(tmp_path, name):
+    """A float8 checkpoint and the plain one that it means."""
+    small, plain = tmp_path / "small", tmp_path / "plain"
+    for path in (small, plain):
+        write_tiny(path, name, dtype="float32")
+    change_config(
+        small, quantization_config={"quant_method": "fp8", "weight_block_size": list(BLOCK)}
+    )
+    coded, meant = {}, {}
+    for one, tensor in load_file(small / "model.safetensors").items():
+        if is_matrix(one):
+            coded[one], coded[f"{one}_scale_inv"], meant[one] = in_float8(tensor)
+        else:
+            coded[one] = meant[one] = tensor.clone()
+    for path, tensors in ((small, coded), (plain, meant)):
+        (path / "model.safetensors").unlink()
+        save_file(tensors, path / "model.safetensors")
+    return small, plain
+
+
+by_name = pytest.mark.parametrize("name", FP8_FAMILIES)
+
+
+@by_name
+def test_float8_is_computed_as_what_it_means(pair):
+    small, plain = pair
+    assert any(
+        t.dtype == torch.float8_e4m3fn for t in load_file(small / "model.safetensors").values()
+    )
+    torch.testing.assert_close(logits_of(small), logits_of(plain), rtol=1e-6, atol=1e-6)
+
+
+@by_name
+def test_a_cut_keeps_codes_and_scales_of_the_kept_experts(pair, tmp_path):
+    small, plain = pair
+    out = tmp_path / "out"
+    arguments = ["--method", "random", "--keep", "6", "-o", str(out)]
+    assert main(["prune", str(small), *arguments]) == 0
+    kept = read_manifest(out).kept
+    family, old, new = (
+        open_checkpoint(small).family,
+        load_file(small / "model.safetensors"),
+        load_file(out / "model.safetensors"),
+    )
+    for layer, experts in kept.items():
+        for place, expert in enumerate(experts):
+            for projection in ("gate_proj", "up_proj", "down_proj"):
+                mine = family.expert_name(layer, place, projection)
+                theirs = family.expert_name(layer, expert, projection)
+                for ending in ("", "_scale_inv"):
+                    got, want = new[mine + ending], old[theirs + ending]
+                    assert got.dtype == want.dtype and torch.equal(got.float(), want.float())
+        assert family.expert_name(layer, len(experts), "up_proj") + "_scale_inv" not in new
+    assert json.loads((out / "config.json").read_text())["quantization_config"]
+    torch.testing.assert_close(logits_of(out), logits_of(plain, kept), rtol=1e-5, atol=1e-4)
+
+
+@by_name
+def test_constants_of_condensed_layers_go_into_the_scales(pair, tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"layers": {"2": {"condense": {"1": 0.3, "4": 0.5}}}}')
+    outs = []
+    for model in pair:
+        out = tmp_path / f"{model.name}-out"
+        assert main(["prune", str(model), "--plan", str(plan), "-o", str(out)]) == 0
+        outs.append(logits_of(out))
+    torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe"])
+def test_float8_experts_are_not_summed(pair, tmp_path, capsys):
+    row = [0.5, 0.5, 0, 0, 0, 0, 0, 0]
+    matrix = [row, row[::-1], [1, *[0] * 7]]
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"layers": {"2": {"merge": {"router": matrix, "experts": matrix}}}}))
+    out = tmp_path / "out"
+    assert main(["prune", str(pair[0]), "--plan", str(plan), "-o", str(out)]) == 2
+    assert "layer 2" in (said := capsys.readouterr().err) and "float8" in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (None, "is float8 and has no blocks with scales"),
+        (torch.ones(3, 3), "expected [1, 2] from config.json"),
+        (torch.ones(1, 2, dtype=torch.int32), "dtype I32"),
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen3_moe"])
+def test_scales_that_are_missing_or_wrong(pair, tmp_path, capsys, change, said):
+    small, _ = pair
+    tensors = {one: t.clone() for one, t in load_file(small / "model.safetensors").items()}
+    scale = "model.layers.1.mlp.experts.3.up_proj.weight_scale_inv"
+    del tensors[scale]
+    if change is not None:
+        tensors[scale] = change
+    save_file(tensors, small / "model.safetensors")
+    out = str(tmp_path / "out")
+    assert main(["prune", str(small), "--method", "random", "--keep", "4", "-o", out]) == 2
+    error = capsys.readouterr().err
+    assert scale in error and said in error
+
+
+@pytest.mark.parametrize("stated", ["128", [128], [0, 128], [128, "x"]])
+@pytest.mark.parametrize("name", ["qwen3_moe"])
+def test_a_block_size_that_is_none(pair, tmp_path, capsys, stated):
+    small, _ = pair
+    change_config(small, quantization_config={"weight_block_size": stated})
+    out = str(tmp_path / "out")
+    assert main(["prune", str(small), "--method", "random", "--keep", "4", "-o", out]) == 2
+    assert "weight_block_size" in capsys.readouterr().err
+
+
+def in_mxfp4(generator: torch.Generator, *size: int) -> tuple[torch.Tensor, ...]:
+    """Random codes and scales ``[E, rows, columns / 32]``, and what they mean, transposed."""
+    *rows, columns = size
+    low, high = torch.randint(0, 16, (2, *rows, columns // 32, 16), generator=generator)
+    scales = torch.randint(119, 124, (*rows, columns // 32), generator=generator)
+    values = torch.tensor(FP4_VALUES)
+    meant = torch.stack([values[low], values[high]], -1).flatten(-2)
+    meant = meant * 2.0 ** (scales - 127)[..., None]
+    codes = (low | high << 4).to(torch.uint8)
+    return codes, scales.to(torch.uint8), meant.flatten(-2).transpose(1, 2).contiguous()
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A gpt-oss as released, and the plain one that it means."""
+    small, plain = tmp_path / "small", tmp_path / "plain"
+    for path in (small, plain):
+        write_tiny(path, "gpt_oss", dtype="float32")
+    change_config(small, quantization_config={"quant_method": "mxfp4"})
+    tensors = {k: t.clone() for k, t in load_file(small / "model.safetensors").items()}
+    coded, generator = dict(tensors), torch.Generator().manual_seed(2)
+    for name, tensor in tensors.items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            count, columns, rows = tensor.shape
+            del coded[name]
+            codes, scales, tensors[name] = in_mxfp4(generator, count, rows, columns)
+            coded |= {f"{name}_blocks": codes, f"{name}_scales": scales}
+    for path, held in ((small, coded), (plain, tensors)):
+        (path / "model.safetensors").unlink()
+        save_file(held, path / "model.safetensors")
+    return small, plain
+
+
+def test_mxfp4_is_computed_as_what_it_means_and_cut_as_it_is(packed, tmp_path):
+    small, plain = packed
+    torch.testing.assert_close(logits_of(small), logits_of(plain), rtol=1e-6, atol=1e-6)
+    out = tmp_path / "out"
+    assert main(["prune", str(small), "--method", "random", "--keep", "5", "-o", str(out)]) == 0
+    kept = read_manifest(out).kept
+    name = "model.layers.1.mlp.experts.down_proj_blocks"
+    new, old = load_file(out / "model.safetensors")[name], load_file(small / "model.safetensors")
+    assert torch.equal(new, old[name][kept[1]])
+    torch.testing.assert_close(logits_of(out), logits_of(plain, kept), rtol=1e-5, atol=1e-4)
+
+
+def test_layers_of_gpt_oss_cannot_differ(tmp_path, capsys):
+    model, plan, out = (
+        write_tiny(tmp_path / "model", "gpt_oss"),
+        tmp_path / "p.json",
+        tmp_path / "o",
+    )
+    plan.write_text('{"layers": {"1": {"keep": [0, 1, 5]}}}')
+    assert main(["prune", str(model), "--plan", str(plan), "-o", str(out)]) == 2
+    assert "layers of gpt_oss cannot differ" in capsys.readouterr().err and not out.exists()
+    plan.write_text(json.dumps({"layers": {layer: {"keep": [0, 1, 5]} for layer in range(3)}}))
+    assert main(["prune", str(model), "--plan", str(plan), "-o", str(out)]) == 0

@@ -1,0 +1,75 @@
+"""Which weights a pattern zeroes, against the rule written out row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leanmoe.errors import InputError
+from leanmoe_pruning.methods.weights.pattern import OfEvery, Unstructured, read_pattern
+
+
+def lowest(scores: list[float], sizes: list[float], count: int) -> set[int]:
+    """By score, then by size, then by place."""
+    order = sorted(range(len(scores)), key=lambda place: (scores[place], sizes[place], place))
+    return set(order[:count])
+
+
+def small_matrix(data: st.DataObject, columns: int) -> torch.Tensor:
+    """Few different numbers, so that many are equal."""
+    rows = data.draw(st.integers(1, 4))
+    numbers = st.lists(st.integers(0, 3), min_size=rows * columns, max_size=rows * columns)
+    return torch.tensor(data.draw(numbers), dtype=torch.float32).view(rows, columns)
+
+
+@settings(deadline=None)
+@given(data=st.data(), columns=st.integers(1, 12), sparsity=st.floats(0.01, 0.99))
+def test_unstructured_zeroes_the_lowest_of_each_row(data, columns, sparsity):
+    score = small_matrix(data, columns)
+    size = small_matrix(data, columns)[:1].expand_as(score)
+    keep = Unstructured(sparsity).keep(score, size)
+    for row, scores in enumerate(score.tolist()):
+        dropped = lowest(scores, size[row].tolist(), int(columns * sparsity))
+        assert keep[row].tolist() == [place not in dropped for place in range(columns)]
+
+
+@settings(deadline=None)
+@given(data=st.data(), groups=st.integers(1, 3), group=st.integers(2, 8))
+def test_of_every_group_the_lowest_go(data, groups, group):
+    dropped = data.draw(st.integers(1, group - 1))
+    score = small_matrix(data, groups * group)
+    size = small_matrix(data, groups * group)[:1].expand_as(score)
+    keep = OfEvery(dropped, group).keep(score, size)
+    for row, scores in enumerate(score.tolist()):
+        for start in range(0, groups * group, group):
+            part = slice(start, start + group)
+            gone = lowest(scores[part], size[row].tolist()[part], dropped)
+            assert keep[row, part].tolist() == [place not in gone for place in range(group)]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "pattern", "tag"),
+    [(0.5, None, "unstructured50"), (0.7, None, "unstructured70"), (None, "4:8", "4of8")],
+)
+def test_tags(sparsity, pattern, tag):
+    assert read_pattern(sparsity, pattern).tag == tag
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "pattern", "said"),
+    [
+        (None, None, "neither was given"),
+        (0.5, "2:4", "both were given"),
+        (0.0, None, "above 0 and below 1"),
+        (1.0, None, "above 0 and below 1"),
+        (None, "4:4", "N of every M"),
+        (None, "0:4", "N of every M"),
+        (None, "2/4", "N of every M"),
+        (None, "2:999", "N of every M"),
+    ],
+)
+def test_what_is_no_pattern_is_refused(sparsity, pattern, said):
+    with pytest.raises(InputError, match=said):
+        read_pattern(sparsity, pattern)
