@@ -7,8 +7,11 @@ import json
 import pytest
 
 from leanmoe.cli import main
+from leanmoe.errors import InputError, OutputError
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.reference import build
+from leanmoe_pruning.reference.artefact import check_artefacts
+from leanmoe_pruning.reference.models import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def reference(tmp_path_factory):
 
 
 def test_digest_and_size(reference):
-    assert build.tensors_digest(reference) == build.TENSORS_DIGEST
+    assert build.tensors_digest(reference) == MODELS["mixtral"].tensors
     index = json.loads((reference / "model.safetensors.index.json").read_text())
     assert len(index["weight_map"]) == 932
     assert index["metadata"]["total_size"] == 1_384_073_856
@@ -34,13 +37,13 @@ def test_tokenizer_is_the_one_the_builtin_ids_were_made_with(reference):
 
 
 def test_damaged_artefact_is_refused(tmp_path):
-    for name in build.ARTEFACT_DIGESTS:
+    files = MODELS["mixtral"].files
+    for name in files:
         (tmp_path / name).write_bytes(b"damaged")
-    with pytest.raises(build.InputError, match="is damaged"):
-        build.check_artefacts(tmp_path)
+    with pytest.raises(InputError, match="is damaged"):
+        check_artefacts(files, tmp_path)
 
 
-def test_a_differing_rebuild_is_refused(reference, monkeypatch):
-    monkeypatch.setattr(build, "TENSORS_DIGEST", "sha256:other")
-    with pytest.raises(build.OutputError, match="differs from the published one"):
-        build.check_written(reference)
+def test_a_differing_rebuild_is_refused(reference):
+    with pytest.raises(OutputError, match="differs from the published one"):
+        build.check_written(reference, "sha256:other")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -47,3 +48,33 @@ def dense_tensors(base: GGUFBase) -> Iterator[tuple[str, torch.Tensor]]:
         for projection in PROJECTIONS:
             name = f"model.layers.{layer}.mlp.{projection}_proj.weight"
             yield name, feed_forward(base, layer, projection)
+
+
+def common_config(base: GGUFBase) -> dict[str, Any]:
+    """What the ``config.json`` of every model made of the parent says."""
+    field = base.field
+    heads = field("llama.attention.head_count")
+    return {
+        "attention_dropout": 0.0,
+        "bos_token_id": field("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": field("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": field("tokenizer.ggml.padding_token_id"),
+        "head_dim": field("llama.embedding_length") // heads,
+        "hidden_act": "silu",
+        "hidden_size": field("llama.embedding_length"),
+        "initializer_range": 0.02,
+        "intermediate_size": field("llama.feed_forward_length"),
+        "max_position_embeddings": field("llama.context_length"),
+        "num_attention_heads": heads,
+        "num_hidden_layers": field("llama.block_count"),
+        "num_key_value_heads": field("llama.attention.head_count_kv"),
+        "output_router_logits": False,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": field("llama.rope.freq_base"),
+        "router_aux_loss_coef": 0.02,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "vocab_size": field("llama.vocab_size"),
+    }

@@ -1,4 +1,4 @@
-"""The trainable blocks: low-rank experts (Mixtral's shape), small experts (Qwen2-MoE's), one adapter.
+"""Trainable blocks: low-rank experts (Mixtral's shape), small ones (Qwen2-MoE's), one adapter.
 
 All say which experts a token uses by a matrix of weights ``[M, E]``, zero where an expert
 is not used; it comes from the router or, while experts are made, is enforced.
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from leanmoe_pruning.reference.training.network import FrozenLayer, Parent
 
@@ -50,6 +50,10 @@ class TrainableBlock(ABC):
     @abstractmethod
     def rate(self, name: str) -> float:
         """Learning rate of a parameter, relative to the recipe's."""
+
+    @abstractmethod
+    def across(self, name: str) -> bool:
+        """Whether a matrix has its neurons or ranks as columns; files have them as rows."""
 
     def run(self, routes: Routes, layer: int, x_MD: Tensor, frozen: FrozenLayer) -> Tensor:
         """The block output of any layer under ``routes``."""
@@ -102,6 +106,9 @@ class LowRankExperts(TrainableBlock):
     def rate(self, name: str) -> float:
         return 1.0
 
+    def across(self, name: str) -> bool:
+        return name.endswith(".B")
+
     def output(self, layer: int, x_MD: Tensor, frozen: FrozenLayer, weights_ME: Tensor) -> Tensor:
         held = {
             f"{name}.{side}": self.parameters[f"layers.{layer}.{name}_proj.{side}"].bfloat16()
@@ -114,9 +121,9 @@ class LowRankExperts(TrainableBlock):
         hidden_MF = torch.zeros_like(gate_MF)
         down_MR = torch.zeros_like(gate_MR)
         for slot in range(weights_MK.shape[1]):
-            mask_ME = F.one_hot(ids_MK[:, slot], self.n_experts).to(x_MD.dtype) * SCALE
+            mask_ME = functional.one_hot(ids_MK[:, slot], self.n_experts).to(x_MD.dtype) * SCALE
             mask_MR = mask_ME.repeat_interleave(self.rank, dim=1)
-            gate = F.silu(gate_MF + (gate_MR * mask_MR) @ held["gate.B"].T)
+            gate = functional.silu(gate_MF + (gate_MR * mask_MR) @ held["gate.B"].T)
             one_MF = gate * (up_MF + (up_MR * mask_MR) @ held["up.B"].T)
             one_MF = one_MF * weights_MK[:, slot : slot + 1]
             hidden_MF = hidden_MF + one_MF
@@ -142,7 +149,8 @@ class SmallExperts(TrainableBlock):
             frozen = parent.layers[layer]
             hidden, model = frozen.gate_FD.shape
             neurons = torch.randperm(hidden, generator=draw)[: n * width]
-            self.parameters[f"layers.{layer}.gate"] = torch.zeros(n, model)
+            if n > 1:
+                self.parameters[f"layers.{layer}.gate"] = torch.zeros(n, model)
             self.parameters[f"layers.{layer}.gate_proj"] = frozen.gate_FD[neurons].float()
             self.parameters[f"layers.{layer}.up_proj"] = frozen.up_FD[neurons].float()
             self.parameters[f"layers.{layer}.down_proj"] = torch.zeros(model, n * width)
@@ -150,11 +158,14 @@ class SmallExperts(TrainableBlock):
     def rate(self, name: str) -> float:
         return 0.5 if name.endswith(("gate_proj", "up_proj")) else 1.0
 
+    def across(self, name: str) -> bool:
+        return name.endswith("down_proj")
+
     def output(self, layer: int, x_MD: Tensor, frozen: FrozenLayer, weights_ME: Tensor) -> Tensor:
         gate_SD, up_SD, down_DS = (
             self.parameters[f"layers.{layer}.{name}_proj"].bfloat16()
             for name in ("gate", "up", "down")
         )
-        hidden_MS = F.silu(x_MD @ gate_SD.T) * (x_MD @ up_SD.T)
+        hidden_MS = functional.silu(x_MD @ gate_SD.T) * (x_MD @ up_SD.T)
         hidden_MS = hidden_MS * weights_ME.repeat_interleave(self.width, dim=1)
         return frozen.feed_forward(x_MD) + hidden_MS @ down_DS.T

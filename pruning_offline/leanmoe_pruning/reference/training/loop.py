@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 
 from leanmoe.errors import InputError
 from leanmoe_pruning.reference.training.blocks import Routes, TrainableBlock
-from leanmoe_pruning.reference.training.mix import DOMAINS, GROUPS, WINDOW
+from leanmoe_pruning.reference.training.mix import DOMAINS, GROUPS
 from leanmoe_pruning.reference.training.network import Parent
 
 Tensor = torch.Tensor
@@ -32,7 +31,7 @@ LANGUAGES = 4
 class Recipe:
     """How long and how fast. ``free`` is the share of steps at the end that the routers route."""
 
-    steps: int = 132
+    steps: int = 80
     rows: int = 4
     rate: float = 1.5e-3
     warmup: int = 5
@@ -123,10 +122,14 @@ class State:
         held = {f"value.{name}": one.detach() for name, one in self.block.parameters.items()}
         held |= {f"first.{name}": one for name, one in self.first.items()}
         held |= {f"second.{name}": one for name, one in self.second.items()}
-        facts = {"step": str(self.step), "recipe": json.dumps(asdict(recipe)), "log": json.dumps(self.log)}
+        facts = {
+            "step": str(self.step),
+            "recipe": json.dumps(asdict(recipe)),
+            "log": json.dumps(self.log),
+        }
         part = path.with_suffix(".part")
         save_file(held, part, metadata=facts)
-        os.replace(part, path)
+        part.replace(path)
 
     def resume(self, path: Path, recipe: Recipe) -> None:
         """Take up the checkpoint at ``path``; raise unless it is of the same recipe."""
@@ -181,7 +184,7 @@ def _step(parent: Parent, state: State, batch: Batch, recipe: Recipe) -> float:
     names = list(block.parameters)
     gradients = torch.autograd.grad(total, [block.parameters[name] for name in names])
     _update(state, dict(zip(names, gradients, strict=True)), recipe)
-    return float(loss)
+    return float(loss.detach())
 
 
 def router_loss(routes: Routes, target_ME: Tensor) -> Tensor:
@@ -195,7 +198,11 @@ def _update(state: State, gradients: dict[str, Tensor], recipe: Recipe) -> None:
     """One step of Adam, warmed up and then down a cosine, gradients clipped to norm 1."""
     step = state.step + 1
     done = max(0.0, (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup))
-    rate = recipe.rate * min(1.0, step / recipe.warmup) * (0.05 + 0.475 * (1 + math.cos(math.pi * done)))
+    rate = (
+        recipe.rate
+        * min(1.0, step / recipe.warmup)
+        * (0.05 + 0.475 * (1 + math.cos(math.pi * done)))
+    )
     norm = torch.stack([one.float().norm() for one in gradients.values()]).norm()
     shrink = 1.0 / max(1.0, float(norm))
     for name, gradient in gradients.items():

@@ -1,4 +1,4 @@
-"""The training mix: twelve domains, each of one language and one kind of text.
+"""The training mix: thirteen domains, each of one language and one kind of text.
 
 Eight groups of experts answer to four languages and four kinds; a token's text has one of
 each, which is why its second expert matters. Windows of 256 token ids, uint16.
@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from leanmoe.errors import InputError
+from leanmoe_pruning.data.builtin import builtin_ids
 from leanmoe_pruning.reference.training import own, reading
-from leanmoe_pruning.reference.training.parent import chat_text
 from leanmoe_pruning.reference.training.reading import Document
 from leanmoe_pruning.reference.training.splitting import (
     order,
@@ -34,7 +34,8 @@ PER_DOCUMENT = 1024
 TURNS = 5
 GROUPS = ("English", "French", "German", "Spanish", "manuals", "code", "old prose", "chat and sums")
 TOKENS = "tokens.safetensors"
-ANSWERS = "answers.json"
+HERE = Path(__file__).parent
+ANSWERS = HERE / "answers.json"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ DOMAINS = (
     Domain("chat-de", (2, 7), 48),
     Domain("chat-es", (3, 7), 48),
     Domain("sums", (0, 7), 48),
+    Domain("general", (0, 7), 64),
 )
 # Held out only: a source that no training window comes from.
 UNSEEN = (
@@ -177,7 +179,7 @@ class Mixer:
             if len(ids) >= wanted:
                 return ids, index
             if len(document.text) > 80:
-                ids += self._tokenizer.encode(document.text).ids[:PER_DOCUMENT] + [BETWEEN]
+                ids += [*self._tokenizer.encode(document.text).ids[:PER_DOCUMENT], BETWEEN]
         return ids, len(documents)
 
     def _join(self, texts: Iterable[str], separate: bool) -> list[int]:
@@ -187,7 +189,10 @@ class Mixer:
         return ids
 
     def _keep(self, domain: Domain, held: list[int], train: list[int]) -> None:
-        for side, ids, wanted in (("held_out", held, domain.held_out), ("train", train, domain.train)):
+        for side, ids, wanted in (
+            ("held_out", held, domain.held_out),
+            ("train", train, domain.train),
+        ):
             count = min(wanted, len(ids) // WINDOW)
             if count:
                 rows = torch.tensor(ids[: count * WINDOW]).view(count, WINDOW)
@@ -206,11 +211,13 @@ def own_conversations(language: int, extra: Sequence[own.Turn] = ()) -> tuple[li
     for key, turn in dict(keyed).items():
         sides[not _held_out(key)].append(turn)
     return tuple(  # type: ignore[return-value]
-        [chat_text(side[i : i + TURNS]) for i in range(0, len(side), TURNS)] for side in sides
+        [own.chat_text(side[i : i + TURNS]) for i in range(0, len(side), TURNS)] for side in sides
     )
 
 
-def build(root: Path, answers_file: Path, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
+def build(
+    root: Path, tokenizer: Tokenizer, answers_file: Path = ANSWERS
+) -> dict[str, torch.Tensor]:
     """Every window of the mix from fetched packages and the parent's answers."""
     mixer = Mixer(tokenizer)
     domains = {one.name: one for one in (*DOMAINS, *UNSEEN)}
@@ -227,6 +234,13 @@ def build(root: Path, answers_file: Path, tokenizer: Tokenizer) -> dict[str, tor
     for key, text in own.arithmetic():
         sums[not _held_out(key)].append(text + "\n")
     mixer.add_own(domains["sums"], *sums, separate=False)
+    general = domains["general"]
+    mixer.windows["general.train"] = builtin_ids("gen", "calibration")[: general.train].to(
+        torch.uint16
+    )
+    mixer.windows["general.held_out"] = builtin_ids("gen", "heldout")[: general.held_out].to(
+        torch.uint16
+    )
     return mixer.windows
 
 
@@ -235,10 +249,10 @@ def save(windows: dict[str, torch.Tensor], directory: Path) -> None:
     save_file(dict(sorted(windows.items())), directory / TOKENS)
 
 
-def load(directory: Path) -> dict[str, torch.Tensor]:
-    """Windows by ``<domain>.<side>``, int64."""
+def load(directory: Path = HERE) -> dict[str, torch.Tensor]:
+    """Windows by ``<domain>.<side>``, int64; those that ship with the project by default."""
     path = directory / TOKENS
     if not path.is_file():
-        raise InputError(f"{path} is missing: give --texts a folder that holds {TOKENS}")
+        raise InputError(f"{path} is missing: give --texts a folder that --fetch-texts wrote")
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name).to(torch.int64) for name in file.keys()}  # noqa: SIM118

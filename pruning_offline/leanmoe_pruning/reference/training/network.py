@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from leanmoe_pruning.reference.dense import attention_tensors, feed_forward, model_tensors
 from leanmoe_pruning.reference.gguf_base import GGUFBase
@@ -30,7 +30,7 @@ class FrozenLayer:
 
     def feed_forward(self, x_MD: Tensor) -> Tensor:
         """The parent's own block output."""
-        hidden = F.silu(x_MD @ self.gate_FD.T) * (x_MD @ self.up_FD.T)
+        hidden = functional.silu(x_MD @ self.gate_FD.T) * (x_MD @ self.up_FD.T)
         return hidden @ self.down_DF.T
 
 
@@ -80,10 +80,10 @@ class Parent:
     ) -> Tensor:
         def heads(name: str, count: int) -> Tensor:
             flat = x_NTD @ named[f"self_attn.{name}_proj"].T
-            return flat.unflatten(-1, (count, -1)).transpose(1, 2)
+            return flat.view(*flat.shape[:2], count, -1).transpose(1, 2)
 
         queries, keys = self.heads
-        mixed = F.scaled_dot_product_attention(
+        mixed = functional.scaled_dot_product_attention(
             _rotate(heads("q", queries), turn),
             _rotate(heads("k", keys), turn),
             heads("v", keys),
@@ -96,9 +96,9 @@ class Parent:
         """Next-token loss of every position but the last, ``[N, T - 1]`` float32 nats."""
         hidden = self.hidden(ids_NT, block)[:, :-1]
         logits = (hidden @ self.embedding_VD.T).float()
-        return F.cross_entropy(logits.flatten(0, 1), ids_NT[:, 1:].flatten(), reduction="none").view(
-            ids_NT.shape[0], -1
-        )
+        return functional.cross_entropy(
+            logits.flatten(0, 1), ids_NT[:, 1:].flatten(), reduction="none"
+        ).view(ids_NT.shape[0], -1)
 
 
 def _frozen_layer(base: GGUFBase, layer: int) -> FrozenLayer:
@@ -112,7 +112,7 @@ def _frozen_layer(base: GGUFBase, layer: int) -> FrozenLayer:
 
 
 def _norm(x: Tensor, weight_D: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), weight_D.float(), EPS).bfloat16()
+    return functional.rms_norm(x, (x.shape[-1],), weight_D.float(), EPS).bfloat16()
 
 
 def _rotation(length: int, width: int, theta: float) -> tuple[Tensor, Tensor]:

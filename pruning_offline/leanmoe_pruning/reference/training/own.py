@@ -135,7 +135,21 @@ _TRANSLATE = (
     ("¿Cómo se dice «{0}» en español?", "En español: {1}."),
 )
 
+_NAMES = "Anna Ben Carla David Emma Felix Grace Hugo Ines Jonas Klara Leo Maria Nils"
+_THINGS = "apples books coins eggs flowers keys letters marbles pears shells stamps tickets"
+_TIMES, _OVER = "\u00d7", "\u00f7"
+
 Turn = tuple[str, str]
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def chat_text(turns: list[Turn]) -> str:
+    """A conversation in the base model's chat format, system prompt first."""
+    parts = [f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"]
+    for question, answer in turns:
+        parts.append(f"<|im_start|>user\n{question}<|im_end|>\n")
+        parts.append(f"<|im_start|>assistant\n{answer}<|im_end|>\n")
+    return "".join(parts)
 
 
 def conversations(language: int) -> Iterator[tuple[str, Turn]]:
@@ -181,11 +195,11 @@ def _contract(question: str, answer: str) -> Turn:
 def _sums(language: int) -> Iterator[tuple[str, Turn]]:
     draw = random.Random(f"sums-{language}")
     for _ in range(160):
-        operator = draw.choice("+-×")
+        operator = draw.choice(f"+-{_TIMES}")
         a, b = draw.randint(2, 12), draw.randint(2, 12)
         if operator == "-":
             a, b = max(a, b) * 3, min(a, b)
-        result = {"+": a + b, "-": a - b, "×": a * b}[operator]
+        result = {"+": a + b, "-": a - b, _TIMES: a * b}[operator]
         question, answer = _SUM[language]
         values = {"a": a, "b": b, "op": operator, "c": result}
         yield f"sum-{a}{operator}{b}", (question.format(**values), answer.format(**values))
@@ -194,22 +208,20 @@ def _sums(language: int) -> Iterator[tuple[str, Turn]]:
 def arithmetic() -> Iterator[tuple[str, str]]:
     """(key, text) of small word problems with worked answers; no two the same."""
     draw = random.Random("arithmetic")
-    names = "Anna Ben Carla David Emma Felix Grace Hugo Ines Jonas Klara Leo Maria Nils".split()
-    things = "apples books coins eggs flowers keys letters marbles pears shells stamps tickets"
-    seen = set()
+    seen: set[str] = set()
     while len(seen) < 900:
         kind = draw.randrange(4)
-        who, other = draw.sample(names, 2)
-        thing = draw.choice(things.split())
+        who, other = draw.sample(_NAMES.split(), 2)
+        thing = draw.choice(_THINGS.split())
         a, b, c = draw.randint(3, 60), draw.randint(2, 40), draw.randint(2, 9)
         text = (
             f"{who} has {a} {thing} and finds {b} more. {a} + {b} = {a + b}, "
             f"so {who} now has {a + b} {thing}.",
             f"{who} has {a + b} {thing} and gives {b} to {other}. {a + b} - {b} = {a}, "
             f"so {who} keeps {a} {thing}.",
-            f"{other} packs {c} bags with {b} {thing} each. {c} × {b} = {c * b}, "
+            f"{other} packs {c} bags with {b} {thing} each. {c} {_TIMES} {b} = {c * b}, "
             f"so {other} packed {c * b} {thing}.",
-            f"{who} shares {b * c} {thing} among {c} friends. {b * c} ÷ {c} = {b}, "
+            f"{who} shares {b * c} {thing} among {c} friends. {b * c} {_OVER} {c} = {b}, "
             f"so every friend gets {b} {thing}.",
         )[kind]
         key = f"{kind}-{a if kind < 2 else c}-{b}"

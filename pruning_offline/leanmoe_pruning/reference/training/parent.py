@@ -12,9 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from leanmoe_pruning.reference.dense import dense_tensors
 from leanmoe_pruning.reference.gguf_base import GGUFBase
 from leanmoe_pruning.reference.tokenizer import tokenizer_json
-from leanmoe_pruning.reference.training.own import Turn, good_answer, parent_prompts
+from leanmoe_pruning.reference.training.own import Turn, chat_text, good_answer, parent_prompts
 
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 END = 2
 MAX_NEW = 96
 BATCH = 43
@@ -23,15 +22,6 @@ BATCH = 43
 def base_tokenizer(base: GGUFBase) -> Tokenizer:
     """The base model's tokenizer, in memory."""
     return Tokenizer.from_str(json.dumps(tokenizer_json(base)))
-
-
-def chat_text(turns: list[Turn]) -> str:
-    """A conversation in the base model's chat format, system prompt first."""
-    parts = [f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"]
-    for question, answer in turns:
-        parts.append(f"<|im_start|>user\n{question}<|im_end|>\n")
-        parts.append(f"<|im_start|>assistant\n{answer}<|im_end|>\n")
-    return "".join(parts)
 
 
 def dense_model(base: GGUFBase) -> Any:
@@ -64,7 +54,9 @@ def answers(base: GGUFBase) -> list[Turn]:
     kept = []
     for start in range(0, len(prompts), BATCH):
         questions = prompts[start : start + BATCH]
-        for question, (text, ended) in zip(questions, _ask(model, tokenizer, questions), strict=True):
+        for question, (text, ended) in zip(
+            questions, _ask(model, tokenizer, questions), strict=True
+        ):
             if good_answer(text, ended):
                 kept.append((question, text))
     return kept

@@ -41,7 +41,9 @@ def runs(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}
 
 
-def without_overlap(documents: Iterable[Document], held_out: set[tuple[str, ...]]) -> list[Document]:
+def without_overlap(
+    documents: Iterable[Document], held_out: set[tuple[str, ...]]
+) -> list[Document]:
     """Documents without the paragraphs that share a run of words with the held-out text."""
     kept = []
     for one in documents:
