@@ -46,10 +46,12 @@ class Artefact:
 
     path: Path
 
-    @cached_property
-    def _file(self) -> Any:
+    def __post_init__(self) -> None:
         if not self.path.is_file():
             raise InputError(f"{self.path} is missing: give the folder that a training wrote")
+
+    @cached_property
+    def _file(self) -> Any:
         return safe_open(self.path, framework="pt")
 
     def gate(self, layer: int) -> Tensor:

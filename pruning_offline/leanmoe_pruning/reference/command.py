@@ -55,6 +55,8 @@ def _run(args: argparse.Namespace) -> Result:
 def _check(args: argparse.Namespace) -> None:
     if args.train and (args.model or args.artefact or args.force):
         raise InputError("--train takes none of --model, --artefact and --force")
+    if args.artefact and (args.model or DEFAULT) not in PLANS:
+        raise InputError("--artefact needs --model: one of " + ", ".join(sorted(PLANS)))
     for name in ("steps", "layers", "texts", "fetch_texts"):
         if getattr(args, name) is not None and not args.train:
             raise InputError(f"--{name.replace('_', '-')} needs --train: it shapes a training")
