@@ -38,7 +38,7 @@ def texts(tmp_path_factory):
     kept = {
         name: ids[:2, :WIDTH].contiguous().to(torch.uint16)
         for name, ids in mix.load().items()
-        if name.split(".")[0] in ("docs-fr", "c", "chat-de", "new-python")
+        if name.split(".")[0] in ("docs-fr", "c", "new-python")
     }
     save_file(kept, folder / mix.TOKENS)
     return folder
@@ -108,7 +108,7 @@ def test_figures_and_card_tell_of_every_text(run, tmp_path):
     assert run("mixtral-2", "a") == 0
     perplexity = json.loads((tmp_path / "a/figures.json").read_text())["perplexity"]
     assert set(perplexity) == {"dense", "adapter", "moe", "top-1", "skipping"}
-    texts = {"docs-fr", "c", "chat-de", "new-python", "switching"}
+    texts = {"docs-fr", "c", "new-python", "switching"}
     assert all(set(one) == texts for one in perplexity.values())
     assert "| docs-fr |" in (tmp_path / "a/MODEL_CARD.md").read_text()
 
