@@ -104,7 +104,8 @@ class LowRankExperts(TrainableBlock):
                 self.parameters[f"{key}.B"] = torch.zeros(high, out)
 
     def rate(self, name: str) -> float:
-        return 1.0
+        # A token's experts weigh 1/K each, which Adam's step does not know.
+        return float(self.top_k) if name.endswith(".B") else 1.0
 
     def across(self, name: str) -> bool:
         return name.endswith(".B")
@@ -156,6 +157,9 @@ class SmallExperts(TrainableBlock):
             self.parameters[f"layers.{layer}.down_proj"] = torch.zeros(model, n * width)
 
     def rate(self, name: str) -> float:
+        if name.endswith("down_proj"):
+            # A token's experts weigh 1/K each, which Adam's step does not know.
+            return float(self.top_k)
         return 0.5 if name.endswith(("gate_proj", "up_proj")) else 1.0
 
     def across(self, name: str) -> bool:

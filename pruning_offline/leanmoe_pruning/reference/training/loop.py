@@ -31,7 +31,7 @@ LANGUAGES = 4
 class Recipe:
     """How long and how fast. ``free`` is the share of steps at the end that the routers route."""
 
-    steps: int = 80
+    steps: int = 120
     rows: int = 4
     rate: float = 1.5e-3
     warmup: int = 5
