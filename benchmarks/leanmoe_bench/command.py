@@ -22,9 +22,11 @@ _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
-        choices=["serve", "kernel", "soak", "drafts", "memory"],
+        choices=["serve", "kernel", "soak", "drafts", "memory", "offline", "goldens", "methods"],
         help="whole engines, the CPU kernel, many mixed requests against a recount, how many "
-        "drafts are accepted, or resident memory over time",
+        "drafts are accepted, resident memory over time, how fast and within which memory "
+        "experts are chosen, what methods decide against the published code's numbers, or every "
+        "pruning method on the reference model",
     )
     parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
     parser.add_argument("--case", action="append", help="default: all that fit the shape")
@@ -38,10 +40,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--concurrency", type=int, default=64, help="soak: clients (default 64)")
     parser.add_argument("--seconds", type=float, default=120.0, help="soak: how long (default 120)")
+    parser.add_argument("--set", type=Path, metavar="DIR", help="goldens: the set to compare with")
+    parser.add_argument("--tokens", type=int, help="offline: calibration tokens (default 2048)")
     parser.add_argument("--work", type=Path, help="keep checkpoints here (4.4 GB for M)")
 
 
 def _run(args: argparse.Namespace) -> Result:
+    if args.what == "goldens":
+        return _goldens(args)
     from leanmoe_bench.shapes import SHAPES
 
     if args.shape not in SHAPES:
@@ -53,8 +59,38 @@ def _run(args: argparse.Namespace) -> Result:
             return _kernel(args)
     with stop_on_signals(), tempfile.TemporaryDirectory(prefix="leanmoe-bench-") as temporary:
         work = args.work or Path(temporary)
-        run = {"soak": _soak, "drafts": _drafts, "memory": _memory, "serve": _measure}[args.what]
-        return run(args, work)
+        return _RUNS[args.what](args, work)
+
+
+def _goldens(args: argparse.Namespace) -> Result:
+    from leanmoe_bench.goldens.check import check_set
+
+    if args.set is None:
+        raise InputError("bench goldens compares with --set DIR; give the directory of a set")
+    with tempfile.TemporaryDirectory(prefix="leanmoe-goldens-") as work:
+        rows = [asdict(row) for row in check_set(args.set, Path(work))]
+    wrong = [row for row in rows if row["wrong"]]
+    for row in wrong:
+        print(f"{row['case']}: {'; '.join(row['wrong'][:4])}", file=sys.stderr)
+    if wrong:
+        raise LeanMoEError(f"{len(wrong)} of {len(rows)} cases differ from {args.set}, see above")
+    return {"goldens": rows}
+
+
+def _offline(args: argparse.Namespace, work: Path) -> Result:
+    from leanmoe_bench.offline.command import measure
+    from leanmoe_bench.serve import environment
+
+    size = {"tiny": args.shape == "tiny", "tokens": args.tokens}
+    rows = measure(args.case, work, rounds=args.rounds, seed=args.seed, **size)
+    return {"environment": environment(), "offline": rows}
+
+
+def _methods(args: argparse.Namespace, work: Path) -> Result:
+    from leanmoe_bench.methods.command import compare
+    from leanmoe_bench.serve import environment
+
+    return {"environment": environment(), "methods": compare(args.case, work)}
 
 
 def _memory(args: argparse.Namespace, work: Path) -> Result:
@@ -148,7 +184,29 @@ def _line(row: dict[str, object]) -> str:
     )
 
 
+_RUNS = {
+    "methods": _methods,
+    "drafts": _drafts,
+    "memory": _memory,
+    "offline": _offline,
+    "serve": _measure,
+    "soak": _soak,
+}
+
+
 def _show(result: Result) -> str:
+    if "methods" in result:
+        from leanmoe_bench.methods.command import show as show_methods
+
+        return show_methods(result["methods"])
+    if "goldens" in result:
+        from leanmoe_bench.goldens.check import show as show_goldens
+
+        return show_goldens(result["goldens"])
+    if "offline" in result:
+        from leanmoe_bench.offline.command import show as show_offline
+
+        return show_offline(result["offline"])
     if "memory" in result:
         from leanmoe_bench.memory import show as show_memory
 

@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "leanmoe_pruning.commands.evaluate",
         "perplexity per domain, alone or beside another",
     ),
+    "report": (
+        "leanmoe_pruning.commands.report",
+        "a lean checkpoint's model card, and a page of what was measured",
+    ),
     "serve": ("leanmoe_server.command", "serve a model behind the OpenAI API"),
     "loadtest": ("leanmoe_loadtest.command", "load a running server with Locust"),
     "bench": ("leanmoe_bench.command", "side by side with stock vLLM in one run"),

@@ -48,7 +48,8 @@ def _parser(command: Command) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(command: Command, argv: Sequence[str]) -> argparse.Namespace:
+def parse(command: Command, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a subcommand; argparse ends the process where they are wrong."""
     parser = _parser(command)
     if not command.passes_through:
         return parser.parse_args(argv)
@@ -59,7 +60,7 @@ def _parse(command: Command, argv: Sequence[str]) -> argparse.Namespace:
 
 def run_command(command: Command, argv: Sequence[str]) -> int:
     """Parse, run and print; the exit code is 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    args = _parse(command, argv)
+    args = parse(command, argv)
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",

@@ -7,10 +7,18 @@ that neither a changed shard nor an edited promise goes unnoticed.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import CheckpointError
@@ -26,6 +34,15 @@ class Source(BaseModel):
 
     name: str
     files: dict[str, str] = Field(description="file name -> sha256 of the source's files")
+    experts: int | None = Field(default=None, description="routed experts of its largest layer")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unknown(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Manifests written before the count was recorded keep their digest.
+        content: dict[str, Any] = dump(self)
+        if self.experts is None:
+            del content["experts"]
+        return content
 
 
 class Manifest(BaseModel):
@@ -51,6 +68,19 @@ class Manifest(BaseModel):
         """SHA-256 of the canonical content."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return bytes_digest([text.encode()])
+
+
+def weights_digest(files: Mapping[str, str]) -> str:
+    """One digest for config and weights among ``files`` (name -> digest).
+
+    It stays the same when a curve or a model card is added beside them.
+    """
+    named = sorted(
+        (name, digest)
+        for name, digest in files.items()
+        if name == "config.json" or name.endswith(".safetensors")
+    )
+    return bytes_digest([f"{name} {digest}\n".encode() for name, digest in named])
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -106,6 +106,10 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         return out
 
 
+# The Transformers backend routes by the library's own modules: no layer's own numbers reach them.
+_FOREIGN_ROUTERS = "vllm.model_executor.models.transformers."
+
+
 @cache
 def lean_experts(stock: Any) -> Any:
     """A model's own subclass of ``RoutedExperts`` with our ``forward_modular``.
@@ -115,6 +119,8 @@ def lean_experts(stock: Any) -> Any:
     if issubclass(stock, LeanRoutedExperts) or not issubclass(stock, RoutedExperts):
         return stock
     if stock.forward_modular is not RoutedExperts.forward_modular:
+        return stock
+    if stock.__module__.startswith(_FOREIGN_ROUTERS):
         return stock
     return type(f"Lean{stock.__name__}", (LeanRoutedExperts, stock), {})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.layout import marker_name, transfer_name
-from leanmoe.manifest import MANIFEST_NAME, check_files
+from leanmoe.manifest import MANIFEST_NAME, check_files, weights_digest
 from leanmoe.provenance import file_digest
 from leanmoe_pruning.checkpoints.fp8 import block_of, check_scales
 from leanmoe_pruning.checkpoints.shards import ShardReader
@@ -104,3 +104,9 @@ def source_digests(path: Path) -> dict[str, str]:
         for file in model_files(path)
         if file.name == "config.json" or file.suffix == ".safetensors"
     }
+
+
+def model_digest(checkpoint: Checkpoint) -> str:
+    """One digest for config and weights of a model that ``open_model`` opened."""
+    known = checkpoint.manifest.files if checkpoint.manifest is not None else {}
+    return weights_digest(known if "config.json" in known else source_digests(checkpoint.path))

@@ -6,6 +6,7 @@ import argparse
 import logging
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def _open(args: argparse.Namespace, method: Method) -> tuple[Inputs, Chooser]:
 
 def _check_method(args: argparse.Namespace, method: Method, checkpoint: Checkpoint) -> None:
     """Raise where the method does not do what is asked of it, naming those that do."""
+    _check_options(args, method)
     shared = args.budget == "adaptive" or args.total_bytes is not None
     if shared and not method.shares_budget:
         able = ", ".join(one.name for one in METHODS.values() if one.shares_budget)
@@ -131,6 +133,29 @@ def _check_method(args: argparse.Namespace, method: Method, checkpoint: Checkpoi
             f"--method {method.name} changes single weights, which no plan can say; leave "
             "--plan-only out"
         )
+
+
+def _check_options(args: argparse.Namespace, method: Method) -> None:
+    """Raise where an option of other methods was given: it would be passed over."""
+    for other in METHODS.values():
+        for name, default in _own_options(other).items():
+            if getattr(args, name) != default and not _takes(method, name):
+                able = ", ".join(one.name for one in METHODS.values() if _takes(one, name))
+                raise InputError(
+                    f"--{name.replace('_', '-')} is an option of --method {able}; leave it out"
+                )
+
+
+def _takes(method: Method, name: str) -> bool:
+    return name in _own_options(method) or name in method.also_takes
+
+
+def _own_options(method: Method) -> dict[str, Any]:
+    """A method's own options and what they are where they are not given."""
+    parser = argparse.ArgumentParser(add_help=False)
+    if method.add_arguments is not None:
+        method.add_arguments(parser.add_argument_group())
+    return vars(parser.parse_args([]))
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -158,7 +183,7 @@ def _run(args: argparse.Namespace) -> Result:
     method = _method(args)
     inputs, chooser = _open(args, method)
     with stop_on_signals():
-        decision = chooser.decide(args.dump is not None)
+        decision = _probed(inputs, chooser.decide(args.dump is not None))
         for note in decision.notes:
             _LOG.warning("%s", note)
         if args.plan_only:
@@ -175,6 +200,19 @@ def _run(args: argparse.Namespace) -> Result:
     return {**_result(args, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
 
 
+def _probed(inputs: Inputs, decision: Decision) -> Decision:
+    """The decision with what the probe found of it, where experts were chosen from scores."""
+    found = inputs.probe.of_cut(decision.layers)
+    if found is None:
+        return decision
+    warning = found.warning()
+    return replace(
+        decision,
+        notes=decision.notes if warning is None else (*decision.notes, warning),
+        record={**decision.record, "redundancy": found.facts()},
+    )
+
+
 def _plan(
     args: argparse.Namespace,
     method: Method,
@@ -189,6 +227,7 @@ def _plan(
     if args.dump is not None:
         _write_dump(args, decision)
     write_plan(args.out, decision.layers, note)
+    decision.finished()
     return {
         "plan": str(args.out),
         "method": method.name,

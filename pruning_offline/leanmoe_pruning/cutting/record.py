@@ -24,7 +24,11 @@ def cut_manifest(
     data, digest = calibration or (None, None)
     return Manifest(
         family=checkpoint.family.name,
-        source=Source(name=checkpoint.path.resolve().name, files=source),
+        source=Source(
+            name=checkpoint.path.resolve().name,
+            files=source,
+            experts=max(own.n_experts for own in checkpoint.layers.values()),
+        ),
         method=method,
         settings={**settings, **_history(checkpoint)},
         kept=_kept(checkpoint, plans),

@@ -22,6 +22,7 @@ from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
+from leanmoe_pruning.quality.redundancy import Probe
 from leanmoe_pruning.scores.bundle import ScoreBundle
 from leanmoe_pruning.scores.passing import score_layers
 from leanmoe_pruning.scores.scoring import LayerScores
@@ -55,6 +56,8 @@ class Inputs:
     bundle: ScoreBundle | None
     compute: str | None
     seed: int
+    # Looks at the scores that methods decide from.
+    probe: Probe = field(default_factory=Probe)
 
     @property
     def shape(self) -> MoEShape:
@@ -78,6 +81,9 @@ class Inputs:
 
     def layers(self) -> Iterator[LayerScores]:
         """Scores layer by layer, from the bundle or from a pass over the data."""
+        return self.probe.watch(self._layers())
+
+    def _layers(self) -> Iterator[LayerScores]:
         if self.bundle is not None:
             return self.bundle.layers(RouterRule.of(self.shape))
         assert self.data is not None, "need_scores was asked"
@@ -130,6 +136,8 @@ class Method:
     open: Callable[[argparse.Namespace, Inputs], Chooser]
     # Methods that share their options share this function.
     add_arguments: Arguments | None = None
+    # Names of values, as argparse has them, that another method's options give and this one reads.
+    also_takes: tuple[str, ...] = ()
     # What --variant may name, the first where it is not given; none where a method has no variants.
     variants: tuple[str, ...] = ()
     # False for methods that look at no data at all.

@@ -98,7 +98,8 @@ def _add_gate(group: argparse._ArgumentGroup) -> None:
 
 def _ranking(name: str, summary: str) -> Method:
     add_arguments = _add_gate if name in GATED else None
-    return Method(name, summary, _open, add_arguments, shares_budget=True)
+    # One command line for all rankings: where no gate counts, its reading changes nothing.
+    return Method(name, summary, _open, add_arguments, also_takes=("gate",), shares_budget=True)
 
 
 RANKINGS = (

@@ -18,11 +18,16 @@ MAX_SUBSETS = 20_000
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Kept experts of one layer, ascending; ``losses`` follow ``dropped_subsets`` (NAEE only)."""
+    """Kept experts of one layer, ascending.
+
+    NAEE gives their ``loss`` and, where it tried them all, ``losses`` in the order of
+    ``dropped_subsets``.
+    """
 
     layer: int
     kept: tuple[int, ...]
     losses: torch.Tensor | None = None
+    loss: float | None = None
 
 
 def check_keep(keep: int, shape: MoEShape, where: str) -> None:
@@ -52,13 +57,14 @@ def _allowed(shape: MoEShape) -> str:
 
 
 def check_enumerable(keep: int, shape: MoEShape) -> None:
-    """Raise when the subsets are too many to try each (use another method then)."""
+    """Raise when the subsets are too many to try each."""
     size, share = shape.n_routed_experts // shape.n_groups, keep // shape.n_groups
     subsets = comb(size, share) ** shape.n_groups
     if subsets > MAX_SUBSETS:
         raise InputError(
-            f"naee tries every subset and keeping {keep} of {shape.n_routed_experts} has "
-            f"{subsets} of them, more than {MAX_SUBSETS}; use --method frequency"
+            f"--search enumerate tries every subset and keeping {keep} of "
+            f"{shape.n_routed_experts} has {subsets} of them, more than {MAX_SUBSETS}; use "
+            "--search greedy or beam"
         )
 
 

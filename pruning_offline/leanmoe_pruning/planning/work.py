@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import comb
 
 from leanmoe_pruning.amounts import GIB
-from leanmoe_pruning.methods.selection import MAX_SUBSETS
+from leanmoe_pruning.methods.naee.options import ENUMERATED_UP_TO
 from leanmoe_pruning.planning.headers import HeaderModel
 from leanmoe_pruning.scores.gram import packed_size
 from leanmoe_pruning.scores.sampling import gram_tokens
@@ -104,12 +104,19 @@ def merged_scores(model: HeaderModel, wish: Wish) -> Cost:
 
 
 def subsets(model: HeaderModel, wish: Wish) -> Cost:
-    """Every subset's loss, or where they are too many, as many as a search looks at."""
+    """Every subset's loss, or of those that a greedy search looks at."""
     shape, cost = model.checkpoint.shape, scores(model, wish)
-    tried = min(comb(shape.n_routed_experts, wish.keep), MAX_SUBSETS)
+    tried = _subsets_tried(shape.n_routed_experts, wish.keep)
     pairs = (shape.top_k + 1) * (shape.top_k + 2) // 2
     terms = float(tried) * _sampled(model, wish.tokens) * pairs * len(shape.moe_layers)
     return Cost(cost.ram_bytes, cost.disk_bytes, cost.operations + _LOSS_TERM * terms)
+
+
+def _subsets_tried(n_experts: int, keep: int) -> int:
+    if n_experts <= ENUMERATED_UP_TO:
+        return comb(n_experts, keep)
+    # A removal looks at all that are left; two sweeps of swaps look at every pair.
+    return sum(range(keep + 1, n_experts + 1)) + 2 * keep * (n_experts - keep)
 
 
 def evolution(model: HeaderModel, wish: Wish) -> Cost:

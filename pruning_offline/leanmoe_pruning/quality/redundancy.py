@@ -3,8 +3,9 @@
 Some models lose next to nothing with half of their experts, others keep a sixth of what they
 could do. From the scores of a few hundred tokens three figures say which kind a model is:
 
-- loss: ||what the cut block gives - what the whole one gives||^2 over ||the latter||^2, summed
-  over tokens (routed experts only). 0 is no change; 1 is what no experts at all would lose.
+- loss: ||what the cut block gives - what the whole one gives||^2 over ||the latter||^2, the mean
+  over tokens (routed experts only). 0 is no change; 1 is what no experts at all would lose. A
+  ratio of sums would be that of the few tokens whose outputs are a thousand times larger.
 - similarity: mean cosine between the outputs of two experts for one token.
 - used: how many experts carry the routing, exp of the entropy of their gate mass.
 
@@ -59,8 +60,9 @@ class LayerSample:
         squared_ST = squared_distance(
             self.gram_TP, routing.applied()[None], routing.ids_TK[None], self.n_experts
         )
-        whole = float(self.gram_TP[:, -1].sum())
-        return float(squared_ST.sum()) / whole if whole else 0.0
+        whole_T = self.gram_TP[:, -1]
+        some_T = whole_T > 0
+        return float((squared_ST[0, some_T] / whole_T[some_T]).mean()) if some_T.any() else 0.0
 
     def similarity(self) -> float:
         """Mean cosine of two experts' outputs."""
@@ -131,8 +133,7 @@ class Redundancy:
         return (
             f"this cut may collapse: the blocks' outputs change by {self.mean_loss:.0%} of their "
             f"squared size on average (layer {worst}: {max(self.loss):.0%}; we warn from "
-            f"{COLLAPSE:.0%}), "
-            f"their experts have a mean cosine of {self.mean_similarity:.2f} and "
+            f"{COLLAPSE:.0%}), their experts have a mean cosine of {self.mean_similarity:.2f} and "
             f"{sum(self.used) / len(self.used):.1f} of {self.n_experts} carry the routing; keep "
             "more experts, or judge the result with `leanmoe eval --against` before you use it"
         )

@@ -55,15 +55,36 @@ def squared_distance(
     gram_TP: torch.Tensor, weights_STK: torch.Tensor, ids_STK: torch.Tensor, n_experts: int
 ) -> torch.Tensor:
     """||sum_k a_k f_k - z||^2 per routing and token, float64 ``[S, T]``, for S routings at once."""
-    weights_STK = weights_STK.double()
-    rest_ST1 = weights_STK.sum(-1, keepdim=True) - 1.0
-    weights_STJ = torch.cat([weights_STK, rest_ST1], dim=-1)
-    ids_STJ = torch.cat([ids_STK, torch.full_like(ids_STK[..., :1], n_experts)], dim=-1)
-    table_P = _pair_table(n_experts + 1)
-    total_ST = torch.zeros(ids_STK.shape[:-1], dtype=torch.float64)
-    gram_STP = gram_TP.expand(len(ids_STK), -1, -1)
-    for i, j in combinations_with_replacement(range(ids_STJ.shape[-1]), 2):
-        pair_ST1 = table_P[ids_STJ[..., i], ids_STJ[..., j]][..., None]
-        product_ST = weights_STJ[..., i] * weights_STJ[..., j] * (1.0 if i == j else 2.0)
-        total_ST += product_ST * gram_STP.gather(-1, pair_ST1)[..., 0]
-    return total_ST.clamp_min(0.0)
+    subsets, tokens, _ = ids_STK.shape
+    token_N = torch.arange(tokens).repeat(subsets)
+    weights_NK, ids_NK = weights_STK.flatten(0, 1), ids_STK.flatten(0, 1)
+    return row_distance(gram_TP, token_N, weights_NK, ids_NK, n_experts).view(subsets, tokens)
+
+
+def row_distance(
+    gram_TP: torch.Tensor,
+    token_N: torch.Tensor,
+    weights_NK: torch.Tensor,
+    ids_NK: torch.Tensor,
+    n_experts: int,
+) -> torch.Tensor:
+    """The same for N routings, each of one token, float64 ``[N]``."""
+    weights_NK = weights_NK.double()
+    rest_N1 = weights_NK.sum(-1, keepdim=True) - 1.0
+    weights_JN = torch.cat([weights_NK, rest_N1], dim=-1).T.contiguous()
+    ids_JN = torch.cat([ids_NK, torch.full_like(ids_NK[:, :1], n_experts)], dim=-1).T.contiguous()
+    table, start_N = _pair_table(n_experts + 1).flatten(), token_N * gram_TP.shape[1]
+    row_JN = ids_JN * (n_experts + 1)
+    total_N = torch.zeros(len(token_N), dtype=torch.float64)
+    for i, j in combinations_with_replacement(range(len(ids_JN)), 2):
+        product_N = weights_JN[i] * weights_JN[j] * (1.0 if i == j else 2.0)
+        total_N += product_N * gram_TP.take(start_N + table.take(row_JN[i] + ids_JN[j]))
+    return total_N.clamp_min(0.0)
+
+
+def target_product(
+    gram_TP: torch.Tensor, weights_TK: torch.Tensor, ids_TK: torch.Tensor, n_experts: int
+) -> torch.Tensor:
+    """(sum_k a_k (f_k - z)) . z per token, float64 ``[T]``."""
+    pair_TK = _pair_table(n_experts + 1)[ids_TK, n_experts]
+    return (weights_TK.double() * gram_TP.gather(-1, pair_TK)).sum(-1)

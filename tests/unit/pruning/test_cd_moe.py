@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,37 @@ def test_an_expert_that_nobody_selected_is_named(tmp_path, capsys):
     assert run(CHECKPOINT, tmp_path / "lean", data, *more) == 0
     (note,) = json.loads(capsys.readouterr().out)["notes"]
     assert "no token of the data selected experts" in note
+
+
+def test_a_disk_without_room_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "TENSOR_SHARE", 0.0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        assert condense(tmp_path / "lean", 1) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert "has no room for" in said and "set TMPDIR" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_activations_that_overflow_are_told(tmp_path, capsys):
+    model = write_tiny(tmp_path / "model", "deepseek", dtype="float32")
+    tensors = load_file(model / "model.safetensors")
+    for name in ("gate", "up", "down"):
+        tensors[f"model.layers.0.mlp.{name}_proj.weight"] *= 1e30
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    data = write_ids(tmp_path / "ids.safetensors", 3, 16)
+    assert run(model, tmp_path / "out", data, "--layers", "1") == 2
+    assert "activations of layer 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vector_that_overflowed_is_as_far_as_can_be():
+    there, overflowed = torch.zeros(1, 4), torch.tensor([[0.0, math.inf, 0.0, 0.0]])
+    found = divergence(channel_shares(there), channel_shares(overflowed))
+    assert found.tolist() == [math.log(2)]
 
 
 @given(st.integers(0, 1000), st.floats(0.0, 8.0))

@@ -51,10 +51,17 @@ def test_manifest_describes_source_output_and_settings(model, tmp_path):
     check_files(out, manifest)
     assert set(manifest.files) == {path.name for path in out.iterdir()} - {"leanmoe.json"}
     assert manifest.source.files["model.safetensors"] == file_digest(model / "model.safetensors")
+    assert manifest.source.experts == 8
+    found = manifest.settings.pop("redundancy")
+    # Random experts have nothing in common.
+    (note,) = manifest.settings.pop("notes")
+    assert "may collapse" in note
+    assert set(found["loss"]) == set(found["similarity"]) == set(found["used"]) == {"0", "1", "2"}
     assert manifest.settings == {
         "keep": 5,
         "variant": "layerwise",
         "batch_size": 2,
+        "search": "enumerate",
         "compute": "float32",
     }
     assert manifest.calibration == CALIBRATION

@@ -305,6 +305,23 @@ def test_condensed_layers_are_tuned_without_a_teacher(tmp_path):
     assert found["loss_after"]["text"] < found["loss_before"]["text"]
 
 
+def test_a_layer_condensed_to_its_shared_expert_is_tuned_its_gate_is_not(tmp_path):
+    ids = torch.randint(0, 256, (6, 20), generator=torch.Generator().manual_seed(0))
+    save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
+    data = ("--data", str(tmp_path / "ids.safetensors"))
+    model = write_tiny(tmp_path / "model", "qwen2_moe")
+    how = ("--method", "cd-moe", "--variant", "S", "--layers", "1", *data)
+    cut = prune(model, tmp_path / "cut", *how)
+    (layer,) = settings_of(cut)["layer_order"]
+    options = ("--train", "condensed", "--steps", "3", "--lr", "1e-3")
+    assert distill(cut, tmp_path / "out", *options, data=data[1]) == 0
+    before, after = load_file(cut / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    shared = f"model.layers.{layer}.mlp.shared_expert"
+    assert changed == {f"{shared}.{matrix}_proj.weight" for matrix in ("gate", "up", "down")}
+    assert not after[f"{shared}_gate.weight"].any()
+
+
 @pytest.mark.parametrize("name", ["qwen2_moe", "granitemoe", "gpt_oss"])
 @pytest.mark.parametrize("mode", [("--local",), ("--train", "experts"), ("--train", "all")])
 def test_other_families_learn_too(name, mode, tmp_path):

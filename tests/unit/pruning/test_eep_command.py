@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
@@ -56,6 +56,31 @@ def test_two_runs_give_identical_bytes_and_leave_nothing_else(folder, whole, tmp
     assert main(arguments(folder, tmp_path / "again")) == 0
     assert weights(tmp_path / "again") == weights(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
+
+
+def test_a_plan_alone_is_the_same_decision_and_leaves_nothing_else(folder, whole, tmp_path):
+    plan = tmp_path / "plan.json"
+    assert main([*arguments(folder, plan), "--plan-only"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    out = tmp_path / "out"
+    assert main(["prune", str(folder / "model"), "--plan", str(plan), "-o", str(out)]) == 0
+    assert weights(out) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "said"),
+    [
+        ("random", ["--top-k", "1"], "--top-k is an option of --method eep, matrices; leave it"),
+        ("naee", ["--gate", "raw"], "--gate is an option of --method frequency, soft-activation"),
+        ("eep", ["--layers", "2"], "--layers is an option of --method cd-moe"),
+        ("m-smoe", ["--pattern", "2:4"], "--pattern is an option of --method moe-pruner, wanda"),
+        ("frequency", ["--align"], "--align is an option of --method m-smoe"),
+    ],
+)
+def test_options_of_another_method_are_refused(folder, tmp_path, capsys, method, option, said):
+    command = ["prune", str(folder / "model"), "--method", method, "--keep", "4", *option]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_every_individual_is_dumped_and_none_twice(folder, whole):
@@ -195,6 +220,19 @@ def test_bad_input_is_one_sentence_and_writes_nothing(folder, tmp_path, capsys, 
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("matrix", "value"), [("W_EM", float("nan")), ("W_RM", -1.0)])
+def test_matrices_that_no_model_can_have_are_refused(folder, tmp_path, capsys, matrix, value):
+    eye = torch.eye(8)[:4].repeat(2, 1, 1)
+    held = {"c.W_EM": eye, "c.W_RM": eye.clone()}
+    held[f"c.{matrix}"][1, 2] = value
+    save_file(held, tmp_path / "found.safetensors")
+    how = ["--method", "matrices", "--matrices", f"{tmp_path / 'found.safetensors'}:c"]
+    assert main(["prune", str(folder / "model"), *how, "-o", str(tmp_path / "out")]) == 2
+    assert "or no finite numbers" in capsys.readouterr().err
+    row_of_zero_sum = Individual(torch.zeros(1, 1, 2) / 0.0, torch.ones(1, 1, 2))
+    assert row_of_zero_sum.can_route and not row_of_zero_sum.is_finite
 
 
 def test_merges_are_judged_in_the_numbers_they_are_written_in(folder, tmp_path, capsys):

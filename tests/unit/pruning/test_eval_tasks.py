@@ -88,6 +88,9 @@ def test_texts_and_tasks_at_a_skip_level(path, tmp_path, capsys):
     # The other model is exact, whatever the level of the first.
     assert skipped["tasks"]["facts"]["against"]["accuracy"] == exact["tasks"]["facts"]["accuracy"]
     assert skipped["manifest_digest"] == open_checkpoint(lean).manifest.digest()
+    # The curve made another manifest of the same weights.
+    assert skipped["weights_digest"] == exact["weights_digest"]
+    assert skipped["against_weights_digest"] == exact["weights_digest"]
 
 
 def test_refusals(path, tmp_path, capsys):

@@ -6,6 +6,8 @@ the vocabulary). T tokens, D model.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 EPSILON = 1e-10
@@ -20,9 +22,10 @@ def divergence(p_TD: torch.Tensor, q_TD: torch.Tensor) -> torch.Tensor:
     """0.5 KL(p, m) + 0.5 KL(q, m) in nats with m = (p + q) / 2, float64 ``[T]``.
 
     It cannot be negative; what rounding leaves below zero is zero, so that a sum over tokens
-    never falls.
+    never falls. Where a vector overflowed it is the largest there is, ln 2.
     """
     log_m_TD = (p_TD + q_TD).mul_(0.5).log_()
     p_part_TD = (p_TD.log() - log_m_TD).mul_(p_TD)
     q_part_TD = (q_TD.log() - log_m_TD).mul_(q_TD)
-    return p_part_TD.add_(q_part_TD).sum(-1).double().mul_(0.5).clamp_min_(0.0)
+    found_T = p_part_TD.add_(q_part_TD).sum(-1).double().mul_(0.5)
+    return found_T.nan_to_num_(nan=math.log(2)).clamp_min_(0.0)

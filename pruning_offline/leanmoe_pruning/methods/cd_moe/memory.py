@@ -17,6 +17,8 @@ from typing import Self
 
 import torch
 
+from leanmoe.errors import OutputError
+from leanmoe_pruning.amounts import show_bytes
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 
 # The shares of free memory that loaded layers and one kept tensor may take.
@@ -53,10 +55,23 @@ class Scratch:
             return torch.empty(shape, dtype=torch.float32)
         self._files += 1
         file = Path(self._folder.name) / f"{self._files}.f32"
+        _take_room(file, 4 * size)
         mapped = torch.from_file(str(file), shared=True, size=size, dtype=torch.float32)
         # The mapping lives on without a name, and goes with the tensor.
         file.unlink()
         return mapped.view(shape)
+
+
+def _take_room(file: Path, size: int) -> None:
+    """Blocks of the disk now: writing through a mapping that finds none kills the process."""
+    try:
+        with file.open("wb") as handle:
+            os.posix_fallocate(handle.fileno(), 0, size)
+    except OSError as error:
+        raise OutputError(
+            f"{file.parent} has no room for {show_bytes(size)} of activations "
+            f"({error.strerror}); set TMPDIR to a folder on a larger disk, or give less data"
+        ) from error
 
 
 class Layers:

@@ -48,6 +48,11 @@ class Individual:
         """Whether every slot can be chosen: its router row has a positive entry."""
         return bool((self.router.amax(-1) > 0).all())
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all entries are numbers: a row whose sum is zero has none once normed."""
+        return all(bool(torch.isfinite(part).all()) for part in (self.experts, self.router))
+
     def prunes(self, group: int) -> tuple[int, ...] | None:
         """The experts kept where a group only selects, ascending; ``None`` where it mixes."""
         experts = self.experts[group]

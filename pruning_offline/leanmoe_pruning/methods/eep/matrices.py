@@ -82,7 +82,7 @@ def _individual(spec: str, inputs: Inputs) -> Individual:
                 f"[{n_layers}, experts left, {n_experts}] for {inputs.checkpoint.path}"
             )
     found = Individual(experts, router)
-    if not found.can_route or not bool(torch.isfinite(torch.cat([experts, router])).all()):
+    if not (found.can_route and found.is_finite):
         raise InputError(
             f"--matrices {spec!r} hold a router row without a positive entry, or no finite "
             "numbers; such an expert is never chosen: correct the matrices"
@@ -135,5 +135,6 @@ METHOD = Method(
     summary="EEP's matrices of every layer out of a file",
     open=_open,
     add_arguments=_add_arguments,
+    also_takes=("top_k",),
     reads_data=False,
 )

@@ -145,7 +145,7 @@ class Search:
         for _ in range(_MOST_DRAWS):
             child = self._draw(index, population, merging, draws)
             digest = child.digest()
-            if digest not in self._known and child.can_route:
+            if digest not in self._known and child.can_route and child.is_finite:
                 self._known.add(digest)
                 return child
             self.redrawn += 1

@@ -61,6 +61,14 @@ class RayWorkers:
         # Ray tells of dead workers on standard output, which belongs to the command's result.
         self._redirected = redirect_stdout(sys.stderr)
         self._redirected.__enter__()
+        try:
+            self._begin(count)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, count: int) -> None:
+        """Start the workers and wait until each holds the model."""
         self._ray.init(
             address="local",
             num_cpus=count,
@@ -74,7 +82,6 @@ class RayWorkers:
         try:
             self._get([actor.pid.remote() for actor in self.actors])
         except self._ray.exceptions.RayActorError as error:
-            self.close()
             reason = str(error).strip().splitlines()[-1]
             raise LeanMoEError(f"a worker could not load the model: {reason}") from None
 

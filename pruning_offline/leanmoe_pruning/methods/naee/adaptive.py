@@ -17,8 +17,9 @@ from leanmoe_pruning.budgets.options import budget_of
 from leanmoe_pruning.data import batch_of_tokens
 from leanmoe_pruning.methods.evidence import evidence_of
 from leanmoe_pruning.methods.method import Decision, Inputs
-from leanmoe_pruning.methods.naee.search import choose
-from leanmoe_pruning.methods.selection import check_enumerable, plans_of
+from leanmoe_pruning.methods.naee.options import search_notes, search_of, search_settings
+from leanmoe_pruning.methods.naee.search import Search, chooser_of
+from leanmoe_pruning.methods.selection import plans_of
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.scoring import LayerScores
 
@@ -30,10 +31,11 @@ class AdaptiveNaee:
     inputs: Inputs
     budget: Budget
     batch_size: int
+    search: Search
 
     def settings(self) -> dict[str, Any]:
         fixed = {"variant": "layerwise", "batch_size": self.batch_size}
-        return {**self.budget.settings(), **fixed}
+        return {**self.budget.settings(), **fixed, **search_settings(self.search)}
 
     def decide(self, dump: bool) -> Decision:
         batch_of_T = batch_of_tokens(self.inputs.layout, self.batch_size)
@@ -42,13 +44,15 @@ class AdaptiveNaee:
 
             def select(scores: LayerScores) -> Chooser:
                 tick()
-                return lambda keep: choose(scores, keep, batch_of_T)
+                return chooser_of(scores, batch_of_T, self.search)
 
             choices, table = choose_layers(self.inputs.layers(), select, self.budget, shape)
+        notes = search_notes(self.search, shape)
         if not dump:
-            return Decision(plans_of(choices))
+            return Decision(plans_of(choices), notes=notes)
         run = f"layerwise_{self.budget.name}"
-        return Decision(plans_of(choices), *evidence_of(self.inputs, run, choices, table))
+        evidence = evidence_of(self.inputs, run, choices, table)
+        return Decision(plans_of(choices), *evidence, notes)
 
 
 def open_adaptive(args: argparse.Namespace, inputs: Inputs) -> AdaptiveNaee:
@@ -60,6 +64,5 @@ def open_adaptive(args: argparse.Namespace, inputs: Inputs) -> AdaptiveNaee:
         )
     budget = budget_of(args, inputs)
     inputs.need_scores("naee")
-    for count in allowed_counts(inputs.shape):
-        check_enumerable(count, inputs.shape)
-    return AdaptiveNaee(inputs, budget, args.batch_size)
+    search = search_of(args, inputs.shape, allowed_counts(inputs.shape))
+    return AdaptiveNaee(inputs, budget, args.batch_size, search)

@@ -9,16 +9,21 @@ from typing import Any
 
 import torch
 
-from leanmoe.errors import InputError
 from leanmoe_pruning.data import batch_of_tokens
 from leanmoe_pruning.methods.evidence import measure_model_ratios, ratio_tensors
 from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
 from leanmoe_pruning.methods.naee.adaptive import open_adaptive
-from leanmoe_pruning.methods.naee.search import layerwise, progressive
+from leanmoe_pruning.methods.naee.options import (
+    add_arguments,
+    check_batch_size,
+    search_notes,
+    search_of,
+    search_settings,
+)
+from leanmoe_pruning.methods.naee.search import Search, layerwise, progressive
 from leanmoe_pruning.methods.options import experts_to_keep, variant_of
 from leanmoe_pruning.methods.selection import (
     LayerChoice,
-    check_enumerable,
     complement,
     dropped_subsets,
     plans_of,
@@ -28,8 +33,6 @@ from leanmoe_pruning.quality.ratios import LayerRatios
 from leanmoe_pruning.scores.scoring import LayerScores
 
 VARIANTS = ("layerwise", "progressive")
-DEFAULT_BATCH = 8
-MAX_BATCH = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -40,45 +43,58 @@ class Naee:
     keep: int
     variant: str
     batch_size: int
+    search: Search
 
     def settings(self) -> dict[str, Any]:
-        return {"keep": self.keep, "variant": self.variant, "batch_size": self.batch_size}
+        fixed = {"keep": self.keep, "variant": self.variant, "batch_size": self.batch_size}
+        return {**fixed, **search_settings(self.search)}
 
     def decide(self, dump: bool) -> Decision:
         full: list[LayerRatios] = []
         choices = list(self._choices(full))
         tensors, facts = self._evidence(choices, full) if dump else ({}, {})
-        return Decision(plans_of(choices), tensors, facts)
+        notes = search_notes(self.search, self.inputs.shape)
+        return Decision(plans_of(choices), tensors, facts, notes)
 
     def _choices(self, full: list[LayerRatios]) -> Iterator[LayerChoice]:
         batches = batch_of_tokens(self.inputs.layout, self.batch_size)
         with progress("naee: choosing experts", self.inputs.shape.n_layers) as tick:
             if self.variant == "layerwise":
                 layers = _noting_ratios(self.inputs.layers(), full)
-                for choice in layerwise(layers, self.keep, batches):
+                for choice in layerwise(layers, self.keep, batches, self.search):
                     tick()
                     yield choice
                 return
             data = self.inputs.need_data("the progressive variant runs the model as it prunes")
-            yield from progressive(self.inputs.stream(), data.ids, self.keep, batches, tick)
+            stream = self.inputs.stream()
+            yield from progressive(stream, data.ids, self.keep, batches, self.search, tick)
 
     def _evidence(
         self, choices: Sequence[LayerChoice], full: list[LayerRatios]
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         run = f"{self.variant}_r{self.keep}"
         ratios = measure_model_ratios(self.inputs, run, choices, full)
-        losses = [choice.losses for choice in choices if choice.losses is not None]
-        shape = self.inputs.shape
-        subsets = dropped_subsets(shape.n_routed_experts, self.keep, shape.n_groups)
         tensors = {
             f"{run}.kept": torch.tensor([choice.kept for choice in choices]),
-            f"dropped_subsets.r{self.keep}": _int_rows(subsets),
-            f"{run}.losses": torch.stack(losses),
+            **self._losses(run, choices),
             **ratio_tensors(ratios),
         }
         betas = {name: [one.beta for one in found] for name, found in ratios.items()}
         split = self._batch_split()
         return tensors, {"batch_split": split, run: self._facts(choices, split), "betas": betas}
+
+    def _losses(self, run: str, choices: Sequence[LayerChoice]) -> dict[str, torch.Tensor]:
+        """Of every subset where all were tried, else of what was chosen."""
+        losses = [choice.losses for choice in choices if choice.losses is not None]
+        if not losses:
+            chosen = [choice.loss for choice in choices]
+            return {f"{run}.loss": torch.tensor(chosen, dtype=torch.float64)}
+        shape = self.inputs.shape
+        subsets = dropped_subsets(shape.n_routed_experts, self.keep, shape.n_groups)
+        return {
+            f"dropped_subsets.r{self.keep}": _int_rows(subsets),
+            f"{run}.losses": torch.stack(losses),
+        }
 
     def _facts(self, choices: Sequence[LayerChoice], split: list[int]) -> dict[str, Any]:
         count = self.inputs.shape.n_routed_experts
@@ -87,7 +103,7 @@ class Naee:
             "batch_split": split,
             "dropped": [list(complement(choice.kept, count)) for choice in choices],
             "kept": [list(choice.kept) for choice in choices],
-            "best_loss": [float(c.losses.min()) for c in choices if c.losses is not None],
+            "best_loss": [choice.loss for choice in choices],
         }
 
     def _batch_split(self) -> list[int]:
@@ -112,7 +128,7 @@ def _noting_ratios(
 
 
 def _open(args: argparse.Namespace, inputs: Inputs) -> Chooser:
-    _check_batch_size(args.batch_size)
+    check_batch_size(args.batch_size)
     if args.budget == "adaptive" or args.total_bytes is not None:
         return open_adaptive(args, inputs)
     keep = experts_to_keep(args, inputs)
@@ -120,30 +136,15 @@ def _open(args: argparse.Namespace, inputs: Inputs) -> Chooser:
     if variant == "progressive":
         inputs.need_data("the progressive variant runs the model again as it prunes")
     inputs.need_scores("naee")
-    check_enumerable(keep, inputs.shape)
-    return Naee(inputs, keep, variant, args.batch_size)
-
-
-def _check_batch_size(size: int) -> None:
-    if not 1 <= size <= MAX_BATCH:
-        raise InputError(f"--batch-size is {size}, expected a number from 1 to {MAX_BATCH}")
-
-
-def _add_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        default=DEFAULT_BATCH,
-        metavar="WINDOWS",
-        help=f"windows per batch of the loss (default {DEFAULT_BATCH})",
-    )
+    search = search_of(args, inputs.shape, [keep])
+    return Naee(inputs, keep, variant, args.batch_size, search)
 
 
 METHOD = Method(
     name="naee",
     summary="the subset of experts that changes each layer's output least",
     open=_open,
-    add_arguments=_add_arguments,
+    add_arguments=add_arguments,
     shares_budget=True,
     variants=VARIANTS,
 )

@@ -3,25 +3,42 @@
 The loss of a subset is the sum over batches of the Frobenius norm, in float64, of
 (block output with the dropped experts' logits at -inf) - (unpruned output), so it
 depends on the batch size. Equal losses go to the first in lexicographic order of
-the dropped experts. Computed from per-token Gram matrices (see ``gram``).
+the dropped experts. Computed from per-token Gram matrices (see ``gram``), of which layers of
+many experts have a sample: the loss is then of these tokens. Few subsets are all tried; where
+they are too many, ``greedy`` searches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, run_block, step_
 from leanmoe_pruning.forward.routing import route
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
+from leanmoe_pruning.methods.naee.greedy import Elimination, refined
+from leanmoe_pruning.methods.naee.removal import Removals
 from leanmoe_pruning.methods.selection import LayerChoice, complement, dropped_subsets
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.gram import squared_distance
 from leanmoe_pruning.scores.measuring import measure_chunk
+from leanmoe_pruning.scores.passing import sampled_tokens
 from leanmoe_pruning.scores.scoring import LayerScores, joined
 
 MAX_ROWS = 1 << 18  # (subset, token) pairs looked at in one go
+SearchKind = Literal["enumerate", "greedy", "beam"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the subsets of a layer are gone through."""
+
+    kind: SearchKind = "enumerate"
+    # Sets that elimination carries along; 1 is greedy.
+    width: int = 1
 
 
 def subset_losses(
@@ -29,7 +46,11 @@ def subset_losses(
     dropped: Sequence[Sequence[int]],
     batch_of_T: torch.Tensor,
 ) -> torch.Tensor:
-    """Loss of each set of dropped experts, float64; ``batch_of_T`` is each token's batch."""
+    """Loss of each set of dropped experts, float64; ``batch_of_T`` is each token's batch.
+
+    Of all tokens that were scored; those without a Gram matrix are left out here.
+    """
+    batch_of_T = batch_of_T[scores.gram_tokens]
     at_once = max(1, MAX_ROWS // len(batch_of_T))
     parts = [
         _losses(scores, dropped[start : start + at_once], batch_of_T)
@@ -46,7 +67,9 @@ def _losses(
     absent_SE = torch.zeros(len(dropped), scores.n_experts, dtype=torch.bool)
     for row, experts in enumerate(dropped):
         absent_SE[row, list(experts)] = True
-    logits_STE = scores.router_logits_TE.masked_fill(absent_SE[:, None], float("-inf"))
+    logits_STE = scores.router_logits_TE[scores.gram_tokens].masked_fill(
+        absent_SE[:, None], float("-inf")
+    )
     routing = route(logits_STE.flatten(0, 1), scores.rule)
     size = (len(dropped), len(batch_of_T), scores.rule.top_k)
     squared_ST = squared_distance(
@@ -61,21 +84,38 @@ def _losses(
     return sums_SB.sqrt().sum(1)
 
 
+def chooser_of(
+    scores: LayerScores, batch_of_T: torch.Tensor, search: Search
+) -> Callable[[int], LayerChoice]:
+    """Looks at one layer and gives the best subset found of any number of kept experts."""
+    if search.kind == "enumerate":
+        return lambda keep: choose(scores, keep, batch_of_T)
+    removals = Removals(scores, batch_of_T)
+    elimination = Elimination(removals, scores.rule.n_groups, search.width)
+
+    def chooser(keep: int) -> LayerChoice:
+        kept, loss = refined(removals, elimination.best(keep), scores.rule.n_groups)
+        return LayerChoice(scores.layer, kept, loss=loss)
+
+    return chooser
+
+
 def choose(scores: LayerScores, keep: int, batch_of_T: torch.Tensor) -> LayerChoice:
     """The best subset of one layer and the losses of all."""
     subsets = dropped_subsets(scores.n_experts, keep, scores.rule.n_groups)
     losses = subset_losses(scores, subsets, batch_of_T)
     values = losses.tolist()
     best = min(range(len(values)), key=values.__getitem__)
-    return LayerChoice(scores.layer, complement(subsets[best], scores.n_experts), losses)
+    kept = complement(subsets[best], scores.n_experts)
+    return LayerChoice(scores.layer, kept, losses, values[best])
 
 
 def layerwise(
-    layers: Iterable[LayerScores], keep: int, batch_of_T: torch.Tensor
+    layers: Iterable[LayerScores], keep: int, batch_of_T: torch.Tensor, search: Search
 ) -> Iterator[LayerChoice]:
     """Choose each layer alone, on activations of the unpruned model."""
     for scores in layers:
-        yield choose(scores, keep, batch_of_T)
+        yield chooser_of(scores, batch_of_T, search)(keep)
 
 
 def progressive(
@@ -83,12 +123,14 @@ def progressive(
     ids: Sequence[torch.Tensor],
     keep: int,
     batch_of_T: torch.Tensor,
+    search: Search,
     tick: Tick,
 ) -> Iterator[LayerChoice]:
     """Choose each layer on inputs re-collected after the earlier ones were pruned.
 
     The output to match is always the unpruned model's, so both are carried along.
     """
+    sampled = sampled_tokens(stream, ids, None)
     full = embed_all(stream, ids)
     pruned = embed_all(stream, ids)
     for layer in stream.layers():
@@ -97,8 +139,8 @@ def progressive(
             step_(layer, pruned)
             tick()
             continue
-        scores = _advance_both(layer, full, pruned)
-        choice = choose(scores, keep, batch_of_T)
+        scores = _advance_both(layer, full, pruned, sampled)
+        choice = chooser_of(scores, batch_of_T, search)(keep)
         for chunk_NTD, _ in chunks(pruned):
             output_TD, _ = run_block(layer, chunk_NTD, choice.kept)
             layer.add_(chunk_NTD, output_TD)
@@ -106,13 +148,16 @@ def progressive(
         yield choice
 
 
-def _advance_both(layer: DecoderLayer, full: Hidden, pruned: Hidden) -> LayerScores:
+def _advance_both(
+    layer: DecoderLayer, full: Hidden, pruned: Hidden, sampled: torch.Tensor
+) -> LayerScores:
     """The full model passes the layer, the pruned one stops at its MoE block: its scores."""
     parts = []
-    for (full_NTD, _), (pruned_NTD, _) in zip(chunks(full), chunks(pruned), strict=True):
+    for (full_NTD, rows), (pruned_NTD, _) in zip(chunks(full), chunks(pruned), strict=True):
         layer.attend_(full_NTD)
         target_TD, _ = run_block(layer, full_NTD)
         layer.add_(full_NTD, target_TD)
         layer.attend_(pruned_NTD)
-        parts.append(measure_chunk(layer, pruned_NTD, target_TD)[0])
+        own = sampled[(sampled >= rows.start) & (sampled < rows.stop)] - rows.start
+        parts.append(measure_chunk(layer, pruned_NTD, target_TD, own)[0])
     return joined(parts)

@@ -1,0 +1,62 @@
+"""``leanmoe bench methods``: the comparison of the reference model, and its page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from leanmoe.errors import InputError
+from leanmoe_bench.methods.measure import measure
+from leanmoe_bench.methods.page import page
+from leanmoe_bench.methods.runs import Calibration, Judging, Run, every_run
+
+_DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
+CALIBRATION = Calibration(
+    mix=",".join(f"builtin:{domain}:4" for domain in _DOMAINS),
+    domain="builtin:c:16",
+    task="builtin:arith:64",
+)
+JUDGING = Judging(
+    data=",".join(f"builtin:{domain}:4" for domain in _DOMAINS),
+    tasks="builtin:arith:100,builtin:facts:100,builtin:language:100",
+)
+_INTRO = f"""# Results on the reference model
+
+`leanmoe bench methods --work DIR` made this page (with `--json`:
+`benchmarks/results/methods.json`, where every row's command lines stand too).
+
+- Perplexity and KLD: held-out windows `{JUDGING.data}`. Cells are changes against the full model,
+  paired window by window, with 95 % intervals; "all" is their geometric mean.
+- Tasks: `{JUDGING.tasks}`: accuracy, and the interval of
+  its difference from the full model's.
+- Calibrated on: "mix" is `{CALIBRATION.mix}`,
+  "domain" `{CALIBRATION.domain}`, "task" the calibration split of `{CALIBRATION.task}`.
+- Seconds of wall time and of CPU time (two cores shared with other work, which moves the first):
+  deciding and writing, without the score bundle where one is taken.
+"""
+
+
+def selected(cases: Sequence[str] | None) -> list[Run]:
+    """All runs, or those of the methods named; ``InputError`` for a name that none has."""
+    runs = list(every_run(CALIBRATION))
+    known = sorted({run.method for run in runs})
+    wrong = sorted(set(cases or ()) - set(known))
+    if wrong:
+        raise InputError(f"no method {wrong[0]!r} is compared; known: {', '.join(known)}")
+    return [run for run in runs if not cases or run.method in cases]
+
+
+def compare(cases: Sequence[str] | None, work: Path) -> list[dict[str, Any]]:
+    """Rows as they are done, the full model's first."""
+    rows = []
+    for row in measure(selected(cases), CALIBRATION, JUDGING, work):
+        rows.append(row)
+        print(f"{row['method']}, {row['budget']}: done", file=sys.stderr, flush=True)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """``docs/results.md``."""
+    return page(rows, _INTRO)

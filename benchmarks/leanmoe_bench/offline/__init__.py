@@ -1,0 +1,1 @@
+"""``leanmoe bench offline``: the speed of deciding and the memory of scoring."""

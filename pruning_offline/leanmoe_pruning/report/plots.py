@@ -1,0 +1,201 @@
+"""Figures as SVG that a page takes in as it is: its own text, its colours by the page's theme.
+
+Two runs give the same bytes: ids are hashed from the figure's name, and no date is written.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from leanmoe.curve import QualityCurve
+from leanmoe_pruning.report.losses import LayerLosses
+
+# Stand-ins that `_themed` turns into the page's colours.
+INK, LINE, MAIN, SECOND, EMPTY = "#010101", "#020202", "#030303", "#040404", "#050505"
+_VARIABLES = {INK: "ink", LINE: "line", MAIN: "main", SECOND: "second", EMPTY: "empty"}
+_RC = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": LINE,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+_WIDTH = 9.3  # inches, as wide as the page's column
+_CELL = 0.86  # of a square of the heat map
+
+
+@contextmanager
+def _drawing(name: str) -> Iterator[None]:
+    with matplotlib.style.context(["default", {**_RC, "svg.hashsalt": name}]):
+        yield
+
+
+def _svg(figure: Figure, name: str) -> str:
+    out = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(out, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.05)
+    text = out.getvalue()
+    return _themed(text[text.index("<svg") :], name)
+
+
+def _themed(svg: str, name: str) -> str:
+    """Page colours, ids of the figure's own, and no size but its proportions."""
+    for stand_in, variable in _VARIABLES.items():
+        svg = svg.replace(stand_in, f"var(--{variable})")
+    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"'DejaVu Sans', sans-serif|'DejaVu Sans'", "inherit-font", svg)
+    svg = svg.replace("inherit-font", "var(--font)")
+    return re.sub(r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', _sized, svg, count=1)
+
+
+def _sized(found: re.Match[str]) -> str:
+    return f'{found[1]} style="width: {float(found[2]) * 4 / 3:.0f}px"'
+
+
+def losses_figure(losses: LayerLosses) -> str:
+    """The cut's loss per layer against the range of the alternatives."""
+    with _drawing("losses"):
+        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        places = range(len(losses.layers))
+        spans = [high - low for low, high in zip(losses.least, losses.most, strict=True)]
+        axes.bar(places, spans, bottom=losses.least, width=0.7, color=EMPTY, label="all choices")
+        axes.hlines(
+            losses.median,
+            [p - 0.35 for p in places],
+            [p + 0.35 for p in places],
+            color=SECOND,
+            linewidth=1.4,
+            label="their median",
+        )
+        axes.plot(places, losses.chosen, "o", color=MAIN, markersize=5, label="this cut")
+        axes.margins(x=0.01)
+        _layer_ticks(axes, losses.layers)
+        if min(losses.least) > 0 and max(losses.most) > 50 * min(losses.least):
+            axes.set_yscale("log")
+            axes.set_ylim(min(losses.least) / 1.4, max(losses.most) * 1.2)
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("decoder layer")
+        axes.set_ylabel("loss")
+        axes.grid(axis="x", visible=False)
+        axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+        return _svg(figure, "losses")
+
+
+def _layer_ticks(axes: Axes, layers: Sequence[int], vertical: bool = False) -> None:
+    step = max(1, -(-len(layers) // 30))
+    places = range(0, len(layers), step)
+    set_ticks = axes.set_yticks if vertical else axes.set_xticks
+    set_ticks(list(places), [str(layers[place]) for place in places], fontsize=9)
+
+
+def kept_figure(kept: Mapping[int, Sequence[int]], n_experts: int) -> str:
+    """Which source experts each layer keeps: a square per layer and expert."""
+    layers = sorted(kept)
+    # The longer side lies along the page.
+    wide = n_experts > len(layers)
+    there: list[tuple[int, int]] = []
+    gone: list[tuple[int, int]] = []
+    for place, layer in enumerate(layers):
+        held = set(kept[layer])
+        for expert in range(n_experts):
+            cell = (expert, place) if wide else (place, expert)
+            (there if expert in held else gone).append(cell)
+    columns, rows = (n_experts, len(layers)) if wide else (len(layers), n_experts)
+    with _drawing("kept"):
+        side = min(0.3, _WIDTH / columns)
+        figure = Figure(figsize=(columns * side + 0.6, rows * side + 0.6))
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        for cells, colour, label in ((there, MAIN, "kept"), (gone, EMPTY, "cut")):
+            if cells:
+                patch = PathPatch(_squares(cells), facecolor=colour, linewidth=0, label=label)
+                axes.add_patch(patch)
+        axes.set_xlim(-0.6, columns - 0.4)
+        axes.set_ylim(rows - 0.4, -0.6)
+        axes.set_aspect("equal")
+        _layer_ticks(axes, layers, vertical=wide)
+        step = max(1, -(-n_experts // 30))
+        experts = list(range(0, n_experts, step))
+        set_ticks = axes.set_xticks if wide else axes.set_yticks
+        set_ticks(experts, [str(expert) for expert in experts], fontsize=9)
+        names = ("source expert", "decoder layer")
+        axes.set_xlabel(names[0] if wide else names[1])
+        axes.set_ylabel(names[1] if wide else names[0])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+        return _svg(figure, "kept")
+
+
+def _squares(cells: Sequence[tuple[int, int]]) -> Outline:
+    """All squares as one outline: a large model has some ten thousand."""
+    half = _CELL / 2
+    corners = [(-half, -half), (half, -half), (half, half), (-half, half), (-half, -half)]
+    points = [(x + dx, y + dy) for x, y in cells for dx, dy in corners]
+    codes = [Outline.MOVETO, Outline.LINETO, Outline.LINETO, Outline.LINETO, Outline.CLOSEPOLY]
+    return Outline(points, codes * len(cells))
+
+
+def curve_figure(curve: QualityCurve) -> str:
+    """What skipping saves and costs, by level."""
+    points = curve.points
+    levels = [point.level for point in points]
+    with _drawing("curve"):
+        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+        skipped, divergence, agreement = figure.subplots(1, 3)
+        skipped.plot(levels, [point.skip_rate for point in points], "o-", color=MAIN, markersize=4)
+        skipped.set_title("expert calls skipped")
+        skipped.yaxis.set_major_formatter(PercentFormatter(1.0))
+        divergence.fill_between(
+            levels,
+            [point.kld for point in points],
+            [point.kld_upper for point in points],
+            color=EMPTY,
+            linewidth=0,
+            label="95 % bound",
+        )
+        divergence.plot(levels, [point.kld for point in points], "o-", color=SECOND, markersize=4)
+        divergence.set_title("KL divergence, nats per token")
+        divergence.legend(loc="upper left", fontsize=9)
+        same = [point.top1_agreement for point in points]
+        agreement.plot(levels, same, "o-", color=MAIN, markersize=4)
+        agreement.set_title("same top token")
+        agreement.yaxis.set_major_formatter(PercentFormatter(1.0))
+        for axes in (skipped, divergence, agreement):
+            axes.set_xlabel("skip level")
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+        for axes in (skipped, divergence):
+            axes.set_ylim(bottom=0)
+        return _svg(figure, "curve")

@@ -1,0 +1,53 @@
+"""The comparison of methods: its command lines are ones ``leanmoe`` takes, its page adds up."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from leanmoe.cli import COMMANDS, main
+from leanmoe.command import parse
+from leanmoe_bench.methods.command import CALIBRATION, JUDGING, selected, show
+from leanmoe_bench.methods.runs import every_run
+
+RUNS = list(every_run(CALIBRATION))
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_every_command_line_is_one_that_leanmoe_takes(run):
+    for name, *arguments in [*run.commands, ("eval", "{out}", *JUDGING.options)]:
+        command = import_module(COMMANDS[name][0]).COMMAND
+        parse(command, arguments)
+    assert run.commands[-1][-1] == "{out}"
+
+
+def test_no_two_runs_share_a_file():
+    assert len({run.name for run in RUNS}) == len(RUNS)
+
+
+def row(method: str, budget: str, ratio: float) -> dict:
+    interval = {"mean": ratio, "low": ratio - 0.01, "high": ratio + 0.01}
+    domain = {"perplexity": 8.0, "low": 7.0, "high": 9.0, "tokens": 100}
+    domain |= {"against": {"ratio": interval}, "kld": 0.25, "top1_agreement": 0.5}
+    task = {"items": 100, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+    task |= {"against": {"low": -0.1, "high": 0.05}}
+    found = {"domains": {"gen": domain, "c": domain}, "tasks": {"arith": task}}
+    told = {"method": method, "budget": budget, "calibration": "mix", "seed": 1}
+    return {**told, "seconds": 3.2, "cpu_seconds": 5.1, "eval": found}
+
+
+def test_the_page_has_a_table_per_budget_and_the_geometric_mean():
+    said = show([row("full model", "8 of 8", 1), row("naee", "keep 4", 1.1), row("x", "2:4", 1.2)])
+    assert said.count("\n## ") == 2 and "## Keep 4" in said and "## 2:4" in said
+    [line] = [line for line in said.splitlines() if line.startswith("| naee")]
+    assert "+10.0% (+9.0% to +11.0%)" in line and "**+10.0% (+9.3% to +10.7%)**" in line
+    assert "| 0.250 | 50% | 50% (-10% to +5%) | 3, 5 |" in line
+    heads = [line for line in said.splitlines() if line.startswith("| method")]
+    assert {head.count("|") for head in heads} == {line.count("|")}
+
+
+def test_a_method_nobody_has_is_refused(capsys):
+    assert len(selected(["naee"])) == 6
+    assert main(["bench", "methods", "--case", "no", "--json"]) == 2
+    assert "no method 'no' is compared" in capsys.readouterr().err
