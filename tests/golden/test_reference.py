@@ -28,6 +28,20 @@ def test_digest_and_size(reference):
     assert index["metadata"]["total_size"] == 1_384_073_856
 
 
+@pytest.mark.parametrize(
+    ("name", "experts", "size"),
+    [("qwen2-moe", 160, 304_672_896), ("mixtral-2", 240, 1_384_073_856)],
+)
+def test_models_of_our_own_training_are_rebuilt_to_the_bit(name, experts, size, tmp_path):
+    out = tmp_path / "model"
+    assert main(["reference", str(out), "--model", name]) == 0
+    assert build.tensors_digest(out) == MODELS[name].tensors
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    routed = [key for key in index["weight_map"] if ".experts." in key]
+    assert len(routed) == 3 * experts
+    assert index["metadata"]["total_size"] == size
+
+
 def test_tokenizer_is_the_one_the_builtin_ids_were_made_with(reference):
     tokenizer = ModelTokenizer(reference)
     assert tokenizer.is_smollm2

@@ -69,7 +69,7 @@ def _write(args: argparse.Namespace) -> Result:
     name = args.model or DEFAULT
     published = MODELS[name]
     if args.artefact is None:
-        _check_shipped(name)
+        check_artefacts(published.files)
     model = published.make(GGUFBase(find_base()), args.artefact or FOLDER)
     with atomic_directory(args.out, args.force) as directory:
         with progress("reference model", model.n_layers) as tick:
@@ -79,16 +79,6 @@ def _write(args: argparse.Namespace) -> Result:
         else:
             digest = tensors_digest(directory)
     return {"model": name, "tensors_digest": digest, "verified": args.artefact is None}
-
-
-def _check_shipped(name: str) -> None:
-    files = MODELS[name].files
-    if not files:
-        raise InputError(
-            f"no trained parts of {name} ship with the project; train it with `leanmoe reference "
-            f"RUN --train {name}` and write it with `--model {name} --artefact RUN`"
-        )
-    check_artefacts(files)
 
 
 def _train(args: argparse.Namespace) -> Result:

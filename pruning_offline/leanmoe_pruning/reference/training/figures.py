@@ -13,7 +13,7 @@ from leanmoe_pruning.reference.training.blocks import Routes, TrainableBlock
 from leanmoe_pruning.reference.training.network import Block, FrozenLayer, Parent
 
 Tensor = torch.Tensor
-PER_DOMAIN = 8
+PER_DOMAIN = 4
 ROWS = 4
 SWITCHING = "switching"
 HELD_OUT = ".held_out"
