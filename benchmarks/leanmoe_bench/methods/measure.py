@@ -7,6 +7,7 @@ comparison of hours can be stopped and goes on where it was. Checkpoints are rem
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -81,7 +82,9 @@ def _cpu_seconds() -> float:
 def _leanmoe(*arguments: str) -> dict[str, Any]:
     """A command's one object; what it says goes to stderr."""
     command = [sys.executable, "-m", "leanmoe.cli", *arguments, "--json"]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    # One thread: the CPU time of a command then depends little on what else runs.
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, stdout=subprocess.PIPE, env=alone, check=False)
     if ran.returncode != 0:
         raise LeanMoEError(f"`leanmoe {' '.join(arguments)}` failed, see the lines above")
     found: dict[str, Any] = json.loads(ran.stdout)
