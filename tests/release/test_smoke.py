@@ -2,10 +2,12 @@
 
 import json
 import subprocess
+import tomllib
 
 import pytest
 
 from leanmoe.cli import COMMANDS
+from tests.release.conftest import ROOT
 from tests.tiny import write_tiny_mixtral
 
 
@@ -41,7 +43,8 @@ def test_the_environment_holds_the_core_s_dependencies_alone(installed):
 def test_help_and_version(run):
     done = run("--help")
     assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in COMMANDS)
-    assert run("--version").stdout.startswith("leanmoe ")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert run("--version").stdout == f"leanmoe {version}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
