@@ -51,7 +51,7 @@ class Asker:
         if self._order:
             prompt = self._order[number % len(self._order)]
         else:
-            prompt = Prompt(index=number, text=self._words.text(asked or 1, source))
+            prompt = Prompt(index=number, text=self._made_up(asked or 1, source))
         payload = {
             **self._fixed,
             **self._question(prompt),
@@ -64,6 +64,10 @@ class Asker:
             prompt=prompt.index,
             level=None if wish is None else json.dumps(wish),
         )
+
+    def _made_up(self, tokens: int, source: random.Random) -> str:
+        words = (tokens - self._plan.extra_tokens) / self._plan.tokens_per_word
+        return self._words.text(max(round(words), 1), source)
 
     def _lengths(self, number: int, source: random.Random) -> tuple[int | None, int | None]:
         if self._plan.trace_lengths is not None:

@@ -17,8 +17,16 @@ from leanmoe_loadtest.analysis_options import (
     sends_nothing,
     wishes_of,
 )
+from leanmoe_loadtest.calibrate import calibrated
 from leanmoe_loadtest.clock import now
-from leanmoe_loadtest.locust_process import Crew, Outcome, check_free, run_load, run_worker
+from leanmoe_loadtest.locust_process import (
+    Crew,
+    Outcome,
+    check_found,
+    check_free,
+    run_load,
+    run_worker,
+)
 from leanmoe_loadtest.messages import Ending
 from leanmoe_loadtest.options import add_load_arguments, address, crew_of, settings_of
 from leanmoe_loadtest.plan import Plan
@@ -90,6 +98,7 @@ def _quality(server: Target, plan: Plan, run: Run, output: Path | None) -> Quali
 
 def _work(args: argparse.Namespace) -> Result:
     master = address(args.worker, "--worker")
+    check_found(master)
     print(f"sending for the master at {master}", file=sys.stderr, flush=True)
     run_worker(master)
     return {"worker_of": str(master)}
@@ -102,6 +111,7 @@ def _measure(server: Target, plan: Plan, crew: Crew, settings: Settings) -> tupl
         check_free(crew.master)
         text = f"waiting for {crew.workers} workers at {crew.master}"
         print(text, file=sys.stderr, flush=True)
+    plan = calibrated(plan, server.headers)
     before, asked = get_json(skipping, server.headers), now()
     with scraping(server.url, server.headers) as scrapes:
         outcome = run_load(plan, crew)

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import gevent.socket
 from gevent.event import Event
-from locust import User, events, task
+from locust import User, events, runners, task
 from locust.exception import StopUser
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 
@@ -38,6 +38,9 @@ _FLUSH_SECONDS = 0.5
 # Between handing out the plan and the first request: workers build their requests meanwhile.
 _LEAD_SECONDS = {True: 1.5, False: 0.2}
 _MOST_BUFFERED = 200
+# Seconds of silence after which a worker counts as lost. Locust's three are soon over on a busy
+# machine, and it ends a run whose last worker it misses.
+runners.HEARTBEAT_LIVENESS = 12
 
 
 class Sharer(User):  # type: ignore[misc]

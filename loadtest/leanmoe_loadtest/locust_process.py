@@ -136,6 +136,14 @@ def check_free(address: Address) -> None:
         raise InputError(f"the master cannot listen at {address}: {error.strerror}") from None
 
 
+def check_found(address: Address) -> None:
+    """``InputError`` unless a master could be at ``address``."""
+    try:
+        socket.getaddrinfo(address.host, address.port)
+    except OSError as error:
+        raise InputError(f"the master {address} cannot be found: {error.strerror}") from None
+
+
 @dataclass
 class _Locust:
     """A running Locust; it ends when ``control`` is closed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from typing import Any
+from urllib.parse import urlsplit
 
 from leanmoe.errors import InputError
 from leanmoe_loadtest.locust_process import Address, Crew
@@ -60,6 +61,7 @@ def _add_crew(group: argparse._ArgumentGroup) -> None:
 def _setting(
     group: argparse._ArgumentGroup, name: str, kind: type, text: str, metavar: str | None = None
 ) -> None:
+    metavar = metavar or {int: "N", float: "X"}.get(kind)
     group.add_argument(name, type=kind, help=text, metavar=metavar, default=argparse.SUPPRESS)
 
 
@@ -93,10 +95,11 @@ def crew_of(args: argparse.Namespace, settings: Settings) -> Crew:
 
 def address(text: str, where: str) -> Address:
     """``HOST``, ``HOST:PORT`` or ``[IPV6]:PORT``."""
-    host, colon, port = text.rpartition(":")
-    if not colon or (host.count(":") and not host.startswith("[")):
-        host, port = text, str(_PORT)
-    host = host.strip("[]")
-    if not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65_534:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port or _PORT
+    except ValueError:
+        host, port = None, _PORT
+    if not host or parts.netloc != text or "@" in text:
         raise InputError(f"{where} is {text!r}, expected HOST or HOST:PORT")
-    return Address(host, int(port))
+    return Address(host, port)

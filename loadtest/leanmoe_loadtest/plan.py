@@ -38,6 +38,8 @@ class Plan(BaseModel):
     max_concurrency: int = 1000
     prompts: list[Prompt]
     input_tokens: str | None = None
+    tokens_per_word: float = 1.0
+    extra_tokens: int = 0
     output_tokens: str | None = None
     trace_lengths: list[tuple[int | None, int | None]] | None = None
     levels: list[WeighedWish] | None = None

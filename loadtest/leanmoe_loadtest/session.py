@@ -50,6 +50,7 @@ class Session:
         slots = len(share.numbers(plan.max_concurrency)) if plan.schedule is not None else 1
         self._slots = BoundedSemaphore(max(slots, 1))
         self._cut = False
+        self._held_until = 0.0
         self.limit = ConcurrencyLimit(limit=slots)
 
     def run(self, start: float) -> None:
@@ -77,7 +78,7 @@ class Session:
             self._sleep_until(due)
             if self._cut:
                 self._leave_out(ask, due)
-            elif self._wait_for_slot():
+            elif self._wait_for_slot(due):
                 self._group.start(gevent.Greenlet(self._with_slot, ask, due))
             else:
                 self._leave_out(ask, due)
@@ -86,13 +87,16 @@ class Session:
         while not self._cut and (left := due - now()) > 0:
             gevent.sleep(min(left, 1.0))
 
-    def _wait_for_slot(self) -> bool:
+    def _wait_for_slot(self, due: float) -> bool:
         """Take a slot, waiting for one where none is free; false once the session was cut."""
-        if not self._slots.acquire(blocking=False):
+        free = self._slots.acquire(blocking=False)
+        # What came due while another waited here is as late as if it had waited itself.
+        if not free or due < self._held_until:
             self.limit.hits += 1
             self.limit.first_hit = self.limit.first_hit or now()
-            while not self._cut and not self._slots.acquire(timeout=1.0):
-                pass
+        while not free and not self._cut:
+            free = self._slots.acquire(timeout=1.0)
+            self._held_until = now()
         return not self._cut
 
     def _with_slot(self, ask: Ask, due: float) -> None:

@@ -29,8 +29,9 @@ class Pace:
     The first token of request ``i`` comes ``ttft_ms[i % n]`` after the request, the gap before
     token ``j`` is ``itl_ms[j % n]``. ``tokens`` 0 gives as many as ``max_tokens`` asks for. Every
     third request is refused when ``fail_every`` is 3; streams break off before token
-    ``drop_after``. The event with the role alone comes at once, or with ``late_role`` right
-    before the first token, as vLLM sends it.
+    ``drop_after``. With ``tokens_per_word`` it has a tokeniser, whose template adds seven. The
+    event with the role alone comes at once, or with ``late_role`` right before the first token,
+    as vLLM sends it.
     """
 
     ttft_ms: list[float] = field(default_factory=lambda: [150.0])
@@ -39,6 +40,7 @@ class Pace:
     fail_every: int = 0
     drop_after: int | None = None
     api_key: str | None = None
+    tokens_per_word: int = 0
     late_role: bool = False
 
 
@@ -106,6 +108,9 @@ class _Connection(asyncio.Protocol):
             self._whole(200, {"object": "list", "data": [{"id": "known"}]})
         elif path in ("/v1/chat/completions", "/v1/completions"):
             self._begin(json.loads(body), chat="chat" in path)
+        elif path == "/tokenize" and self._state.pace.tokens_per_word:
+            words = len(json.loads(body)["messages"][0]["content"].split())
+            self._whole(200, {"count": 7 + words * self._state.pace.tokens_per_word})
         elif path == "/health":
             self._whole(200, {})
         elif path == "/metrics":
