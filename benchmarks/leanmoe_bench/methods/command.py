@@ -10,18 +10,19 @@ from typing import Any
 from leanmoe.errors import InputError
 from leanmoe_bench.methods.measure import measure
 from leanmoe_bench.methods.page import page
-from leanmoe_bench.methods.runs import Calibration, Judging, Run, every_run
+from leanmoe_bench.methods.runs import Calibration, Judging, Run, every_run, source_name
 
 _DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
 CALIBRATION = Calibration(
     mix=",".join(f"builtin:{domain}:4" for domain in _DOMAINS),
     domain="builtin:c:16",
-    task="builtin:arith:64",
+    tasks=("builtin:arith:48", "builtin:language:48"),
 )
 JUDGING = Judging(
     data=",".join(f"builtin:{domain}:4" for domain in _DOMAINS),
     tasks="builtin:arith:100,builtin:facts:100,builtin:language:100",
 )
+_TASKS = " or ".join(f"`{task}`" for task in CALIBRATION.tasks)
 _INTRO = f"""# Results on the reference model
 
 `leanmoe bench methods --work DIR` made this page (with `--json`:
@@ -32,8 +33,9 @@ _INTRO = f"""# Results on the reference model
 - Tasks: `{JUDGING.tasks}`: accuracy, and the interval of
   its difference from the full model's.
 - Calibrated on: "mix" is `{CALIBRATION.mix}`,
-  "domain" `{CALIBRATION.domain}`, "task" the calibration split of `{CALIBRATION.task}`.
-- Seconds: deciding and writing, on two shared cores; without the score bundle where one is taken.
+  "domain" `{CALIBRATION.domain}`; EEP on the calibration split of a task, {_TASKS}.
+- Seconds of wall time and of CPU time, one thread on a machine shared with other work, which moves
+  the first: deciding and writing, without the score bundle where one is taken.
 """
 
 
@@ -58,4 +60,4 @@ def compare(cases: Sequence[str] | None, work: Path) -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> str:
     """``docs/results.md``."""
-    return page(rows, _INTRO)
+    return page(rows, _INTRO, source_name(CALIBRATION.domain))

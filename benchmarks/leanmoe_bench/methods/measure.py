@@ -7,6 +7,8 @@ comparison of hours can be stopped and goes on where it was. Checkpoints are rem
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -55,24 +57,34 @@ def _judged(run: Run, places: dict[str, str], judging: Judging, work: Path) -> d
     made = []
     for leftover in (out, work / "sparse"):
         shutil.rmtree(leftover, ignore_errors=True)
-    started = time.monotonic()
+    started, before = time.monotonic(), _cpu_seconds()
     for command in run.commands:
         filled = [part.format(**places, out=str(out)) for part in command]
         made.append(_leanmoe(*filled))
-    seconds = time.monotonic() - started
-    found = _leanmoe("eval", str(out), "--against", places["model"], *judging.options)
+    seconds, cpu = time.monotonic() - started, _cpu_seconds() - before
+    against = ("--against", places["model"], "--remember", str(work / "memory"))
+    found = _leanmoe("eval", str(out), *against, *judging.options)
     row = {key: value for key, value in asdict(run).items() if key != "commands"}
     shown = [" ".join(command) for command in run.commands]
     size = made[0].get("weight_bytes"), made[0].get("source_weight_bytes")
     for leftover in (out, work / "sparse"):
         shutil.rmtree(leftover, ignore_errors=True)
-    return {**row, "commands": shown, "seconds": round(seconds, 1), "bytes": size, "eval": found}
+    spent = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
+    return {**row, "commands": shown, **spent, "bytes": size, "eval": found}
+
+
+def _cpu_seconds() -> float:
+    """CPU time of the commands that ended so far, which other loads on the machine hardly move."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _leanmoe(*arguments: str) -> dict[str, Any]:
     """A command's one object; what it says goes to stderr."""
     command = [sys.executable, "-m", "leanmoe.cli", *arguments, "--json"]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    # One thread: the CPU time of a command then depends little on what else runs.
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, stdout=subprocess.PIPE, env=alone, check=False)
     if ran.returncode != 0:
         raise LeanMoEError(f"`leanmoe {' '.join(arguments)}` failed, see the lines above")
     found: dict[str, Any] = json.loads(ran.stdout)

@@ -6,14 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-_HEAD = "| method | calibrated on | {columns} | all | KLD | top-1 same | {tasks} | seconds |"
+from leanmoe_bench.methods.shapes import change, findings, joint, ratios
+
+_HEAD = "| method | calibrated on | {columns} | all | KLD | top-1 same | {tasks} | seconds, CPU |"
 
 
-def page(rows: Sequence[dict[str, Any]], intro: str) -> str:
-    """Markdown: one table per budget, the full model on top."""
+def page(rows: Sequence[dict[str, Any]], intro: str, domain: str) -> str:
+    """Markdown: the full model, what was expected and found, one table per budget.
+
+    ``domain`` is the one that some rows were calibrated on.
+    """
     full, cuts = rows[0], rows[1:]
     domains, tasks = list(full["eval"]["domains"]), list(full["eval"]["tasks"])
     parts = [intro.rstrip(), "", *_full_table(full, domains, tasks)]
+    found = [f"- {one}" for one in findings(cuts, domain)]
+    parts += ["", "## Expected and found", "", *found] if found else []
     for budget in dict.fromkeys(row["budget"] for row in cuts):
         parts += ["", f"## {budget.capitalize()}", "", *_header(domains, tasks)]
         parts += [_line(row, domains, tasks) for row in cuts if row["budget"] == budget]
@@ -43,23 +50,19 @@ def _header(domains: Sequence[str], tasks: Sequence[str]) -> list[str]:
 
 def _line(row: dict[str, Any], domains: Sequence[str], tasks: Sequence[str]) -> str:
     found = row["eval"]
-    ratios = [found["domains"][name]["against"]["ratio"] for name in domains]
-    cells = [_method(row), row["calibration"], *map(_change, ratios)]
-    mean = math.exp(math.fsum(math.log(one["mean"]) for one in ratios) / len(ratios))
+    changes = ratios(row)
+    cells = [_method(row), row["calibration"], *map(change, changes)]
     tokens = [found["domains"][name]["tokens"] for name in domains]
     kld = _weighted(found, domains, tokens, "kld")
     same = _weighted(found, domains, tokens, "top1_agreement")
-    cells += [f"**{mean - 1:+.1%}**", f"{kld:.3f}", f"{same:.0%}"]
+    cells += [f"**{change(joint(changes))}**", f"{kld:.3f}", f"{same:.0%}"]
     cells += [_accuracy(found["tasks"][name]) for name in tasks]
-    return "| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |"
+    cells.append(f"{row['seconds']:.0f}, {row['cpu_seconds']:.0f}")
+    return "| " + " | ".join(cells) + " |"
 
 
 def _method(row: dict[str, Any]) -> str:
     return f"{row['method']}, seed {row['seed']}" if row["method"] == "random" else row["method"]
-
-
-def _change(ratio: dict[str, Any]) -> str:
-    return f"{ratio['mean'] - 1:+.1%} ({ratio['low'] - 1:+.1%} to {ratio['high'] - 1:+.1%})"
 
 
 def _weighted(

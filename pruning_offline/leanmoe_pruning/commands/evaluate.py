@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +19,11 @@ from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.quality.evaluate import domain_report, domain_sums, forward
+from leanmoe_pruning.quality.evaluate import Against, domain_report, domain_sums, forward
 from leanmoe_pruning.quality.judging import BACKENDS, Judge, judge_model, make_judge
 from leanmoe_pruning.quality.levels import LevelPass
+from leanmoe_pruning.quality.remembered import Remembered
+from leanmoe_pruning.quality.tasks import TaskResult
 from leanmoe_pruning.quality.tasks.loading import HELP
 from leanmoe_pruning.quality.tasks.result import task_report
 
@@ -44,6 +47,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="MODEL2",
         help="also give KL(MODEL2 || MODEL), top-1 agreement and paired differences on tasks",
+    )
+    parser.add_argument(
+        "--remember",
+        type=Path,
+        metavar="DIR",
+        help="keep what MODEL2 said in DIR, so that the next eval against it on the same texts and "
+        "tasks does not run it again",
     )
     parser.add_argument(
         "--skip-level", type=float, default=0.0, metavar="L", help="skip level of MODEL (default 0)"
@@ -80,20 +90,24 @@ def _run(args: argparse.Namespace) -> Result:
     check_level(args.skip_level, "--skip-level")
     checkpoint = open_runnable_model(args.model)
     other = _open_other(args.against, checkpoint) if args.against else None
+    if args.remember is not None and other is None:
+        raise InputError("--remember keeps what the model of --against said; give --against too")
     if args.data is None and args.tasks is None:
         raise InputError("nothing to judge by: give --data SPEC, --tasks TASKS or both")
     data = load_data(args.data, checkpoint, "heldout", window=args.window) if args.data else None
     judge = make_judge(args.tasks, args.backend, args.include_path) if args.tasks else None
     _betas(checkpoint, args.skip_level)
+    digest = model_digest(other) if other else None
+    memory = Remembered(args.remember, digest or "", args.compute)
     with stop_on_signals():
-        texts = _judge_texts(args, checkpoint, other, data) if data else {}
-        tasks = _judge_tasks(args, checkpoint, other, judge) if judge else {}
+        texts = _judge_texts(args, checkpoint, other, memory, data) if data else {}
+        tasks = _judge_tasks(args, checkpoint, other, memory, judge) if judge else {}
     return {
         "model": str(args.model),
         "manifest_digest": checkpoint.manifest.digest() if checkpoint.manifest else None,
         "weights_digest": model_digest(checkpoint),
         "against": str(args.against) if args.against else None,
-        "against_weights_digest": model_digest(other) if other else None,
+        "against_weights_digest": digest,
         "skip_level": args.skip_level,
         **texts,
         **tasks,
@@ -102,10 +116,14 @@ def _run(args: argparse.Namespace) -> Result:
 
 
 def _judge_texts(
-    args: argparse.Namespace, checkpoint: Checkpoint, other: Checkpoint | None, data: DataSet
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    other: Checkpoint | None,
+    memory: Remembered,
+    data: DataSet,
 ) -> Result:
     run = _pass(checkpoint, data, args.skip_level, args.compute)
-    against = _pass(other, data, 0.0, args.compute) if other else None
+    against = _against(args, other, memory, data) if other else None
     with progress("windows", data.windows) as tick:
         sums = domain_sums(run, against, data, tick)
     return {
@@ -116,11 +134,24 @@ def _judge_texts(
     }
 
 
+def _against(
+    args: argparse.Namespace, other: Checkpoint, memory: Remembered, data: DataSet
+) -> Against:
+    hidden = memory.hidden(data.digest(), lambda: _pass(other, data, 0.0, args.compute).hidden)
+    return Against(DecoderStream(other, args.compute), hidden)
+
+
 def _judge_tasks(
-    args: argparse.Namespace, checkpoint: Checkpoint, other: Checkpoint | None, judge: Judge
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    other: Checkpoint | None,
+    memory: Remembered,
+    judge: Judge,
 ) -> Result:
     mine = judge_model(judge, checkpoint, _betas(checkpoint, args.skip_level), args.compute)
-    theirs = judge_model(judge, other, {}, args.compute) if other else [None] * len(mine)
+    theirs: Sequence[TaskResult | None] = [None] * len(mine)
+    if other is not None:
+        theirs = memory.tasks(judge.digest(), lambda: judge_model(judge, other, {}, args.compute))
     return {
         "backend": args.backend,
         "tasks": {one.task: task_report(one, two) for one, two in zip(mine, theirs, strict=True)},

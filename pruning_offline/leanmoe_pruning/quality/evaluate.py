@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from leanmoe_pruning.data import DataSet
+from leanmoe_pruning.forward.passes import Hidden
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.quality.bounds import WindowMean
@@ -14,6 +16,14 @@ from leanmoe_pruning.quality.comparison import Other, WindowSums, measure_window
 from leanmoe_pruning.quality.levels import LevelPass, run_levels
 
 Layers = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Against:
+    """The model compared with and its final hidden states, one tensor ``[N, T, D]`` per source."""
+
+    stream: DecoderStream
+    hidden: Hidden
 
 
 def forward(stream: DecoderStream, data: DataSet, betas: Layers, tick: Tick) -> LevelPass:
@@ -27,7 +37,7 @@ def forward(stream: DecoderStream, data: DataSet, betas: Layers, tick: Tick) -> 
 
 
 def domain_sums(
-    run: LevelPass, against: LevelPass | None, data: DataSet, tick: Tick
+    run: LevelPass, against: Against | None, data: DataSet, tick: Tick
 ) -> dict[str, tuple[WindowSums, WindowSums | None]]:
     """Window sums per source; with ``against`` also KL(against || run), agreement, its own sums."""
     found = {}

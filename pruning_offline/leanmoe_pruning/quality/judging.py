@@ -10,6 +10,7 @@ from typing import Protocol
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
+from leanmoe.provenance import bytes_digest
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import Tick, progress
 from leanmoe_pruning.quality.resident import ResidentModel
@@ -32,6 +33,10 @@ class Judge(Protocol):
         """How often ``judge`` calls its ``tick``, about."""
         ...
 
+    def digest(self) -> str | None:
+        """What is asked, or ``None`` where the judge cannot tell whether it changed."""
+        ...
+
     def judge(self, model: ResidentModel, tick: Tick) -> list[TaskResult]:
         """Every task's result."""
         ...
@@ -50,6 +55,9 @@ class OwnJudge:
     @property
     def steps(self) -> int:
         return sum(map(steps, self.tasks))
+
+    def digest(self) -> str | None:
+        return bytes_digest(f"{task.name} {task.digest()}\n".encode() for task in self.tasks)
 
     def judge(self, model: ResidentModel, tick: Tick) -> list[TaskResult]:
         return score_tasks(model, self.tasks, tick)

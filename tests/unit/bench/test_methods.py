@@ -31,18 +31,18 @@ def row(method: str, budget: str, ratio: float) -> dict:
     domain = {"perplexity": 8.0, "low": 7.0, "high": 9.0, "tokens": 100}
     domain |= {"against": {"ratio": interval}, "kld": 0.25, "top1_agreement": 0.5}
     task = {"items": 100, "accuracy": 0.5, "low": 0.4, "high": 0.6}
-    task |= {"against": {"low": -0.1, "high": 0.05}}
+    task |= {"against": {"accuracy": 0.5, "low": -0.1, "high": 0.05}}
     found = {"domains": {"gen": domain, "c": domain}, "tasks": {"arith": task}}
     told = {"method": method, "budget": budget, "calibration": "mix", "seed": 1}
-    return {**told, "seconds": 3.2, "eval": found}
+    return {**told, "seconds": 3.2, "cpu_seconds": 5.1, "eval": found}
 
 
 def test_the_page_has_a_table_per_budget_and_the_geometric_mean():
     said = show([row("full model", "8 of 8", 1), row("naee", "keep 4", 1.1), row("x", "2:4", 1.2)])
     assert said.count("\n## ") == 2 and "## Keep 4" in said and "## 2:4" in said
     [line] = [line for line in said.splitlines() if line.startswith("| naee")]
-    assert "+10.0% (+9.0% to +11.0%)" in line and "**+10.0%**" in line
-    assert "| 0.250 | 50% | 50% (-10% to +5%) | 3 |" in line
+    assert "+10.0% (+9.0% to +11.0%)" in line and "**+10.0% (+9.3% to +10.7%)**" in line
+    assert "| 0.250 | 50% | 50% (-10% to +5%) | 3, 5 |" in line
     heads = [line for line in said.splitlines() if line.startswith("| method")]
     assert {head.count("|") for head in heads} == {line.count("|")}
 
@@ -51,3 +51,25 @@ def test_a_method_nobody_has_is_refused(capsys):
     assert len(selected(["naee"])) == 6
     assert main(["bench", "methods", "--case", "no", "--json"]) == 2
     assert "no method 'no' is compared" in capsys.readouterr().err
+
+
+def test_findings_say_what_holds_and_what_lies_within_the_intervals():
+    made = [
+        row("full model", "8 of 8", 1),
+        row("naee", "keep 4", 1.1),
+        {**row("reap", "keep 4", 1.2), "calibration": "mix"},
+        {**row("random", "keep 4", 1.3), "seed": 0},
+        {**row("random", "keep 4", 1.5), "seed": 1},
+        {**row("naee", "keep 4", 1.05), "calibration": "domain"},
+        {**row("eep", "keep 4", 1.4), "calibration": "arith"},
+        row("moe-pruner", "50 %", 1.21),
+        row("wanda", "50 %", 1.212),
+        row("moe-pruner, distilled", "50 %", 1.09),
+    ]
+    lines = [line for line in show(made).splitlines() if line.startswith("- ")]
+    least, domain, task, pair, regained = lines[-5:]
+    assert "keep 4: holds. NAEE +10.0% (+9.3% to +10.7%); reap +20.0%, random +39.6%" in least
+    assert "keep 4: holds. On `c`" in domain
+    assert "does not hold, within the intervals. `arith`" in task
+    assert "ahead, within the intervals. +21.0%" in pair
+    assert "50 % lost: holds. +21.0%" in regained and "55% of the log loss" in regained

@@ -149,6 +149,9 @@ class HarnessTasks:
         """What progress counts: items, each once."""
         return sum(len(list(task.eval_docs)) for task in self._loaded["tasks"].values())
 
+    def digest(self) -> str | None:
+        return None
+
     def judge(self, model: ResidentModel, tick: Tick) -> list[TaskResult]:
         """Run every task on a model."""
         for task in self._loaded["tasks"].values():

@@ -1,0 +1,9 @@
+#!/bin/sh
+# Follower under Ray: lend this node's devices to the leader's Ray once it is up.
+set -eu
+
+until ray health-check --address "$LWS_LEADER_ADDRESS:$RAY_PORT"; do
+  echo "waiting for Ray on $LWS_LEADER_ADDRESS:$RAY_PORT"
+  sleep 5
+done
+exec ray start --address "$LWS_LEADER_ADDRESS:$RAY_PORT" --block --disable-usage-stats

@@ -1,0 +1,88 @@
+{{/* Every alert; docs/runbook.md has a section for each. */}}
+{{- define "leanmoe.alerts" -}}
+{{- $series := include "leanmoe.series" . }}
+{{- $limits := .Values.prometheusRule.thresholds }}
+- name: LeanMoEDown
+  severity: critical
+  for: 5m
+  summary: No replica answers a scrape.
+  expr: absent(up{ {{- $series -}} } == 1)
+- name: LeanMoENotReady
+  severity: critical
+  for: 2m
+  summary: A replica refuses all requests because a layer would not skip or a level is not in force everywhere.
+  expr: leanmoe_handshake_complete{ {{- $series -}} } == 0
+- name: LeanMoERestarting
+  severity: warning
+  for: 0m
+  summary: A replica's server started more than twice within an hour.
+  expr: changes(process_start_time_seconds{ {{- $series -}} }[1h]) > 2
+- name: LeanMoECountsStale
+  severity: warning
+  for: 5m
+  summary: The workers no longer report what they skip.
+  expr: leanmoe_snapshot_age_seconds{ {{- $series -}} } > 60
+- name: LeanMoESkippingSavesNothing
+  severity: warning
+  for: 10m
+  summary: A level above 0 is in force and layers compute what they skip.
+  expr: >-
+    sum by (pod) (leanmoe_wrapped_layers{ {{- $series -}} ,mode="zero"}) > 0
+    and on (pod) leanmoe_skip_level{ {{- $series -}} } > 0
+- name: LeanMoENonfiniteRouterTokens
+  severity: critical
+  for: 0m
+  summary: Routers gave weights that are not numbers.
+  expr: sum by (pod) (increase(leanmoe_nonfinite_router_tokens_total{ {{- $series -}} }[10m])) > 0
+- name: LeanMoELevelsDiffer
+  severity: warning
+  for: 15m
+  summary: Replicas run at different skip levels.
+  expr: max(leanmoe_skip_level{ {{- $series -}} }) - min(leanmoe_skip_level{ {{- $series -}} }) > 0.005
+{{- if not (kindIs "invalid" $limits.skipShare) }}
+- name: LeanMoESkipShareOff
+  severity: warning
+  for: 30m
+  summary: The share of skipped assignments is far from the one the curve was measured with.
+  expr: >-
+    abs(sum(rate(leanmoe_skipped_assignments_total{ {{- $series -}} }[30m]))
+    / sum(rate(leanmoe_routed_assignments_total{ {{- $series -}} }[30m])) - {{ $limits.skipShare }})
+    > {{ $limits.skipShareTolerance }}
+{{- end }}
+- name: LeanMoEQueueLong
+  severity: warning
+  for: 10m
+  summary: Requests wait for a place in the batch.
+  expr: avg(vllm:num_requests_waiting{ {{- $series -}} }) > {{ $limits.waitingRequests }}
+- name: LeanMoEKVCacheFull
+  severity: warning
+  for: 15m
+  summary: The KV cache is nearly full.
+  expr: avg(vllm:kv_cache_usage_perc{ {{- $series -}} }) > {{ $limits.kvUse }}
+- name: LeanMoEPreemptions
+  severity: warning
+  for: 15m
+  summary: Requests lose their place in the KV cache and are computed again.
+  expr: avg(rate(vllm:num_preemptions_total{ {{- $series -}} }[10m])) > {{ $limits.preemptionsPerSecond }}
+- name: LeanMoESlowFirstToken
+  severity: warning
+  for: 10m
+  summary: One request in twenty waits too long for its first token.
+  expr: >-
+    histogram_quantile(0.95, sum by (le)
+    (rate(vllm:time_to_first_token_seconds_bucket{ {{- $series -}} }[10m]))) > {{ $limits.firstTokenSeconds }}
+- name: LeanMoESlowTokens
+  severity: warning
+  for: 10m
+  summary: One gap between tokens in twenty is too long.
+  expr: >-
+    histogram_quantile(0.95, sum by (le)
+    (rate(vllm:inter_token_latency_seconds_bucket{ {{- $series -}} }[10m]))) > {{ $limits.interTokenSeconds }}
+- name: LeanMoEErrors
+  severity: critical
+  for: 5m
+  summary: Too many requests end in an error of the server.
+  expr: >-
+    sum(rate(http_requests_total{ {{- $series -}} ,status="5xx"}[5m]))
+    / sum(rate(http_requests_total{ {{- $series -}} }[5m])) > {{ $limits.errorShare }}
+{{- end }}

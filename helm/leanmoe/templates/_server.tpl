@@ -1,0 +1,248 @@
+{{/* The server's container and pod, for the Deployment and for leaders of several nodes. */}}
+{{- define "leanmoe.serveArgs" -}}
+{{- $server := .Values.server -}}
+- serve
+- {{ include "leanmoe.servedModel" . }}
+- --host=0.0.0.0
+- --port=8000
+- --drain-seconds={{ .Values.shutdown.drainSeconds }}
+- --poll-seconds={{ $server.pollSeconds }}
+{{- if not (kindIs "invalid" $server.skipLevel) }}
+- --skip-level={{ $server.skipLevel }}
+{{- end }}
+{{- if not (kindIs "invalid" $server.maxKld) }}
+- --max-kld={{ $server.maxKld }}
+{{- end }}
+- --max-skip-level={{ $server.maxSkipLevel }}
+- --phases={{ $server.phases }}
+{{- if not (kindIs "invalid" $server.unionBudget) }}
+- --union-budget={{ int $server.unionBudget }}
+- --union-mode={{ $server.unionMode }}
+{{- end }}
+{{- if $server.deterministic }}
+- --deterministic
+{{- end }}
+{{- if $server.skipVerify }}
+- --skip-verify
+{{- end }}
+{{- if .Values.secrets.adminKey.name }}
+- --admin-key-file=/secrets/admin/key
+{{- end }}
+- --served-model-name={{ include "leanmoe.servedName" . }}
+{{ include "leanmoe.engineArgs" . }}
+{{- if .Values.multiNode.enabled }}
+{{- if eq .Values.multiNode.backend "ray" }}
+- --distributed-executor-backend=ray
+{{- else }}
+- --node-rank=0
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* vLLM's arguments that leader and followers share. */}}
+{{- define "leanmoe.engineArgs" -}}
+- --tensor-parallel-size={{ .Values.server.tensorParallelSize }}
+- --pipeline-parallel-size={{ .Values.server.pipelineParallelSize }}
+- --config
+- /scripts/vllm.yaml
+{{- if and .Values.multiNode.enabled (eq .Values.multiNode.backend "native") }}
+- --nnodes={{ .Values.multiNode.size }}
+- --master-addr=$(LWS_LEADER_ADDRESS)
+- --master-port={{ .Values.multiNode.masterPort }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.resources" -}}
+{{- $devices := dict }}
+{{- if gt (int .Values.gpu.count) 0 }}
+{{- $_ := set $devices .Values.gpu.resource (int .Values.gpu.count) }}
+{{- end }}
+{{- $limits := merge (dict) (default (dict) .Values.resources.limits) $devices }}
+{{- toYaml (merge (dict "limits" $limits) .Values.resources) }}
+{{- end }}
+
+{{- define "leanmoe.engineEnvironment" -}}
+{{- if .Values.multiNode.enabled }}
+- name: VLLM_HOST_IP
+  valueFrom: {fieldRef: {fieldPath: status.podIP}}
+- {name: RAY_PORT, value: {{ .Values.multiNode.rayPort | quote }}}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.serverEnvironment" -}}
+{{- include "leanmoe.engineEnvironment" . }}
+{{- with .Values.secrets.apiKey }}
+{{- if .name }}
+- name: VLLM_API_KEY
+  valueFrom:
+    secretKeyRef: {name: {{ .name }}, key: {{ .key | quote }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.engineMounts" -}}
+- {name: models, mountPath: /models, readOnly: true}
+{{ include "leanmoe.commonMounts" . }}
+- {name: shm, mountPath: /dev/shm}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.serverContainer" -}}
+{{- $probes := .Values.probes -}}
+- name: server
+  image: {{ include "leanmoe.image" . }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  {{- if and .Values.multiNode.enabled (eq .Values.multiNode.backend "ray") }}
+  command: [/bin/sh, /scripts/lead-ray.sh]
+  {{- end }}
+  args: {{- include "leanmoe.serveArgs" . | nindent 4 }}
+  {{- with include "leanmoe.serverEnvironment" . | trim }}
+  env: {{- . | nindent 4 }}
+  {{- end }}
+  envFrom:
+    - configMapRef: {name: {{ include "leanmoe.settingsName" . }}}
+  ports:
+    - {name: http, containerPort: 8000, protocol: TCP}
+  # The port opens only when the weights are loaded; until then only this probe looks.
+  startupProbe:
+    httpGet: {path: /health, port: http}
+    periodSeconds: {{ $probes.startup.periodSeconds }}
+    timeoutSeconds: {{ $probes.liveness.timeoutSeconds }}
+    failureThreshold: {{ divf $probes.startup.seconds $probes.startup.periodSeconds | ceil }}
+  livenessProbe:
+    httpGet: {path: /health, port: http}
+    periodSeconds: {{ $probes.liveness.periodSeconds }}
+    timeoutSeconds: {{ $probes.liveness.timeoutSeconds }}
+    failureThreshold: {{ $probes.liveness.failureThreshold }}
+  readinessProbe:
+    httpGet: {path: /ready, port: http}
+    periodSeconds: {{ $probes.readiness.periodSeconds }}
+    timeoutSeconds: {{ $probes.readiness.timeoutSeconds }}
+    failureThreshold: {{ $probes.readiness.failureThreshold }}
+  # SIGTERM makes the server refuse at once, so the endpoint lists must know first.
+  lifecycle:
+    preStop:
+      sleep: {seconds: {{ .Values.shutdown.preStopSeconds }}}
+  resources: {{- include "leanmoe.resources" . | nindent 4 }}
+  securityContext: {{- toYaml .Values.securityContext | nindent 4 }}
+  volumeMounts:
+    {{- include "leanmoe.engineMounts" . | nindent 4 }}
+    {{- if .Values.secrets.adminKey.name }}
+    - {name: admin-key, mountPath: /secrets/admin, readOnly: true}
+    {{- end }}
+{{- end }}
+
+{{/* Fetches, or waits for the Job. */}}
+{{- define "leanmoe.initContainers" -}}
+{{- if not .Values.prepare.enabled }}
+{{- include "leanmoe.fetchContainer" . }}
+{{- else if not .Values.prepare.hook }}
+- name: wait-for-model
+  image: {{ include "leanmoe.image" . }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  command: [/bin/sh, /scripts/wait.sh]
+  env:
+    - {name: MODEL, value: {{ include "leanmoe.servedModel" . | quote }}}
+  resources:
+    requests: {cpu: 10m, memory: 16Mi}
+    limits: {memory: 64Mi}
+  securityContext: {{- toYaml .Values.securityContext | nindent 4 }}
+  volumeMounts:
+    - {name: models, mountPath: /models, readOnly: true}
+    {{- include "leanmoe.commonMounts" . | nindent 4 }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.engineVolumes" -}}
+{{ include "leanmoe.modelVolume" . }}
+{{ include "leanmoe.commonVolumes" . }}
+- name: shm
+  emptyDir: {medium: Memory, sizeLimit: {{ .Values.shmSize }}}
+{{- if not .Values.prepare.enabled }}
+{{- include "leanmoe.fetchVolumes" . }}
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.graceSeconds" -}}
+{{- $shutdown := .Values.shutdown }}
+{{- add $shutdown.preStopSeconds $shutdown.drainSeconds $shutdown.stopSeconds }}
+{{- end }}
+
+{{- define "leanmoe.serverPod" -}}
+metadata:
+  {{- include "leanmoe.podMetadata" (dict "root" . "component" "server") | nindent 2 }}
+spec:
+  {{- include "leanmoe.podBasics" . | nindent 2 }}
+  {{- with include "leanmoe.placement" (dict "root" . "component" "server") | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  serviceAccountName: {{ include "leanmoe.serviceAccountName" . }}
+  terminationGracePeriodSeconds: {{ include "leanmoe.graceSeconds" . }}
+  {{- with include "leanmoe.initContainers" . | trim }}
+  initContainers: {{- . | nindent 4 }}
+  {{- end }}
+  containers:
+    {{- include "leanmoe.serverContainer" . | nindent 4 }}
+  volumes:
+    {{- include "leanmoe.engineVolumes" . | nindent 4 }}
+    {{- with .Values.secrets.adminKey }}
+    {{- if .name }}
+    - name: admin-key
+      secret:
+        secretName: {{ .name }}
+        items: [{key: {{ .key | quote }}, path: key}]
+        defaultMode: 0440
+    {{- end }}
+    {{- end }}
+{{- end }}
+
+{{/* A node that only lends its devices to the leader. */}}
+{{- define "leanmoe.followerPod" -}}
+metadata:
+  {{- include "leanmoe.podMetadata" (dict "root" . "component" "follower") | nindent 2 }}
+spec:
+  {{- include "leanmoe.podBasics" . | nindent 2 }}
+  {{- with include "leanmoe.placement" (dict "root" . "component" "follower") | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  serviceAccountName: {{ include "leanmoe.serviceAccountName" . }}
+  # The leader still answers while it drains: followers must outlive it.
+  terminationGracePeriodSeconds: {{ include "leanmoe.graceSeconds" . }}
+  {{- with include "leanmoe.initContainers" . | trim }}
+  initContainers: {{- . | nindent 4 }}
+  {{- end }}
+  containers:
+    - name: follower
+      image: {{ include "leanmoe.image" . }}
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      {{- if eq .Values.multiNode.backend "ray" }}
+      command: [/bin/sh, /scripts/follow-ray.sh]
+      {{- else }}
+      command: [vllm]
+      args:
+        - serve
+        - {{ include "leanmoe.servedModel" . }}
+        - --headless
+        - --node-rank=$(LWS_WORKER_INDEX)
+        - --seed=0
+        {{- include "leanmoe.engineArgs" . | nindent 8 }}
+      {{- end }}
+      env:
+        {{- include "leanmoe.engineEnvironment" . | trim | nindent 8 }}
+        - {name: VLLM_PLUGINS, value: leanmoe}
+      envFrom:
+        - configMapRef: {name: {{ include "leanmoe.settingsName" . }}}
+      lifecycle:
+        preStop:
+          sleep: {seconds: {{ add .Values.shutdown.preStopSeconds .Values.shutdown.drainSeconds }}}
+      resources: {{- include "leanmoe.resources" . | nindent 8 }}
+      securityContext: {{- toYaml .Values.securityContext | nindent 8 }}
+      volumeMounts: {{- include "leanmoe.engineMounts" . | nindent 8 }}
+  volumes:
+    {{- include "leanmoe.engineVolumes" . | nindent 4 }}
+{{- end }}

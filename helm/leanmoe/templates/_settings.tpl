@@ -1,0 +1,69 @@
+{{/* What lies in the ConfigMap; its digest on the pods restarts them when it changes. */}}
+{{- define "leanmoe.environment" -}}
+HOME: /cache
+USER: leanmoe
+TMPDIR: /tmp
+XDG_CACHE_HOME: /cache/xdg
+XDG_CONFIG_HOME: /cache/config
+HF_HOME: /cache/huggingface
+VLLM_CACHE_ROOT: /cache/vllm
+VLLM_CONFIG_ROOT: /cache/config/vllm
+TRITON_CACHE_DIR: /cache/triton
+TORCHINDUCTOR_CACHE_DIR: /cache/inductor
+CUDA_CACHE_PATH: /cache/cuda
+FLASHINFER_WORKSPACE_BASE: /cache
+NUMBA_CACHE_DIR: /cache/numba
+MPLCONFIGDIR: /cache/matplotlib
+PYTHONDONTWRITEBYTECODE: "1"
+# The model lies on the volume: nothing is looked up on the hub.
+HF_HUB_OFFLINE: "1"
+VLLM_NO_USAGE_STATS: "1"
+DO_NOT_TRACK: "1"
+VLLM_WORKER_MULTIPROC_METHOD: spawn
+{{- end }}
+
+{{- define "leanmoe.settings" -}}
+{{- $own := include "leanmoe.environment" . | fromYaml -}}
+{{- range $name, $value := .Values.server.env }}
+{{- $_ := set $own $name (toString $value) }}
+{{- end }}
+{{- toYaml $own }}
+{{- end }}
+
+{{- define "leanmoe.files" -}}
+vllm.yaml: |
+  {{- toYaml .Values.server.vllm | nindent 2 }}
+{{- range $path, $_ := .Files.Glob "files/*" }}
+{{ base $path }}: |
+  {{- $.Files.Get $path | trim | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Two ConfigMaps: variables, and files under /scripts. dict "root", "annotations". */}}
+{{- define "leanmoe.configMaps" -}}
+{{- $root := .root -}}
+{{- $annotations := .annotations -}}
+{{- range $kind := list "settings" "files" }}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: {{ include "leanmoe.configName" (dict "root" $root "kind" $kind) }}
+  namespace: {{ $root.Release.Namespace }}
+  labels: {{- include "leanmoe.labels" $root | nindent 4 }}
+  {{- with $annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+data:
+  {{- regexReplaceAll "(?m)^ +$" (include (printf "leanmoe.%s" $kind) $root | nindent 2) "" }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.configName" -}}
+{{- $suffix := ternary "-hook" "" (eq (toString .root.hook) "true") }}
+{{- printf "%s-%s%s" (include "leanmoe.fullname" .root) .kind $suffix }}
+{{- end }}
+
+{{- define "leanmoe.settingsName" -}}
+{{- include "leanmoe.configName" (dict "root" . "kind" "settings") }}
+{{- end }}

@@ -1,0 +1,112 @@
+{{/* What a schema cannot say: settings that exclude or need each other. One sentence each. */}}
+{{- define "leanmoe.validate" -}}
+{{- include "leanmoe.validateModel" . }}
+{{- include "leanmoe.validatePrepare" . }}
+{{- include "leanmoe.validateServer" . }}
+{{- include "leanmoe.validateScale" . }}
+{{- include "leanmoe.validateNetwork" . }}
+{{- end }}
+
+{{- define "leanmoe.validateModel" -}}
+{{- $storage := .Values.model.storage }}
+{{- $source := .Values.model.source }}
+{{- if and (eq $storage.kind "image") (not $storage.image.reference) }}
+{{- fail "model.storage.kind is image and model.storage.image.reference is empty: name the OCI image that holds the model" }}
+{{- end }}
+{{- if and (eq $storage.kind "image") (ne $source.kind "none") }}
+{{- fail (printf "model.storage.kind is image, which is read-only, and model.source.kind is %s: set the source to none" $source.kind) }}
+{{- end }}
+{{- if and (eq $storage.kind "image") (semverCompare "<1.33.0-0" .Capabilities.KubeVersion.Version) }}
+{{- fail (printf "model.storage.kind is image, which needs Kubernetes 1.33 or newer, and this is %s" .Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- if and (eq $source.kind "none") (eq $storage.kind "emptyDir") }}
+{{- fail "model.source.kind is none and model.storage.kind is emptyDir: the volume would be empty; name a source" }}
+{{- end }}
+{{- if and (eq $source.kind "none") (eq $storage.kind "pvc") (not $storage.existingClaim) }}
+{{- fail "model.source.kind is none and the chart makes the claim: it would be empty; set model.storage.existingClaim to the claim that holds the model, or name a source" }}
+{{- end }}
+{{- if and (ne $source.kind "none") (not (include "leanmoe.origin" .)) }}
+{{- $key := get (dict "huggingface" "huggingface.repo" "objectStore" "objectStore.remote" "oci" "oci.reference") $source.kind }}
+{{- fail (printf "model.source.kind is %s and model.source.%s is empty: say what to fetch" $source.kind $key) }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.validatePrepare" -}}
+{{- $prepare := .Values.prepare }}
+{{- if $prepare.enabled }}
+{{- if ne .Values.model.storage.kind "pvc" }}
+{{- fail (printf "prepare.enabled needs a volume that the Job and the pods share, and model.storage.kind is %s: use pvc" .Values.model.storage.kind) }}
+{{- end }}
+{{- if and $prepare.hook (not .Values.model.storage.existingClaim) }}
+{{- fail "prepare.hook runs before anything of the release exists: set model.storage.existingClaim to a claim of yours, or prepare.hook to false" }}
+{{- end }}
+{{- if and (not (kindIs "invalid" $prepare.prune.keep)) (not (kindIs "invalid" $prepare.prune.ratio)) }}
+{{- fail "prepare.prune.keep and prepare.prune.ratio are both set: leave one of them out" }}
+{{- end }}
+{{- if and (kindIs "invalid" $prepare.prune.keep) (kindIs "invalid" $prepare.prune.ratio) (not $prepare.prune.extraArgs) }}
+{{- fail "prepare.enabled and nothing says how much to cut: set prepare.prune.keep, prepare.prune.ratio, or extraArgs such as [--sparsity, \"0.5\"]" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.validateServer" -}}
+{{- $server := .Values.server }}
+{{- if and (not (kindIs "invalid" $server.skipLevel)) (not (kindIs "invalid" $server.maxKld)) }}
+{{- fail "server.skipLevel and server.maxKld are both set: leave one of them out" }}
+{{- end }}
+{{- if and $server.deterministic (not (kindIs "invalid" $server.unionBudget)) }}
+{{- fail "server.deterministic refuses any server.unionBudget: set it to null, or deterministic to false" }}
+{{- end }}
+{{- $own := list "model" "port" "host" "seed" "served-model-name" "tensor-parallel-size" "pipeline-parallel-size" "config" "nnodes" "node-rank" "master-addr" "master-port" "distributed-executor-backend" "api-key" "middleware" "uds" }}
+{{- $refused := list "data-parallel-size" "api-server-count" "headless" "grpc" "kv-transfer-config" "kv-offloading-size" "hf-overrides" "hf-config-path" "enable-return-routed-experts" }}
+{{- range $name, $_ := $server.vllm }}
+{{- if has $name $own }}
+{{- fail (printf "server.vllm.%s is set by the chart: use the chart's own setting" $name) }}
+{{- end }}
+{{- if has $name $refused }}
+{{- fail (printf "server.vllm.%s: leanmoe serve refuses it, see docs/serving.md" $name) }}
+{{- end }}
+{{- end }}
+{{- $ranks := mul $server.tensorParallelSize $server.pipelineParallelSize | int }}
+{{- $devices := int .Values.gpu.count }}
+{{- if .Values.multiNode.enabled }}
+{{- $all := mul .Values.multiNode.size $devices | int }}
+{{- if and (gt $devices 0) (ne $ranks $all) }}
+{{- fail (printf "server.tensorParallelSize times pipelineParallelSize is %d, and multiNode.size times gpu.count is %d: they must be equal" $ranks $all) }}
+{{- end }}
+{{- else if and (gt $devices 0) (gt $ranks $devices) }}
+{{- fail (printf "server.tensorParallelSize times pipelineParallelSize is %d, and gpu.count is %d: give as many devices, or enable multiNode" $ranks $devices) }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.validateScale" -}}
+{{- $scale := .Values.autoscaling }}
+{{- if and $scale.hpa.enabled $scale.keda.enabled }}
+{{- fail "autoscaling.hpa and autoscaling.keda are both enabled and would scale against each other: enable one" }}
+{{- end }}
+{{- if and $scale.keda.enabled (not $scale.keda.serverAddress) }}
+{{- fail "autoscaling.keda.serverAddress is empty: give the address of Prometheus" }}
+{{- end }}
+{{- if gt (int $scale.minReplicas) (int $scale.maxReplicas) }}
+{{- fail (printf "autoscaling.minReplicas is %d and maxReplicas is %d: the first must not be larger" (int $scale.minReplicas) (int $scale.maxReplicas)) }}
+{{- end }}
+{{- $pods := int .Values.replicas }}
+{{- if include "leanmoe.autoscaled" . }}
+{{- $pods = int $scale.maxReplicas }}
+{{- end }}
+{{- if .Values.multiNode.enabled }}
+{{- $pods = mul $pods .Values.multiNode.size | int }}
+{{- end }}
+{{- if and (gt $pods 1) (not (include "leanmoe.shared" .)) }}
+{{- fail (printf "%d pods would mount the claim %s, whose model.storage.accessModes is [%s]: use ReadWriteMany, or emptyDir" $pods (include "leanmoe.claimName" .) (join ", " .Values.model.storage.accessModes)) }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.validateNetwork" -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) }}
+{{- fail "ingress.enabled and ingress.hosts is empty: name at least one host" }}
+{{- end }}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
+{{- fail "httpRoute.enabled and httpRoute.parentRefs is empty: name the Gateway" }}
+{{- end }}
+{{- end }}

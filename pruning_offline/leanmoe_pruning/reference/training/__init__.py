@@ -1,0 +1,1 @@
+"""Making the reference models: texts, training, packing, figures."""

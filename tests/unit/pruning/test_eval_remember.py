@@ -1,0 +1,78 @@
+"""``leanmoe eval --remember``: the model compared with is run once for what was asked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from leanmoe.cli import main
+from leanmoe_pruning.commands import evaluate
+from tests.tiny import write_tiny_mixtral
+
+DATA = "builtin:gen:1,builtin:c:1"
+TASKS = "builtin:facts:10,builtin:sums:2"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return [
+        write_tiny_mixtral(folder / str(seed), layers=2, dtype="float32", seed=seed)
+        for seed in range(3)
+    ]
+
+
+def run(capsys, model, other, *options: str) -> dict:
+    capsys.readouterr()
+    assert main(["eval", str(model), "--against", str(other), *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    return {name: found[name] for name in ("domains", "tasks") if name in found}
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    """Names of the models whose layers were run."""
+    names = []
+    stream = evaluate.DecoderStream.layers
+
+    def layers(self):
+        names.append(self.checkpoint.path.name)
+        return stream(self)
+
+    monkeypatch.setattr(evaluate.DecoderStream, "layers", layers)
+    return names
+
+
+def test_figures_are_those_without_it_and_the_other_runs_once(models, tmp_path, capsys, passed):
+    first, second, other = models
+    asked = ["--data", DATA, "--tasks", TASKS]
+    memory = ["--remember", str(tmp_path / "memory")]
+    plain = [run(capsys, one, other, *asked) for one in (first, second)]
+    passed.clear()
+    kept = [run(capsys, one, other, *asked, *memory) for one in (first, second)]
+    assert kept == plain
+    assert passed.count(other.name) * 2 == sum(name != other.name for name in passed)
+
+
+def test_other_weights_texts_and_tasks_are_asked_anew(models, tmp_path, capsys):
+    first, second, other = models
+    memory = ["--remember", str(tmp_path / "memory")]
+    for against, asked in (
+        (other, ["--data", "builtin:gen:1", "--tasks", "builtin:facts:10"]),
+        (second, ["--data", "builtin:gen:1", "--tasks", "builtin:facts:10"]),
+        (other, ["--data", "builtin:c:1"]),
+        (other, ["--tasks", "builtin:facts:11"]),
+        (other, ["--data", "builtin:gen:1", "--compute", "bfloat16"]),
+    ):
+        assert run(capsys, first, against, *asked, *memory) == run(capsys, first, against, *asked)
+
+
+def test_it_needs_a_model_to_remember_and_a_folder(models, tmp_path, capsys):
+    first, _, other = models
+    asked = [str(first), "--data", "builtin:gen:1", "--remember"]
+    assert main(["eval", *asked, str(tmp_path)]) == 2
+    assert "give --against too" in capsys.readouterr().err
+    (tmp_path / "file").write_text("here")
+    assert main(["eval", *asked, str(tmp_path / "file"), "--against", str(other)]) == 2
+    assert "expected a folder" in capsys.readouterr().err
