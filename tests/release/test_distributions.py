@@ -8,6 +8,7 @@ from email.parser import Parser
 
 import pytest
 
+from leanmoe_pruning.reference.training.sources import SOURCES
 from tests.release.conftest import ROOT
 
 PARTS = {
@@ -100,3 +101,13 @@ def test_both_are_of_the_version_that_the_changelog_begins_with(distributions):
         line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")
     ]
     assert headings[0] == "## [Unreleased]" and headings[1].startswith(f"## [{version}] - 20")
+
+
+def test_the_notice_names_every_source_of_the_training_text():
+    """By the list in `sources.py`; what a person calls one differs here and there."""
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8").lower()
+    called = {"apache2": "apache http", "cups": "cups", "python3.11": "python 3.11"}
+    called |= {"libpython3.11": "python 3.11", "dict": "dictionary", "bible": "king james"}
+    for source in SOURCES:
+        stem = source.package.partition("-")[0]
+        assert called.get(stem, stem) in notice, source
