@@ -142,9 +142,20 @@ def _tokens_row(axes: Axes, axis: Mapping[str, Any], _: Sequence[RequestRecord])
 def _server_line(
     axes: Axes, axis: Mapping[str, Any], name: str, colour: str, label: str, scale: float = 1.0
 ) -> None:
-    if name in axis["server"]:
-        values = [None if v is None else scale * v for v in axis["server"][name]]
-        _line(axes, axis, values, colour, label)
+    if name not in axis["server"]:
+        return
+    # Readings may be further apart than windows: a window without one is no gap in the curve.
+    pairs = zip(axis["seconds"], axis["server"][name], strict=True)
+    points = [(at, scale * value) for at, value in pairs if value is not None]
+    if points:
+        axes.plot(
+            *zip(*points, strict=True),
+            "o-",
+            color=colour,
+            markersize=2.5,
+            linewidth=1.2,
+            label=label,
+        )
 
 
 def _skip_row(axes: Axes, axis: Mapping[str, Any], _: Sequence[RequestRecord]) -> None:
