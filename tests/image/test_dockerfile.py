@@ -111,3 +111,13 @@ def test_the_documented_pins_are_those_of_the_dockerfile(stages):
     for base in bases:
         tag, digest = base.split("@")
         assert tag in document and digest in document
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_chart_moves_every_cache_along_with_home(stages, target):
+    """Its pods mount a folder of their own; what stayed behind could not be written."""
+    chart = (ROOT / "helm" / "leanmoe" / "templates" / "_settings.tpl").read_text()
+    moved = set(re.findall(r"^([A-Z_]+): /", chart, re.MULTILINE))
+    for value in values(stages[target], "ENV"):
+        here = {name for name, place in pairs(value).items() if place.startswith("/home/leanmoe")}
+        assert here and here <= moved, here - moved
