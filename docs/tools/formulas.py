@@ -19,7 +19,8 @@ _FOUND = re.compile(
 
 def _mathml(found: re.Match[str]) -> str:
     display = "block" if found["tag"] == "div" else "inline"
-    return convert(html.unescape(found["tex"]), display=display)
+    markup: str = convert(html.unescape(found["tex"]), display=display)
+    return markup
 
 
 def on_page_content(text: str, **_: Any) -> str:
