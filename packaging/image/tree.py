@@ -102,7 +102,13 @@ def enter(
     variables = [f"{name}={value}" for name, value in environment.items()]
     inside = ["env", "-i", f"--chdir={folder}", *variables, *command]
     # A folder has to be a mount before it can be made read-only.
-    lines = ["set -e", f"mount --bind {quoted} {quoted}", *_system(root)]
+    # chroot lies where not every user's PATH leads.
+    lines = [
+        "set -e",
+        "PATH=$PATH:/usr/sbin:/sbin",
+        f"mount --bind {quoted} {quoted}",
+        *_system(root),
+    ]
     lines += [line for mount in mounts for line in mount.commands(root)]
     lines += [] if memory is None else _sealed(root, memory)
     lines.append(f"exec chroot --userspec={user} {quoted} {shlex.join(inside)}")

@@ -31,8 +31,8 @@ def tree(tmp_path):
 
 
 def run(tree, *arguments, home=HOME, writable=True):
-    if os.geteuid() != 0:
-        pytest.skip("entering a tree needs root")
+    if subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], check=False).returncode:
+        pytest.skip("entering a tree needs root and the right to mount")
     line = enter(
         tree,
         ["/opt/bin/entrypoint", *arguments],
