@@ -48,6 +48,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, help="offline: calibration tokens (default 2048)")
     parser.add_argument("--url", help="tools: a live server (default: one of known pace)")
     parser.add_argument("--guidellm", metavar="PROGRAM", help="tools: default guidellm, if any")
+    parser.add_argument(
+        "--done", action="store_true", help="methods: only the rows that --work holds, run nothing"
+    )
     parser.add_argument("--work", type=Path, help="keep checkpoints here (4.4 GB for M)")
 
 
@@ -96,7 +99,7 @@ def _methods(args: argparse.Namespace, work: Path) -> Result:
     from leanmoe_bench.methods.command import compare
     from leanmoe_bench.serve import environment
 
-    return {"environment": environment(), "methods": compare(args.case, work)}
+    return {"environment": environment(), "methods": compare(args.case, work, args.done)}
 
 
 def _load(args: argparse.Namespace, work: Path) -> Result:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError
-from leanmoe_bench.methods.measure import measure
+from leanmoe_bench.methods.measure import finished, measure
 from leanmoe_bench.methods.page import page
 from leanmoe_bench.methods.runs import Calibration, Judging, Run, every_run, source_name
 
@@ -49,8 +49,10 @@ def selected(cases: Sequence[str] | None) -> list[Run]:
     return [run for run in runs if not cases or run.method in cases]
 
 
-def compare(cases: Sequence[str] | None, work: Path) -> list[dict[str, Any]]:
-    """Rows as they are done, the full model's first."""
+def compare(cases: Sequence[str] | None, work: Path, done: bool = False) -> list[dict[str, Any]]:
+    """Rows as they are done, the full model's first; with ``done`` those that ``work`` holds."""
+    if done:
+        return finished(selected(cases), work)
     rows = []
     for row in measure(selected(cases), CALIBRATION, JUDGING, work):
         rows.append(row)

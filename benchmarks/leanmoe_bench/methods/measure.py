@@ -18,12 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from leanmoe.errors import LeanMoEError
+from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.provenance import atomic_write_json
 from leanmoe_bench.methods.runs import Calibration, Judging, Run
 from leanmoe_bench.reference import reference_model
 
 FULL = "full model"
+_FULL_FILE = "full.json"
 
 
 def measure(
@@ -32,12 +33,21 @@ def measure(
     """The full model's figures, then those of every run."""
     work.mkdir(parents=True, exist_ok=True)
     model, scores = reference_model(work), work / "scores"
-    yield _once(work / "full.json", lambda: _judged_full(model, judging))
+    yield _once(work / _FULL_FILE, lambda: _judged_full(model, judging))
     if not (scores / "scores.json").exists():
         _leanmoe("score", str(model), "--data", calibration.mix, "-o", str(scores))
     places = {"model": str(model), "scores": str(scores), "work": str(work)}
     for run in runs:
         yield _once(work / f"{run.name}.json", lambda run=run: _judged(run, places, judging, work))
+
+
+def finished(runs: Sequence[Run], work: Path) -> list[dict[str, Any]]:
+    """The rows that ``work`` holds; ``InputError`` where not even the full model was judged."""
+    full = work / _FULL_FILE
+    if not full.exists():
+        raise InputError(f"{full} is missing, so nothing was measured in {work}; drop --done")
+    paths = [full, *(work / f"{run.name}.json" for run in runs)]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
 def _once(path: Path, make: Any) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from leanmoe.command import parse
 from leanmoe_bench.methods.command import CALIBRATION, JUDGING, selected, show
 from leanmoe_bench.methods.runs import every_run
 
+ROOT = Path(__file__).resolve().parents[3]
 RUNS = list(every_run(CALIBRATION))
 
 
@@ -73,3 +76,18 @@ def test_findings_say_what_holds_and_what_lies_within_the_intervals():
     assert "does not hold, within the intervals. `arith`" in task
     assert "ahead, within the intervals. +21.0%" in pair
     assert "50 % lost: holds. +21.0%" in regained and "55% of the log loss" in regained
+
+
+def test_rows_that_are_done_are_shown_without_running_any(tmp_path, capsys):
+    assert main(["bench", "methods", "--done", "--work", str(tmp_path), "--json"]) == 2
+    assert "nothing was measured in" in capsys.readouterr().err
+    made = {"full": row("full model", "8 of 8", 1), RUNS[0].name: row("naee", "keep 4", 1.1)}
+    for name, content in made.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert main(["bench", "methods", "--done", "--work", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["methods"] == list(made.values())
+
+
+def test_the_page_of_results_shows_the_recorded_rows():
+    recorded = json.loads((ROOT / "benchmarks/results/methods.json").read_text())["methods"]
+    assert (ROOT / "docs/results.md").read_text().startswith(show(recorded))
