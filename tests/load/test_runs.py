@@ -63,10 +63,10 @@ def test_what_the_bound_on_concurrency_delays_is_told(tmp_path: Path) -> None:
         done = run(slow.url, *arguments, "-o", str(tmp_path / "run"))
     found = read_run(tmp_path / "run")
     late = sorted(record.late_seconds for record in found.requests)
-    assert late[1] < 1.4 <= late[2]
+    assert late[2] >= 1.4
     assert found.info.concurrency is not None
     assert (found.info.concurrency.limit, found.info.concurrency.hits) == (2, 2)
-    assert "2 requests waited because 2 were under way" in done.stdout
+    assert "2 requests had to wait for one of 2 places" in done.stdout
 
 
 def test_workers_share_a_load_and_their_records_are_merged(
