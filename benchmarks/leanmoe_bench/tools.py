@@ -2,7 +2,8 @@
 
 ``leanmoe loadtest``, ``vllm bench serve`` and GuideLLM take turns on one server, with the same
 prompts, the same number of requests under way and answers of the same length. What each
-reports is compared under our names:
+reports is compared under our names, and where the server is vLLM with the server's own means
+of the same run:
 
 - vLLM takes the event that carries the role alone for the first token. Its servers send it right
   before the first text, so TTFT is the same and one gap more, of nearly nothing, is among its
@@ -42,7 +43,9 @@ _PACE = Pace(
     tokens=0,
     late_role=True,
 )
-_STREAMS, _REQUESTS, _TOKENS = 4, 60, 32
+_STREAMS, _TOKENS = 4, 32
+# A real server is quicker than the known pace, and less steady.
+_REQUESTS = {"known pace": 60, "given": 240}
 _QUESTIONS = (
     "What is the capital of France?",
     "Explain why the sky is blue.",
@@ -53,13 +56,18 @@ _QUESTIONS = (
     "Give me a recipe for tomato soup.",
     "Plan a chess lesson for a ten-year-old.",
 )
-_PROMPTS = tuple(f"Question {n}: {_QUESTIONS[n % len(_QUESTIONS)]}" for n in range(_REQUESTS))
 _POINTS = ("mean", "p50", "p95")
 FIGURES = (
     *(f"{name}_{point}" for name in ("ttft", "itl", "tpot", "e2e") for point in _POINTS),
     "itl_mean_as_printed",
     "tokens_per_second",
 )
+# What vLLM measures of its requests by itself.
+_OWN = {
+    "ttft_mean": "vllm:time_to_first_token_seconds",
+    "tpot_mean": "vllm:request_time_per_output_token_seconds",
+    "e2e_mean": "vllm:e2e_request_latency_seconds",
+}
 Figures = dict[str, float]
 
 
@@ -70,10 +78,12 @@ class Target:
     url: str
     model: str
     work: Path
+    requests: int
 
     def prompts(self) -> Path:
         path = self.work / "prompts.jsonl"
-        rows = [{"prompt": text, "output_tokens_count": _TOKENS} for text in _PROMPTS]
+        texts = [f"Question {n}: {_QUESTIONS[n % len(_QUESTIONS)]}" for n in range(self.requests)]
+        rows = [{"prompt": text, "output_tokens_count": _TOKENS} for text in texts]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return path
 
@@ -100,7 +110,14 @@ def _output(command: Sequence[str], work: Path) -> str:
 def _ours(target: Target) -> Figures:
     command = [sys.executable, "-m", "leanmoe.cli", "loadtest", target.url, "--json"]
     # Closed loop until the number is reached, however long it takes.
-    command += ["--users", str(_STREAMS), "--max-requests", str(_REQUESTS), "--duration", "3600"]
+    command += [
+        "--users",
+        str(_STREAMS),
+        "--max-requests",
+        str(target.requests),
+        "--duration",
+        "3600",
+    ]
     command += ["--max-tokens", str(_TOKENS), "--ignore-eos", "--prompts", str(target.prompts())]
     found = json.loads(_output([*command, "--model", target.model], target.work))
     latencies = {
@@ -125,7 +142,7 @@ def _vllm(target: Target) -> Figures:
         "--model": target.model,
         "--dataset-name": "custom",
         "--dataset-path": str(target.prompts()),
-        "--num-prompts": str(_REQUESTS),
+        "--num-prompts": str(target.requests),
         "--max-concurrency": str(_STREAMS),
         "--percentile-metrics": "ttft,tpot,itl,e2el",
         "--metric-percentiles": "50,95",
@@ -164,7 +181,7 @@ def _guidellm(program: str) -> Callable[[Target], Figures]:
         options = {
             "--backend": f"kind=openai_http,target={target.url},model={target.model}",
             "--profile": f"kind=concurrent,streams={_STREAMS}",
-            "--constraint": f"kind=max_requests,count={_REQUESTS}",
+            "--constraint": f"kind=max_requests,count={target.requests}",
             "--data": f"kind=json_file,path={target.prompts()}",
             "--output": f"kind=json,path={result}",
         }
@@ -203,21 +220,83 @@ def measure(work: Path, rounds: int, url: str | None, guidellm: str | None) -> d
             server = "known pace"
         else:
             url, server = url.rstrip("/").removesuffix("/v1"), "given"
-        target = Target(url, _model(url), Path(tempfile.mkdtemp(dir=work)))
+        target = Target(url, _model(url), Path(tempfile.mkdtemp(dir=work)), _REQUESTS[server])
         seen: dict[str, list[Figures]] = {name: [] for name in tools}
+        own: dict[str, list[Figures]] = {name: [] for name in tools}
         for turn in range(rounds):
             for name in _order(list(tools), turn):
+                before = _own_sums(url)
                 seen[name].append(tools[name](target))
+                own[name].append(_own_means(before, _own_sums(url)))
     return {
         "server": server,
         "model": target.model,
         "streams": _STREAMS,
-        "requests": _REQUESTS,
+        "requests": target.requests,
         "tokens": _TOKENS,
         "rounds": rounds,
         "left_out": [] if program else ["guidellm"],
         "rows": [row for name in tools if name != "leanmoe" for row in _rows(seen, name)],
+        "against_server": [row for name in tools for row in _own_rows(name, seen, own)],
     }
+
+
+def _own_sums(url: str) -> dict[str, tuple[float, float]]:
+    """vLLM's own latencies so far, in seconds, and of how many requests; none elsewhere."""
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return {}
+    values: dict[str, float] = {}
+    for sample in (line.rpartition(" ") for line in text.splitlines()):
+        name = sample[0].partition("{")[0]
+        if name.endswith(("_sum", "_count")):
+            values[name] = values.get(name, 0.0) + float(sample[2])
+    return {
+        figure: (values[f"{name}_sum"], values[f"{name}_count"])
+        for figure, name in _OWN.items()
+        if f"{name}_sum" in values
+    }
+
+
+def _own_means(
+    before: Mapping[str, tuple[float, float]], after: Mapping[str, tuple[float, float]]
+) -> Figures:
+    """Means in milliseconds of the requests in between."""
+    means = {"requests": 0.0}
+    for figure, (seconds, count) in after.items():
+        since = before.get(figure, (0.0, 0.0))
+        if count > since[1]:
+            means[figure] = 1e3 * (seconds - since[0]) / (count - since[1])
+            means["requests"] = count - since[1]
+    return means
+
+
+def _own_rows(
+    name: str, seen: Mapping[str, Sequence[Figures]], own: Mapping[str, Sequence[Figures]]
+) -> list[dict[str, Any]]:
+    """A tool's means beside the server's of the same run, which a drifting server leaves true."""
+    rows = []
+    for figure in _OWN:
+        if not all(figure in means for means in own[name]):
+            continue
+        client = [figures[figure] for figures in seen[name]]
+        server = [means[figure] for means in own[name]]
+        ratio = paired_ratio(client, server)
+        rows.append(
+            {
+                "tool": name,
+                "figure": figure,
+                "requests": [int(means["requests"]) for means in own[name]],
+                "client": round(median(client), 3),
+                "server": round(median(server), 3),
+                "ratio": round(ratio.middle, 4),
+                "low": round(ratio.low, 4),
+                "high": round(ratio.high, 4),
+            }
+        )
+    return rows
 
 
 def _program(text: str) -> str:
@@ -269,6 +348,13 @@ def show(found: Mapping[str, Any]) -> str:
         f"{row['tool']:10}{row['figure']:20}{row['ours']:>10.2f}{row['theirs']:>10.2f}"
         f"{row['ratio']:>8.3f}  {row['low']:.3f} to {row['high']:.3f}"
         for row in found["rows"]
+    ]
+    if found["against_server"]:
+        lines += ["", f"{'tool':10}{'figure':20}{'client':>10}{'server':>10}{'ratio':>8}  its own"]
+    lines += [
+        f"{row['tool']:10}{row['figure']:20}{row['client']:>10.2f}{row['server']:>10.2f}"
+        f"{row['ratio']:>8.3f}  {row['low']:.3f} to {row['high']:.3f}"
+        for row in found["against_server"]
     ]
     lines += [f"left out, as it is not installed: {name}" for name in found["left_out"]]
     return "\n".join(lines)
