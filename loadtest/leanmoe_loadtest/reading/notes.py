@@ -8,6 +8,7 @@ from typing import Any
 _LATE_MS = 50.0
 _FOREIGN_SHARE = 0.05
 _FEW = 100
+_TOGETHER_SHARE = 0.1
 _UNFINISHED_SHARE = 0.1
 
 
@@ -46,6 +47,13 @@ def _of_the_generator(summary: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"The generator sent requests late (p95 {late['p95']:.0f} ms): the load was lower than "
             "asked for, and TTFT leaves out the wait. Use more workers or a lower rate."
+        )
+    together = summary["pieces_together"]
+    if together is not None and together > _TOGETHER_SHARE:
+        yield (
+            f"{together:.0%} of the pieces of text arrived together with the one before: the "
+            "server sends several at once, or the generator did not get the processor in time, "
+            "and then TTFT and ITL are not the server's. Run it on cores or a machine of its own."
         )
     limit = summary["concurrency"]
     if limit is not None and limit["hits"]:

@@ -36,6 +36,8 @@ _SHOWN = (
     "partial",
 )
 
+_AT_ONCE_SECONDS = 2e-4
+
 
 def summarise_run(
     run: Run, slo: Slo | None = None, quality: Quality | None = None
@@ -47,6 +49,7 @@ def summarise_run(
         **{name: info[name] for name in _SHOWN},
         **figures.of(run.requests),
         "late_ms": distribution_ms(present(r.late_seconds for r in run.requests)),
+        "pieces_together": _together(run.requests),
         "by_endpoint": figures.by(lambda record: record.endpoint),
         "by_level": figures.by(lambda record: level_name(record.level)),
         "server": server_figures(run.metrics),
@@ -76,6 +79,12 @@ class _Figures:
             name: {**self.of(groups[name]), "applied_levels": _applied(groups[name])}
             for name in sorted(groups)
         }
+
+
+def _together(records: Sequence[RequestRecord]) -> float | None:
+    """Share of gaps too short for a token: the text of several steps arrived at once."""
+    gaps = [gap for record in records if record.completed for gap in record.itl_seconds]
+    return sum(gap < _AT_ONCE_SECONDS for gap in gaps) / len(gaps) if gaps else None
 
 
 def _applied(records: Sequence[RequestRecord]) -> list[float]:

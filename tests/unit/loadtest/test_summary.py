@@ -133,3 +133,13 @@ def test_a_restarted_server_does_not_make_counters_shrink():
     server = summarise_run(run)["server"]
     assert server["answer_tokens"] == 10.0
     assert server["skip_rate"] == pytest.approx(100 / 400)
+
+
+def test_text_that_arrives_in_lumps_is_said_so():
+    lumps = [record(float(n), gaps=(0.0, 0.0, 0.05)) for n in range(5)]
+    summary = summarise_run(run_of(lumps))
+    assert summary["pieces_together"] == pytest.approx(2 / 3)
+    assert any("67% of the pieces of text arrived together" in note for note in summary["notes"])
+    smooth = summarise_run(run_of([record()]))
+    assert smooth["pieces_together"] == 0.0
+    assert not any("arrived together" in note for note in smooth["notes"])
