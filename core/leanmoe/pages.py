@@ -1,11 +1,14 @@
 """How LeanMoE's HTML pages look: one style sheet, and SVG figures in the page's own colours.
 
-Standard library only: the parts draw with what they like and hand over the SVG's text.
+Standard library only: the parts draw with Matplotlib and hand their figures over.
 """
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Callable
+from typing import Any, Protocol
 
 STYLE = """\
 :root {
@@ -55,11 +58,10 @@ details summary { cursor: pointer; font-weight: 600; }
 ul { margin: .3rem 0; padding-left: 1.2rem; }
 """
 
-# Stand-ins that `themed` turns into the page's colours.
+# Stand-ins that `figure_svg` turns into the page's colours.
 INK, LINE, MAIN, SECOND, EMPTY = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "ink", LINE: "line", MAIN: "main", SECOND: "second", EMPTY: "empty"}
-# For Matplotlib's `style.context`.
-FIGURE_SETTINGS: dict[str, object] = {
+_FIGURE_SETTINGS: dict[str, object] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -89,7 +91,28 @@ FIGURE_SETTINGS: dict[str, object] = {
 FIGURE_WIDTH = 9.3  # inches, as wide as the page's column
 
 
-def themed(svg: str, name: str) -> str:
+class Savable(Protocol):
+    """A Matplotlib figure, of which no more is known here."""
+
+    @property
+    def savefig(self) -> Callable[..., None]: ...
+
+
+def figure_style(name: str) -> list[Any]:
+    """What Matplotlib's ``style.context`` takes to draw the figure ``name`` for a page."""
+    return ["default", {**_FIGURE_SETTINGS, "svg.hashsalt": name}]
+
+
+def figure_svg(figure: Savable, name: str) -> str:
+    """The figure for a page, its colours by the page's theme; two runs give the same bytes."""
+    out = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(out, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.05)
+    text = out.getvalue()
+    return _themed(text[text.index("<svg") :], name)
+
+
+def _themed(svg: str, name: str) -> str:
     """Page colours, ids of the figure's own, and no size but its proportions."""
     for stand_in, variable in _VARIABLES.items():
         svg = svg.replace(stand_in, f"var(--{variable})")

@@ -22,8 +22,8 @@ def level_name(wish: str | None) -> str:
 
 
 def _word(key: str, value: object) -> str:
-    if key == "level":
-        return str(value)
     if value is True:
         return key
-    return f"{'kld' if key == 'max_kld' else key}={value}"
+    # 1 and 1.0 are one level.
+    text = f"{value:g}" if isinstance(value, int | float) else str(value)
+    return text if key == "level" else f"{'kld' if key == 'max_kld' else key}={text}"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib.style
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
-from leanmoe.pages import EMPTY, FIGURE_SETTINGS, FIGURE_WIDTH, LINE, MAIN, SECOND, themed
+from leanmoe.pages import EMPTY, FIGURE_WIDTH, LINE, MAIN, SECOND, figure_style, figure_svg
 from leanmoe_loadtest.reading.levels import level_name
 from leanmoe_loadtest.record import RequestRecord
 
@@ -29,27 +27,13 @@ _LATENCIES: Mapping[str, Callable[[RequestRecord], Sequence[float | None]]] = {
 Drawn = Sequence[float | None]
 
 
-@contextmanager
-def _drawing(name: str) -> Iterator[None]:
-    with matplotlib.style.context(["default", {**FIGURE_SETTINGS, "svg.hashsalt": name}]):
-        yield
-
-
-def _svg(figure: Figure, name: str) -> str:
-    out = io.StringIO()
-    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(out, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.05)
-    text = out.getvalue()
-    return themed(text[text.index("<svg") :], name)
-
-
 def latencies_figure(records: Sequence[RequestRecord]) -> str:
     """For each latency, what share of the values lies below; a line per level."""
     groups: dict[str, list[RequestRecord]] = {}
     for record in records:
         if record.completed:
             groups.setdefault(level_name(record.level), []).append(record)
-    with _drawing("latencies"):
+    with style.context(figure_style("latencies")):
         figure = Figure(figsize=(FIGURE_WIDTH, 2.7), layout="constrained")
         panels = figure.subplots(1, len(_LATENCIES), sharey=True)
         for axes, (title, latency) in zip(panels, _LATENCIES.items(), strict=True):
@@ -63,7 +47,7 @@ def latencies_figure(records: Sequence[RequestRecord]) -> str:
         panels[0].set_ylim(0, 1.02)
         if len(groups) > 1:
             panels[-1].legend(fontsize=8, title="level", title_fontsize=8)
-        return _svg(figure, "latencies")
+        return figure_svg(figure, "latencies")
 
 
 def _distribution(axes: Axes, name: str, rows: Sequence[Drawn], place: int) -> None:
@@ -86,7 +70,7 @@ def timeline_figure(axis: Mapping[str, Any], records: Sequence[RequestRecord]) -
         rows.append(_queue_row)
     if "resident_bytes" in server or "device_bytes" in server:
         rows.append(_memory_row)
-    with _drawing("timeline"):
+    with style.context(figure_style("timeline")):
         figure = Figure(figsize=(FIGURE_WIDTH, 1.45 * len(rows)), layout="constrained")
         panels = figure.subplots(len(rows), 1, sharex=True)
         for axes, row in zip(panels, rows, strict=True):
@@ -97,7 +81,7 @@ def timeline_figure(axis: Mapping[str, Any], records: Sequence[RequestRecord]) -
                 axes.legend(fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 0.98))
         panels[-1].set_xlabel("seconds since the first request")
         panels[-1].set_xlim(0, axis["seconds"][-1] + axis["window_seconds"] / 2)
-        return _svg(figure, "timeline")
+        return figure_svg(figure, "timeline")
 
 
 def _line(axes: Axes, axis: Mapping[str, Any], values: Drawn, colour: str, label: str) -> None:
@@ -183,7 +167,7 @@ def _memory_row(axes: Axes, axis: Mapping[str, Any], _: Sequence[RequestRecord])
 
 def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> str:
     """Quality beside speed: a point per level."""
-    with _drawing("tradeoff"):
+    with style.context(figure_style("tradeoff")):
         figure = Figure(figsize=(FIGURE_WIDTH, 3.0), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, key, title in zip(
@@ -200,7 +184,7 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> str:
         panels[0].set_ylabel("agreement with exact")
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
         panels[0].set_ylim(0, 1.08)
-        return _svg(figure, "tradeoff")
+        return figure_svg(figure, "tradeoff")
 
 
 def _point(axes: Axes, row: Mapping[str, Any], at: float) -> None:
@@ -215,7 +199,7 @@ def _point(axes: Axes, row: Mapping[str, Any], at: float) -> None:
 
 def saturation_figure(found: Mapping[str, Any]) -> str:
     """Goodput of every step against its rate."""
-    with _drawing("saturation"):
+    with style.context(figure_style("saturation")):
         figure = Figure(figsize=(FIGURE_WIDTH, 3.0), layout="constrained")
         axes = figure.add_subplot()
         for holds, colour, label in ((True, MAIN, "held"), (False, SECOND, "did not")):
@@ -238,13 +222,13 @@ def saturation_figure(found: Mapping[str, Any]) -> str:
         axes.set_xlabel("requests per second")
         axes.set_ylabel("requests that met every goal")
         axes.legend(fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-        return _svg(figure, "saturation")
+        return figure_svg(figure, "saturation")
 
 
 def ratios_figure(rows: Sequence[Mapping[str, Any]]) -> str:
     """Ratios with their intervals, one below the other."""
     drawn = [row for row in rows if row["ratio"] is not None]
-    with _drawing("ratios"):
+    with style.context(figure_style("ratios")):
         figure = Figure(figsize=(FIGURE_WIDTH, 0.24 * len(drawn) + 0.8), layout="constrained")
         axes = figure.add_subplot()
         for place, row in enumerate(drawn):
@@ -257,4 +241,4 @@ def ratios_figure(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.set_ylim(len(drawn) - 0.5, -0.5)
         axes.set_xlabel("B over A")
         axes.grid(axis="y", visible=False)
-        return _svg(figure, "ratios")
+        return figure_svg(figure, "ratios")

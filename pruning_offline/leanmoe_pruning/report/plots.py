@@ -5,11 +5,9 @@ Two runs give the same bytes: ids are hashed from the figure's name, and no date
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
-import matplotlib.style
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
@@ -17,29 +15,15 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from leanmoe.curve import QualityCurve
-from leanmoe.pages import EMPTY, FIGURE_SETTINGS, FIGURE_WIDTH, MAIN, SECOND, themed
+from leanmoe.pages import EMPTY, FIGURE_WIDTH, MAIN, SECOND, figure_style, figure_svg
 from leanmoe_pruning.report.losses import LayerLosses
 
 _CELL = 0.86  # of a square of the heat map
 
 
-@contextmanager
-def _drawing(name: str) -> Iterator[None]:
-    with matplotlib.style.context(["default", {**FIGURE_SETTINGS, "svg.hashsalt": name}]):
-        yield
-
-
-def _svg(figure: Figure, name: str) -> str:
-    out = io.StringIO()
-    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(out, format="svg", metadata=metadata, bbox_inches="tight", pad_inches=0.05)
-    text = out.getvalue()
-    return themed(text[text.index("<svg") :], name)
-
-
 def losses_figure(losses: LayerLosses) -> str:
     """The cut's loss per layer against the range of the alternatives."""
-    with _drawing("losses"):
+    with style.context(figure_style("losses")):
         figure = Figure(figsize=(FIGURE_WIDTH, 3.0), layout="constrained")
         axes = figure.add_subplot()
         places = range(len(losses.layers))
@@ -65,7 +49,7 @@ def losses_figure(losses: LayerLosses) -> str:
         axes.set_ylabel("loss")
         axes.grid(axis="x", visible=False)
         axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9)
-        return _svg(figure, "losses")
+        return figure_svg(figure, "losses")
 
 
 def _layer_ticks(axes: Axes, layers: Sequence[int], vertical: bool = False) -> None:
@@ -88,7 +72,7 @@ def kept_figure(kept: Mapping[int, Sequence[int]], n_experts: int) -> str:
             cell = (expert, place) if wide else (place, expert)
             (there if expert in held else gone).append(cell)
     columns, rows = (n_experts, len(layers)) if wide else (len(layers), n_experts)
-    with _drawing("kept"):
+    with style.context(figure_style("kept")):
         side = min(0.3, FIGURE_WIDTH / columns)
         figure = Figure(figsize=(columns * side + 0.6, rows * side + 0.6))
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -110,7 +94,7 @@ def kept_figure(kept: Mapping[int, Sequence[int]], n_experts: int) -> str:
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9)
-        return _svg(figure, "kept")
+        return figure_svg(figure, "kept")
 
 
 def _squares(cells: Sequence[tuple[int, int]]) -> Outline:
@@ -126,7 +110,7 @@ def curve_figure(curve: QualityCurve) -> str:
     """What skipping saves and costs, by level."""
     points = curve.points
     levels = [point.level for point in points]
-    with _drawing("curve"):
+    with style.context(figure_style("curve")):
         figure = Figure(figsize=(FIGURE_WIDTH, 2.9), layout="constrained")
         skipped, divergence, agreement = figure.subplots(1, 3)
         skipped.plot(levels, [point.skip_rate for point in points], "o-", color=MAIN, markersize=4)
@@ -153,4 +137,4 @@ def curve_figure(curve: QualityCurve) -> str:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         for axes in (skipped, divergence):
             axes.set_ylim(bottom=0)
-        return _svg(figure, "curve")
+        return figure_svg(figure, "curve")
