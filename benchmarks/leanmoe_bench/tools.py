@@ -283,20 +283,25 @@ def _own_rows(
             continue
         client = [figures[figure] for figures in seen[name]]
         server = [means[figure] for means in own[name]]
-        ratio = paired_ratio(client, server)
         rows.append(
             {
                 "tool": name,
                 "figure": figure,
                 "requests": [int(means["requests"]) for means in own[name]],
-                "client": round(median(client), 3),
-                "server": round(median(server), 3),
-                "ratio": round(ratio.middle, 4),
-                "low": round(ratio.low, 4),
-                "high": round(ratio.high, 4),
+                **_compared("client", client, "server", server),
             }
         )
     return rows
+
+
+def _compared(
+    name: str, values: Sequence[float], other: str, theirs: Sequence[float]
+) -> dict[str, float]:
+    """Both medians, and the ratio of the first to the second, paired by turn."""
+    ratio = paired_ratio(values, theirs)
+    ends = {"ratio": ratio.middle, "low": ratio.low, "high": ratio.high}
+    medians = {name: round(median(values), 3), other: round(median(theirs), 3)}
+    return {**medians, **{key: round(value, 4) for key, value in ends.items()}}
 
 
 def _program(text: str) -> str:
@@ -326,16 +331,11 @@ def _rows(seen: Mapping[str, Sequence[Figures]], other: str) -> list[dict[str, A
             continue
         ours = [figures[figure] for figures in seen["leanmoe"]]
         theirs = [figures[figure] for figures in seen[other]]
-        ratio = paired_ratio(ours, theirs)
         rows.append(
             {
                 "tool": other,
                 "figure": figure,
-                "ours": round(median(ours), 3),
-                "theirs": round(median(theirs), 3),
-                "ratio": round(ratio.middle, 4),
-                "low": round(ratio.low, 4),
-                "high": round(ratio.high, 4),
+                **_compared("ours", ours, "theirs", theirs),
             }
         )
     return rows

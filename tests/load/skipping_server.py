@@ -143,6 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self._send_level(level)
         self.end_headers()
+        # The pace it answers at: a figure of nothing would divide by zero.
         time.sleep(0.02 + wait)
         for word in words:
             time.sleep(0.005)

@@ -73,7 +73,10 @@ def observe(pace: Pace, seconds: float, arguments: Sequence[str]) -> Observed:
 def _cpu_share(
     process: subprocess.Popen[bytes], server: KnownServer, seconds: float
 ) -> tuple[float, float]:
-    """Cores that Locust's processes and the server take while requests flow."""
+    """Cores that Locust's processes and the server take while requests flow.
+
+    Both sleeps are the measurement: from when the load is steady until shortly before its end.
+    """
     while process.poll() is None and not server.truth().payloads:
         time.sleep(0.2)
     time.sleep(_SETTLE_SECONDS)

@@ -58,7 +58,7 @@ def _once(path: Path, make: Any) -> dict[str, Any]:
 
 
 def _judged_full(model: Path, judging: Judging) -> dict[str, Any]:
-    found = _leanmoe("eval", str(model), *judging.options)
+    found = _leanmoe("eval", str(model), *judging.options) | {"model": "{model}"}
     return {"method": FULL, "budget": "8 of 8", "calibration": "none", "seed": 0, "eval": found}
 
 
@@ -74,6 +74,7 @@ def _judged(run: Run, places: dict[str, str], judging: Judging, work: Path) -> d
     seconds, cpu = time.monotonic() - started, _cpu_seconds() - before
     against = ("--against", places["model"], "--remember", str(work / "memory"))
     found = _leanmoe("eval", str(out), *against, *judging.options)
+    found |= {"model": "{out}", "against": "{model}"}
     row = {key: value for key, value in asdict(run).items() if key != "commands"}
     shown = [" ".join(command) for command in run.commands]
     size = made[0].get("weight_bytes"), made[0].get("source_weight_bytes")

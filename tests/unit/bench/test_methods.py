@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -91,3 +92,10 @@ def test_rows_that_are_done_are_shown_without_running_any(tmp_path, capsys):
 def test_the_page_of_results_shows_the_recorded_rows():
     recorded = json.loads((ROOT / "benchmarks/results/methods.json").read_text())["methods"]
     assert (ROOT / "docs/results.md").read_text().startswith(show(recorded))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.name
+)
+def test_recorded_results_name_no_place_of_the_machine_that_made_them(path):
+    assert not re.findall(r'"(?:/|~|[A-Z]:)[^"]*"', path.read_text())
