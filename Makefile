@@ -8,12 +8,14 @@ EXTRA ?= cpu
 STAMP := $(VENV)/.leanmoe-installed
 # The versions the tests ran with; `make install CONSTRAINTS=` takes the newest that fit instead.
 CONSTRAINTS ?= $(wildcard constraints/$(EXTRA).txt)
+# The CUDA image's Python, which resolves what goes into it.
+CUDA_PYTHON ?= python3.12
 # Tools of a release, apart from what is released: they would change its versions.
 RELEASE := .venv-release
 RELEASE_BIN := $(RELEASE)/bin
 
 .PHONY: demo test docs install lint chart-readme clean
-.PHONY: constraints constraints-cuda dist sbom audit
+.PHONY: constraints constraints-cuda constraints-verify dist sbom audit
 
 demo: install
 	$(BIN)/leanmoe demo --output demo.json
@@ -58,7 +60,11 @@ constraints: install
 	$(BIN)/python packaging/lock.py tested
 
 constraints-cuda: install
-	$(BIN)/python packaging/lock.py cuda
+	$(BIN)/python packaging/lock.py cuda --python $(CUDA_PYTHON)
+
+# The gate compares pins with recorded requirements; this asks whether the record is true.
+constraints-verify: install
+	$(BIN)/python packaging/lock.py verify
 
 # A wheel and a source distribution, the wheel built from the latter.
 dist: install

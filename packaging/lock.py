@@ -2,8 +2,12 @@
 
     python packaging/lock.py tested   # cpu.txt, build.txt, image-cpu.txt: from this environment
     python packaging/lock.py cuda     # image-cuda.txt: resolved by pip, nothing is installed
+    python packaging/lock.py verify   # asks the registry whether the records still hold
 
-``tested`` reads what is installed where it runs, which is what the tests ran with.
+``tested`` reads what is installed where it runs, which is what the tests ran with. Files of an
+image get a record of what each pin requires (pins.py). ``cuda`` needs the CUDA image's Python:
+pip evaluates markers such as ``python_version > "3.11"`` with the interpreter that runs it,
+whatever ``--python-version`` says.
 """
 
 from __future__ import annotations
@@ -14,22 +18,30 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import pins
+from pins import Package
+
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "constraints"
 # What `make install` takes, and what an image needs: no tests, no task harness.
 ALL_EXTRAS = ("cpu", "offline", "search", "tasks", "loadtest", "docs", "dev")
 IMAGE_EXTRAS = ("offline", "search", "loadtest")
 # Broken beside the CPU build of torch, and of no use to text models.
 LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
-CUDA_PYTHON = "3.12"
+BUILD_TOOLS = ("hatchling", "build", "pip")
+# The one whose layer checks and figures were made on a GPU; pyproject.toml may accept more.
+CUDA_VLLM = "0.32.0"
+# CUDA's compilers of the release that torch is built with, which fixes them. Left alone, pip takes
+# the newest, and a driver loads no PTX from a compiler newer than itself.
+CUDA_COMPILERS = "cuda-toolkit[cccl,nvcc]"
 
 
 def declared(extras: Iterable[str], pyproject: Path = ROOT / "pyproject.toml") -> list[Requirement]:
@@ -40,17 +52,31 @@ def declared(extras: Iterable[str], pyproject: Path = ROOT / "pyproject.toml") -
     return [Requirement(line) for line in lines]
 
 
-def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
-    environment = {name: str(value) for name, value in default_environment().items()}
-    marker = requirement.marker
-    return marker is None or any(
-        marker.evaluate({**environment, "extra": extra}) for extra in ("", *extras)
-    )
+def roots(name: str) -> list[Requirement]:
+    """What ``constraints/NAME.txt`` is made for."""
+    match name:
+        case "image-cpu":
+            return declared(("cpu", *IMAGE_EXTRAS))
+        case "image-cuda":
+            more = (f"vllm=={CUDA_VLLM}", CUDA_COMPILERS)
+            return [*declared(("cuda", *IMAGE_EXTRAS)), *map(Requirement, more)]
+        case "build":
+            return [Requirement(one) for one in BUILD_TOOLS]
+        case _:
+            return declared(ALL_EXTRAS)
 
 
-def closure(requirements: Iterable[Requirement]) -> dict[str, str]:
-    """Every installed package that ``requirements`` lead to, with its version."""
-    found: dict[str, str] = {}
+def left_out(name: str) -> frozenset[str]:
+    """Packages that are required and not taken."""
+    return LEFT_OUT if name == "image-cpu" else frozenset()
+
+
+def closure(
+    requirements: Iterable[Requirement], environment: Mapping[str, str] | None = None
+) -> dict[str, Package]:
+    """Every installed package that ``requirements`` lead to where ``environment`` holds."""
+    where = {name: str(value) for name, value in (environment or default_environment()).items()}
+    found: dict[str, Package] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     waiting = list(requirements)
     while waiting:
@@ -60,14 +86,13 @@ def closure(requirements: Iterable[Requirement]) -> dict[str, str]:
         if key in seen or name in LEFT_OUT:
             continue
         seen.add(key)
-        package = _installed(wanted)
-        found[name] = package.version
-        needs = [Requirement(line) for line in package.requires or []]
-        waiting += [need for need in needs if _applies(need, wanted.extras)]
+        found[name] = _installed(wanted)
+        for extra in ("", *wanted.extras):
+            waiting += found[name].needs(extra, where)
     return found
 
 
-def _installed(wanted: Requirement) -> metadata.Distribution:
+def _installed(wanted: Requirement) -> Package:
     try:
         package = metadata.distribution(wanted.name)
     except metadata.PackageNotFoundError:
@@ -77,63 +102,122 @@ def _installed(wanted: Requirement) -> metadata.Distribution:
             f"{wanted.name} {package.version} is installed, but {wanted} is asked for; "
             "run `make install` first"
         )
-    return package
+    python = (package.metadata.get_all("Requires-Python") or [None])[0]
+    return Package(package.version, python, list(package.requires or []))
 
 
-def write(name: str, what: str, versions: dict[str, str]) -> None:
-    """One sorted ``name==version`` a line, under a comment that says what for."""
-    lines = [f"# {what}", "# Written by `make constraints`; do not edit."]
-    lines += [f"{package}=={version}" for package, version in sorted(versions.items())]
-    (FOLDER / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"constraints/{name}: {len(versions)} packages")
+def write(name: str, what: str, packages: Mapping[str, Package]) -> None:
+    """The pins and their record, unless they do not fit one another."""
+    for python in pins.PYTHONS[name]:
+        if wrong := pins.faults(packages, roots(name), python, left_out(name)):
+            raise SystemExit(
+                f"{name}.txt is not written, its pins do not fit:\n" + "\n".join(wrong)
+            )
+    pins.write(name, what, {one: package.version for one, package in packages.items()})
+    pins.write_record(name, packages)
 
 
 def lock_tested() -> None:
     """The three files that name what this environment holds."""
-    python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
-    write(
-        "cpu.txt",
-        f"What the tests run with on a CPU, {python}: pip install -c constraints/cpu.txt",
-        closure(declared(ALL_EXTRAS)),
-    )
-    write(
-        "image-cpu.txt",
-        f"Everything in the CPU image beside LeanMoE, {python}: pip install --no-deps -r",
-        closure(declared(("cpu", *IMAGE_EXTRAS))),
-    )
-    tools = [Requirement(one) for one in ("hatchling", "build", "pip")]
-    write("build.txt", "What builds the wheels.", closure(tools))
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if python != (image := pins.short(pins.CPU_PYTHON)):
+        raise SystemExit(f"the CPU image has Python {image}, this is {python}; use {image}'s .venv")
+    tested = {name: one.version for name, one in closure(declared(ALL_EXTRAS)).items()}
+    what = f"What the tests run with on a CPU, Python {python}: pip install -c constraints/cpu.txt"
+    pins.write("cpu", what, tested)
+    what = f"Everything in the CPU image beside LeanMoE, Python {python}: pip install --no-deps -r"
+    write("image-cpu", what, closure(roots("image-cpu"), pins.environment(pins.CPU_PYTHON)))
+    write("build", "What builds the wheels.", closure(roots("build")))
 
 
-def lock_cuda() -> None:
+def lock_cuda(python: str) -> None:
     """What pip would install for the CUDA image; its wheels' metadata are read, none installed."""
+    _refuse_other_python(python)
+    asked = [str(one) for one in roots("image-cuda")]
+    chosen = resolve(["--python", python], ["--only-binary=:all:", *asked])
+    refuse_local_builds(chosen)
+    what = f"Everything in the CUDA image beside LeanMoE, Python {pins.short(pins.CUDA_PYTHON)}: "
+    write("image-cuda", f"{what}pip install --no-deps -r. Resolved, not yet run.", chosen)
+
+
+def _refuse_other_python(python: str) -> None:
+    wanted = f"{pins.short(pins.CUDA_PYTHON)} linux x86_64"
+    code = "import platform as p, sys; print(*sys.version_info[:2], sep='.', end=' ')\n"
+    code += "print(sys.platform, p.machine())"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+        found = done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        found = "no Python"
+    if found != wanted:
+        raise SystemExit(
+            f"the CUDA image's pins are resolved by its own Python ({wanted}), and {python} is "
+            f"{found}; name one: make constraints-cuda CUDA_PYTHON=/path/to/python3.12"
+        )
+
+
+def refuse_local_builds(chosen: Mapping[str, Package]) -> None:
+    """No ``2.13.0+cpu`` from an index or folder that this machine's pip also looks into."""
+    if local := [f"{name} {one.version}" for name, one in chosen.items() if "+" in one.version]:
+        raise SystemExit(
+            f"pip chose {', '.join(local)}, which PyPI does not have; take the index or folder it "
+            "comes from out of pip's settings (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL)"
+        )
+
+
+def resolve(pip: Sequence[str], asked: Sequence[str]) -> dict[str, Package]:
+    """What pip, run with the options ``pip``, would install of ``asked``."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
-        command += ["--quiet", "--report", str(report), "--target", folder]
-        command += ["--only-binary=:all:", "--python-version", CUDA_PYTHON]
-        command += [str(one) for one in declared(("cuda", *IMAGE_EXTRAS))]
-        subprocess.run(command, check=True)
-        chosen = json.loads(report.read_text(encoding="utf-8"))["install"]
-    versions: dict[str, str] = {
-        canonicalize_name(one["metadata"]["name"]): one["metadata"]["version"] for one in chosen
-    }
-    write(
-        "image-cuda.txt",
-        f"Everything in the CUDA image beside LeanMoE, Python {CUDA_PYTHON}: pip install --no-deps "
-        "-r. Resolved, not yet run.",
-        versions,
-    )
+        command = [sys.executable, "-m", "pip", *pip, "install", "--quiet", "--report", str(report)]
+        command += ["--dry-run", "--ignore-installed", "--target", folder, *asked]
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit("pip could not resolve it; what it said stands above")
+        said = [one["metadata"] for one in json.loads(report.read_text("utf-8"))["install"]]
+    return {canonicalize_name(one["name"]): _described(one) for one in said}
+
+
+def _described(said: Mapping[str, Any]) -> Package:
+    return Package(said["version"], said.get("requires_python"), said.get("requires_dist", []))
+
+
+def verify() -> None:
+    """Compare every record with the metadata of the wheels that an image would install."""
+    wrong = [f"{name}: {one}" for name in pins.PYTHONS for one in differences(name)]
+    if wrong:
+        raise SystemExit("the records differ from the registry:\n" + "\n".join(wrong))
+    print("every pin's requirements are recorded as the registry has them")
+
+
+def differences(name: str) -> list[str]:
+    """Where the record of ``constraints/NAME.txt`` and the wheels' metadata part."""
+    # Nothing is resolved, so no marker is evaluated, and any Python can ask for another's wheels.
+    options = ["--no-deps", "--python-version", pins.short(pins.PYTHONS[name][0])]
+    there = resolve([], [*options, "--requirement", str(pins.FOLDER / f"{name}.txt")])
+    here = pins.read_record(name)
+    return [
+        f"{one}: recorded {here.get(one)}, found {there.get(one)}"
+        for one in sorted(here.keys() | there.keys())
+        if one not in here or one not in there or not here[one].says_the_same_as(there[one])
+    ]
 
 
 def main() -> None:
-    """Write one set of files."""
+    """Write one set of files, or verify their records."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("which", choices=("tested", "cuda"))
-    FOLDER.mkdir(exist_ok=True)
-    {"tested": lock_tested, "cuda": lock_cuda}[parser.parse_args().which]()
+    parser.add_argument("which", choices=("tested", "cuda", "verify"))
+    parser.add_argument("--python", default="python3.12", help="the Python that resolves for CUDA")
+    arguments = parser.parse_args()
+    pins.FOLDER.mkdir(exist_ok=True)
+    match arguments.which:
+        case "tested":
+            lock_tested()
+        case "cuda":
+            lock_cuda(arguments.python)
+        case _:
+            verify()
 
 
 if __name__ == "__main__":
