@@ -21,13 +21,13 @@ RUN /opt/build/install-os && /opt/build/make-user
 FROM cpu-os AS cpu-dependencies
 # PyPI has no CPU build of torch for Linux; its makers' index has.
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-COPY packaging/image/install-dependencies /opt/build/
+COPY packaging/image/install-dependencies packaging/image/check-packages /opt/build/
 COPY constraints/build.txt constraints/image-cpu.txt /opt/build/
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/build/install-dependencies /opt/build/image-cpu.txt /opt/build/build.txt
 
 FROM cuda-os AS cuda-dependencies
-COPY packaging/image/install-dependencies /opt/build/
+COPY packaging/image/install-dependencies packaging/image/check-packages /opt/build/
 COPY constraints/build.txt constraints/image-cuda.txt /opt/build/
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/build/install-dependencies /opt/build/image-cuda.txt /opt/build/build.txt
