@@ -421,3 +421,12 @@ def test_notes_name_what_to_do():
     assert "helm test demo -n models" in notes
     assert '"LeanMoE / Serving" and "LeanMoE / Skipping"' in notes
     assert "WARNING: no API key" in notes
+    assert "NVIDIA's driver 580 or newer" in notes
+
+
+def test_notes_speak_of_a_driver_only_where_there_is_a_device():
+    from tests.chart.rendering import CHART, run_helm
+
+    done = run_helm("install", "demo", str(CHART), "--dry-run=client", "--set", "gpu.count=0")
+    assert done.returncode == 0, done.stderr
+    assert "driver" not in done.stdout.partition("NOTES:")[2]
