@@ -8,12 +8,16 @@ sentence that names it. A plugin that silently does nothing is the worst outcome
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leanmoe.errors import RuntimeSeamError
+
+if TYPE_CHECKING:
+    import torch
 
 SUPPORTED = "0.32"
 
@@ -65,12 +69,18 @@ __all__ = [
     "free_of_monolithic_kernels",
     "get_current_vllm_config",
     "get_forward_context",
+    "grouped_in_one_kernel",
+    "is_routing_simulated",
     "model_runner_class",
+    "no_padding",
     "op_registry_oot",
+    "padding_mask",
     "scratch_tensors",
     "second_model_runner_class",
     "tensor_model_parallel_all_reduce",
+    "triton_block_rows",
     "vllm_version",
+    "wrap_triton_call",
 ]
 
 # Symbol -> the parameter names our code relies on, in order.
@@ -207,6 +217,105 @@ def scratch_tensors() -> list[Any]:
     from vllm.v1.worker.workspace import current_workspace_manager
 
     return [held for held in current_workspace_manager()._current_workspaces if held is not None]
+
+
+def is_routing_simulated() -> bool:
+    """Whether vLLM was told to route by chance, which no layer's own numbers reach."""
+    from vllm import envs
+
+    return bool(envs.VLLM_MOE_ROUTING_SIMULATION_STRATEGY)
+
+
+def grouped_in_one_kernel(router: Any) -> bool:
+    """Whether ``GroupedTopKRouter`` runs ``ops.grouped_topk``, and its kernel of one warp a group.
+
+    The conditions of ``grouped_topk`` in ``router/grouped_topk_router.py`` and of
+    ``invokeNoAuxTc`` in ``csrc/moe/grouped_topk_kernels.cu``.
+    """
+    from vllm import envs
+
+    experts, groups = router.global_num_experts, router.num_expert_group
+    return bool(
+        envs.VLLM_USE_FUSED_MOE_GROUPED_TOPK
+        and router.e_score_correction_bias is not None
+        and groups > 1
+        and experts % groups == 0
+        and experts <= 256
+        and experts // groups <= 32
+        and experts // groups * router.topk_group <= 128
+        and router.topk_group <= 4
+        and router.top_k <= 8
+    )
+
+
+def padding_mask(tokens: int) -> torch.Tensor | None:
+    """The rows of the step that are padding, whose ids stock's routers set to -1; or ``None``."""
+    from vllm import envs
+    from vllm.forward_context import is_forward_context_available
+
+    if not envs.VLLM_MOE_SKIP_PADDING or not is_forward_context_available():
+        return None
+    padding: torch.Tensor | None = get_forward_context().is_padding
+    return None if padding is None else padding[:tokens]
+
+
+@contextmanager
+def no_padding() -> Iterator[None]:
+    """Let routers see no padding meanwhile, for calls outside of any step."""
+    from vllm.forward_context import is_forward_context_available
+
+    if not is_forward_context_available():
+        yield
+        return
+    context = get_forward_context()
+    before, context.is_padding = context.is_padding, None
+    try:
+        yield
+    finally:
+        context.is_padding = before
+
+
+def triton_block_rows(layer: Any, tokens: int, dtype: torch.dtype) -> int:
+    """Rows of a block that ``TritonExperts`` will ask for at so many tokens of that type."""
+    from vllm.model_executor.layers.fused_moe.fused_moe import try_get_optimal_moe_config
+
+    experts = layer.quant_method.moe_kernel.fused_experts
+    config = try_get_optimal_moe_config(
+        layer.w13_weight.size(),
+        layer.w2_weight.size(),
+        layer.top_k,
+        experts.quant_config.config_name(dtype),
+        tokens,
+        block_shape=experts.block_shape,
+    )
+    return int(config["BLOCK_SIZE_M"])
+
+
+# What ``TritonExperts`` call by name, and the parameters our code relies on.
+_TRITON_CALLS = {
+    "_prepare_expert_assignment": (
+        *("topk_ids", "config", "num_tokens", "top_k_num", "global_num_experts", "expert_map"),
+    ),
+    "invoke_fused_moe_triton_kernel": (
+        *("A", "B", "C", "A_scale", "B_scale", "topk_weights", "sorted_token_ids", "expert_ids"),
+        *("num_tokens_post_padded", "mul_routed_weight", "top_k", "config"),
+    ),
+}
+
+
+def wrap_triton_call(
+    name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Put ``wrapper`` around a function that ``TritonExperts`` call by that name; once."""
+    from vllm.model_executor.layers.fused_moe.experts import triton_moe
+
+    stock = getattr(triton_moe, name)
+    if getattr(stock, "leanmoe", False):
+        return
+    _check_signature(stock, _TRITON_CALLS[name])
+    wrapped = wrapper(stock)
+    wrapped.leanmoe = True  # type: ignore[attr-defined]
+    setattr(triton_moe, name, wrapped)
 
 
 def check_seams() -> None:

@@ -63,19 +63,22 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
             return torch.ops.leanmoe.experts(x, topk_weights, topk_ids, self._slot)
         if self.condensed and self.skip_state is not None:
             self.skip_state.calls += 1  # its router does not count
-        self.before_experts(topk_ids)
+        self.before_experts()
         return super().forward_modular(
             x, topk_weights, topk_ids, shared_experts, shared_experts_input
         )
 
     def attach(self, state: LayerState, gate: LeanGateLinear | None, *, condensed: bool) -> None:
         """Take what the runner knows; without a gate that fits, no assignment can be moved."""
-        plain = self.scoring_func == "softmax" and self.custom_routing_function is None
-        whole = not self.use_grouped_topk or self.num_expert_group in (None, 1)
-        fits = plain and whole and self.e_score_correction_bias is None
         self.skip_state, self.condensed = state, condensed
         # The method, not the module: that would become a part of this one, weights and all.
-        self._logits = gate.logits if gate is not None and fits else None
+        self._logits = gate.logits if gate is not None and self.can_move() else None
+
+    def can_move(self) -> bool:
+        """Whether router logits say what another expert would weigh."""
+        plain = self.scoring_func == "softmax" and self.custom_routing_function is None
+        whole = not self.use_grouped_topk or self.num_expert_group in (None, 1)
+        return plain and whole and self.e_score_correction_bias is None
 
     def budget(self, x: torch.Tensor) -> Budget | None:
         """The budget on distinct experts in force, with the scores that moving needs."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -23,6 +24,15 @@ ENGINE_ROW = 0
 N_ROWS = 1 + HUNDREDTHS + 1
 # Added to a token's row: no budget on distinct experts may take an expert from it.
 MANDATORY = 256
+
+
+class DeviceUnion(Protocol):
+    """A budget on distinct experts as an accelerator holds it; ``least`` 0 allows none."""
+
+    least: int
+
+    def set(self, union: UnionBudget | None) -> None:
+        """Put it in force, or none."""
 
 
 def request_row(hundredths: int) -> int:
@@ -46,7 +56,10 @@ class LayerState:
     renormalize: bool
     n_experts: int = 0
     beta: float = 0.0
-    betas: torch.Tensor = field(default_factory=lambda: torch.zeros(N_ROWS, dtype=torch.float32))
+    # vLLM builds models with an accelerator as torch's default device; this one is the host's.
+    betas: torch.Tensor = field(
+        default_factory=lambda: torch.zeros(N_ROWS, dtype=torch.float32, device="cpu")
+    )
     device: DeviceTable | None = None
     calls: int = 0
     counters: Counters = field(default_factory=Counters)
@@ -75,7 +88,7 @@ class LayerState:
             tokens=tokens,
             routed=tokens * self.top_k,
             skipped=host.skipped + device.skipped,
-            substituted=host.substituted,
+            substituted=host.substituted + device.substituted,
             steps=host.steps + device.steps,
             distinct_experts=host.distinct_experts + device.distinct_experts,
             dropped_mass=host.dropped_mass + device.dropped_mass,
@@ -92,6 +105,8 @@ class SkipState:
         self.version = 0
         self.phases = Phases.ALL
         self.union: UnionBudget | None = None
+        # Where a budget is put in force on an accelerator; None where the host holds to it.
+        self.device_union: DeviceUnion | None = None
         self.request_key: str | None = None
         # Rows of the step's tokens, int32; None while every token uses the engine's.
         self.token_rows_T: torch.Tensor | None = None
@@ -112,6 +127,9 @@ class SkipState:
         Others may be: under pipeline parallelism a process holds some of the model's layers.
         """
         self._check_layers(update.betas)
+        self._check_union(update.union)
+        if self.device_union is not None and update.union != self.union:
+            self.device_union.set(update.union)
         for index, layer in self.layers.items():
             layer.set_beta(_clamped(update.betas[index]))
         self.level, self.version = update.level, update.version
@@ -137,6 +155,17 @@ class SkipState:
                 f"the policy has betas for {len(betas)} layers and none for layer {absent[0]} "
                 f"of the {len(self.layers)} MoE layers here: measure the curve on this checkpoint "
                 "again"
+            )
+
+    def _check_union(self, union: UnionBudget | None) -> None:
+        if union is None or self.device_union is None:
+            return
+        least = self.device_union.least
+        if not 0 < least <= union.experts:
+            held = f"{least} experts and more" if least else "none"
+            raise LevelError(
+                f"union_budget is {union.experts}; the graphs captured at the start hold budgets "
+                f"of {held}: start the server with --union-budget {union.experts}"
             )
 
     def counts(self) -> list[LayerCounts]:

@@ -1,7 +1,8 @@
 """What the experts of a layer need on CUDA so that an id of -1 is left out, and safely so.
 
-Without an expert map, vLLM's Triton experts drop an id of -1 from the alignment and then add the
-row nobody wrote: stale workspace. An identity map switches on the sums that skip such rows.
+vLLM's Triton experts drop an id of -1 from the alignment and then add the row nobody wrote: stale
+workspace. They get a sum of our own that reads computed rows only. The other classes that can
+leave an assignment out do so where they are given an expert map: the identity.
 """
 
 from __future__ import annotations
@@ -15,8 +16,13 @@ from leanmoe_runtime.compat import (
     current_platform,
     device_of_worker,
     free_of_monolithic_kernels,
+    triton_block_rows,
 )
+from leanmoe_runtime.device.blocks import Blocks, empty_blocks, may_lay_out
 from leanmoe_runtime.device.modes import is_naive, mode_of, say_once
+
+# Its own sum is replaced; a subclass may compute in a way of its own.
+_OWN_SUM = "TritonExperts"
 
 
 class SkipExpertsMixin:
@@ -25,10 +31,12 @@ class SkipExpertsMixin:
     quant_method: Any
     global_num_experts: int
     local_num_experts: int
+    top_k: int
     # On the class: the map is read while the stock constructor still runs.
     _device_mode: SkipMode | None = None
+    _fitted_kernel: Any = None
     _identity_E: torch.Tensor | None = None
-    _is_identity_given = False
+    _needs_map = False
 
     def __init__(
         self, layer_name: str, params_dtype: torch.dtype, moe_config: Any, *args: Any, **kwargs: Any
@@ -51,23 +59,81 @@ class SkipExpertsMixin:
         Weights are loaded by the map's manager and never see this.
         """
         stock: torch.Tensor | None = super().expert_map  # type: ignore[misc]
-        return self._identity_E if stock is None and self._is_identity_given else stock
+        return self._identity_E if stock is None and self._needs_map else stock
 
     def device_mode(self) -> SkipMode:
         """How this layer skips; asked after loading, when vLLM has chosen the experts class."""
         if self._device_mode is None:
-            kernel: Any = getattr(self.quant_method, "moe_kernel", None)
-            is_cuda = current_platform.is_cuda()
-            self._device_mode = mode_of(kernel) if is_cuda else SkipMode.ZERO
-            say_once(type(getattr(kernel, "fused_experts", kernel)).__name__, self._device_mode)
+            kernel = self._moe_kernel()
+            mode = mode_of(kernel) if current_platform.is_cuda() else SkipMode.ZERO
+            say_once(type(getattr(kernel, "fused_experts", kernel)).__name__, mode)
+            self.take_mode(mode)
+        assert self._device_mode is not None
         return self._device_mode
 
-    def before_experts(self, ids_TK: torch.Tensor) -> None:
-        """Choose the map for this call: by shape only, so a captured graph keeps its choice."""
-        self._is_identity_given = self.device_mode() is SkipMode.MASK and not self._naive(
-            *ids_TK.shape
-        )
+    def take_mode(self, mode: SkipMode | None) -> None:
+        """Skip by ``mode``, or by the layer's own; *mask* takes a sum that knows of it, or a map."""
+        self._device_mode, self._fitted_kernel = mode, self._moe_kernel()
+        if mode is None:
+            return
+        masks = mode is SkipMode.MASK
+        self._needs_map = masks and not self._has_own_sum()
+        if self._has_own_sum():
+            experts = self.quant_method.moe_kernel.fused_experts
+            experts.__dict__.pop("moe_sum", None)
+            if masks:
+                experts.moe_sum = _sum_of(experts.moe_sum)
 
-    def _naive(self, tokens: int, top_k: int) -> bool:
+    def before_experts(self) -> None:
+        """Fit a kernel that vLLM has made anew, as it does when weights are loaded again."""
+        if self._fitted_kernel is not self._moe_kernel():
+            self._device_mode = None
+        self.device_mode()
+
+    def _moe_kernel(self) -> Any:
+        return getattr(self.quant_method, "moe_kernel", None)
+
+    def _has_own_sum(self) -> bool:
+        return type(getattr(self._moe_kernel(), "fused_experts", None)).__name__ == _OWN_SUM
+
+    def empty_blocks(self, tokens: int, logits_TE: torch.Tensor) -> Blocks | None:
+        """Room for the blocks that Triton experts will ask for, where one program can fill it."""
+        if not (self._has_own_sum() and self.device_mode() is SkipMode.MASK):
+            return None
+        if self.expert_map is not None or self._naive(tokens) or self._is_quantised():
+            return None
+        if not may_lay_out(tokens, self.top_k, self.local_num_experts, tokens):
+            return None
+        rows = triton_block_rows(self, tokens, self.params_dtype)  # type: ignore[attr-defined]
+        fits = may_lay_out(tokens, self.top_k, self.local_num_experts, rows)
+        return empty_blocks(tokens, self.top_k, rows, logits_TE.device) if fits else None
+
+    def _is_quantised(self) -> bool:
+        return self.quant_method.moe_kernel.fused_experts.quant_dtype is not None
+
+    def _naive(self, tokens: int) -> bool:
         experts = self.quant_method.moe_kernel.fused_experts
-        return is_naive(experts, tokens, top_k, self.local_num_experts)
+        return is_naive(experts, tokens, self.top_k, self.local_num_experts)
+
+
+def _sum_of(stock: Any) -> Any:
+    """``TritonExperts.moe_sum`` over computed rows; with a map, stock leaves them out itself."""
+
+    def moe_sum(
+        input: torch.Tensor,
+        output: torch.Tensor,
+        topk_ids: torch.Tensor | None = None,
+        expert_map: torch.Tensor | None = None,
+    ) -> None:
+        if topk_ids is None or expert_map is not None or not _is_plain(input, output, topk_ids):
+            stock(input, output, topk_ids, expert_map)
+        else:
+            from leanmoe_runtime.device.sum_kernel import sum_computed
+
+            sum_computed(input, output, topk_ids)
+
+    return moe_sum
+
+
+def _is_plain(input: torch.Tensor, output: torch.Tensor, topk_ids: torch.Tensor) -> bool:
+    return input.stride(-1) == 1 and output.is_contiguous() and topk_ids.is_contiguous()

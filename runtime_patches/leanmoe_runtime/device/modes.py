@@ -13,6 +13,7 @@ import logging
 from typing import Any
 
 from leanmoe.messages import SkipMode
+from leanmoe_runtime.device.assignment import is_sparse
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def is_naive(experts: Any, tokens: int, top_k: int, n_experts: int) -> bool:
     config, block = experts.quant_config, experts.block_shape
     grouped = block is not None and block[1] > 0
     weights_only = config.use_int8_w8a16 or config.use_int4_w4a16
-    return tokens * top_k * 4 <= n_experts and not (weights_only and grouped)
+    return is_sparse(tokens * top_k, n_experts) and not (weights_only and grouped)
 
 
 _SAID: set[str] = set()

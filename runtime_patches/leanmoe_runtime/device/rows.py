@@ -1,7 +1,7 @@
-"""Which row of the layers' tables each token of a step uses, on the device.
+"""What all layers of a step share on the device: each token's row, the budget, whose turn it is.
 
-One buffer serves all layers and every captured graph. It says "keep, do not count" (-1) until a
-real step begins and again in every dummy run, so warm-up tokens and padding are no traffic.
+One buffer of rows serves all layers and every captured graph. It says "keep, do not count" (-1)
+until a real step begins and again in every dummy run, so warm-up tokens and padding are no traffic.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from leanmoe.messages import UnionBudget, UnionMode
+from leanmoe_runtime.device.table import DeviceTable, on_device
 from leanmoe_runtime.state import ENGINE_ROW
 
 NOBODY = -1
@@ -28,25 +30,64 @@ class _Slot(NamedTuple):
 
 def _slot(size: int, device: torch.device) -> _Slot:
     on_host = device.type == "cpu"
-    staged = torch.empty(size, dtype=torch.int32, pin_memory=not on_host)
+    # vLLM builds models with the GPU as torch's default device, where nothing can be pinned.
+    staged = torch.empty(size, dtype=torch.int32, device="cpu", pin_memory=not on_host)
     return _Slot(staged, None if on_host else torch.Event(device.type))
+
+
+class Union:
+    """The budget on distinct experts in force: ``values`` int32 [experts or 0, whether it moves].
+
+    ``least`` is the smallest budget that may be set, 0 where none may: where as many experts fit
+    all of a step's assignments, its graph holds no launch for a budget.
+    """
+
+    def __init__(self, least: int, device: torch.device | str) -> None:
+        self.least = least
+        with torch.inference_mode(False):
+            self.values = torch.zeros(2, dtype=torch.int32, device=device)
+
+    def set(self, union: UnionBudget | None) -> None:
+        """Put a budget in force, or none; the next step of any captured graph sees it."""
+        moves = union is not None and union.mode is UnionMode.REDIRECT
+        experts = 0 if union is None else union.experts
+        wanted = torch.tensor([experts, int(moves)], dtype=torch.int32, device="cpu")
+        on_device(wanted, self.values)
+
+    def may_bind(self, assignments: int) -> bool:
+        """Whether so many assignments can exceed a budget that may be set."""
+        return 0 < self.least < assignments
 
 
 class StepRows:
     """A persistent int32 ``rows_T`` of ``size`` tokens, set once per step.
 
     ``aligned`` is false where the router sees tokens in another order or of other ranks: then
-    every token uses the engine's row, and padding is counted with the traffic.
+    every token uses the engine's row, and padding is counted with the traffic. ``tables`` are the
+    layers' in the order they run in.
     """
 
-    def __init__(self, size: int, device: torch.device | str, *, aligned: bool = True) -> None:
+    def __init__(
+        self,
+        size: int,
+        device: torch.device | str,
+        *,
+        aligned: bool = True,
+        least_union: int = 0,
+    ) -> None:
         device = torch.device(device)
+        self.union = Union(least_union, device)
+        self.tables: list[DeviceTable] = []
         self.rows_T = torch.full((size,), NOBODY, dtype=torch.int32, device=device)
         self.tokens = 0  # of the step that runs, 0 in a dummy run
         self._aligned = aligned
         self._held: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._ring = [_slot(size, device) for _ in range(_RING)]
         self._turn = 0
+
+    def earlier(self, table: DeviceTable) -> DeviceTable:
+        """The table of the layer that ran before; of the last one, before the first."""
+        return self.tables[self.tables.index(table) - 1]
 
     def begin(self, rows_T: torch.Tensor | None, tokens: int) -> None:
         """A real step of ``tokens``; ``rows_T`` lies on the host, ``None`` is the engine's row."""

@@ -7,6 +7,13 @@ from typing import NamedTuple
 
 import torch
 
+# Places in ``DeviceTable.counts``.
+TOKENS, SKIPPED, NONFINITE, STEPS, DISTINCT, SUBSTITUTED, MASS = range(7)
+_PLACES = 8
+# Skipped weight is added up in whole parts of this, so that its sum has no order.
+MASS_ONE = 1 << 32
+WORD = 32
+
 
 class DeviceCounts(NamedTuple):
     """A layer's counters since the start, as ``messages.LayerCounts`` defines them."""
@@ -16,46 +23,66 @@ class DeviceCounts(NamedTuple):
     nonfinite: int = 0
     steps: int = 0
     distinct_experts: int = 0
+    substituted: int = 0
     dropped_mass: float = 0.0
 
 
-@dataclass(frozen=True)
+def on_device(values: torch.Tensor, target: torch.Tensor) -> None:
+    """Bring host values to ``target`` behind what its stream has queued, without waiting for it."""
+    staged = values if target.device.type == "cpu" else values.pin_memory()
+    target.copy_(staged, non_blocking=True)
+
+
+@dataclass(frozen=True, eq=False)
 class DeviceTable:
     """Persistent tensors of one layer; captured graphs hold their addresses.
 
-    ``betas_R`` float32, row 0 the engine's. ``counts`` int64 [tokens, skipped, nonfinite, steps,
-    distinct experts]; ``mass`` float64 [1]. ``clock`` int64 [calls, programs through] and
-    ``seen_E`` int64 [E + 1] are the kernel's own.
+    ``betas_R`` float32, row 0 the engine's. ``counts`` int64 [8], by the places above.
+    ``seen_W`` int32: bits of the experts that the layer's last launch read, counted by the next
+    layer's. ``mass_E`` int64 and ``bound_W`` int32 are the budget's: gate weight of each expert
+    in a step, and bits of those that no budget may leave out.
     """
 
+    n_experts: int
     betas_R: torch.Tensor
     counts: torch.Tensor
-    mass: torch.Tensor
-    clock: torch.Tensor
-    seen_E: torch.Tensor
+    seen_W: torch.Tensor
+    mass_E: torch.Tensor
+    bound_W: torch.Tensor
 
     @classmethod
     def make(cls, betas: torch.Tensor, experts: int, device: torch.device | str) -> DeviceTable:
         """Zero counters and a copy of the host's ``betas`` on ``device``."""
 
-        def zeros(size: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        def zeros(size: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
+        words = -(-experts // WORD)
         # Written in forward passes, which are in inference mode, and by policies, which are not.
         with torch.inference_mode(False):
             return cls(
+                n_experts=experts,
                 betas_R=betas.to(device=device, dtype=torch.float32, copy=True),
-                counts=zeros(5),
-                mass=zeros(1, torch.float64),
-                clock=zeros(2),
-                seen_E=zeros(experts + 1),
+                counts=zeros(_PLACES, torch.int64),
+                seen_W=zeros(words, torch.int32),
+                mass_E=zeros(experts, torch.int64),
+                bound_W=zeros(words, torch.int32),
             )
 
     def push(self, betas: torch.Tensor) -> None:
         """Take the host's betas; the next step of any captured graph sees them."""
-        self.betas_R.copy_(betas)
+        on_device(betas, self.betas_R)
 
     def read(self) -> DeviceCounts:
         """The counters; waits for the device."""
-        tokens, skipped, nonfinite, steps, distinct = self.counts.tolist()
-        return DeviceCounts(tokens, skipped, nonfinite, steps, distinct, float(self.mass))
+        counts = self.counts.tolist()
+        pending = sum((word & 0xFFFFFFFF).bit_count() for word in self.seen_W.tolist())
+        return DeviceCounts(
+            tokens=counts[TOKENS],
+            skipped=counts[SKIPPED],
+            nonfinite=counts[NONFINITE],
+            steps=counts[STEPS],
+            distinct_experts=counts[DISTINCT] + pending,
+            substituted=counts[SUBSTITUTED],
+            dropped_mass=counts[MASS] / MASS_ONE,
+        )

@@ -1,4 +1,4 @@
-"""The device's kernel in a process of its own, under Triton's interpreter.
+"""The device's kernels in a process of its own, under Triton's interpreter.
 
 The interpreter is chosen when triton is imported, so it must not be in the tests' own process.
 Tensors cross the pipe as safetensors bytes after one line of JSON.
@@ -35,7 +35,7 @@ def _receive(pipe: BinaryIO) -> tuple[dict, Tensors] | None:
 
 
 class KernelProcess:
-    """Calls of one layer's kernel; the layer's table lives on until ``fresh`` is asked for."""
+    """Calls of one layer's kernels; the layer's table lives on until ``fresh`` is asked for."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -56,10 +56,21 @@ class KernelProcess:
         renormalize: bool,
         mode: SkipMode,
         fresh: bool = True,
+        only: bool = False,
     ) -> Tensors:
-        """Weights, ids and the table's tensors after the call."""
-        head = {"experts": experts, "renormalize": renormalize, "mode": mode, "fresh": fresh}
-        tensors = {"weights": weights, "ids": ids, "betas": betas, "rows": rows}
+        """Weights, ids and the table's counts after the launch behind a router.
+
+        ``only``: the model has this one MoE layer.
+        """
+        head = {"experts": experts, "renormalize": renormalize, "mode": mode}
+        head |= {"fresh": fresh, "only": only}
+        return self._ask(head, {"weights": weights, "ids": ids, "betas": betas, "rows": rows})
+
+    def route(self, logits: torch.Tensor, **routing: object) -> Tensors:
+        """Weights and ids of the routing launch, nothing decided."""
+        return self._ask({"routing": routing}, {"logits": logits})
+
+    def _ask(self, head: dict[str, object], tensors: Tensors) -> Tensors:
         assert self._process.stdin and self._process.stdout
         _send(self._process.stdin, head, tensors)
         answer = _receive(self._process.stdout)
@@ -72,26 +83,54 @@ class KernelProcess:
         self._process.wait(timeout=30)
 
 
-def main() -> None:
-    from leanmoe_runtime.device.kernel import skip
-    from leanmoe_runtime.device.table import DeviceTable
+class _Layer:
+    """One layer's table beside another's."""
 
-    table: DeviceTable | None = None
+    def __init__(self, betas: torch.Tensor, experts: int, *, only: bool) -> None:
+        from leanmoe_runtime.device.table import DeviceTable
+
+        self.table = DeviceTable.make(betas, experts, "cpu")
+        self.other = self.table if only else DeviceTable.make(betas, experts, "cpu")
+
+    def decide(self, head: dict, given: Tensors) -> Tensors:
+        from leanmoe_runtime.device.launch import Step, decide
+
+        self.table.push(given["betas"])
+        mode = SkipMode(head["mode"])
+        step = Step(given["rows"], self.table, self.other, head["renormalize"], mode)
+        decide(given["weights"], given["ids"], step)
+        counts = torch.tensor(self.table.read(), dtype=torch.float64)
+        if self.other is not self.table:
+            self._next_layer(head, given)
+        return {"weights": given["weights"], "ids": given["ids"], "counts": counts}
+
+    def _next_layer(self, head: dict, given: Tensors) -> None:
+        """A launch of the layer that runs next, on tokens that are nobody's."""
+        from leanmoe_runtime.device.launch import Step, decide
+
+        rows = torch.full((1,), -1, dtype=torch.int32)
+        step = Step(rows, self.other, self.table, head["renormalize"], SkipMode(head["mode"]))
+        decide(given["weights"][:1].clone(), given["ids"][:1].clone(), step)
+
+
+def _routed(head: dict, given: Tensors) -> Tensors:
+    from leanmoe_runtime.device.launch import route
+    from leanmoe_runtime.device.routing import Routing
+
+    weights, ids = route(given["logits"], Routing(**head["routing"]), None)
+    return {"weights": weights, "ids": ids}
+
+
+def main() -> None:
+    layer: _Layer | None = None
     while (asked := _receive(sys.stdin.buffer)) is not None:
         head, given = asked
-        if table is None or head["fresh"]:
-            table = DeviceTable.make(given["betas"], head["experts"], "cpu")
-        table.push(given["betas"])
-        skip(
-            given["weights"],
-            given["ids"],
-            given["rows"],
-            table,
-            renormalize=head["renormalize"],
-            mode=SkipMode(head["mode"]),
-        )
-        found = {"weights": given["weights"], "ids": given["ids"], "counts": table.counts}
-        _send(sys.stdout.buffer, {}, {**found, "mass": table.mass, "clock": table.clock})
+        if "routing" in head:
+            _send(sys.stdout.buffer, {}, _routed(head, given))
+            continue
+        if layer is None or head["fresh"]:
+            layer = _Layer(given["betas"], head["experts"], only=head["only"])
+        _send(sys.stdout.buffer, {}, layer.decide(head, given))
 
 
 if __name__ == "__main__":
