@@ -13,7 +13,7 @@ RELEASE := .venv-release
 RELEASE_BIN := $(RELEASE)/bin
 
 .PHONY: demo test docs install lint chart-readme clean
-.PHONY: constraints constraints-cuda dist sbom audit
+.PHONY: constraints constraints-cuda dist sbom audit check-vllm
 
 demo: install
 	$(BIN)/leanmoe demo --output demo.json
@@ -59,6 +59,10 @@ constraints: install
 
 constraints-cuda: install
 	$(BIN)/python packaging/lock.py cuda
+
+# Another vLLM against what LeanMoE builds on: read, neither installed nor run.
+check-vllm: install
+	$(BIN)/python packaging/vllm_check.py $(WHEEL)
 
 # A wheel and a source distribution, the wheel built from the latter.
 dist: install

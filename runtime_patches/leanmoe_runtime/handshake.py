@@ -9,7 +9,7 @@ import torch
 
 from leanmoe import __version__
 from leanmoe.messages import HandshakeReport, LayerReport, SkipMode
-from leanmoe_runtime.compat import current_platform, vllm_version
+from leanmoe_runtime.compat import aligns_host_weights, current_platform, vllm_version
 from leanmoe_runtime.device.alignment import device_supports_request_rows
 from leanmoe_runtime.experts import LeanRoutedExperts
 from leanmoe_runtime.layers import SharedOnly, layer_index
@@ -113,12 +113,24 @@ def _n_experts(experts: Any) -> int:
     return int(getattr(config, "num_logical_experts", getattr(experts, "global_num_experts", 0)))
 
 
-def _kernel_class(experts: Any) -> str:
+def _fused_experts(experts: Any) -> Any:
     kernel = getattr(getattr(experts, "quant_method", None), "moe_kernel", None)
-    return type(getattr(kernel, "fused_experts", experts)).__name__
+    return getattr(kernel, "fused_experts", experts)
+
+
+def _kernel_class(experts: Any) -> str:
+    return type(_fused_experts(experts)).__name__
 
 
 def _problem(runner: Any, experts: Any, monolithic: bool) -> str | None:
+    # Whatever else is true of it: such a class gives an id of none to expert 0.
+    if hasattr(experts, "expert_substitution"):
+        return (
+            f"its experts are {type(experts).__name__}, which puts constants in place of experts "
+            "(approximate_experts or expert_substitution in config.json) and computes expert 0 "
+            "for every skipped one; serve this checkpoint with stock vLLM, or cut the model it "
+            "was made from with `leanmoe prune`"
+        )
     if not isinstance(runner, LeanRunner):
         return f"its runner is {type(runner).__name__}, which the plugin does not replace"
     if not isinstance(experts, LeanRoutedExperts):
@@ -127,4 +139,22 @@ def _problem(runner: Any, experts: Any, monolithic: bool) -> str | None:
         return "its kernel routes by itself (monolithic); choose another --moe-backend"
     if runner.skip_state is None or runner.skip_state.layer < 0:
         return "its name carries no decoder layer number"
+    return _sum_problem(runner, experts)
+
+
+def _sum_problem(runner: LeanRunner, experts: Any) -> str | None:
+    """Where vLLM 0.33 adds up a token's experts in a way that reads rows nobody wrote."""
+    fused = _fused_experts(experts)
+    if getattr(fused, "post_gemm2_hook", None) is not None:
+        return (
+            f"its model adds up the rows of {type(fused).__name__} by itself (post_gemm2_hook) and "
+            "would read those of skipped experts, which nobody wrote; serve it with stock vLLM"
+        )
+    is_masked = current_platform.is_cuda() and runner.skip_mode is SkipMode.MASK
+    if is_masked and aligns_host_weights(experts):
+        return (
+            "its experts' weights stay in host memory, where vLLM lays out small batches in a way "
+            "that reads rows of skipped experts, which nobody wrote; leave out "
+            "--offload-backend uva (--cpu-offload-gb)"
+        )
     return None
