@@ -93,8 +93,8 @@ def _difference(sources: Sources, seam: Seam, found: Found) -> str | None:
     unset = [name for name in seam.attributes if not sources.sets(found, name)]
     return (
         parameter_difference(seam, taken or ())
-        or member_difference(seam, held)
         or base_difference(seam, bases)
+        or member_difference(seam, held)
         or (f"{seam.name} sets no {unset[0]!r}" if unset else None)
     )
 

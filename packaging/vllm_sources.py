@@ -20,6 +20,7 @@ PACKAGE = "vllm"
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 # What a module binds: definitions, or a module and a name in it (none: the module itself).
 Names = dict[str, ast.AST | tuple[str, str]]
+_parsed = cache(ast.parse)
 # More steps than any chain of re-exports has: a circle ends here.
 _STEPS = 12
 
@@ -96,7 +97,6 @@ class Sources:
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self.texts = texts
-        # Once each: half the table lies in a dozen files.
         self._names = cache(self._bindings)
 
     def version(self) -> str | None:
@@ -176,7 +176,7 @@ class Sources:
         """What a module's names are; a star stands with its module's name behind it."""
         names: Names = {}
         package = path.removesuffix(".py").split("/")[:-1]
-        for node in _statements(ast.parse(self.texts[path]).body):
+        for node in _statements(_parsed(self.texts[path]).body):
             if isinstance(node, ast.Import):
                 names |= {one.asname: (one.name, "") for one in node.names if one.asname}
             elif isinstance(node, ast.ImportFrom):

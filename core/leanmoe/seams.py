@@ -71,8 +71,8 @@ def difference(seam: Seam, found: Any) -> str | None:
     taken = tuple(inspect.signature(found).parameters) if seam.leading or seam.takes else ()
     return (
         parameter_difference(seam, taken)
-        or member_difference(seam, [name for name in seam.members if _has(found, name)])
         or base_difference(seam, [one.__name__ for one in getattr(found, "__mro__", ())])
+        or member_difference(seam, [name for name in seam.members if _has(found, name)])
     )
 
 

@@ -19,7 +19,9 @@ def test_releases_of_both_minors_are_taken_on_cuda(version):
     assert version_problem(Installed("vllm", version)) is None
 
 
-@pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "0.34.0+cu130", "1.32.0", "0.320.0", "0.3"])
+@pytest.mark.parametrize(
+    "version", ["0.31.9", "0.34.0", "0.34.0+cu130", "1.32.0", "0.320.0", "0.3"]
+)
 def test_another_minor_is_refused_with_what_to_do(version):
     problem = version_problem(Installed("vllm", version))
     assert problem == (
