@@ -35,7 +35,7 @@ def test_another_minor_is_refused_with_what_to_do(version):
     ["0.33.1.dev5+gabc1234", "0.33.0rc1", "0.33.1rc1.dev7+g1a2b3c4.d20261101", "0.33.0a1", "dev"],
 )
 def test_what_is_no_release_is_refused_whatever_its_number(version):
-    """A build on the way from 0.33 to 0.34 calls itself 0.33.1."""
+    """A build on the way from 0.33 to 0.34 may call itself 0.33.1."""
     problem = version_problem(Installed("vllm", version))
     assert problem is not None and f"vLLM {version} is installed (vllm), which is no release" in (
         problem
