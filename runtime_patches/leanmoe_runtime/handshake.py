@@ -113,12 +113,24 @@ def _n_experts(experts: Any) -> int:
     return int(getattr(config, "num_logical_experts", getattr(experts, "global_num_experts", 0)))
 
 
-def _kernel_class(experts: Any) -> str:
+def _fused_experts(experts: Any) -> Any:
     kernel = getattr(getattr(experts, "quant_method", None), "moe_kernel", None)
-    return type(getattr(kernel, "fused_experts", experts)).__name__
+    return getattr(kernel, "fused_experts", experts)
+
+
+def _kernel_class(experts: Any) -> str:
+    return type(_fused_experts(experts)).__name__
 
 
 def _problem(runner: Any, experts: Any, monolithic: bool) -> str | None:
+    # Whatever else is true of it: such a class gives an id of none to expert 0.
+    if hasattr(experts, "expert_substitution"):
+        return (
+            f"its experts are {type(experts).__name__}, which puts constants in place of experts "
+            "(approximate_experts or expert_substitution in config.json) and computes expert 0 "
+            "for every skipped one; serve this checkpoint with stock vLLM, or cut the model it "
+            "was made from with `leanmoe prune`"
+        )
     if not isinstance(runner, LeanRunner):
         return f"its runner is {type(runner).__name__}, which the plugin does not replace"
     if not isinstance(experts, LeanRoutedExperts):
@@ -127,4 +139,10 @@ def _problem(runner: Any, experts: Any, monolithic: bool) -> str | None:
         return "its kernel routes by itself (monolithic); choose another --moe-backend"
     if runner.skip_state is None or runner.skip_state.layer < 0:
         return "its name carries no decoder layer number"
+    fused = _fused_experts(experts)
+    if getattr(fused, "post_gemm2_hook", None) is not None:  # since vLLM 0.33
+        return (
+            f"its model adds up the rows of {type(fused).__name__} by itself (post_gemm2_hook) and "
+            "would read those of skipped experts, which nobody wrote; serve it with stock vLLM"
+        )
     return None

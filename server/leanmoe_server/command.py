@@ -7,8 +7,9 @@ import os
 import sys
 
 from leanmoe.command import Command, Result
+from leanmoe.engine_versions import installed_vllm, version_problem
 from leanmoe.environment import engine_environment
-from leanmoe.errors import LeanMoEError
+from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import Phases, UnionMode
 from leanmoe_server.preflight import ADMIN_KEY_VARIABLE, check_and_configure
 
@@ -81,6 +82,8 @@ def _vllm_arguments(args: argparse.Namespace) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> Result:
+    if (problem := version_problem(installed_vllm())) is not None:
+        raise InputError(problem)
     _enter_engine_environment()
     settings = check_and_configure(args)
     # The engine's processes inherit the environment and need no secret.

@@ -13,8 +13,6 @@ from typing import Any, NoReturn
 
 import uvloop
 from vllm.entrypoints.launchers.api_server.entry import run_server
-from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.inputs import TokensPrompt
 from vllm.logger import configure_logging_from_args
 from vllm.sampling_params import SamplingParams
@@ -24,6 +22,8 @@ from leanmoe import __version__
 from leanmoe.environment import is_cpu_build
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
+from leanmoe.seams import check, find
+from leanmoe_server import seams
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
 
@@ -88,11 +88,11 @@ def _raise_input_error(message: str) -> NoReturn:
 
 def parse_vllm_arguments(argv: Sequence[str]) -> Namespace:
     """vLLM's own namespace for ``argv``; ``InputError`` for what it or we cannot take."""
-    parser = make_arg_parser(FlexibleArgumentParser(prog="leanmoe serve"))
+    parser = find(seams.MAKE_ARG_PARSER)(FlexibleArgumentParser(prog="leanmoe serve"))
     parser.error = _raise_input_error
     try:
         args: Namespace = parser.parse_args(list(argv))
-        validate_parsed_serve_args(args)
+        find(seams.VALIDATE_ARGUMENTS)(args)
     except (TypeError, ValueError) as error:
         raise InputError(f"vLLM refuses these arguments: {error}") from None
     _refuse_unsupported(args)
@@ -185,7 +185,8 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
 
 def serve(model: str, argv: Sequence[str], settings: ServeSettings) -> None:
     """Run vLLM's OpenAI server on ``model`` with ``argv`` and our parts until told to stop."""
-    cli_env_setup()
+    check(seams.AT_START)
+    find(seams.CLI_ENV_SETUP)()
     args = parse_vllm_arguments(argv)
     if args.model != model:
         raise InputError(

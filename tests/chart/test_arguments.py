@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from leanmoe.command import parse
+from leanmoe.seams import find
 from leanmoe_pruning.commands import curve, prune, score
+from leanmoe_server import seams
 from leanmoe_server.command import COMMAND, _vllm_arguments
 from leanmoe_server.vllm_engine import parse_vllm_arguments
 from tests.chart.rendering import (
@@ -79,7 +80,7 @@ def test_leader_and_follower_describe_the_same_engine(placed):
         for key in ("leaderTemplate", "workerTemplate")
     ]
     leader = parse_vllm_arguments(_vllm_arguments(parse(COMMAND, arguments[0][1:])))
-    follower = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments[1][1:])
+    follower = find(seams.MAKE_ARG_PARSER)(FlexibleArgumentParser()).parse_args(arguments[1][1:])
     assert follower.headless is True
     assert (leader.node_rank, follower.node_rank) == (0, 1)
     for name in (

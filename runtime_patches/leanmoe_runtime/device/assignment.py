@@ -13,6 +13,9 @@ import torch
 
 from leanmoe_runtime.device.blocks import blocks_of
 
+# With any of these vLLM aligns small steps too, or may.
+_ALIGNED = ("use_int8_w8a16", "use_int4_w4a16", "weights_host_resident")
+
 Assignment = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]
 
 
@@ -31,12 +34,8 @@ def with_blocks(stock: Callable[..., Assignment]) -> Callable[..., Assignment]:
         found = blocks_of(topk_ids, config["BLOCK_SIZE_M"]) if expert_map is None else None
         if found is not None:
             return found.sorted_N, found.experts, found.n_sorted
-        weights_only = named.get("use_int8_w8a16") or named.get("use_int4_w4a16")
-        if (
-            expert_map is None
-            and not weights_only
-            and is_sparse(num_tokens * top_k_num, global_num_experts)
-        ):
+        otherwise = (expert_map is not None, *(named.get(name) for name in _ALIGNED))
+        if not any(otherwise) and is_sparse(num_tokens * top_k_num, global_num_experts):
             rows = _number(topk_ids.numel() * config["BLOCK_SIZE_M"], topk_ids.device)
             if rows is not None:
                 return None, topk_ids.view(-1), rows

@@ -134,6 +134,13 @@ def test_routing_inside_the_kernel_is_ruled_out_on_cuda_but_for_deepseek_v4(cuda
     assert layer_of(method="DeepseekV4")[1].routing_method.name == "DeepseekV4"
 
 
+def test_vllm_that_can_be_told_so_keeps_the_true_routing(cuda):
+    """0.33's field, for DeepSeek-V4, too."""
+    config = SimpleNamespace(routing_method="Renormalize", require_decomposed_backend=False)
+    Layer("model.layers.0", torch.bfloat16, config, stock_map=None)
+    assert config.require_decomposed_backend is True and config.routing_method == "Renormalize"
+
+
 def test_outside_cuda_nothing_changes():
     layer, config = layer_of()
     assert config.routing_method.name == "Renormalize"

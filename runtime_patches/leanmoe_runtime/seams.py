@@ -1,0 +1,372 @@
+"""What the plugin builds on in vLLM: the table that ``compat`` checks when it registers.
+
+``packaging/vllm_check.py`` reads the same table against the sources of a wheel. What is in
+``FROM_SOURCES`` and ``PASSAGES`` comes to the plugin as objects of a running engine, or is the
+behaviour of a function: sources tell it, an import does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from leanmoe.seams import Passage, Seam
+
+_MOE = "vllm.model_executor.layers.fused_moe"
+_FOLDER = "model_executor/layers/fused_moe"
+
+
+def _in(module: str, name: str, **parts: Any) -> Seam:
+    return Seam((module,), name, **parts)
+
+
+# Checked when the plugin registers: all of these are imported by then.
+AT_START: tuple[Seam, ...] = (
+    _in(
+        f"{_MOE}.router.base_router",
+        "BaseRouter._compute_routing",
+        leading=("self", "hidden_states", "router_logits", "indices_type"),
+    ),
+    _in(
+        f"{_MOE}.routed_experts",
+        "RoutedExperts.forward_modular",
+        leading=(
+            *("self", "x", "topk_weights", "topk_ids"),
+            *("shared_experts", "shared_experts_input"),
+        ),
+    ),
+    _in(
+        f"{_MOE}.routed_experts",
+        "RoutedExperts.__init__",
+        leading=("self", "layer_name", "params_dtype", "moe_config", "quant_config"),
+    ),
+    _in(
+        f"{_MOE}.routed_experts",
+        "RoutedExperts",
+        members=("expert_map", "register_oot"),
+        attributes=(
+            *("layer_name", "moe_config", "quant_method", "top_k", "global_num_experts"),
+            *("local_num_experts", "renormalize", "scoring_func", "custom_routing_function"),
+            *("use_grouped_topk", "num_expert_group", "e_score_correction_bias"),
+            *("activation", "apply_router_weight_on_input"),
+        ),
+        base="PluggableLayer",
+    ),
+    _in(
+        f"{_MOE}.runner.moe_runner",
+        "MoERunner.__init__",
+        leading=("self", "layer_name", "moe_config", "router", "routed_experts"),
+    ),
+    _in(
+        f"{_MOE}.runner.moe_runner",
+        "MoERunner",
+        members=("register_oot",),
+        attributes=("layer_name", "router", "routed_experts"),
+        base="PluggableLayer",
+    ),
+    _in(
+        f"{_MOE}.router.gate_linear",
+        "GateLinear.__init__",
+        leading=("self", "input_size", "output_size"),
+        takes=("prefix",),
+    ),
+    _in(
+        f"{_MOE}.router.gate_linear",
+        "GateLinear",
+        members=("register_oot", "forward"),
+        attributes=("return_bias", "quant_method"),
+        base="PluggableLayer",
+    ),
+    _in(
+        f"{_MOE}.layer",
+        "FusedMoEFactory",
+        leading=("num_experts", "top_k", "hidden_size", "intermediate_size"),
+        takes=(
+            *("prefix", "enable_eplb", "use_grouped_topk", "num_expert_group", "topk_group"),
+            *("shared_experts", "apply_routed_scale_to_output", "reduce_results"),
+            *("is_sequence_parallel", "e_score_correction_bias", "gate"),
+            *("renormalize", "routed_scaling_factor", "routed_experts_cls"),
+        ),
+    ),
+    _in("vllm.model_executor.custom_op", "PluggableLayer.register_oot", takes=("name",)),
+    _in(f"{_MOE}.config", "RoutingMethodType", members=("Unspecified", "DeepseekV4")),
+    _in(f"{_MOE}.config", "FusedMoEConfig", members=("routing_method", "num_logical_experts")),
+    _in(
+        "vllm.utils.torch_utils",
+        "direct_register_custom_op",
+        leading=("op_name", "op_func", "mutates_args", "fake_impl", "target_lib"),
+        takes=("dispatch_key",),
+    ),
+    _in(
+        "vllm._custom_ops",
+        "cpu_fused_moe",
+        leading=(
+            *("out", "input", "w13", "w2", "w13_bias", "w2_bias"),
+            *("topk_weights", "topk_ids", "act", "isa", "skip_weighted"),
+        ),
+    ),
+    _in(
+        "vllm.v1.worker.worker_base",
+        "WorkerBase.__init__",
+        leading=("self", "vllm_config", "local_rank", "rank"),
+    ),
+)
+
+# Only workers need the modules of the model runners.
+FIRST_RUNNER: tuple[Seam, ...] = (
+    _in(
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner._prepare_inputs",
+        leading=("self", "scheduler_output", "num_scheduled_tokens"),
+    ),
+    _in(
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner",
+        members=("_dummy_run", "capture_model", "get_model"),
+        attributes=("input_batch", "requests"),
+    ),
+)
+SECOND_RUNNER: tuple[Seam, ...] = (
+    _in(
+        "vllm.v1.worker.gpu.model_runner",
+        "GPUModelRunner.prepare_inputs",
+        leading=("self", "scheduler_output", "batch_req_state"),
+    ),
+    _in(
+        "vllm.v1.worker.gpu.model_runner",
+        "GPUModelRunner",
+        members=("_dummy_run", "capture_model", "get_model"),
+        attributes=("req_states",),
+    ),
+    _in(
+        "vllm.v1.worker.gpu.model_runner",
+        "BatchReqState",
+        members=(
+            *("req_ids", "num_scheduled_tokens"),
+            *("num_computed_prefill_tokens_np", "idx_mapping_np"),
+        ),
+    ),
+)
+
+# What ``TritonExperts`` call by name; only workers on CUDA need its module.
+TRITON_CALLS: tuple[Seam, ...] = (
+    _in(
+        f"{_MOE}.experts.triton_moe",
+        "_prepare_expert_assignment",
+        leading=(
+            *("topk_ids", "config", "num_tokens", "top_k_num"),
+            *("global_num_experts", "expert_map"),
+        ),
+        takes=("use_int8_w8a16", "use_int4_w4a16"),
+    ),
+    _in(
+        f"{_MOE}.experts.triton_moe",
+        "invoke_fused_moe_triton_kernel",
+        leading=(
+            *("A", "B", "C", "A_scale", "B_scale", "topk_weights", "sorted_token_ids"),
+            *("expert_ids", "num_tokens_post_padded", "mul_routed_weight", "top_k", "config"),
+        ),
+    ),
+    _in(
+        f"{_MOE}.experts.triton_moe",
+        "TritonExperts.moe_sum",
+        leading=("self", "input", "output", "topk_ids", "expert_map"),
+    ),
+)
+
+FROM_SOURCES: tuple[Seam, ...] = (
+    _in(
+        f"{_MOE}.fused_moe",
+        "try_get_optimal_moe_config",
+        leading=("w1_shape", "w2_shape", "top_k", "dtype", "M"),
+        takes=("block_shape",),
+    ),
+    _in(
+        f"{_MOE}.router.fused_topk_router",
+        "FusedTopKRouter",
+        attributes=("renormalize", "scoring_func"),
+        base="BaseRouter",
+    ),
+    _in(
+        f"{_MOE}.router.fused_topk_bias_router",
+        "FusedTopKBiasRouter",
+        attributes=(
+            *("e_score_correction_bias", "renormalize", "scoring_func", "routed_scaling_factor"),
+            *("_hash_indices_table", "num_fused_shared_experts", "bias_vl"),
+        ),
+        base="BaseRouter",
+    ),
+    _in(
+        f"{_MOE}.router.grouped_topk_router",
+        "GroupedTopKRouter",
+        attributes=(
+            *("num_expert_group", "topk_group", "renormalize", "scoring_func"),
+            *("routed_scaling_factor", "e_score_correction_bias", "num_fused_shared_experts"),
+            "skip_padding",
+        ),
+        base="BaseRouter",
+    ),
+    _in(
+        "vllm.v1.worker.gpu_input_batch",
+        "InputBatch",
+        attributes=("req_ids", "num_computed_tokens_cpu", "num_prompt_tokens"),
+    ),
+    _in(
+        "vllm.v1.worker.gpu.states",
+        "RequestState",
+        attributes=("prompt_len", "req_id_to_index"),
+    ),
+    _in("vllm.v1.core.sched.output", "NewRequestData", members=("req_id", "sampling_params")),
+    _in(
+        "vllm.v1.core.sched.output",
+        "SchedulerOutput",
+        members=("finished_req_ids", "scheduled_new_reqs"),
+    ),
+    _in(
+        "vllm.forward_context",
+        "set_forward_context",
+        leading=("attn_metadata", "vllm_config"),
+        takes=("num_tokens",),
+    ),
+    _in("vllm.forward_context", "ForwardContext", members=("attn_metadata", "is_padding")),
+    _in("vllm.v1.worker.workspace", "WorkspaceManager", attributes=("_current_workspaces",)),
+    _in(
+        "vllm.config",
+        "ParallelConfig",
+        members=(
+            *("data_parallel_size", "prefill_context_parallel_size"),
+            *("use_sequence_parallel_moe", "use_ubatching"),
+        ),
+    ),
+    _in("vllm.config", "SchedulerConfig", members=("max_num_batched_tokens",)),
+    _in(
+        "vllm.config",
+        "CompilationConfig",
+        members=(
+            "max_cudagraph_capture_size",
+            "static_all_moe_layers",
+            "static_forward_context",
+        ),
+    ),
+    _in(
+        "vllm.config",
+        "VllmConfig",
+        members=(
+            *("model_config", "parallel_config", "scheduler_config"),
+            *("compilation_config", "speculative_config"),
+        ),
+    ),
+    _in("vllm.config", "ModelConfig", members=("model",), attributes=("hf_text_config",)),
+    _in(
+        f"{_MOE}.fused_moe_method_base",
+        "FusedMoEMethodBase",
+        members=("apply", "is_monolithic"),
+        attributes=("moe_kernel",),
+    ),
+    _in(
+        f"{_MOE}.modular_kernel",
+        "FusedMoEKernel",
+        members=("fused_experts", "prepare_finalize", "is_monolithic"),
+    ),
+    _in(
+        f"{_MOE}.experts.cpu_moe",
+        "CPUUnquantizedExperts",
+        members=("isa", "w1_bias", "w2_bias"),
+        attributes=("_use_zentorch",),
+    ),
+    _in(
+        f"{_MOE}.experts.triton_moe",
+        "TritonExperts",
+        members=("quant_dtype", "block_shape", "a2_scale", "per_act_token_quant"),
+        attributes=("quant_config", "quantization_emulation"),
+        base="FusedMoEExpertsModular",
+    ),
+    # Experts of another engine's router: `lean_experts` leaves them alone by their module's name.
+    _in(
+        "vllm.model_executor.models.transformers.moe",
+        "TransformersRoutedExperts",
+        base="RoutedExperts",
+    ),
+)
+
+_TRITON = f"{_FOLDER}/experts/triton_moe.py"
+_SCALE = "a2_scale_is_global decides which Triton experts may be given an id of none"
+
+PASSAGES: tuple[Passage, ...] = (
+    Passage(
+        f"{_FOLDER}/fused_moe.py",
+        (
+            "expert_map is None and num_tokens * top_k_num * 4 <= global_num_experts",
+            # 0.33
+            "expert_map is None and not weights_host_resident "
+            "and num_tokens * top_k_num * 4 <= global_num_experts",
+        ),
+        "the path without alignment is chosen by shape alone, as `is_naive` does",
+    ),
+    Passage(
+        f"{_FOLDER}/fused_moe.py",
+        ("(use_int8_w8a16 or use_int4_w4a16) and block_shape is not None",),
+        "the path without alignment is not taken for weights quantised in groups",
+    ),
+    *(
+        Passage(_TRITON, (text,), _SCALE)
+        for text in (
+            "a2_scale_is_global = (",
+            "self.quant_dtype is not None",
+            "a2_scale is None",
+            "self.block_shape is None",
+            "not self.per_act_token_quant or self.quantization_emulation",
+        )
+    ),
+    Passage(
+        _TRITON,
+        (
+            "self.moe_sum(intermediate_cache3, output, topk_ids, expert_map)",
+            "self.moe_sum(expert_output, output, topk_ids, expert_map)",  # 0.33
+        ),
+        "the sum over a token's experts is a method of their own, given the ids",
+    ),
+    Passage(
+        f"{_FOLDER}/router/fused_topk_router.py",
+        ("ops.topk_softmax(topk_weights, topk_indices, token_expert_indices, gating_output,",),
+        "softmax routers choose in the kernel whose order of operations ours repeats",
+    ),
+    Passage(
+        "envs.py",
+        ("VLLM_MOE_SKIP_PADDING: bool = True",),
+        "routers give padding rows the id of none",
+    ),
+    Passage(
+        _TRITON,
+        ("self.moe_sum(intermediate_cache3, output)",),
+        "experts of 4 and 8 bits add up without ids, so nothing may be dropped there",
+    ),
+    Passage(
+        f"{_FOLDER}/unquantized_fused_moe_method.py",
+        ("expert_map=layer.expert_map",),
+        "the map is read from the layer at every call",
+    ),
+    Passage(
+        f"{_FOLDER}/modular_kernel.py",
+        (
+            "moe_config.require_decomposed_backend and cls.is_monolithic()",  # since 0.33
+            "not cls._supports_routing_method(moe_config.routing_method,",
+        ),
+        "a layer can be kept from kernels that route by themselves",
+    ),
+    Passage(
+        f"{_FOLDER}/experts/",
+        ("RoutingMethodType.Unspecified",),
+        "no kernel that routes by itself takes a routing that is not specified",
+        present=False,
+    ),
+    Passage(
+        "v1/worker/gpu/model_runner.py",
+        ("self.prepare_inputs(scheduler_output, batch_req_state",),
+        "what the rows are laid out from are the arguments of the stock method",
+    ),
+    Passage(
+        f"{_FOLDER}/runner/moe_runner.py",
+        ("static_all_moe_layers.append(",),
+        "every MoE layer is on the list that the handshake reads",
+    ),
+)

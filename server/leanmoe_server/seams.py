@@ -1,0 +1,84 @@
+"""What the server builds on in vLLM: its parsers, its app, its engine client.
+
+``vllm_engine`` checks the first table before it starts; packaging/vllm_check.py reads all of them
+against the sources of a wheel. Where versions keep a symbol in different places, the newest comes
+first and ``leanmoe.seams.find`` takes the one that is there.
+"""
+
+from __future__ import annotations
+
+from leanmoe.seams import Passage, Seam
+
+# Since 0.33, and where 0.32 has them.
+_ARGUMENTS = ("vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.cli_args")
+_STARTUP = ("vllm.entrypoints.common.startup", "vllm.entrypoints.serve.utils.api_utils")
+_ENTRY = "vllm.entrypoints.launchers.api_server.entry"
+_CLIENT = "vllm.v1.engine.async_llm"
+
+MAKE_ARG_PARSER = Seam(_ARGUMENTS, "make_arg_parser", leading=("parser",))
+VALIDATE_ARGUMENTS = Seam(_ARGUMENTS, "validate_parsed_serve_args", leading=("args",))
+CLI_ENV_SETUP = Seam(_STARTUP, "cli_env_setup")
+
+AT_START: tuple[Seam, ...] = (
+    MAKE_ARG_PARSER,
+    VALIDATE_ARGUMENTS,
+    CLI_ENV_SETUP,
+    Seam((_ENTRY,), "run_server", leading=("args", "uvicorn_kwargs")),
+    Seam(("vllm.logger",), "configure_logging_from_args", leading=("args",)),
+    Seam(("vllm.utils.argparse_utils",), "FlexibleArgumentParser", members=("error", "parse_args")),
+    Seam(
+        ("vllm.sampling_params",),
+        "SamplingParams",
+        members=("max_tokens", "ignore_eos", "detokenize", "extra_args"),
+    ),
+    Seam(("vllm.inputs",), "TokensPrompt", members=("prompt_token_ids",)),
+    Seam(
+        (_CLIENT,),
+        "AsyncLLM.generate",
+        leading=("self", "prompt", "sampling_params", "request_id"),
+    ),
+    Seam((_CLIENT,), "AsyncLLM.collective_rpc", takes=("method", "args")),
+    Seam(
+        (_CLIENT,),
+        "AsyncLLM.reset_prefix_cache",
+        takes=("reset_running_requests", "reset_connector"),
+    ),
+    Seam((_CLIENT,), "AsyncLLM.pause_generation", takes=("mode", "clear_cache")),
+    Seam((_CLIENT,), "AsyncLLM", members=("errored",)),
+)
+
+_BODY = ("vllm_xargs", "cache_salt")
+_OPENAI = "vllm.entrypoints.openai"
+
+FROM_SOURCES: tuple[Seam, ...] = (
+    # What `leanmoe demo` starts as stock vLLM.
+    Seam((_ENTRY,), "main"),
+    Seam(
+        ("vllm.plugins.endpoint_plugins.interface",),
+        "EndpointPlugin",
+        members=("name", "required_tasks", "attach_router", "init_state"),
+    ),
+    Seam(
+        ("vllm.engine.arg_utils",),
+        "EngineArgs",
+        members=(
+            *("model", "enable_return_routed_experts", "data_parallel_size"),
+            *("kv_transfer_config", "kv_offloading_size", "hf_overrides", "hf_config_path"),
+            *("speculative_config", "enable_dbo", "prefill_context_parallel_size"),
+            *("shutdown_timeout", "additional_config", "pipeline_parallel_size"),
+        ),
+    ),
+    Seam(_ARGUMENTS, "FrontendArgs", members=("middleware", "api_key")),
+    # What a request's own level is written into.
+    Seam((f"{_OPENAI}.chat_completion.protocol",), "ChatCompletionRequest", members=_BODY),
+    Seam((f"{_OPENAI}.completion.protocol",), "CompletionRequest", members=_BODY),
+    Seam((f"{_OPENAI}.responses.protocol",), "ResponsesRequest", members=_BODY),
+)
+
+PASSAGES: tuple[Passage, ...] = tuple(
+    Passage("v1/metrics/", (f'"vllm:{name}"',), "the metrics page and load tests read it")
+    for name in (
+        *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"),
+        *("prompt_tokens", "generation_tokens", "num_preemptions"),
+    )
+)
