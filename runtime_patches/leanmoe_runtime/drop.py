@@ -91,17 +91,21 @@ class Planner:
     def _reserve(self, pairs: int, experts: int) -> None:
         self._pairs, self._experts = max(pairs, self._pairs), max(experts, self._experts)
         pairs, experts = self._pairs, self._experts
-        self._weights = torch.empty(pairs, dtype=torch.float32)
-        self._ids = torch.empty(pairs, dtype=torch.int32)
-        self._rows = torch.empty(pairs, dtype=torch.int64)
+
+        def empty(size: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.empty(size, dtype=dtype, device="cpu")
+
+        self._weights = empty(pairs, torch.float32)
+        self._ids = empty(pairs, torch.int32)
+        self._rows = empty(pairs, torch.int64)
         self._parts = (
-            torch.empty(pairs, dtype=torch.uint8),
+            empty(pairs, torch.uint8),
             *(self._weights, self._ids, self._rows),
-            torch.empty(pairs, dtype=torch.float32),
-            torch.empty(pairs, dtype=torch.int32),
-            torch.empty(experts, dtype=torch.uint8),
-            torch.empty(experts, dtype=torch.float32),
-            torch.empty(experts, dtype=torch.uint8),
+            empty(pairs, torch.float32),
+            empty(pairs, torch.int32),
+            empty(experts, torch.uint8),
+            empty(experts, torch.float32),
+            empty(experts, torch.uint8),
         )
         self._memory = _Plan(*(part.data_ptr() for part in self._parts))
         self._memory_address = ctypes.addressof(self._memory)
@@ -185,7 +189,7 @@ def run(kernel: Kernel, x_TD: torch.Tensor, plan: Plan) -> torch.Tensor:
     out_ND = kernel(x_TD.index_select(0, plan.rows_N), plan.weights, plan.ids)
     # Older compilers know no half precision; a sum in float32 is what it is anyway.
     addable_ND = out_ND if out_ND.dtype in _SUMS else out_ND.float()
-    out_TD = torch.empty(x_TD.shape, dtype=addable_ND.dtype)
+    out_TD = torch.empty(x_TD.shape, dtype=addable_ND.dtype, device=x_TD.device)
     return _sum(addable_ND.contiguous(), plan.rows_N, out_TD).to(x_TD.dtype)
 
 

@@ -72,10 +72,11 @@ class LeanGateLinear(GateLinear):  # type: ignore[misc]
         self.transfer: torch.nn.Parameter | None = None
         if own is not None:
             # Loaded and never used: stock vLLM stops at it instead of running another model.
-            marker = torch.empty(2, dtype=torch.float32)
+            marker = torch.empty(2, dtype=torch.float32, device=self.weight.device)
             self.layout = torch.nn.Parameter(marker, requires_grad=False)
         if own is not None and own.gate_rows is not None:
-            empty = torch.empty(own.n_experts, own.gate_rows, dtype=torch.float32)
+            size = (own.n_experts, own.gate_rows)
+            empty = torch.empty(size, dtype=torch.float32, device=self.weight.device)
             self.transfer = torch.nn.Parameter(empty, requires_grad=False)
         GATES[layer_index(prefix)] = self
         self._rows = rows

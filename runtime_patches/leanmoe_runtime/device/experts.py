@@ -72,7 +72,7 @@ class SkipExpertsMixin:
         return self._device_mode
 
     def take_mode(self, mode: SkipMode | None) -> None:
-        """Skip by ``mode``, or by the layer's own. *Mask* needs a sum that knows of it, or a map."""
+        """Skip by ``mode``, or by the layer's own. *Mask* needs a map, or our own sum."""
         self._device_mode, self._fitted_kernel = mode, self._moe_kernel()
         if mode is None:
             return

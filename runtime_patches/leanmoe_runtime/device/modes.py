@@ -1,34 +1,83 @@
-"""How each of vLLM's experts classes drops an assignment on CUDA, as data.
+"""How each of vLLM's experts classes leaves an assignment out on CUDA, as data.
 
-From reading vLLM 0.32; not yet measured. *mask*: id -1, weight 0, and the class is given an expert
-map. *redirect*: the token's top-1 id with weight 0: fewer weights read, as many rows computed.
-*zero*: id kept, weight 0: right everywhere, saves nothing, hence the default for what is unknown.
-Duplicate ids of one token crash FlashInfer's CUTLASS kernels (vLLM issues 39288, 39391), and
-gpt-oss's bitmatrix cannot hold them: neither may ever be redirected.
+*Mask*: id -1, weight 0. *Redirect*: the token's top-1 id with weight 0: fewer weights read, as many
+rows computed. *Zero*: id kept, weight 0: right everywhere, saves nothing, hence the default for
+what is unknown. Duplicate ids of one token crash FlashInfer's CUTLASS kernels (vLLM issues 39288,
+39391), and gpt-oss's bitmatrix cannot hold them: neither may ever be redirected.
+
+A row says how it is known: *measured* on a card, or *read* in the sources of vLLM 0.32 (0.33's
+were compared). Rows of mode zero are classes whose ids go to a library, or that nobody followed.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from leanmoe.messages import SkipMode
 from leanmoe_runtime.device.assignment import is_sparse
 
 _LOG = logging.getLogger(__name__)
+_READ = "read"
+_H200 = "measured on an H200, 2026-11-27, bf16; quantised weights read"
 
-MODES: dict[str, SkipMode] = {
-    "TritonExperts": SkipMode.MASK,
-    # Its sum over a token's experts gets no ids, so a dropped row would be stale workspace.
-    "TritonWNA16Experts": SkipMode.REDIRECT,
-    "MarlinExperts": SkipMode.MASK,
-    "CutlassExpertsFp8": SkipMode.MASK,
-    "CutlassExpertsFp4": SkipMode.MASK,
-    "CutlassExpertsW4A8Fp8": SkipMode.MASK,
-    "DeepGemmExperts": SkipMode.MASK,
-    "OAITritonExperts": SkipMode.MASK,
-    "UnfusedOAITritonExperts": SkipMode.MASK,
+
+class Row(NamedTuple):
+    """``mode`` of a class and how it is ``known``."""
+
+    mode: SkipMode
+    known: str = _READ
+
+
+_MASK, _REDIRECT = Row(SkipMode.MASK), Row(SkipMode.REDIRECT)
+_ZERO = Row(SkipMode.ZERO)
+
+MODES: dict[str, Row] = {
+    # A sum of our own; its scale over all rows, where there is one, makes it redirect.
+    "TritonExperts": Row(SkipMode.MASK, _H200),
+    # Its sum over a token's experts gets no ids, so a row left out would be stale workspace.
+    "TritonWNA16Experts": _REDIRECT,
+    "MarlinExperts": _MASK,
+    "CutlassExpertsFp8": _MASK,
+    "CutlassExpertsFp4": _MASK,
+    "CutlassExpertsW4A8Fp8": _MASK,
+    "DeepGemmExperts": _MASK,
+    "OAITritonExperts": _MASK,
+    "UnfusedOAITritonExperts": _MASK,
+    # Nobody followed an id of -1 through these.
+    "CutlassExpertsMxfp4": _ZERO,
+    "DeepGemmFP4Experts": _ZERO,
+    "Int4EmulationTritonExperts": _ZERO,
+    "Mxfp8EmulationTritonExperts": _ZERO,
+    "Mxfp8NativeTritonExperts": _ZERO,
+    "Nvfp4QuantizationEmulationTritonExperts": _ZERO,
+    "OCP_MXQuantizationEmulationTritonExperts": _ZERO,
+    # Tokens come to these sorted by whoever carries them between ranks.
+    "BatchedDeepGemmExperts": _ZERO,
+    "BatchedHummingGroupedExperts": _ZERO,
+    "BatchedMarlinExperts": _ZERO,
+    "BatchedTritonExperts": _ZERO,
+    "CutlassBatchedExpertsFp8": _ZERO,
+    "FlashInferCuteDSLBatchedExperts": _ZERO,
+    "NaiveBatchedExperts": _ZERO,
+    # Ids go to a library.
+    "B12xExperts": _ZERO,
+    "FlashInferB12xExperts": _ZERO,
+    "FlashInferCuteDSLExperts": _ZERO,
+    "FlashInferExperts": _ZERO,
+    "FlashInferMoeEpExperts": _ZERO,
+    "HPCExperts": _ZERO,
+    "HummingGroupedExperts": _ZERO,
+    "HummingIndexedExperts": _ZERO,
+    "MoonEPExperts": _ZERO,
+    "TrtLlmBf16ExpertsModular": _ZERO,
+    "TrtLlmBf16LoRAExperts": _ZERO,
+    "TrtLlmFp8ExpertsModular": _ZERO,
+    "TrtLlmMxfp4ExpertsModular": _ZERO,
+    "TrtLlmNvFp4ExpertsModular": _ZERO,
 }
+# Choose one of two classes of the table by the shape of a step.
+PAIRS = frozenset({"TritonOrCutlassExperts", "TritonOrDeepGemmExperts"})
 # Ways of bringing tokens to experts that pass ids of -1 through. Others hand ids to libraries.
 PASSES_IDS = frozenset(
     {
@@ -58,7 +107,7 @@ def experts_mode(experts: Any) -> SkipMode:
     name = type(experts).__name__
     if name == "TritonExperts" and _scale_spans_rows(experts):
         return SkipMode.REDIRECT
-    return MODES.get(name, SkipMode.ZERO)
+    return MODES.get(name, _ZERO).mode
 
 
 def _scale_spans_rows(experts: Any) -> bool:
@@ -96,7 +145,11 @@ def say_once(experts_class: str, mode: SkipMode) -> None:
     if experts_class in _SAID:
         return
     _SAID.add(experts_class)
+    row = MODES.get(experts_class)
+    known = "a class that this LeanMoE does not know" if row is None else row.known
+    if experts_class in PAIRS:
+        known = "the weaker mode of its two classes"
     saves = (
-        "" if mode is not SkipMode.ZERO else ": skipping saves nothing, try --moe-backend triton"
+        "" if mode is not SkipMode.ZERO else "; skipping saves nothing, try --moe-backend triton"
     )
-    _LOG.warning("experts of class %s skip by mode %s%s", experts_class, mode.value, saves)
+    _LOG.warning("experts of class %s skip by mode %s (%s)%s", experts_class, mode, known, saves)

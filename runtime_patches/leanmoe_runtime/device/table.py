@@ -60,14 +60,16 @@ class DeviceTable:
         words = -(-experts // WORD)
         # Written in forward passes, which are in inference mode, and by policies, which are not.
         with torch.inference_mode(False):
-            return cls(
+            table = cls(
                 n_experts=experts,
-                betas_R=betas.to(device=device, dtype=torch.float32, copy=True),
+                betas_R=zeros(len(betas), torch.float32),
                 counts=zeros(_PLACES, torch.int64),
                 seen_W=zeros(words, torch.int32),
                 mass_E=zeros(experts, torch.int64),
                 bound_W=zeros(words, torch.int32),
             )
+            table.push(betas)
+        return table
 
     def push(self, betas: torch.Tensor) -> None:
         """Take the host's betas; the next step of any captured graph sees them."""

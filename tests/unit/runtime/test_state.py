@@ -5,7 +5,7 @@ import torch
 
 from leanmoe.errors import LevelError, RuntimeSeamError
 from leanmoe.messages import PolicyUpdate
-from leanmoe_runtime.device.table import DeviceTable
+from leanmoe_runtime.device.table import MASS_ONE, DeviceTable
 from leanmoe_runtime.layers import layer_index
 from leanmoe_runtime.state import LayerState, SkipState
 
@@ -73,11 +73,12 @@ def test_counts_add_host_and_device_and_routed_is_tokens_times_top_k():
     layer = LayerState(layer=2, top_k=2, renormalize=True)
     layer.counters.tokens, layer.counters.skipped = 10, 3
     layer.device = DeviceTable.make(layer.betas, 8, "cpu")
-    layer.device.counts.add_(torch.tensor([5, 5, 1, 2, 7]))
-    layer.device.mass.add_(0.5)
+    layer.device.counts.add_(torch.tensor([5, 5, 1, 2, 6, 4, MASS_ONE // 2, 0]))
+    layer.device.seen_W.fill_(4)  # one expert that no launch counted yet
     counts = layer.counts()
     assert (counts.tokens, counts.routed, counts.skipped) == (15, 30, 8)
     assert (counts.nonfinite, counts.steps, counts.distinct_experts) == (1, 2, 7)
+    assert counts.substituted == 4
     assert counts.dropped_mass == 0.5
 
 

@@ -1,5 +1,7 @@
 """Each experts class gets the mode of the table; what is unknown saves nothing but is right."""
 
+import ast
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,9 +32,39 @@ def kernel_of(experts, carrier: str = NO_DISPATCH):
     return SimpleNamespace(fused_experts=experts, prepare_finalize=type(carrier, (), {})())
 
 
-@pytest.mark.parametrize(("name", "mode"), [*modes.MODES.items(), ("SomethingNew", SkipMode.ZERO)])
-def test_the_table_is_what_a_layer_gets(name, mode):
-    assert modes.mode_of(kernel_of(experts_of(name))) is mode
+@pytest.mark.parametrize("name", modes.MODES)
+def test_the_table_is_what_a_layer_gets(name):
+    assert modes.mode_of(kernel_of(experts_of(name))) is modes.MODES[name].mode
+
+
+def test_what_is_in_no_row_saves_nothing_and_says_so(caplog):
+    assert modes.mode_of(kernel_of(experts_of("SomethingNew"))) is SkipMode.ZERO
+    modes.say_once("SomethingNew", SkipMode.ZERO)
+    assert "a class that this LeanMoE does not know" in caplog.text
+    assert "skipping saves nothing" in caplog.text
+
+
+def other_platform(path: Path) -> bool:
+    return path.stem.startswith(("cpu", "xpu", "zentorch", "rocm", "aiter", "rdna3"))
+
+
+def test_every_experts_class_that_cuda_can_have_stands_in_the_table():
+    """A class of a new vLLM is found here before it silently saves nothing."""
+    import vllm.model_executor.layers.fused_moe as package
+
+    bases: dict[str, list[str]] = {}
+    for path in Path(package.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not other_platform(path):
+                bases[node.name] = [ast.unparse(base).split(".")[-1] for base in node.bases]
+
+    def is_modular(name: str) -> bool:
+        return name == "FusedMoEExpertsModular" or any(map(is_modular, bases.get(name, ())))
+
+    abstract = {name for held in bases.values() for name in held if name != "TritonExperts"}
+    found = {name for name in bases if is_modular(name) and name not in abstract}
+    known = set(modes.MODES) | modes.PAIRS
+    assert found - known == set() and known - found == set()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +119,8 @@ class StockExperts:
         self.stock_map = stock_map
         self.read_early = self.expert_map
         self.global_num_experts = self.local_num_experts = 64
-        self.quant_method = SimpleNamespace(moe_kernel=kernel_of(experts_of("TritonExperts")))
+        self.top_k, self.params_dtype = 2, params_dtype
+        self.quant_method = SimpleNamespace(moe_kernel=kernel_of(experts_of("MarlinExperts")))
 
     @property
     def expert_map(self):
@@ -110,23 +143,84 @@ def layer_of(stock_map=None, method="Renormalize"):
     return Layer("model.layers.0", torch.bfloat16, config, stock_map=stock_map), config
 
 
-def call(layer, tokens: int):
-    layer.before_experts(torch.zeros(tokens, 2, dtype=torch.int32))
-    return layer.expert_map
+def with_triton(layer):
+    layer.quant_method.moe_kernel = kernel_of(experts_of("TritonExperts", moe_sum=print))
+    layer.before_experts()
+    return layer.quant_method.moe_kernel.fused_experts
 
 
-def test_a_masked_layer_has_an_identity_map_except_on_the_naive_path(cuda):
+def test_a_masked_layer_has_an_identity_map(cuda):
     layer, _ = layer_of()
     assert layer.read_early is None and layer.device_mode() is SkipMode.MASK
-    assert call(layer, 9).tolist() == list(range(64)) and layer.expert_map.dtype == torch.int32
-    assert call(layer, 8) is None  # 8 * 2 * 4 <= 64
-    assert call(layer, 9) is not None
+    layer.before_experts()
+    assert layer.expert_map.tolist() == list(range(64)) and layer.expert_map.dtype == torch.int32
+
+
+def test_triton_experts_have_a_sum_of_ours_instead_of_a_map(cuda):
+    layer, _ = layer_of()
+    experts = with_triton(layer)
+    assert layer.expert_map is None and "moe_sum" in vars(experts)
+    layer.take_mode(SkipMode.ZERO)  # stock's sum again
+    assert experts.moe_sum is print and layer.expert_map is None
+
+
+def test_a_kernel_made_anew_is_fitted_again(cuda):
+    layer, _ = layer_of()
+    first = with_triton(layer)
+    second = with_triton(layer)
+    assert second is not first and "moe_sum" in vars(second)
+
+
+def test_the_sum_of_ours_leaves_a_map_and_sums_without_ids_to_stock(cuda):
+    told = []
+    layer, _ = layer_of()
+    stock = staticmethod(lambda *given: told.append(given))
+    layer.quant_method.moe_kernel = kernel_of(experts_of("TritonExperts", moe_sum=stock))
+    layer.before_experts()
+    rows, out = torch.zeros(3, 2, 4), torch.zeros(3, 4)
+    ids, ranks = torch.zeros(3, 2, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
+    moe_sum = layer.quant_method.moe_kernel.fused_experts.moe_sum
+    moe_sum(rows, out)
+    moe_sum(rows, out, ids, ranks)
+    moe_sum(rows.transpose(1, 2), out, ids)
+    assert len(told) == 3
 
 
 def test_a_map_of_expert_parallelism_stays(cuda):
     stock_map = torch.tensor([0, -1])
     layer, _ = layer_of(stock_map)
-    assert call(layer, 100) is stock_map
+    layer.before_experts()
+    assert layer.expert_map is stock_map
+
+
+@pytest.mark.parametrize(
+    ("tokens", "changed", "has_room"),
+    [
+        (9, {}, True),
+        (8, {}, False),  # 8 * 2 * 4 <= 64: each assignment has a block to itself
+        (33, {}, False),  # more assignments than one program lays out
+        (9, {"quant_dtype": torch.float8_e4m3fn, "a2_scale": 1.0}, False),
+    ],
+)
+def test_blocks_are_laid_out_in_the_routing_launch_where_steps_are_small(
+    cuda, monkeypatch, tokens, changed, has_room
+):
+    monkeypatch.setattr(experts_module, "triton_block_rows", lambda layer, tokens, dtype: 16)
+    layer, _ = layer_of()
+    layer.quant_method.moe_kernel = kernel_of(experts_of("TritonExperts", moe_sum=print, **changed))
+    layer.before_experts()
+    blocks = layer.empty_blocks(tokens, torch.zeros(tokens, 64))
+    assert (blocks is not None) is has_room
+    if blocks is not None:
+        assert (blocks.rows, len(blocks.sorted_N), len(blocks.experts)) == (16, 18 * 16, 18)
+
+
+def test_no_blocks_are_laid_out_for_other_classes_or_ranks(cuda):
+    layer, _ = layer_of()
+    assert layer.empty_blocks(9, torch.zeros(9, 64)) is None
+    layer, _ = layer_of(torch.tensor([0, -1]))
+    with_triton(layer)
+    assert layer.empty_blocks(9, torch.zeros(9, 64)) is None
 
 
 def test_routing_inside_the_kernel_is_ruled_out_on_cuda_but_for_deepseek_v4(cuda):
@@ -144,7 +238,8 @@ def test_vllm_that_can_be_told_so_keeps_the_true_routing(cuda):
 def test_outside_cuda_nothing_changes():
     layer, config = layer_of()
     assert config.routing_method.name == "Renormalize"
-    assert layer.device_mode() is SkipMode.ZERO and call(layer, 100) is None
+    layer.before_experts()
+    assert layer.device_mode() is SkipMode.ZERO and layer.expert_map is None
 
 
 def test_a_class_is_logged_once(cuda, caplog, monkeypatch):
@@ -152,5 +247,5 @@ def test_a_class_is_logged_once(cuda, caplog, monkeypatch):
     for _ in range(3):
         layer_of()[0].device_mode()
     assert [record.getMessage() for record in caplog.records] == [
-        "experts of class TritonExperts skip by mode mask"
+        "experts of class MarlinExperts skip by mode mask (read)"
     ]
