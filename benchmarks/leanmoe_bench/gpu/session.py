@@ -22,6 +22,7 @@ _GRACE_SECONDS = 8.0
 _BANDWIDTH_BYTES = 1 << 29
 _GATE_TOKENS = 256
 _GATE_SHARES = [0.25, 0.4]
+NO_PYTHON = "compiled code called no router in Python"
 
 Row = dict[str, Any]
 
@@ -84,6 +85,8 @@ class Session:
             self.pair.alone(arm, "listen", top_k=top_k)
             self.pair.alone(arm, "prefill", length=_GATE_TOKENS, turn=0)
             found.append(self.pair.alone(arm, "gates", shares=_GATE_SHARES))
+        if not found[0]["tokens"]:
+            return {"row": "gates", "status": "cannot run", "reason": NO_PYTHON}
         return {"row": "gates", **found[0], "same_in_both": found[0] == found[1]}
 
     def handshake(self) -> Row:

@@ -11,7 +11,7 @@ from leanmoe.errors import LeanMoEError
 from leanmoe.messages import LayerCounts, LevelTable
 from leanmoe_bench.cases import Case
 from leanmoe_bench.control import Betas
-from leanmoe_bench.gpu.session import Row, Session
+from leanmoe_bench.gpu.session import NO_PYTHON, Row, Session
 
 _PROMPTS, _PROMPT_TOKENS = 9, 6
 _EXACT_TOKENS, _MIXED_TOKENS = 24, 16
@@ -112,7 +112,7 @@ def _recounted(session: Session) -> Row:
             found = difference(before[after.layer], after, again[after.layer])
             differences += [f"{case.name}, layer {after.layer}: {found}"] if found else []
     if not listened:
-        return {"status": "cannot run", "reason": "compiled code called no router in Python"}
+        return {"status": "cannot run", "reason": NO_PYTHON}
     tokens = listened // len(session.control.layers)
     return {"tokens": tokens, "differences": differences[:5], "passed": not differences}
 

@@ -380,6 +380,8 @@ def test_a_prefill_at_level_0_that_launched_nothing_has_a_row_without_what_was_n
     assert not absent & row.keys()
     top1 = speed._row(Idle(QWEN3), Case("top1", beta=1.0), prefill(2048), found)
     assert top1["distinct"] == 3 and top1["ours_of_bandwidth"] == 0.5 and "target" not in top1
+    uncounted = {"stock": timed([1.0]), "level0": timed([1.0])}
+    assert "skip_rate" not in speed._row(Idle(QWEN3), Case("level0"), prefill(2048), uncounted)
 
 
 def test_a_budget_that_is_not_held_fails_where_it_could_be():
