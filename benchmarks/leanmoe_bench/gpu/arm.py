@@ -45,7 +45,7 @@ def register_random_weights(spread: float) -> None:
 
 def draw(name: str, weight: torch.Tensor, spread: float) -> None:
     """Fill a parameter in place; the same name and shape give the same numbers."""
-    if weight.dim() == 1:  # norms
+    if weight.dim() < 2:  # norms and scales
         weight.fill_(1.0)
         return
     deviation = float(weight.shape[-1] ** -0.5)

@@ -11,7 +11,7 @@ from leanmoe.messages import UnionBudget
 from leanmoe_bench.cases import Case
 from leanmoe_bench.shapes import PlainShape, Shape
 
-_BYTES = 2  # bf16
+_WIDTHS = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,17 @@ class GpuModel:
     spread: float
     skipping: Case
     budget: int | None = None
+    dtype: str = "bfloat16"
     whole: bool = True
 
     @property
     def name(self) -> str:
         return self.shape.name
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight."""
+        return _WIDTHS[self.dtype]
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -70,14 +76,14 @@ class GpuModel:
     @cached_property
     def weight_bytes(self) -> int:
         """Of all weights, the embedding and the head apart from each other; norms left out."""
-        return int(self.step_bytes(self.shape.experts)) + _BYTES * self.shape.head_parameters
+        return int(self.step_bytes(self.shape.experts)) + self.width * self.shape.head_parameters
 
     def step_bytes(self, distinct: float) -> float:
         """Weight bytes of a step that reads ``distinct`` experts a layer."""
         shape = self.shape
         router = shape.hidden * shape.experts
         layer = shape.attention_parameters + router + distinct * shape.expert_parameters
-        return _BYTES * (shape.layers * layer + shape.head_parameters)
+        return self.width * (shape.layers * layer + shape.head_parameters)
 
     def of_depth(self, layers: int | None) -> GpuModel:
         """The model with so many layers; ``None`` for all."""
@@ -91,7 +97,10 @@ class GpuModel:
         return replace(self, shape=replace(self.shape, layers=layers), whole=False)
 
     def tiny(self) -> GpuModel:
-        """The same architecture at a size for a rehearsal on a CPU."""
+        """The same architecture at a size for a rehearsal on a CPU.
+
+        In float32: there the CPU's experts give a token the same bits whoever runs beside it.
+        """
         few = self.shape.top_k == 2
         shape = replace(
             self.shape,
@@ -105,7 +114,7 @@ class GpuModel:
             head_dim=32,
             vocabulary=512,
         )
-        return replace(self, shape=shape, budget=self.budget and 8, whole=False)
+        return replace(self, shape=shape, budget=self.budget and 8, dtype="float32", whole=False)
 
 
 # Its border between the Triton experts' two paths lies at 4 tokens (4 * top-2 * 4 <= 32).

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from leanmoe.errors import InputError
+from leanmoe.errors import InputError, LeanMoEError
 from leanmoe_bench.gpu import cells, kernel, profiles, speed, tokens
 from leanmoe_bench.gpu.deadline import Deadline
 from leanmoe_bench.gpu.fit import GIB, engine_bytes
@@ -71,7 +71,13 @@ def _speed(model: GpuModel, context: Context, deadline: Deadline) -> Iterator[Ro
 
 
 def _budget(model: GpuModel, context: Context, deadline: Deadline) -> Iterator[Row]:
-    session = context.engines.session(context.settings.model(model), budget=True)
+    try:
+        session = context.engines.session(context.settings.model(model), budget=True)
+    except LeanMoEError as error:
+        context.engines.close()
+        refusal = {"status": "cannot run", "reason": str(error)}
+        yield {"row": "speed", "case": "budget", **refusal}
+        return
     yield from speed.compare(session, session.model.budget_cases, deadline)
 
 

@@ -22,7 +22,7 @@ _GRACE_SECONDS = 8.0
 _BANDWIDTH_BYTES = 1 << 29
 _GATE_TOKENS = 256
 _GATE_SHARES = [0.25, 0.4]
-NO_PYTHON = "compiled code called no router in Python"
+NO_PYTHON = "no router was called from Python, as where the whole model is compiled"
 
 Row = dict[str, Any]
 

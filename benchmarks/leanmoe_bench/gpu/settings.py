@@ -53,7 +53,7 @@ class Settings:
         """What both engines get."""
         longest = max((256, *self.prefill)) + 256
         common: dict[str, Any] = {
-            "dtype": "bfloat16",
+            "dtype": model.dtype,
             "load_format": "random",
             "max_model_len": longest,
             "max_num_seqs": max(_CAPTURED),

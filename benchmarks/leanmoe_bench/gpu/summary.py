@@ -41,7 +41,7 @@ def _launched(row: Row) -> str:
 
 def _speed(row: Row) -> str:
     if "ratio" not in row:
-        return f"{'':14}{row['case']:12}{row['status']}: {row['reason']}"
+        return f"{'':14}{row['case']:12}{row['status']}: {_first_line(row['reason'])}"
     spread = f"{row['low']:.3f} to {row['high']:.3f}"
     met = {True: " met", False: " NO", None: ""}[row.get("met")]
     return (

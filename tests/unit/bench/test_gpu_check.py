@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import LayerCounts
 from leanmoe_bench.cases import Case
-from leanmoe_bench.gpu import cells, command, fit, profiles, speed, tokens
+from leanmoe_bench.gpu import cells, command, fit, parts, profiles, speed, tokens
 from leanmoe_bench.gpu import kernel as kernel_part
 from leanmoe_bench.gpu import run as whole
 from leanmoe_bench.gpu.arm import draw
@@ -24,6 +24,7 @@ from leanmoe_bench.gpu.models import CHECKED, MODELS, Qwen3Shape
 from leanmoe_bench.gpu.parts import PARTS, Part
 from leanmoe_bench.gpu.routing import Choice, gate_statistics, recount
 from leanmoe_bench.gpu.settings import Settings
+from leanmoe_bench.gpu.summary import show
 from leanmoe_bench.gpu.targets import TARGETS, target
 from leanmoe_bench.measures import Counted, decode, prefill
 from leanmoe_bench.shapes import write_checkpoint
@@ -258,9 +259,9 @@ def test_a_step_that_reads_all_experts_reads_every_tensor_of_a_checkpoint(model,
     folder = write_checkpoint(tiny.shape, tmp_path / "m", 0)
     tensors = {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
     # Its embedding is tied to the head, which a step reads; norms are left out.
-    held = sum(2 * tensor.numel() for tensor in tensors.values() if tensor.dim() > 1)
+    held = sum(tiny.width * tensor.numel() for tensor in tensors.values() if tensor.dim() > 1)
     assert tiny.step_bytes(tiny.shape.experts) == held
-    one = 2 * tiny.shape.layers * tiny.shape.expert_parameters
+    one = tiny.width * tiny.shape.layers * tiny.shape.expert_parameters
     assert tiny.step_bytes(3) == held - (tiny.shape.experts - 3) * one
 
 
@@ -382,6 +383,38 @@ def test_a_prefill_at_level_0_that_launched_nothing_has_a_row_without_what_was_n
     assert top1["distinct"] == 3 and top1["ours_of_bandwidth"] == 0.5 and "target" not in top1
     uncounted = {"stock": timed([1.0]), "level0": timed([1.0])}
     assert "skip_rate" not in speed._row(Idle(QWEN3), Case("level0"), prefill(2048), uncounted)
+
+
+class Refusing(Idle):
+    """A session in which ours takes no budget."""
+
+    def policy(self, case):
+        if case.union is not None:
+            raise LeanMoEError("ours engine failed: no budget here\nits log")
+        return {0: 0.0}
+
+
+class Refused:
+    """Engines that do not start."""
+
+    closed = 0
+
+    def session(self, model, *, budget=False):
+        raise LeanMoEError("ours engine failed: unknown key union_budget")
+
+    def close(self):
+        self.closed += 1
+
+
+def test_a_budget_that_ours_does_not_take_is_a_row_with_the_reason():
+    rows = list(speed.compare(Refusing(QWEN3), QWEN3.budget_cases[1:], Deadline(60)))
+    told = "ours engine failed: no budget here"
+    assert rows == [{"row": "speed", "case": "budget", "status": "cannot run", "reason": told}]
+    context = parts.Context(REHEARSAL, Refused(), Path("work"))
+    (row,) = PARTS["budget:qwen3-30b-a3b"].run(context, Deadline(60))
+    assert row["status"] == "cannot run" and "union_budget" in row["reason"]
+    assert context.engines.closed == 1
+    assert "cannot run" in show([{**row, "part": "budget"}])
 
 
 def test_a_budget_that_is_not_held_fails_where_it_could_be():
