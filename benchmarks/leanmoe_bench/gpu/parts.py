@@ -99,7 +99,8 @@ def _of_model(model: GpuModel) -> list[Part]:
 
 
 def _budget_of(model: GpuModel) -> Part:
-    text = f"the same with at most {model.budget} of {model.shape.experts} experts a step and layer"
+    bound = f"at most {model.budget} of {model.shape.experts} experts a step and layer"
+    text = f"tokens per second beside stock: {bound}"
     return Part(f"budget:{model.name}", text, partial(_budget, model), model.name)
 
 
