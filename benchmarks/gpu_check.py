@@ -1,6 +1,7 @@
-"""Everything that must be seen on a GPU once: ``python benchmarks/gpu_check.py [--out FILE]``.
+"""What must be seen on a GPU: ``python benchmarks/gpu_check.py [PART ...] [--out FILE]``.
 
-One JSON object on standard output, logs on standard error. ``--dry-run`` needs no GPU.
+One JSON object a line on standard output, logs and tables on standard error. ``--list`` names the
+parts; ``--rehearse`` needs no GPU.
 """
 
 from leanmoe_bench.gpu.command import main

@@ -95,7 +95,7 @@ class Arm:
         return {"results": self._engine.collective_rpc(method, args=tuple(args))}
 
 
-def main() -> int:
+def main(arm_class: type[Arm] = Arm) -> int:
     answers = os.fdopen(int(sys.argv[1]), "w", buffering=1)
     arm: Arm | None = None
     for line in sys.stdin:
@@ -106,7 +106,7 @@ def main() -> int:
                 # What ends with an engine is the process's, and must not end under the next one.
                 arm = None
                 gc.collect()
-                arm = Arm(**command)
+                arm = arm_class(**command)
                 answer: Answer = {"ready": True}
             else:
                 answer = getattr(arm, operation)(**command)

@@ -28,18 +28,18 @@ class Measure:
         return max(1, round(wished * self.share))
 
 
-def _decode(batch: int, tokens: int) -> Measure:
-    return Measure(
-        f"decode_b{batch}", "decode", {"batch": batch, "tokens": tokens}, Step(batch, batch)
-    )
+def decode(batch: int, tokens: int, **more: int) -> Measure:
+    """Steps of ``batch`` sequences."""
+    arguments = {"batch": batch, "tokens": tokens, **more}
+    return Measure(f"decode_b{batch}", "decode", arguments, Step(batch, batch))
 
 
-MEASURES = (
-    _decode(1, 32),
-    _decode(8, 10),
-    _decode(32, 6),
-    Measure(f"prefill_{PREFILL}", "prefill", {"length": PREFILL}, Step(PREFILL, 1), share=0.5),
-)
+def prefill(length: int, share: float = 1.0) -> Measure:
+    """One prompt of ``length`` tokens."""
+    return Measure(f"prefill_{length}", "prefill", {"length": length}, Step(length, 1), share)
+
+
+MEASURES = (decode(1, 32), decode(8, 10), decode(32, 6), prefill(PREFILL, share=0.5))
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,27 @@ from leanmoe.process_group import ProcessGroup
 
 
 class RemoteArm:
-    """A handle on an ``arm.py`` process and its engine's children."""
+    """A handle on an ``arm.py`` process and its engine's children.
 
-    def __init__(self, name: str, *, plugin: bool, log: Path) -> None:
+    ``module`` is the arm's, ``settings`` are added to the environment it inherits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        plugin: bool,
+        log: Path,
+        module: str = "leanmoe_bench.arm",
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self._log = log
         read, write = os.pipe()
         with log.open("w") as out:
             self.group = ProcessGroup(
-                [sys.executable, "-m", "leanmoe_bench.arm", str(write)],
-                env=engine_environment(plugin=plugin),
+                [sys.executable, "-m", module, str(write)],
+                env=engine_environment(plugin=plugin, base={**os.environ, **(settings or {})}),
                 output=out,
                 stdin=subprocess.PIPE,
                 text=True,
@@ -55,13 +66,13 @@ class RemoteArm:
         self.send(operation, **arguments)
         return self.answer()
 
-    def close(self) -> None:
-        """End the engine and every process it started."""
+    def close(self, grace_seconds: float = 30.0) -> None:
+        """End the engine and every process it started; one that hangs gets ``grace_seconds``."""
         self.group.signal(signal.SIGCONT)
         assert self.group.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.group.process.stdin.close()
-        self.group.end(grace_seconds=30)
+        self.group.end(grace_seconds=grace_seconds)
         self._answers.close()
 
     def _tail(self) -> str:

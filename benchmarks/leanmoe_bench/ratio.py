@@ -23,6 +23,12 @@ def paired_ratio(ours: Sequence[float], stock: Sequence[float]) -> Ratio:
     return Ratio(median(ratios), ratios[cut], ratios[-1 - cut])
 
 
+def paired_range(ours: Sequence[float], stock: Sequence[float]) -> Ratio:
+    """Median of ours/stock with the smallest and the largest."""
+    ratios = sorted(a / b for a, b in zip(ours, stock, strict=True))
+    return Ratio(median(ratios), ratios[0], ratios[-1])
+
+
 def _cut(count: int) -> int:
     """Values to leave out at each end so that the interval still covers the median at 95 %."""
     tail, cut = 0.0, 0

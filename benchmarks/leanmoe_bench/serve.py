@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe_bench.cases import Case
-from leanmoe_bench.comparison import Betas, Comparison
+from leanmoe_bench.comparison import Comparison
+from leanmoe_bench.control import Betas
 from leanmoe_bench.measures import PREFILL, Measure, Row, Sample
 from leanmoe_bench.pair import engine_pair
 from leanmoe_bench.reference import leanmoe

@@ -177,14 +177,11 @@ SHAPES = {
 }
 
 
-def write_checkpoint(shape: Shape, target: Path, seed: int, device: str = "cpu") -> Path:
-    """Write the random checkpoint to ``target`` unless it is there; one shard per layer.
-
-    ``device`` draws the numbers; each draws others from the same seed.
-    """
+def write_checkpoint(shape: Shape, target: Path, seed: int) -> Path:
+    """Write the random checkpoint to ``target`` unless it is there; one shard per layer."""
     if (target / "config.json").exists():
         return target
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with atomic_directory(target, force=True) as directory:
         index: dict[str, str] = {}
         for layer in range(-1, shape.layers):
@@ -203,8 +200,7 @@ def write_checkpoint(shape: Shape, target: Path, seed: int, device: str = "cpu")
 
 def _normal(generator: torch.Generator, *size: int, std: float | None = None) -> torch.Tensor:
     scale = size[-1] ** -0.5 if std is None else std
-    drawn = torch.empty(size, dtype=torch.bfloat16, device=generator.device)
-    return drawn.normal_(0.0, scale, generator=generator).cpu()
+    return torch.empty(size, dtype=torch.bfloat16).normal_(0.0, scale, generator=generator)
 
 
 def _outer(shape: Shape, generator: torch.Generator) -> dict[str, torch.Tensor]:

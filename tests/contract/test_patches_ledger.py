@@ -26,7 +26,9 @@ def test_every_replaced_class_and_added_method_is_in_the_ledger():
     hooked += re.findall(r"for method in \(\"(\w+)\", \"(\w+)\"\)", CODE)[0]
     forced = re.findall(r"moe_config\.(\w+) = ", CODE)
     overridden = re.findall(r"super\(\)\.(expert_map)\b", CODE)
-    found = (replaced, added, assigned, operators, hooked, forced, overridden)
+    called = re.findall(r"wrap_triton_call\(\"(\w+)\"", CODE)
+    on_instances = re.findall(r"\bexperts\.(moe_\w+) = ", CODE)
+    found = (replaced, added, assigned, operators, hooked, forced, overridden, called, on_instances)
     assert all(found)
     for name in {name for names in found for name in names}:
         assert name in LEDGER, f"{name} is changed and not in PATCHES.md"

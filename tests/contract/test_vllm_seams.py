@@ -257,12 +257,48 @@ def test_the_gpu_run_asks_for_backends_and_weights_by_names_vllm_knows():
     from vllm.model_executor.layers.fused_moe.oracle import fp8, unquantized
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
-    from leanmoe_bench.gpu.backends import CELLS
+    from leanmoe_bench.gpu.cells import CELLS
 
-    for cell in CELLS:
+    for cell in CELLS.values():
         assert cell.backend in get_args(MoEBackend)
         assert fp8.map_fp8_backend(cell.backend) is not None
-        assert cell.quantization is None or cell.quantization in QUANTIZATION_METHODS
-        if cell.backend != "triton":  # what the report says of bf16
-            with pytest.raises(ValueError, match="not supported for unquantized"):
-                unquantized.map_unquantized_backend(cell.backend)
+        if cell.quantization is None:
+            assert unquantized.map_unquantized_backend(cell.backend) is not None
+        else:
+            assert cell.quantization in QUANTIZATION_METHODS
+
+
+def test_cutlass_and_marlin_take_the_weights_the_gpu_run_pairs_them_with_and_no_others():
+    from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
+    from vllm.model_executor.layers.quantization.online import fp8 as online
+
+    allowed = {
+        kind: "allow_vllm_cutlass=True" in inspect.getsource(method.__init__)
+        for kind, method in {
+            "fp8_per_tensor": online.Fp8PerTensorOnlineMoEMethod,
+            "fp8_per_block": online.Fp8PerBlockOnlineMoEMethod,
+            "fp8_per_channel": online.Fp8PtpcOnlineMoEMethod,
+        }.items()
+    }
+    assert [kind for kind, cutlass in allowed.items() if cutlass] == ["fp8_per_channel"]
+    refused = inspect.getsource(online.Fp8PtpcOnlineMoEMethod.__init__)
+    assert f"Fp8MoeBackend.{Fp8MoeBackend.MARLIN.name}" in refused
+
+    from leanmoe_bench.gpu.cells import CELLS
+
+    for cell in CELLS.values():
+        assert cell.backend != "cutlass" or allowed[cell.quantization]
+        assert cell.backend != "marlin" or cell.quantization != "fp8_per_channel"
+
+
+def test_a_gpu_run_can_draw_its_weights_and_listen_to_routers():
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    assert callable(register_model_loader)
+    assert BaseModelLoader.__abstractmethods__ == {"download_model", "load_weights"}
+    names = list(inspect.signature(BaseRouter.select_experts).parameters)
+    assert names[:3] == ["self", "hidden_states", "router_logits"]
+    assert "self.router.select_experts(" in inspect.getsource(MoERunner)

@@ -1,1 +1,1 @@
-"""One run on one GPU that checks every claim about skipping there; see ``gpu_check.py``."""
+"""One run on one GPU that checks what skipping does there and gains; see ``gpu_check.py``."""

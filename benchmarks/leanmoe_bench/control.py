@@ -1,0 +1,77 @@
+"""The policy and the counters of ours, in a running pair of engines."""
+
+from __future__ import annotations
+
+from leanmoe.errors import LeanMoEError
+from leanmoe.messages import HandshakeReport, LayerCounts, PolicyUpdate, SkipSnapshot
+from leanmoe_bench.cases import Case
+from leanmoe_bench.measures import Counted
+from leanmoe_bench.pair import Pair
+
+_CALIBRATION_TOKENS = 256
+_CALIBRATION_ROUNDS = 7
+
+Betas = dict[int, float]
+
+
+class Control:
+    """What is asked of ours beside the work that is timed."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        answer = pair.ours.call("rpc", method="leanmoe_handshake", args=[])["results"]
+        self.report = HandshakeReport.model_validate_json(answer[0])
+        if self.report.problems:
+            raise LeanMoEError(f"ours would not skip: {self.report.problems[0]}")
+        self.layers = [layer.layer for layer in self.report.layers]
+        self._version = 0
+
+    def set_policy(self, betas: Betas, case: Case | None = None) -> SkipSnapshot:
+        """Put betas in force, and the budget of ``case`` where it has one."""
+        self._version += 1
+        update = PolicyUpdate(
+            level=max(betas.values()),
+            betas=betas,
+            version=self._version,
+            union=None if case is None else case.union,
+        )
+        return self.snapshot("leanmoe_set_policy", update.model_dump_json())
+
+    def betas_of(self, case: Case) -> Betas:
+        """One beta everywhere, or each layer's found on the running engine."""
+        if case.skipped is not None:
+            return self._betas_skipping(case.skipped)
+        return dict.fromkeys(self.layers, case.beta)
+
+    def _betas_skipping(self, share: float) -> Betas:
+        """Bisect every layer's beta at once until that share of its assignments is skipped."""
+        low, high = dict.fromkeys(self.layers, 0.0), dict.fromkeys(self.layers, 1.0)
+        for turn in range(_CALIBRATION_ROUNDS):
+            betas = {layer: (low[layer] + high[layer]) / 2 for layer in self.layers}
+            before = {c.layer: c for c in self.set_policy(betas).layers}
+            self.pair.alone(self.pair.ours, "prefill", length=_CALIBRATION_TOKENS, turn=turn)
+            for after in self.counts():
+                routed = after.routed - before[after.layer].routed
+                skipped = after.skipped - before[after.layer].skipped
+                side = high if skipped > routed * share else low
+                side[after.layer] = betas[after.layer]
+        return {layer: (low[layer] + high[layer]) / 2 for layer in self.layers}
+
+    def snapshot(self, method: str, *args: str) -> SkipSnapshot:
+        """The worker's counters, after a method that answers with them."""
+        results = self.pair.ours.call("rpc", method=method, args=list(args))["results"]
+        return SkipSnapshot.model_validate_json(results[0])
+
+    def counts(self) -> list[LayerCounts]:
+        """What each layer ran since the start."""
+        return self.snapshot("leanmoe_snapshot").layers
+
+    def counted(self) -> Counted:
+        """The sums over all layers."""
+        counts = self.counts()
+        return Counted(
+            routed=sum(c.routed for c in counts),
+            skipped=sum(c.skipped for c in counts),
+            steps=sum(c.steps for c in counts),
+            distinct=sum(c.distinct_experts for c in counts),
+        )
