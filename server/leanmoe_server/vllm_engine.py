@@ -9,14 +9,18 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
+import vllm
+from vllm import envs
 from vllm.entrypoints.launchers.api_server.entry import run_server
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.inputs import TokensPrompt
 from vllm.logger import configure_logging_from_args
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -24,8 +28,10 @@ from leanmoe import __version__
 from leanmoe.environment import is_cpu_build
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
+from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.table_folder import EngineShape, TableWish, tables_for
 
 _OTHER_MODEL = "the model would be another than the one that was checked"
 _GATE = "leanmoe_server.gate.Gate"
@@ -183,7 +189,31 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
     return args
 
 
-def serve(model: str, argv: Sequence[str], settings: ServeSettings) -> None:
+def _why_no_tables(args: Namespace) -> str | None:
+    if envs.VLLM_BATCH_INVARIANT:
+        return "VLLM_BATCH_INVARIANT fixes its tiles"
+    if args.enable_lora:
+        # One folder holds both kinds, and an engine with a folder takes LoRA's tiles from there.
+        return "with --enable-lora a folder of tables also replaces the tiles of adapters"
+    return "with --enable-eplb its ranks hold copies of experts" if args.enable_eplb else None
+
+
+def engine_shape(args: Namespace) -> EngineShape | None:
+    """What the engine will look for among tuned tables; ``None`` away from CUDA."""
+    if not current_platform.is_cuda():
+        return None
+    ranks = args.tensor_parallel_size * args.prefill_context_parallel_size
+    spread = args.enable_expert_parallel
+    return EngineShape(
+        card=card_in_file_names(current_platform.get_device_name()),
+        tables=Path(vllm.__file__).parent / "model_executor/layers/fused_moe/configs",
+        tensor=1 if spread else ranks,
+        expert=ranks if spread else 1,
+        ignores=_why_no_tables(args),
+    )
+
+
+def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: TableWish) -> None:
     """Run vLLM's OpenAI server on ``model`` with ``argv`` and our parts until told to stop."""
     cli_env_setup()
     args = parse_vllm_arguments(argv)
@@ -196,7 +226,8 @@ def serve(model: str, argv: Sequence[str], settings: ServeSettings) -> None:
     logging.getLogger("leanmoe_server").setLevel(logging.INFO)
     args = with_our_parts(args, settings)
     try:
-        uvloop.run(run_server(args, timeout_graceful_shutdown=_CLOSE_SECONDS))
+        with tables_for(tables, engine_shape(args)):
+            uvloop.run(run_server(args, timeout_graceful_shutdown=_CLOSE_SECONDS))
     except (RuntimeError, ValueError, OSError) as error:
         raise LeanMoEError(
             f"vLLM could not serve {args.model}: {error}; its own messages above say more"

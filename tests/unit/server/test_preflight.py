@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import InputError
 from leanmoe_server.command import COMMAND
 from leanmoe_server.preflight import check_and_configure
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.table_folder import read_wish
 from tests.integration.live_server import free_port
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
@@ -162,13 +164,14 @@ def test_our_parts_are_added_to_what_the_user_gave() -> None:
     assert args.leanmoe.has_user_keys and args.leanmoe.every_worker_holds_all_layers
 
 
-def test_a_second_model_is_refused() -> None:
+def test_a_second_model_is_refused(small_model: Path) -> None:
     from leanmoe_server.settings import SkipModel, Wish
     from leanmoe_server.vllm_engine import serve
 
     settings = ServeSettings(SkipModel((0,), None), Wish())
+    tables = read_wish(open_checkpoint(small_model), [])
     with pytest.raises(InputError, match="two models, m and elsewhere"):
-        serve("m", ["--model", "m", "--model", "elsewhere"], settings)
+        serve("m", ["--model", "m", "--model", "elsewhere"], settings, tables)
 
 
 def test_one_key_for_users_and_administrator() -> None:
