@@ -1,8 +1,8 @@
 """The folder of tuned tables an engine reads: given, carried by the checkpoint, or handed on.
 
 vLLM names its tables by expert count, so a pruned layer finds none and falls back to untuned
-tiles. What was tuned for the experts before the cut fits those that are left far better: the same
-card, the same width. The table given by name comes first, then the checkpoint's own, then vLLM's
+tiles, although a table for the experts before the cut is of the same card and the same width. The
+table given by name comes first, then the checkpoint's own, then vLLM's
 for this shape, then vLLM's for the shape before the cut.
 """
 
@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
+from leanmoe.manifest import experts_before
 from leanmoe.provenance import TUNED_FOLDER
 from leanmoe.tuned_tables import (
     FOLDER_VARIABLE,
@@ -69,17 +69,6 @@ class TableWish:
     def was_cut(self) -> bool:
         manifest = self.checkpoint.manifest
         return manifest is not None and manifest.source is not None
-
-    @property
-    def counts_before(self) -> list[int]:
-        """Experts before each cut the manifest tells of, the latest first."""
-        manifest = self.checkpoint.manifest
-        link: dict[str, Any] | None = manifest.model_dump(mode="json") if manifest else None
-        found = []
-        while link is not None:
-            found.append((link["source"] or {}).get("experts"))
-            link = link["settings"].get("before")
-        return [count for count in found if count is not None]
 
 
 def read_wish(checkpoint: Checkpoint, files: Sequence[Path]) -> TableWish:
@@ -159,7 +148,7 @@ class _Choice:
         engine = self.engine
         has = {one.file for one in tables_of(engine.tables, local, self.width, engine.card)}
         has |= {name for name in self.files if name.startswith(f"E={local},N={self.width},")}
-        before = [count for count in self.wish.counts_before if count > whole]
+        before = [count for count in experts_before(self.wish.checkpoint.manifest) if count > whole]
         for count in before:
             source = max(engine.local_counts(count))
             for name in tables_of(engine.tables, source, self.width, engine.card):
