@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint
@@ -38,13 +38,16 @@ class EngineShape:
     """What an engine on CUDA will look for.
 
     ``tensor`` ranks hold a slice of each expert, ``expert`` ranks a share of the experts;
-    ``ignores`` says why this engine reads no tables, where it does not.
+    ``dtype`` and ``quantization`` are vLLM's arguments; ``ignores`` says why this engine reads no
+    tables, where it does not.
     """
 
     card: str
     tables: Path
     tensor: int = 1
     expert: int = 1
+    dtype: str = "auto"
+    quantization: str | None = None
     ignores: str | None = None
 
     def local_counts(self, experts: int) -> list[int]:
@@ -64,6 +67,19 @@ class TableWish:
     def counts(self) -> list[int]:
         """Experts of the MoE layers, each number once; layers without any left out."""
         return sorted({own.n_experts for own in self.checkpoint.layers.values()} - {0})
+
+    def asked_for(self, engine: EngineShape, name: TableName) -> TableName | None:
+        """The table of ``name``'s shape that the engine will open, where that is sure."""
+        stored = self.checkpoint.config.get("quantization_config")
+        if engine.quantization is None and stored is None:
+            is_float32 = engine.dtype in ("float", "float32")
+            return replace(name, dtype="float32" if is_float32 else None)
+        if stored is None or engine.quantization not in (None, "fp8"):
+            return None
+        block = stored.get("weight_block_size")
+        if stored.get("quant_method") == "fp8" and block:
+            return replace(name, dtype="fp8_w8a8", block_shape=tuple(block))
+        return None
 
     @property
     def was_cut(self) -> bool:
@@ -133,13 +149,9 @@ class _Choice:
         for one in self.wish.carried:
             name = one.name
             if name.card != self.engine.card:
-                self._say(
-                    f"tuned table {name.file} of the checkpoint is another card's: left alone"
-                )
+                self._leave(name, f"this card is {self.engine.card}")
             elif name.width != self.width or name.experts not in counts:
-                self._say(
-                    f"tuned table {name.file} of the checkpoint is another shape's: left alone"
-                )
+                self._leave(name, f"a rank holds {_listed(sorted(counts))} of width {self.width}")
             elif name.file not in self.files:
                 measured = f"measured on {one.record.date} under vLLM {one.record.vllm}"
                 self._take(name, one.path, f"the checkpoint's own, {measured}")
@@ -156,11 +168,13 @@ class _Choice:
                 if ours.file not in has:
                     has.add(ours.file)
                     self._take(ours, engine.tables / name.file, f"vLLM's of {source} experts")
-        if not has and self.wish.was_cut:
+        wanted = self.wish.asked_for(engine, TableName(local, self.width, engine.card))
+        if self.wish.was_cut and (not has if wanted is None else wanted.file not in has):
+            kind = f" of {wanted.weights}" if wanted else ""
             self._say(
-                f"no tuned table of vLLM's for {_listed([local])} of width {self.width} on "
-                f"{engine.card}{_nor_for(before)}: vLLM takes untuned tiles, and `leanmoe bench "
-                "tune` measures better ones",
+                f"no tuned table for {_listed([local])} of width {self.width}{kind} on "
+                f"{engine.card}{_nor_for(before)}: vLLM takes untuned tiles; `leanmoe bench tune` "
+                "measures a table",
                 logging.WARNING,
             )
 
@@ -190,30 +204,12 @@ def tables_for(wish: TableWish, engine: EngineShape | None) -> Iterator[None]:
     ``engine`` is ``None`` away from CUDA, where no kernel reads tables. A folder the user has set
     stays as it is, and the log says what could be copied there.
     """
-    why = "it does not run on CUDA" if engine is None else engine.ignores
-    if engine is None or why is not None:
-        if wish.given:
-            raise InputError(f"--tuned-table cannot be used: this engine reads no tables, {why}")
-        yield
-        return
-    own = os.environ.get(FOLDER_VARIABLE)
-    if own and wish.given:
-        raise InputError(
-            f"--tuned-table cannot be used while {FOLDER_VARIABLE} is {own}: vLLM reads one "
-            "folder; unset it, or copy the table there"
-        )
-    choice = _Choice(wish, engine)
-    if own:
-        _say_what_is_missing(choice.files, Path(own))
-        yield
-        return
-    for level, line in choice.said:
-        _LOG.log(level, "%s", line)
-    if not choice.files:
+    files = _files_for(wish, engine)
+    if not files:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="leanmoe-tuned-") as folder:
-        for name, origin in choice.files.items():
+        for name, origin in files.items():
             shutil.copyfile(origin, Path(folder, name))
         _LOG.info("%s is %s while this server runs", FOLDER_VARIABLE, folder)
         # The engine's processes inherit it.
@@ -222,6 +218,31 @@ def tables_for(wish: TableWish, engine: EngineShape | None) -> Iterator[None]:
             yield
         finally:
             del os.environ[FOLDER_VARIABLE]
+
+
+def _files_for(wish: TableWish, engine: EngineShape | None) -> Mapping[str, Path]:
+    """What is to lie in the folder; ``InputError`` where a given table cannot be used."""
+    why = "it does not run on CUDA" if engine is None else engine.ignores
+    if wish.given and why is not None:
+        raise InputError(f"--tuned-table cannot be used: this engine reads no tables ({why})")
+    if engine is None:
+        return {}
+    if why is not None:
+        if wish.was_cut or wish.carried:
+            _LOG.info("no tuned tables are handed to this engine: %s", why)
+        return {}
+    choice, own = _Choice(wish, engine), os.environ.get(FOLDER_VARIABLE)
+    if not own:
+        for level, line in choice.said:
+            _LOG.log(level, "%s", line)
+        return choice.files
+    if wish.given:
+        raise InputError(
+            f"--tuned-table cannot be used while {FOLDER_VARIABLE} is {own}: vLLM reads one "
+            "folder; unset it, or copy the table there"
+        )
+    _say_what_is_missing(choice.files, Path(own))
+    return {}
 
 
 def _say_what_is_missing(files: Mapping[str, Path], own: Path) -> None:

@@ -209,6 +209,8 @@ def engine_shape(args: Namespace) -> EngineShape | None:
         tables=Path(vllm.__file__).parent / "model_executor/layers/fused_moe/configs",
         tensor=1 if spread else ranks,
         expert=ranks if spread else 1,
+        dtype=str(args.dtype),
+        quantization=args.quantization,
         ignores=_why_no_tables(args),
     )
 

@@ -25,9 +25,7 @@ class Weights:
     @property
     def bytes(self) -> int:
         """Of one weight, its share of a scale left out."""
-        if self.selector == "fp8_w8a8":
-            return 1
-        return 4 if self.dtype == "float32" else 2
+        return 1 if self.selector == "fp8_w8a8" else 2
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,11 @@ def weights_of(config: Mapping[str, Any], where: str) -> Weights:
         raise InputError(
             f"{where} says dtype {dtype!r}, and bench tune measures {', '.join(_DTYPES)}"
         )
+    # vLLM serves float32 files in bf16 unless told otherwise.
+    dtype = "bfloat16" if dtype == "float32" else dtype
     stored = config.get("quantization_config")
     if stored is None:
-        return Weights(dtype, "float32" if dtype == "float32" else None)
+        return Weights(dtype)
     method, block = stored.get("quant_method"), stored.get("weight_block_size")
     if method != "fp8" or not (isinstance(block, list) and len(block) == 2):
         raise InputError(

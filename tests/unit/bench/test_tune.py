@@ -137,7 +137,7 @@ def test_a_shape_per_number_of_experts_at_its_commonest_top_k(tmp_path):
     ("keys", "weights"),
     [
         ({"torch_dtype": "float16"}, Weights("float16")),
-        ({"dtype": "float32"}, Weights("float32", "float32")),
+        ({"dtype": "float32"}, BF16),
         (
             {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
             BLOCKS,

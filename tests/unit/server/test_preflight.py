@@ -64,6 +64,7 @@ def test_a_good_start(small_model: Path, tmp_path: Path) -> None:
         (["--drain-seconds", "inf"], "--drain-seconds is inf"),
         (["--poll-seconds", "0"], "--poll-seconds is 0.0"),
         (["--admin-key-file", "/nowhere/key"], "cannot be read"),
+        (["--tuned-table", "/nowhere/E=8,N=32,device_name=X.json"], "cannot be read"),
         (["--admin-key-file", os.devnull], "is empty"),
         (["--union-budget", "0"], "union_budget is 0"),
         (["--union-mode", "redirect"], "give both"),

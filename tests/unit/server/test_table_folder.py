@@ -184,8 +184,35 @@ def test_what_nobody_has_is_told_once(tmp_path, caplog):
     give_manifest(path, 8)
     assert folder_of(path) == {}
     (said,) = caplog.messages
-    assert "5 experts of width 14352" in said and "the 8 of its source" in said
+    assert "5 experts of width 14352 of bf16 or fp16" in said and "the 8 of its source" in said
     assert "leanmoe bench tune" in said
+
+
+@pytest.mark.parametrize(
+    ("keys", "engine", "kind"),
+    [
+        # vLLM has a table of these eight experts for the H100 in fp8 alone.
+        ({}, {}, "of bf16 or fp16"),
+        ({}, {"dtype": "float32"}, "of float32"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+            {},
+            "of fp8_w8a8 in blocks of 128x128",
+        ),
+        ({}, {"quantization": "fp8"}, None),
+        ({"quantization_config": {"quant_method": "fp8"}}, {}, None),
+    ],
+)
+def test_a_table_of_other_weights_does_not_hide_that_one_is_missing(
+    tmp_path, caplog, keys, engine, kind
+):
+    path = write_config(tmp_path / "lean")
+    config = {**json.loads((path / "config.json").read_text()), **keys}
+    (path / "config.json").write_text(json.dumps(config))
+    give_manifest(path, 8)
+    held = folder_of(path, replace(H200, card="NVIDIA_H100_80GB_HBM3", **engine))
+    assert [",dtype=fp8_w8a8.json" in name for name in held] == [True]
+    assert [kind in line for line in caplog.messages] == ([True] if kind else [])
 
 
 def test_a_model_nobody_cut_is_left_alone(tmp_path, caplog):
@@ -269,8 +296,10 @@ def test_a_given_file_of_another_name_is_refused(lean, tmp_path):
     ("engine", "said"),
     [(None, "does not run on CUDA"), (replace(H200, ignores="with --enable-lora"), "enable-lora")],
 )
-def test_engines_that_read_no_tables_get_none(lean, tmp_path, engine, said):
+def test_engines_that_read_no_tables_get_none(lean, tmp_path, engine, said, caplog):
+    caplog.set_level(logging.INFO)
     assert folder_of(lean, engine) == {}
+    assert ("no tuned tables are handed to this engine" in caplog.text) == (engine is not None)
     with pytest.raises(InputError, match=said):
         folder_of(lean, engine, given(tmp_path, SOURCE.of(5)))
 
@@ -303,6 +332,8 @@ def test_the_engine_s_shape_follows_vllm_s_arguments(monkeypatch):
     monkeypatch.setattr(platform, "is_cuda", lambda: True)
     monkeypatch.setattr(platform, "get_device_name", lambda device_id=0: "NVIDIA H200 NVL")
     assert shape() == H200
+    quantised = shape("--quantization", "fp8", "--dtype", "float16")
+    assert quantised == replace(H200, quantization="fp8", dtype="float16")
     assert shape("--tensor-parallel-size", "4") == replace(H200, tensor=4)
     both = ("--tensor-parallel-size", "4", "--enable-expert-parallel")
     assert shape(*both) == replace(H200, expert=4)
