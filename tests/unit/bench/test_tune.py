@@ -307,6 +307,20 @@ def test_without_a_table_to_hand_on_every_other_batch_is_vllm_s_own_choice(wante
         assert nearest == card.own_choice(shape, batch), batch
 
 
+def test_a_shape_that_vllm_has_a_table_for_keeps_it_elsewhere(tmp_path):
+    """vLLM has both 8 and 16 experts of width 2048: no table is handed on, so none fills up."""
+    path = write_config(tmp_path / "lean", experts=8, ffn=2048)
+    give_manifest(path, 16)
+    checkpoint, out = open_checkpoint(path), tmp_path / "out"
+    (shape,) = shapes_of(checkpoint, 1)
+    wanted = Wanted(checkpoint, (shape,), (1,), out, 1e9, 2, 0, "leanmoe bench tune")
+    run(wanted, place(BlockedProduct()), standing)
+    written = read_table(recorded_tables(out)[0].path)
+    for batch in (2, 64, 512, 4096):
+        nearest = written[min(written, key=lambda one: abs(one - batch))]
+        assert nearest == card.own_choice(shape, batch), batch
+
+
 def test_a_second_run_measures_nothing_twice(wanted):
     first = run(wanted, place(BlockedProduct()), standing)
     again = BlockedProduct()
