@@ -24,14 +24,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         choices=[
             *("serve", "kernel", "soak", "drafts", "memory", "offline", "goldens", "methods"),
-            *("load", "tools"),
+            *("load", "tools", "tune"),
         ],
         help="whole engines, the CPU kernel, many mixed requests against a recount, how many "
         "drafts are accepted, resident memory over time, how fast and within which memory "
         "experts are chosen, what methods decide against the published code's numbers, every "
-        "pruning method on the reference model, whether the load test's figures are true, or "
-        "whether other load generators see the same",
+        "pruning method on the reference model, whether the load test's figures are true, "
+        "whether other load generators see the same, or which tiles of the experts kernel are the "
+        "fastest for a model on this card",
     )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="tune: the model's directory")
     parser.add_argument("--shape", default="M", help="M (default), F, R or tiny")
     parser.add_argument("--case", action="append", help="default: all that fit the shape")
     parser.add_argument("--measure", action="append", choices=_MEASURES, help="default: all")
@@ -51,24 +53,42 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--done", action="store_true", help="methods: only the rows that --work holds, run nothing"
     )
+    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="tune: for the table")
+    parser.add_argument(
+        "--into-checkpoint", action="store_true", help="tune: MODEL itself carries the table"
+    )
+    parser.add_argument("--batch", metavar="1,2,4", help="tune: numbers of tokens (1 to 4096)")
+    parser.add_argument("--tp", type=int, default=1, help="tune: ranks an expert is cut into")
+    parser.add_argument("--limit", type=float, help="tune: seconds in all (default 1800)")
     parser.add_argument("--work", type=Path, help="keep checkpoints here (4.4 GB for M)")
 
 
 def _run(args: argparse.Namespace) -> Result:
     if args.what == "goldens":
         return _goldens(args)
+    if args.model is not None and args.what != "tune":
+        raise InputError(f"bench {args.what} takes no MODEL, and {args.model} was given")
     from leanmoe_bench.shapes import SHAPES
 
     if args.shape not in SHAPES:
         raise InputError(f"no shape {args.shape!r}; expected one of {', '.join(SHAPES)}")
     if args.rounds < 2:
         raise InputError(f"--rounds is {args.rounds}, expected at least 2: one per engine order")
+    if args.what == "tune":
+        with stop_on_signals():
+            return _tune(args)
     if args.what == "kernel":
         with stop_on_signals():
             return _kernel(args)
     with stop_on_signals(), tempfile.TemporaryDirectory(prefix="leanmoe-bench-") as temporary:
         work = args.work or Path(temporary)
         return _RUNS[args.what](args, work)
+
+
+def _tune(args: argparse.Namespace) -> Result:
+    from leanmoe_bench.tune.command import measure
+
+    return measure(args)
 
 
 def _goldens(args: argparse.Namespace) -> Result:
@@ -222,6 +242,10 @@ _RUNS = {
 
 
 def _show(result: Result) -> str:
+    if "tune" in result:
+        from leanmoe_bench.tune.command import show as show_tune
+
+        return show_tune(result)
     if "tools" in result:
         from leanmoe_bench.tools import show as show_tools
 

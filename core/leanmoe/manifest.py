@@ -112,6 +112,16 @@ def read_manifest(directory: Path) -> Manifest | None:
     return manifest
 
 
+def experts_before(manifest: Manifest | None) -> list[int]:
+    """Routed experts before each cut the manifest tells of, the latest cut's source first."""
+    link: dict[str, Any] | None = manifest.model_dump(mode="json") if manifest else None
+    found = []
+    while link is not None:
+        found.append((link["source"] or {}).get("experts"))
+        link = link["settings"].get("before")
+    return [count for count in found if count is not None]
+
+
 def check_files(directory: Path, manifest: Manifest) -> None:
     """Raise unless every file the manifest names is there with its stated digest."""
     for name, stated in manifest.files.items():

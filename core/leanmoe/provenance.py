@@ -75,6 +75,9 @@ def atomic_write_json(path: Path, content: Any) -> None:
     atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+# Where a checkpoint carries tuned tables (tuned_tables.py); the only folder in any output of ours.
+TUNED_FOLDER = "tuned"
+
 # What marks a folder that a command of ours, or a model's maker, wrote: only such are replaced.
 _REPLACEABLE = ("config.json", "scores.json", "results.json", "run.json")
 
@@ -118,7 +121,8 @@ def _check_apart(target: Path, other: Path) -> None:
 def _check_replaceable(target: Path) -> None:
     names = [entry.name for entry in target.iterdir() if entry.is_file()] if target.is_dir() else []
     folders = [entry for entry in target.iterdir() if entry.is_dir()] if target.is_dir() else []
-    if folders or not any(name in names for name in _REPLACEABLE):
+    others = [entry for entry in folders if entry.name != TUNED_FOLDER]
+    if others or not any(name in names for name in _REPLACEABLE):
         raise InputError(
             f"output {target} is not a folder that LeanMoE wrote, so --force does not replace it; "
             "choose another path or remove it yourself"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
+from leanmoe.checkpoint import open_checkpoint
 from leanmoe.command import Command, Result
 from leanmoe.engine_versions import installed_vllm, version_problem
 from leanmoe.environment import engine_environment
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import Phases, UnionMode
 from leanmoe_server.preflight import ADMIN_KEY_VARIABLE, check_and_configure
+from leanmoe_server.table_folder import read_wish
 
 _REPLACED = "LEANMOE_SERVE_REPLACED"
 
@@ -34,7 +37,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     union = parser.add_mutually_exclusive_group()
     union.add_argument(
-        "--union-budget", type=int, metavar="N", help="most distinct experts per step and layer"
+        "--union-budget",
+        type=int,
+        metavar="N",
+        help="most distinct experts per step and layer; on a GPU no smaller one can be set later",
     )
     union.add_argument(
         "--deterministic",
@@ -50,6 +56,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (vLLM's default: all)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--admin-key-file", help="file with the key that may change the level")
+    parser.add_argument(
+        "--tuned-table",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="tuned tiles for this card and shape, named as vLLM names its tables; may be repeated",
+    )
     parser.add_argument("--skip-verify", action="store_true", help="do not hash the model's files")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="between two readings")
     parser.add_argument(
@@ -86,11 +100,12 @@ def _run(args: argparse.Namespace) -> Result:
         raise InputError(problem)
     _enter_engine_environment()
     settings = check_and_configure(args)
+    tables = read_wish(open_checkpoint(Path(args.model)), args.tuned_table)
     # The engine's processes inherit the environment and need no secret.
     os.environ.pop(ADMIN_KEY_VARIABLE, None)
     from leanmoe_server.vllm_engine import serve
 
-    serve(args.model, _vllm_arguments(args), settings)
+    serve(args.model, _vllm_arguments(args), settings, tables)
     return {"stopped": True}
 
 

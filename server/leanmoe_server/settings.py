@@ -75,6 +75,7 @@ class SkipModel:
     """What the server must know to resolve levels: the model's MoE layers, its curve, the cap.
 
     ``layers`` and ``renormalize`` are what the checkpoint says; a loaded layer must agree.
+    ``n_experts`` and ``top_k`` are those of a layer without numbers of its own, 0 if not known.
     """
 
     moe_layers: tuple[int, ...]
@@ -82,6 +83,8 @@ class SkipModel:
     max_level: float = TOP1_ONLY
     layers: Mapping[int, LayerLayout] = field(default_factory=dict)
     renormalize: bool | None = None
+    n_experts: int = 0
+    top_k: int = 0
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, max_level: float = TOP1_ONLY) -> SkipModel:
@@ -89,7 +92,15 @@ class SkipModel:
         cap = check_level(max_level, "--max-skip-level")
         curve = manifest.curve if manifest else None
         shape = checkpoint.shape
-        return cls(shape.moe_layers, curve, cap, checkpoint.layers, shape.renormalize)
+        return cls(
+            shape.moe_layers,
+            curve,
+            cap,
+            checkpoint.layers,
+            shape.renormalize,
+            shape.n_routed_experts,
+            shape.top_k,
+        )
 
     @property
     def skip_layers(self) -> list[int]:
@@ -104,8 +115,22 @@ class SkipModel:
                 f"max_kld {wish.max_kld} promises what was measured, and no curve knows what a "
                 "budget on distinct experts costs; give a level, or turn the budget off"
             )
+        if rules.union is not None:
+            self._check_union(rules.union.experts)
         level = self._level_of(wish)
         return Resolved(level, self._betas(level), wish.max_kld, rules)
+
+    def _check_union(self, experts: int) -> None:
+        """A budget below a token's own experts takes work from a token that runs alone."""
+        own = [self.layers[i] for i in self.skip_layers if i in self.layers]
+        most = max((one.n_experts for one in own), default=0)
+        if len(own) < len(self.skip_layers):
+            most = max(most, self.n_experts)
+        if self.n_experts and not self.top_k <= experts <= most:
+            raise LevelError(
+                f"union_budget is {experts}, expected from {self.top_k}, what one token is routed "
+                f"to, up to the {most} experts of a layer"
+            )
 
     def request_level(self, wish: Wish) -> float:
         """The level of a single request, rounded down to a hundredth."""
@@ -153,7 +178,8 @@ class ServeSettings:
     """Everything the routes and background tasks are configured with.
 
     ``no_request_levels`` says why single requests may not choose, where they may not, and
-    ``no_union`` why there can be no budget on distinct experts.
+    ``no_union`` why there can be no budget on distinct experts. ``least_union`` is the smallest
+    that captured graphs hold, where they hold one.
     """
 
     model: SkipModel
@@ -164,6 +190,7 @@ class ServeSettings:
     every_worker_holds_all_layers: bool = True
     no_request_levels: str | None = None
     no_union: str | None = None
+    least_union: int = 0
     poll_seconds: float = 5.0
     drain_seconds: float = 30.0
 
@@ -171,6 +198,12 @@ class ServeSettings:
         """What ``wish`` and ``rules`` together come to; ``LevelError`` where they cannot be."""
         if rules.union is not None and self.no_union is not None:
             raise LevelError(f"there can be no budget on distinct experts here: {self.no_union}")
+        if rules.union is not None and rules.union.experts < self.least_union:
+            raise LevelError(
+                f"union_budget is {rules.union.experts}, and the graphs captured at the start hold "
+                f"budgets of {self.least_union} experts and more; start the server with "
+                f"--union-budget {rules.union.experts}"
+            )
         if rules.phases is Phases.DECODE and self.no_request_levels is not None:
             raise LevelError(
                 f"prompts and answers cannot be told apart here: {self.no_request_levels}; leave "

@@ -9,12 +9,16 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
+import vllm
+from vllm import envs
 from vllm.entrypoints.launchers.api_server.entry import run_server
 from vllm.inputs import TokensPrompt
 from vllm.logger import configure_logging_from_args
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -23,9 +27,11 @@ from leanmoe.environment import is_cpu_build
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
 from leanmoe.seams import check, find
+from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.table_folder import EngineShape, TableWish, tables_for
 
 _OTHER_MODEL = "the model would be another than the one that was checked"
 _GATE = "leanmoe_server.gate.Gate"
@@ -132,8 +138,10 @@ def _refuse_unsupported(args: Namespace) -> None:
             raise InputError(f"leanmoe serve cannot take {flag}: {why}")
 
 
-def _why_no_union() -> str | None:
-    return None if is_cpu_build() else "it is built for the CPU only"
+def _why_no_union(least: int) -> str | None:
+    if is_cpu_build() or least:
+        return None
+    return "on a GPU captured graphs must hold it; start the server with --union-budget N"
 
 
 def _drafts_with_experts(speculative: Any) -> bool:
@@ -168,22 +176,51 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
     args.middleware = [*args.middleware, _GATE]
     # Engine processes that get the signal themselves must drain as well.
     args.shutdown_timeout = args.shutdown_timeout or math.ceil(settings.drain_seconds)
+    union = settings.rules.union
+    least_union = 0 if union is None or is_cpu_build() else union.experts
     # Hashed into vLLM's compile cache key: stock artefacts must never serve the plugin.
-    fingerprint = {"leanmoe": {"plugin": __version__}}
-    args.additional_config = {**(args.additional_config or {}), **fingerprint}
+    fingerprint = {"plugin": __version__, **({"union_budget": least_union} if least_union else {})}
+    args.additional_config = {**(args.additional_config or {}), "leanmoe": fingerprint}
     args.leanmoe = replace(
         settings,
         has_user_keys=bool(user_keys),
         every_worker_holds_all_layers=args.pipeline_parallel_size == 1,
         no_request_levels=_why_no_request_levels(args),
-        no_union=settings.no_union or _why_no_union(),
+        no_union=settings.no_union or _why_no_union(least_union),
+        least_union=least_union,
     )
     # Known only now: what this build and these flags cannot do.
     args.leanmoe.resolve(settings.wish, settings.rules)
     return args
 
 
-def serve(model: str, argv: Sequence[str], settings: ServeSettings) -> None:
+def _why_no_tables(args: Namespace) -> str | None:
+    if envs.VLLM_BATCH_INVARIANT:
+        return "VLLM_BATCH_INVARIANT fixes its tiles"
+    if args.enable_lora:
+        # One folder holds both kinds, and an engine with a folder takes LoRA's tiles from there.
+        return "with --enable-lora a folder of tables also replaces the tiles of adapters"
+    return "with --enable-eplb its ranks hold copies of experts" if args.enable_eplb else None
+
+
+def engine_shape(args: Namespace) -> EngineShape | None:
+    """What the engine will look for among tuned tables; ``None`` away from CUDA."""
+    if not current_platform.is_cuda():
+        return None
+    ranks = args.tensor_parallel_size * args.prefill_context_parallel_size
+    spread = args.enable_expert_parallel
+    return EngineShape(
+        card=card_in_file_names(current_platform.get_device_name()),
+        tables=Path(vllm.__file__).parent / "model_executor/layers/fused_moe/configs",
+        tensor=1 if spread else ranks,
+        expert=ranks if spread else 1,
+        dtype=str(args.dtype),
+        quantization=args.quantization,
+        ignores=_why_no_tables(args),
+    )
+
+
+def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: TableWish) -> None:
     """Run vLLM's OpenAI server on ``model`` with ``argv`` and our parts until told to stop."""
     check(seams.AT_START)
     find(seams.CLI_ENV_SETUP)()
@@ -197,7 +234,8 @@ def serve(model: str, argv: Sequence[str], settings: ServeSettings) -> None:
     logging.getLogger("leanmoe_server").setLevel(logging.INFO)
     args = with_our_parts(args, settings)
     try:
-        uvloop.run(run_server(args, timeout_graceful_shutdown=_CLOSE_SECONDS))
+        with tables_for(tables, engine_shape(args)):
+            uvloop.run(run_server(args, timeout_graceful_shutdown=_CLOSE_SECONDS))
     except (RuntimeError, ValueError, OSError) as error:
         raise LeanMoEError(
             f"vLLM could not serve {args.model}: {error}; its own messages above say more"

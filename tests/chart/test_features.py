@@ -240,6 +240,8 @@ def test_settings_reach_the_server():
         *("--served-model-name=olmoe", "--drain-seconds=300"),
     ):
         assert expected in arguments
+    table = "E=64,N=1024,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128,128].json"
+    assert f"--tuned-table=/models/tables/{table}" in arguments
     files = one(documents, "ConfigMap", "demo-leanmoe-files")["data"]
     assert "max-model-len: 4096" in files["vllm.yaml"]
     assert one(documents, "ConfigMap", "demo-leanmoe-settings")["data"]["OMP_NUM_THREADS"] == "4"

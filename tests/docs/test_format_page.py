@@ -9,6 +9,7 @@ import pytest
 from leanmoe.curve import CurvePoint, QualityCurve
 from leanmoe.layout import LayerLayout, Layout
 from leanmoe.manifest import Manifest, Source
+from leanmoe.tuned_tables import TableRecord, TunedRecord
 from leanmoe_pruning.cutting.plan import LayerPlan, Merge, PrunePlan
 from leanmoe_pruning.scores.bundle import BundleDescription
 from tests.docs.pages import ROOT
@@ -16,6 +17,7 @@ from tests.docs.pages import ROOT
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 MODELS = (
     *(Manifest, Source, QualityCurve, CurvePoint, Layout, LayerLayout),
+    *(TunedRecord, TableRecord),
     *(PrunePlan, LayerPlan, Merge, BundleDescription),
 )
 _ROW = re.compile(r"^\| `(\w+)` \|.*?\| (yes|no) \|", re.MULTILINE)

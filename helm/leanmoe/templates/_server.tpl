@@ -25,6 +25,9 @@
 {{- if $server.skipVerify }}
 - --skip-verify
 {{- end }}
+{{- range $server.tunedTables }}
+- {{ printf "--tuned-table=%s" . | quote }}
+{{- end }}
 {{- if .Values.secrets.adminKey.name }}
 - --admin-key-file=/secrets/admin/key
 {{- end }}

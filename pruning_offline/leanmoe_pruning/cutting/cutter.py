@@ -20,6 +20,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
 from leanmoe.provenance import file_digest
+from leanmoe.tuned_tables import carry_tables
 from leanmoe_pruning.checkpoints.fp8 import scaled_weight
 from leanmoe_pruning.checkpoints.opening import (
     WEIGHT_SUFFIXES,
@@ -165,6 +166,8 @@ class Cutter:
         """Write the lean checkpoint without its manifest; return the digest of each file."""
         digests = dict(self._copy_side_files(directory))
         digests["config.json"] = self._write_config(directory)
+        counts = {own.n_experts for own in self.layouts.values()}
+        carry_tables(self.checkpoint.path, directory, counts)
         for name, pieces in self.shards.items():
             digests[name] = self._write_shard(directory / name, pieces, tick)
         if list(self.shards) != [SINGLE_NAME]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -71,3 +72,13 @@ def test_a_changed_weight_file(copied_model: Path) -> None:
 def test_what_vllm_offers_and_we_cannot_take(tiny_model: Path) -> None:
     code, sentence = serve(tiny_model, "--enable-return-routed-experts")
     assert code == 2 and "cannot take --enable-return-routed-experts" in sentence
+
+
+def test_a_tuned_table_where_no_kernel_reads_one(tiny_model: Path, tmp_path: Path) -> None:
+    table = tmp_path / "E=8,N=256,device_name=NVIDIA_H200.json"
+    blocks = {f"BLOCK_SIZE_{letter}": 64 for letter in "MNK"}
+    table.write_text(
+        json.dumps({"1": {**blocks, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3}})
+    )
+    code, sentence = serve(tiny_model, "--tuned-table", str(table))
+    assert code == 2 and "this engine reads no tables (it does not run on CUDA)" in sentence

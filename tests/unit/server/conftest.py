@@ -68,6 +68,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         wish: Wish | None = None,
         no_request_levels: str | None = None,
         model: SkipModel = skip_model,
+        least_union: int = 0,
     ) -> App:
         app, registry = FastAPI(), CollectorRegistry()
         LeanMoEEndpoint().attach_router(app)
@@ -95,6 +96,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
             admin_key=admin_key,
             has_user_keys=user_key is not None,
             no_request_levels=no_request_levels,
+            least_union=least_union,
         )
         engine = engine or FakeEngine()
         service = build_service(engine, settings, Metrics(registry))

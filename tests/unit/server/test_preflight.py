@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import InputError
+from leanmoe.messages import UnionBudget
 from leanmoe_server.command import COMMAND
 from leanmoe_server.preflight import check_and_configure
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.table_folder import read_wish
 from tests.integration.live_server import free_port
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
@@ -62,6 +65,7 @@ def test_a_good_start(small_model: Path, tmp_path: Path) -> None:
         (["--drain-seconds", "inf"], "--drain-seconds is inf"),
         (["--poll-seconds", "0"], "--poll-seconds is 0.0"),
         (["--admin-key-file", "/nowhere/key"], "cannot be read"),
+        (["--tuned-table", "/nowhere/E=8,N=32,device_name=X.json"], "cannot be read"),
         (["--admin-key-file", os.devnull], "is empty"),
         (["--union-budget", "0"], "union_budget is 0"),
         (["--union-mode", "redirect"], "give both"),
@@ -162,13 +166,42 @@ def test_our_parts_are_added_to_what_the_user_gave() -> None:
     assert args.leanmoe.has_user_keys and args.leanmoe.every_worker_holds_all_layers
 
 
-def test_a_second_model_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("on_cpu", "experts", "told", "least", "refused"),
+    [
+        (True, 4, {}, 0, None),
+        (False, 4, {"union_budget": 4}, 4, None),
+        (False, None, {}, 0, "start the server with --union-budget N"),
+    ],
+)
+def test_a_gpu_s_graphs_are_made_for_the_budget_of_the_start(
+    monkeypatch, on_cpu, experts, told, least, refused
+) -> None:
+    from leanmoe import __version__
+    from leanmoe_server import vllm_engine
+    from leanmoe_server.settings import Rules, SkipModel, Wish
+
+    monkeypatch.setattr(vllm_engine, "is_cpu_build", lambda: on_cpu)
+    rules = Rules(union=None if experts is None else UnionBudget(experts=experts))
+    settings = ServeSettings(SkipModel((0,), None), Wish(), rules)
+    args = vllm_engine.with_our_parts(vllm_engine.parse_vllm_arguments(["--model", "m"]), settings)
+    assert args.additional_config == {"leanmoe": {"plugin": __version__, **told}}
+    assert args.leanmoe.least_union == least
+    if refused is None:
+        assert args.leanmoe.no_union is None
+    else:
+        with pytest.raises(InputError, match=refused):
+            args.leanmoe.resolve(Wish(), Rules(union=UnionBudget(experts=4)))
+
+
+def test_a_second_model_is_refused(small_model: Path) -> None:
     from leanmoe_server.settings import SkipModel, Wish
     from leanmoe_server.vllm_engine import serve
 
     settings = ServeSettings(SkipModel((0,), None), Wish())
+    tables = read_wish(open_checkpoint(small_model), [])
     with pytest.raises(InputError, match="two models, m and elsewhere"):
-        serve("m", ["--model", "m", "--model", "elsewhere"], settings)
+        serve("m", ["--model", "m", "--model", "elsewhere"], settings, tables)
 
 
 def test_one_key_for_users_and_administrator() -> None:

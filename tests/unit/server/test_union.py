@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from leanmoe.errors import InputError
+from leanmoe.layout import LayerLayout
 from leanmoe.messages import Phases, UnionBudget, UnionMode
 from leanmoe_server.settings import Rules, ServeSettings, Wish
 
@@ -88,3 +90,33 @@ def test_where_a_budget_or_phases_cannot_be(skip_model) -> None:
     settings = ServeSettings(skip_model, Wish(), no_request_levels="tokens lie in another order")
     with pytest.raises(InputError, match="leave phases at 'all'"):
         settings.resolve(Wish(), Rules(phases=Phases.DECODE))
+
+
+@pytest.mark.parametrize(("experts", "fits"), [(1, False), (2, True), (8, True), (9, False)])
+def test_a_budget_lies_between_a_token_s_experts_and_a_layer_s(skip_model, experts, fits):
+    model = replace(skip_model, n_experts=8, top_k=2)
+    rules = Rules(union=UnionBudget(experts=experts))
+    if fits:
+        assert model.resolve(Wish(level=0.5), rules).rules is rules
+        return
+    with pytest.raises(InputError, match=f"union_budget is {experts}, expected from 2.*the 8"):
+        model.resolve(Wish(level=0.5), rules)
+
+
+def test_layers_with_their_own_counts_bound_a_budget_by_the_largest(skip_model):
+    own = {i: LayerLayout(n_experts=4 + i, top_k=2) for i in skip_model.moe_layers}
+    model = replace(skip_model, n_experts=64, top_k=2, layers=own)
+    assert model.resolve(Wish(), Rules(union=UnionBudget(experts=7)))
+    with pytest.raises(InputError, match="up to the 7 experts"):
+        model.resolve(Wish(), Rules(union=UnionBudget(experts=8)))
+
+
+async def test_a_smaller_budget_than_the_graphs_hold_is_refused_and_a_larger_one_is_not(build_app):
+    app = build_app(least_union=6)
+    await app.service.control.start()
+    async with app.client() as client:
+        refused = await put(client, {"union_budget": 5})
+        assert refused.status_code == 400
+        assert "start the server with --union-budget 5" in refused.json()["error"]["message"]
+        assert (await put(client, {"union_budget": 7})).status_code == 200
+        assert (await put(client, {"union_budget": None})).status_code == 200

@@ -43,5 +43,5 @@ def test_a_parser_of_another_shape_stops_the_start(monkeypatch):
     old = importlib.import_module(MAKE_ARG_PARSER.modules[1])
     monkeypatch.setattr(old, "make_arg_parser", lambda arguments: arguments)
     with pytest.raises(RuntimeSeamError, match=r"make_arg_parser takes \(arguments\), expected"):
-        vllm_engine.serve("model", [], None)
+        vllm_engine.serve("model", [], None, None)
     assert seams.AT_START[0] is MAKE_ARG_PARSER
