@@ -2,8 +2,11 @@
 
 import pytest
 
-from leanmoe.messages import LevelTable
+from leanmoe.errors import LeanMoEError
+from leanmoe.messages import LevelTable, PolicyUpdate, UnionBudget, UnionMode
 from tests.integration.runtime.test_engine import PROMPTS, betas
+
+LEAST = 3
 
 
 @pytest.fixture(scope="module")
@@ -14,12 +17,16 @@ def device_eager(start_engine):
             True,
             enforce_eager=True,
             worker_extension_cls="tests.integration.runtime.interpreted.Interpreted",
+            additional_config={"leanmoe": {"plugin": True, "union_budget": LEAST}},
         )
 
 
-def counted(engine, level: float, tokens: int):
+def counted(engine, level: float, tokens: int, union: UnionBudget | None = None):
     """Differences of every layer's counters over one generation."""
-    before = engine.set_betas(betas(level)).layers
+    engine.version += 1
+    policy = {"level": level, "betas": betas(level), "version": engine.version, "union": union}
+    engine.rpc("leanmoe_set_policy", PolicyUpdate(**policy).model_dump_json())
+    before = engine.snapshot().layers
     engine.generate(PROMPTS, tokens)
     return [
         {name: getattr(new, name) - getattr(old, name) for name in type(new).model_fields}
@@ -72,3 +79,29 @@ def test_a_request_s_own_level_reaches_its_tokens_and_no_others(device_eager):
     assert mixed == [s if extra else e for s, e, extra in zip(skipped, exact, extras, strict=True)]
     assert any(s != e for s, e, extra in zip(skipped, exact, extras, strict=True) if extra)
     assert device_eager.generate(PROMPTS, 8) == exact
+
+
+@pytest.mark.parametrize("mode", list(UnionMode))
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_a_budget_leaves_out_and_moves_what_it_does_on_the_cpu_path(
+    device_eager, ours_eager, mode, level
+):
+    union = UnionBudget(experts=LEAST, mode=mode)
+    for device, cpu in zip(
+        counted(device_eager, level, 1, union), counted(ours_eager, level, 1, union), strict=True
+    ):
+        assert device["tokens"] == cpu["tokens"]
+        # Later layers see inputs that differ in the last bits.
+        assert device["skipped"] == pytest.approx(cpu["skipped"], abs=2)
+        assert device["substituted"] == pytest.approx(cpu["substituted"], abs=2)
+    counted(ours_eager, 0.0, 1)
+
+
+def test_a_budget_that_is_taken_back_leaves_nothing_behind(device_eager, stock_eager):
+    assert all(one["skipped"] == 0 for one in counted(device_eager, 0.0, 1))
+    assert device_eager.generate(PROMPTS, 8) == stock_eager.generate(PROMPTS, 8)
+
+
+def test_a_budget_that_the_engine_was_not_started_for_is_refused(device_eager):
+    with pytest.raises(LeanMoEError, match="start the server with --union-budget 2"):
+        counted(device_eager, 0.0, 1, UnionBudget(experts=2))
