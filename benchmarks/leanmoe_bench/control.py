@@ -26,16 +26,19 @@ class Control:
         self.layers = [layer.layer for layer in self.report.layers]
         self._version = 0
 
-    def set_policy(self, betas: Betas, case: Case | None = None) -> SkipSnapshot:
+    def set_policy(self, betas: Betas, case: Case | None = None) -> None:
         """Put betas in force, and the budget of ``case`` where it has one."""
+        self.tell("leanmoe_set_policy", self.update(betas, case).model_dump_json())
+
+    def update(self, betas: Betas, case: Case | None = None) -> PolicyUpdate:
+        """The policy that ``set_policy`` puts in force, a version further."""
         self._version += 1
-        update = PolicyUpdate(
+        return PolicyUpdate(
             level=max(betas.values()),
             betas=betas,
             version=self._version,
             union=None if case is None else case.union,
         )
-        return self.snapshot("leanmoe_set_policy", update.model_dump_json())
 
     def betas_of(self, case: Case) -> Betas:
         """One beta everywhere, or each layer's found on the running engine."""
@@ -48,7 +51,8 @@ class Control:
         low, high = dict.fromkeys(self.layers, 0.0), dict.fromkeys(self.layers, 1.0)
         for turn in range(_CALIBRATION_ROUNDS):
             betas = {layer: (low[layer] + high[layer]) / 2 for layer in self.layers}
-            before = {c.layer: c for c in self.set_policy(betas).layers}
+            self.set_policy(betas)
+            before = {c.layer: c for c in self.counts()}
             self.pair.alone(self.pair.ours, "prefill", length=_CALIBRATION_TOKENS, turn=turn)
             for after in self.counts():
                 routed = after.routed - before[after.layer].routed
@@ -57,14 +61,14 @@ class Control:
                 side[after.layer] = betas[after.layer]
         return {layer: (low[layer] + high[layer]) / 2 for layer in self.layers}
 
-    def snapshot(self, method: str, *args: str) -> SkipSnapshot:
-        """The worker's counters, after a method that answers with them."""
+    def tell(self, method: str, *args: str) -> str:
+        """The answer of a worker's method, as JSON."""
         results = self.pair.ours.call("rpc", method=method, args=list(args))["results"]
-        return SkipSnapshot.model_validate_json(results[0])
+        return str(results[0])
 
     def counts(self) -> list[LayerCounts]:
         """What each layer ran since the start."""
-        return self.snapshot("leanmoe_snapshot").layers
+        return SkipSnapshot.model_validate_json(self.tell("leanmoe_snapshot")).layers
 
     def counted(self) -> Counted:
         """The sums over all layers."""

@@ -133,14 +133,19 @@ class LayerCounts(_Message):
     nonfinite: int = 0
 
 
-class SkipSnapshot(_Message):
-    """One worker's counters and memory at the moment of the poll."""
+class PolicyInForce(_Message):
+    """A worker's answer to a change; it reads no counter, which would wait for the device."""
 
     worker: str
     pid: int
     policy_version: int
     level: float
     union_budget: int = 0
+
+
+class SkipSnapshot(PolicyInForce):
+    """One worker's counters and memory at the moment of the poll."""
+
     layers: list[LayerCounts]
     resident_bytes: int
     device_bytes: int | None = None

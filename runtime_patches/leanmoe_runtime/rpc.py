@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from leanmoe.messages import LevelTable, PolicyUpdate, SkipSnapshot
+from leanmoe.messages import LevelTable, PolicyInForce, PolicyUpdate, SkipSnapshot
 from leanmoe_runtime.compat import WorkerBase
 from leanmoe_runtime.handshake import report
 from leanmoe_runtime.state import SKIP_STATE
@@ -24,29 +24,35 @@ def leanmoe_handshake(worker: Any) -> str:
 
 
 def leanmoe_set_policy(worker: Any, update_json: str) -> str:
-    """Apply a ``PolicyUpdate``; JSON of the ``SkipSnapshot`` after it."""
+    """Apply a ``PolicyUpdate``; JSON of the ``PolicyInForce`` after it."""
     SKIP_STATE.apply(PolicyUpdate.model_validate_json(update_json))
-    return leanmoe_snapshot(worker)
+    return PolicyInForce(**_in_force(worker)).model_dump_json()
 
 
 def leanmoe_set_levels(worker: Any, table_json: str) -> str:
-    """Take a ``LevelTable``; JSON of the ``SkipSnapshot`` after it."""
+    """Take a ``LevelTable``; JSON of the ``PolicyInForce`` after it."""
     SKIP_STATE.set_levels(LevelTable.model_validate_json(table_json))
-    return leanmoe_snapshot(worker)
+    return PolicyInForce(**_in_force(worker)).model_dump_json()
 
 
 def leanmoe_snapshot(worker: Any) -> str:
     """JSON of a ``SkipSnapshot``."""
     return SkipSnapshot(
-        worker=f"rank{worker.rank}",
-        pid=os.getpid(),
-        policy_version=SKIP_STATE.version,
-        level=SKIP_STATE.level,
-        union_budget=0 if SKIP_STATE.union is None else SKIP_STATE.union.experts,
+        **_in_force(worker),
         layers=SKIP_STATE.counts(),
         resident_bytes=psutil.Process().memory_info().rss,
         device_bytes=_device_bytes(),
     ).model_dump_json()
+
+
+def _in_force(worker: Any) -> dict[str, Any]:
+    return {
+        "worker": f"rank{worker.rank}",
+        "pid": os.getpid(),
+        "policy_version": SKIP_STATE.version,
+        "level": SKIP_STATE.level,
+        "union_budget": 0 if SKIP_STATE.union is None else SKIP_STATE.union.experts,
+    }
 
 
 def _device_bytes() -> int | None:

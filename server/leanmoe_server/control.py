@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from leanmoe.errors import LeanMoEError, RuntimeSeamError
-from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
+from leanmoe.messages import HandshakeReport, LevelTable, PolicyInForce, PolicyUpdate
 from leanmoe_server.engine import Engine
 from leanmoe_server.policy_change import PolicyChange
 from leanmoe_server.readiness import Readiness, handshake_problems
@@ -157,12 +158,14 @@ class SkipControl:
         return answer
 
 
-def _check_all_answered(answers: list[SkipSnapshot], workers: int) -> None:
+def _check_all_answered(answers: Sequence[PolicyInForce], workers: int) -> None:
     if len(answers) != workers:
         raise RuntimeSeamError(f"{len(answers)} of {workers} workers answered")
 
 
-def _check_acknowledged(answers: list[SkipSnapshot], update: PolicyUpdate, workers: int) -> None:
+def _check_acknowledged(
+    answers: Sequence[PolicyInForce], update: PolicyUpdate, workers: int
+) -> None:
     _check_all_answered(answers, workers)
     for answer in answers:
         if (answer.policy_version, answer.level) != (update.version, update.level):

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
+from leanmoe.messages import (
+    HandshakeReport,
+    LevelTable,
+    PolicyInForce,
+    PolicyUpdate,
+    SkipSnapshot,
+)
 
 
 class Engine(Protocol):
@@ -18,11 +25,11 @@ class Engine(Protocol):
         """What each worker found in its model after loading."""
         ...
 
-    async def set_policy(self, update: PolicyUpdate) -> list[SkipSnapshot]:
+    async def set_policy(self, update: PolicyUpdate) -> Sequence[PolicyInForce]:
         """Put new betas in force between two engine steps."""
         ...
 
-    async def set_levels(self, table: LevelTable) -> list[SkipSnapshot]:
+    async def set_levels(self, table: LevelTable) -> Sequence[PolicyInForce]:
         """Tell what single requests may ask for."""
         ...
 

@@ -25,7 +25,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from leanmoe import __version__
 from leanmoe.environment import is_cpu_build
 from leanmoe.errors import InputError, LeanMoEError
-from leanmoe.messages import HandshakeReport, LevelTable, PolicyUpdate, SkipSnapshot
+from leanmoe.messages import HandshakeReport, LevelTable, PolicyInForce, PolicyUpdate, SkipSnapshot
 from leanmoe.seams import check, find
 from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
@@ -63,13 +63,13 @@ class VllmEngine:
         answers = await self._ask("leanmoe_handshake")
         return [HandshakeReport.model_validate_json(answer) for answer in answers]
 
-    async def set_policy(self, update: PolicyUpdate) -> list[SkipSnapshot]:
+    async def set_policy(self, update: PolicyUpdate) -> list[PolicyInForce]:
         answers = await self._ask("leanmoe_set_policy", update.model_dump_json())
-        return [SkipSnapshot.model_validate_json(answer) for answer in answers]
+        return [PolicyInForce.model_validate_json(answer) for answer in answers]
 
-    async def set_levels(self, table: LevelTable) -> list[SkipSnapshot]:
+    async def set_levels(self, table: LevelTable) -> list[PolicyInForce]:
         answers = await self._ask("leanmoe_set_levels", table.model_dump_json())
-        return [SkipSnapshot.model_validate_json(answer) for answer in answers]
+        return [PolicyInForce.model_validate_json(answer) for answer in answers]
 
     async def snapshot(self) -> list[SkipSnapshot]:
         answers = await self._ask("leanmoe_snapshot")

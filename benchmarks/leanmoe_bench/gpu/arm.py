@@ -10,6 +10,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +106,36 @@ def _seconds(call: Callable[[], object], times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
+@contextmanager
+def _not_waited_for() -> Iterator[None]:
+    """Whoever waits for the GPU meanwhile fails with an error that says where."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class Compilations:
+    """Triton kernels compiled in this process since the start; ``None`` without Triton's hook."""
+
+    def __init__(self) -> None:
+        self.count: int | None = None
+        try:
+            from triton import knobs
+        except ImportError:
+            return
+        self.count = 0
+        knobs.runtime.jit_post_compile_hook = self._add
+
+    def _add(self, *unused: Any, **named: Any) -> None:
+        assert self.count is not None
+        self.count += 1
+
+
 class GpuArm(arm.Arm):
     """An engine that can be profiled and listened to."""
 
@@ -114,6 +145,13 @@ class GpuArm(arm.Arm):
         register_random_weights(spread)
         super().__init__(model, engine, vocabulary, seed)
         self._ears: dict[int, Ear] = {}
+        self._compilations = Compilations()
+
+    def quiet_change(self, update: str) -> arm.Answer:
+        """Put a policy in force without waiting for the GPU; kernels compiled up to then."""
+        with _not_waited_for():
+            self._engine.collective_rpc("leanmoe_set_policy", args=(update,))
+        return {"compiled": self._compilations.count}
 
     def listen(self, top_k: int) -> arm.Answer:
         """Take down what every router chooses, until ``gates`` or ``recount``."""

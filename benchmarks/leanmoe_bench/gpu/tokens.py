@@ -29,6 +29,7 @@ def check(session: Session) -> Iterator[Row]:
         ("level0_tokens_equal_stock", _exact),
         ("requests_keep_their_level", _mixed),
         ("counters_equal_recount", _recounted),
+        ("levels_change_quietly", _quiet),
     ):
         try:
             found = one(session)
@@ -70,7 +71,7 @@ def _mixed(session: Session) -> Row:
         return {"status": "cannot run", "reason": reason}
     levels = _levels(session)
     table = LevelTable(key=_KEY, betas=levels)
-    session.control.snapshot("leanmoe_set_levels", table.model_dump_json())
+    session.control.tell("leanmoe_set_levels", table.model_dump_json())
     prompts, codes = _prompts(session), [list(levels)[i % len(levels)] for i in range(_PROMPTS)]
     session.policy(_EXACT)
     extras = [{_KEY: code} for code in codes]
@@ -91,6 +92,21 @@ def _mixed(session: Session) -> Row:
         "other_tokens": others,
         "passed": equal == _PROMPTS and others > 0,
     }
+
+
+def _quiet(session: Session) -> Row:
+    """A change of level compiles nothing and waits for nothing that the device still runs."""
+    compiled = []
+    for case in (_EXACT, session.model.skipping, Case("top1", beta=1.0), _EXACT):
+        update = session.control.update(session.policy(case))
+        arm = session.pair.ours
+        answer = session.pair.alone(arm, "quiet_change", update=update.model_dump_json())
+        compiled.append(answer["compiled"])
+        _generate(session, True, prompts=_prompts(session), tokens=_MIXED_TOKENS)
+    if None in compiled:
+        return {"status": "cannot run", "reason": "there is no Triton to compile anything"}
+    # Before the first change anything may compile, as at any first run of a size.
+    return {"compiled": compiled[-1] - compiled[1], "passed": compiled[-1] == compiled[1]}
 
 
 def _levels(session: Session) -> dict[int, Betas]:

@@ -48,9 +48,8 @@ class Engine:
     def set_betas(self, betas: dict[int, float]) -> SkipSnapshot:
         self.version += 1
         update = PolicyUpdate(level=max(betas.values()), betas=betas, version=self.version)
-        return SkipSnapshot.model_validate_json(
-            self.rpc("leanmoe_set_policy", update.model_dump_json())
-        )
+        self.rpc("leanmoe_set_policy", update.model_dump_json())
+        return self.snapshot()
 
 
 @pytest.fixture(scope="package")
