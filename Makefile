@@ -14,14 +14,23 @@ CUDA_PYTHON ?= python3.12
 RELEASE := .venv-release
 RELEASE_BIN := $(RELEASE)/bin
 
-.PHONY: demo test docs install lint chart-readme clean
+ALONE := tests/integration tests/load
+
+.PHONY: demo test test-fast docs install lint chart-readme clean
 .PHONY: constraints constraints-cuda constraints-verify dist sbom audit check-vllm
 
 demo: install
 	$(BIN)/leanmoe demo --output demo.json
 
-test: install lint
-	$(BIN)/python -m pytest
+# Engines, and loads whose pace is measured, need the cores to themselves.
+test: test-fast
+	$(BIN)/python -m pytest --durations 10 $(ALONE)
+
+# What starts no engine, two files at once. A library's threads must not spin while the other half
+# waits for a core.
+test-fast: install lint
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 \
+		$(patsubst %,--ignore %,$(ALONE))
 
 install: $(STAMP)
 
