@@ -79,11 +79,13 @@ class StepRows:
         self.union = Union(least_union, device)
         self.tables: list[DeviceTable] = []
         self.top_k = 0
-        self.rows_T = torch.full((size,), NOBODY, dtype=torch.int32, device=device)
+        # Written in steps, which are in inference mode, and before dummy runs, which are not yet.
+        with torch.inference_mode(False):
+            self.rows_T = torch.full((size,), NOBODY, dtype=torch.int32, device=device)
+            self._ring = [_slot(size, device) for _ in range(_RING)]
         self.tokens = 0  # of the step that runs, 0 in a dummy run
         self._aligned = aligned
         self._held: NDArray[np.int32] = np.empty(0, dtype=np.int32)
-        self._ring = [_slot(size, device) for _ in range(_RING)]
         self._turn = 0
 
     def earlier(self, table: DeviceTable) -> DeviceTable:
