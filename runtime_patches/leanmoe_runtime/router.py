@@ -27,12 +27,6 @@ def wrap_router(router: BaseRouter, decide: Decision) -> None:
     """Let ``decide`` answer for ``router``; it is given the stock routing to call or replace."""
     stock = router._compute_routing
 
-    def stock_of(logits_TE: torch.Tensor) -> Chosen:
-        # Routers look at the hidden states' number alone.
-        with no_padding():
-            chosen: Chosen = stock(logits_TE.new_empty(len(logits_TE), 1), logits_TE, None)
-        return chosen
-
     def compute_routing(
         hidden_states: torch.Tensor,
         router_logits: torch.Tensor,
@@ -41,6 +35,14 @@ def wrap_router(router: BaseRouter, decide: Decision) -> None:
     ) -> Chosen:
         def this_step() -> Chosen:
             chosen: Chosen = stock(hidden_states, router_logits, indices_type, **named)
+            return chosen
+
+        def stock_of(logits_TE: torch.Tensor) -> Chosen:
+            # Routers look at the hidden states' number alone, but one that is compiled from tensor
+            # operations would be compiled anew for another width.
+            hidden_TD = hidden_states.new_empty(len(logits_TE), *hidden_states.shape[1:])
+            with no_padding():
+                chosen: Chosen = stock(hidden_TD, logits_TE, None)
             return chosen
 
         return decide(this_step, router_logits, indices_type, stock_of)

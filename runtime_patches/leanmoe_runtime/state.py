@@ -101,6 +101,8 @@ class SkipState:
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerState] = {}
+        # Whether the policy has a threshold above 0 for any layer of this process.
+        self.skips = False
         self.level = 0.0
         self.version = 0
         self.phases = Phases.ALL
@@ -132,6 +134,7 @@ class SkipState:
             self.device_union.set(update.union)
         for index, layer in self.layers.items():
             layer.set_beta(_clamped(update.betas[index]))
+        self.skips = any(layer.beta > 0.0 for layer in self.layers.values())
         self.level, self.version = update.level, update.version
         self.phases, self.union = update.phases, update.union
 

@@ -125,15 +125,13 @@ def _sum_of(stock: Any) -> Any:
         topk_ids: torch.Tensor | None = None,
         expert_map: torch.Tensor | None = None,
     ) -> None:
-        if topk_ids is None or expert_map is not None or not _is_plain(input, output, topk_ids):
+        if topk_ids is None or expert_map is not None:
             stock(input, output, topk_ids, expert_map)
         else:
             from leanmoe_runtime.device.sum_kernel import sum_computed
 
-            sum_computed(input, output, topk_ids)
+            # Never stock's without a map: that adds rows nobody wrote.
+            rows = input if input.stride(-1) == 1 else input.contiguous()
+            sum_computed(rows, output, topk_ids.contiguous())
 
     return moe_sum
-
-
-def _is_plain(input: torch.Tensor, output: torch.Tensor, topk_ids: torch.Tensor) -> bool:
-    return input.stride(-1) == 1 and output.is_contiguous() and topk_ids.is_contiguous()

@@ -21,7 +21,10 @@ def watch_device_requests(state: SkipState, step: StepRows) -> None:
 
     def begin(scheduled: Any, batch: Batch) -> None:
         rows.begin_step(scheduled, batch)
-        step.begin(state.token_rows_T, int(batch.tokens_R.sum()))
+        if _is_warm_up(batch):
+            step.reset()
+        else:
+            step.begin(state.token_rows_T, int(batch.tokens_R.sum()))
 
     first, second = model_runner_class(), second_model_runner_class()
     _before_inputs(first, "_prepare_inputs", first_runner_batch, begin)
@@ -29,6 +32,15 @@ def watch_device_requests(state: SkipState, step: StepRows) -> None:
     for runner in (first, second):
         for method in ("_dummy_run", "capture_model"):
             _before_dummy(runner, method, step)
+
+
+def _is_warm_up(batch: Batch) -> bool:
+    """Steps of requests that vLLM makes up at its start, named ``_warmup_0_`` or alike.
+
+    Its servers put a word before the name of a client's request.
+    """
+    first = batch.names[0] if batch.names else ""
+    return first.startswith("_") and "warmup" in first
 
 
 def _second_runner_batch(runner: Any, batch_req_state: Any) -> Batch:

@@ -20,9 +20,10 @@ from leanmoe_runtime.device.rows import Union
 from leanmoe_runtime.device.table import DeviceTable
 
 _MODES = {SkipMode.MASK: 0, SkipMode.REDIRECT: 1, SkipMode.ZERO: 2}
-# Up to so many tokens each has a program of one warp to itself.
+# Up to so many tokens each has a program of one warp to itself. More share one, so that its
+# threads still exchange values without a barrier.
 FEW_TOKENS = 64
-_MANY_AT_ONCE, _DECIDED_AT_ONCE = 8, 32
+_ROUTED_AT_ONCE, _WEIGHED_AT_ONCE, _DECIDED_AT_ONCE = 4, 8, 32
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def route(
     if blocks is not None:
         at_once = _padded(tokens)
     else:
-        at_once = 1 if tokens <= FEW_TOKENS else _MANY_AT_ONCE
+        at_once = 1 if tokens <= FEW_TOKENS else _ROUTED_AT_ONCE
     # Without a step nothing reads or writes a table; any tensor stands in.
     table = None if step is None else step.table
     earlier, earlier_words = (None, 0) if step is None else _earlier(step)
@@ -137,7 +138,7 @@ def route(
         BLOCK_M=0 if blocks is None else blocks.rows,
         # The interpreter has no library of device functions.
         DEVICE_MATH=logits_TE.is_cuda,
-        num_warps=1 if at_once == 1 and blocks is None else 4,
+        num_warps=1 if blocks is None else 4,
         # An addition fused with a multiplication rounds once, where stock rounds twice.
         enable_fp_fusion=False,
     )
@@ -197,7 +198,7 @@ def spend(
         "BLOCK_K": _padded(top_k),
         "BLOCK_W": _padded(len(table.seen_W)),
     }
-    weigh_kernel[(triton.cdiv(tokens, _MANY_AT_ONCE),)](
+    weigh_kernel[(triton.cdiv(tokens, _WEIGHED_AT_ONCE),)](
         weights_TK,
         ids_TK,
         table.betas_R,
@@ -212,7 +213,7 @@ def spend(
         len(table.betas_R),
         earlier_words,
         0 if step.is_only else earlier.n_experts,
-        T=_MANY_AT_ONCE,
+        T=_WEIGHED_AT_ONCE,
         EARLIER_W=_padded(max(earlier_words, 1)),
         EARLIER_E=_padded(earlier.n_experts),
         num_warps=1,

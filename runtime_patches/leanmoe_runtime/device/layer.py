@@ -91,6 +91,7 @@ class DeviceLayer:
         self._table = DeviceTable.make(state.betas, state.n_experts, step.rows_T.device)
         state.device = self._table
         step.tables.append(self._table)
+        step.top_k = max(step.top_k, state.top_k)
         self._mode: SkipMode | None = None
 
     def __call__(
@@ -110,9 +111,10 @@ class DeviceLayer:
             self._state.counters.tokens += self._step.tokens
             return stock()
         tokens = len(logits_TE)
+        # Tried in the first dummy run, whatever that one launches.
+        routing = self._covered(logits_TE, stock_of, capturing)
         if self._spends(tokens, capturing):
             return self._decided(stock, logits_TE)
-        routing = self._covered(logits_TE, stock_of, capturing)
         if routing is None:
             return self._decided(stock, None)
         ids = ids or torch.int32
@@ -179,13 +181,18 @@ class DeviceLayer:
         return weights_TK, ids_TK
 
     def _is_idle(self) -> bool:
-        """A real step in which nobody skips. Dummy runs launch, so that all is compiled by then."""
-        exact = self._state.beta <= 0.0 and self._shared.token_rows_T is None
+        """A real step in which nobody skips. Dummy runs launch, so that all is compiled by then.
+
+        In no layer: each finishes the counts of the one before it.
+        """
+        exact = self._state.beta <= 0.0 and not self._shared.skips
+        exact = exact and self._shared.token_rows_T is None
         return exact and self._shared.union is None and self._step.tokens > 0
 
     def _spends(self, tokens: int, capturing: bool) -> bool:
         """By shape alone, but for steps that no graph holds: those follow the policy in force."""
-        if not self._step.union.may_bind(tokens * self._state.top_k):
+        # All layers alike: each empties the scales of the one before it.
+        if not self._step.union.may_bind(tokens * self._step.top_k):
             return False
         return capturing or self._step.tokens == 0 or self._shared.union is not None
 

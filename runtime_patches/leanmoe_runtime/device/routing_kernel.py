@@ -111,9 +111,11 @@ def _scores(
         loaded += (tl.load(logits + place_TH, mask=inside_TH, other=float("-inf")).to(tl.float32),)
     found = ()
     if SCORING == _SOFTMAX:
-        top_T = tl.max(loaded[0], axis=1)
+        # A largest value has no order: the values of a thread first, then one exchange.
+        most_TH = loaded[0]
         for value in tl.static_range(1, V):
-            top_T = tl.maximum(top_T, tl.max(loaded[value], axis=1))
+            most_TH = tl.maximum(most_TH, loaded[value])
+        top_T = tl.max(most_TH, axis=1)
         raised = ()
         sum_TH = tl.zeros([T, H], tl.float32)
         for value in tl.static_range(V):
@@ -180,29 +182,31 @@ def _top_k(
         if G > 1:
             key_TH = keys_where(_best_groups(choice_TH, T, H, G, KEPT_G), key_TH)
         keys += (key_TH,)
-    weight_TK = tl.zeros([T, BLOCK_K], tl.float32)
-    expert_TK = tl.zeros([T, BLOCK_K], tl.int32)
+    # Kept as keys: one change of layout for both halves.
+    key_TK = tl.zeros([T, BLOCK_K], tl.int64)
+    biased_TK = tl.zeros([T, BLOCK_K], tl.float32)
     sum_T = tl.zeros([T], tl.float32)
     for slot in tl.static_range(K):
         most_TH = keys[0]
         for value in tl.static_range(1, V):
             most_TH = tl.maximum(most_TH, keys[value])
         best_T = tl.max(most_TH, axis=1)
+        key_TK = tl.where(slot_K[None, :] == slot, best_T[:, None], key_TK)
         if HAS_BIAS:
             score_T = tl.zeros([T], tl.float32)
             for value in tl.static_range(V):
                 won_TH = keys[value] == best_T[:, None]
                 score_T += tl.sum(tl.where(won_TH, scores[value], 0.0), axis=1)
+            biased_TK = tl.where(slot_K[None, :] == slot, score_T[:, None], biased_TK)
         else:
             score_T = key_value(best_T)
-        expert_T = key_column(best_T)
-        weight_TK = tl.where(slot_K[None, :] == slot, score_T[:, None], weight_TK)
-        expert_TK = tl.where(slot_K[None, :] == slot, expert_T[:, None], expert_TK)
         sum_T = sum_T + score_T
         left = ()
         for value in tl.static_range(V):
             left += (keys_where(keys[value] != best_T[:, None], keys[value]),)
         keys = left
+    weight_TK = biased_TK if HAS_BIAS else key_value(key_TK)
+    expert_TK = tl.where(slot_K[None, :] < K, key_column(key_TK), 0)
     return weight_TK, expert_TK, sum_T
 
 

@@ -64,7 +64,7 @@ class StepRows:
 
     ``aligned`` is false where the router sees tokens in another order or of other ranks: then
     every token uses the engine's row, and padding is counted with the traffic. ``tables`` are the
-    layers' in the order they run in.
+    layers' in the order they run in, ``top_k`` is the largest among them.
     """
 
     def __init__(
@@ -78,11 +78,14 @@ class StepRows:
         device = torch.device(device)
         self.union = Union(least_union, device)
         self.tables: list[DeviceTable] = []
-        self.rows_T = torch.full((size,), NOBODY, dtype=torch.int32, device=device)
+        self.top_k = 0
+        # Written in steps, which are in inference mode, and before dummy runs, which are not yet.
+        with torch.inference_mode(False):
+            self.rows_T = torch.full((size,), NOBODY, dtype=torch.int32, device=device)
+            self._ring = [_slot(size, device) for _ in range(_RING)]
         self.tokens = 0  # of the step that runs, 0 in a dummy run
         self._aligned = aligned
         self._held: NDArray[np.int32] = np.empty(0, dtype=np.int32)
-        self._ring = [_slot(size, device) for _ in range(_RING)]
         self._turn = 0
 
     def earlier(self, table: DeviceTable) -> DeviceTable:

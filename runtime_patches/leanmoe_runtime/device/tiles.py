@@ -20,6 +20,8 @@ import torch
 # Programs of such tiles that a multiprocessor holds at once, by their shared memory.
 _AT_ONCE = 4
 _NARROWEST = 32
+# Columns of one instruction of a warp: with fewer, warps would compute the same.
+_OF_A_WARP, _WARPS = 8, 4
 # From 64 rows on Hopper's wide instructions compute, whose order of additions is not known to us.
 _WIDE_ROWS = 64
 
@@ -29,8 +31,9 @@ def finer(
 ) -> dict[str, Any]:
     """``config`` with narrower tiles where ``tokens`` assignments alone would not fill the card."""
     width = int(config["BLOCK_SIZE_N"])
+    narrowest = max(_NARROWEST, _OF_A_WARP * int(config.get("num_warps", _WARPS)))
     while (
-        width > _NARROWEST
+        width > narrowest
         and tokens * -(-columns // width) < processors
         and assignments * -(-columns // (width // 2)) <= _AT_ONCE * processors
     ):

@@ -46,14 +46,18 @@ class Compiled:
         bound = {**dict(zip(self.kernel.arg_names, given, strict=False)), **named}
         # Device functions are part of what must compile.
         bound |= {"DEVICE_MATH": True} if "DEVICE_MATH" in bound else {}
-        signature, constants = {}, {}
-        for place, name in enumerate(self.kernel.arg_names):
-            if self.kernel.params[place].is_constexpr:
-                signature[name], constants[(place,)] = "constexpr", bound[name]
-            else:
-                value = bound[name]
-                signature[name] = TYPES[value.dtype] if hasattr(value, "dtype") else "i32"
-        source = ASTSource(self.kernel, signature, constexprs=constants)
+        signature, constants, known = {}, {}, {}
+        for place, param in enumerate(self.kernel.params):
+            value = bound[param.name]
+            # As a launch does: a number 1 is a constant, and what 16 divides is known to be so.
+            special = not param.do_not_specialize and isinstance(value, int)
+            if param.is_constexpr or (special and value == 1):
+                signature[param.name], constants[(place,)] = "constexpr", value
+                continue
+            signature[param.name] = TYPES[value.dtype] if hasattr(value, "dtype") else "i32"
+            if hasattr(value, "dtype") or (special and value % 16 == 0):
+                known[(place,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constexprs=constants, attrs=known)
         built = triton.compile(source, target=self.target, options=options)
         FOUND.append((self.kernel.fn.__name__, built.asm["ptx"]))
 

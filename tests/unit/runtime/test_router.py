@@ -315,6 +315,56 @@ def test_a_budget_that_no_graph_holds_changes_nothing_and_says_how_to_have_it(le
     assert ours.shared.union is None and ours.state.beta == 0.0
 
 
+def second_layer(ours: Wrapped, top_k: int = K) -> DeviceLayer:
+    state = LayerState(layer=1, top_k=top_k, renormalize=True, n_experts=E)
+    ours.shared.add(state)
+    return DeviceLayer(state, ours.shared, ours.step, ours.experts, None, launches=ours.kernel)
+
+
+def test_a_layer_of_threshold_zero_launches_where_another_skips():
+    """Else nobody would finish the counts of the layer before it."""
+    ours = Wrapped(mode=SkipMode.MASK)
+    second_layer(ours)
+    ours.step.begin(None, T)
+    ours.shared.apply(PolicyUpdate(level=0.5, betas={0: 0.0, 1: 0.5}, version=1))
+    assert same(ours.route(LOGITS), stock()) and ours.kernel.launched == ["decide"]
+    ours.shared.apply(PolicyUpdate(level=0.0, betas={0: 0.0, 1: 0.0}, version=2))
+    assert same(ours.route(LOGITS), stock()) and ours.kernel.launched == ["decide"]
+
+
+def test_layers_of_different_top_k_spend_a_budget_at_the_same_sizes():
+    """A layer that routed between two that spend would leave the first one's scales filled."""
+    ours = Wrapped(least_union=6)
+    ours.route(LOGITS[:2])
+    assert ours.kernel.launched == ["decide"]  # 6 assignments fit 6 experts
+    second_layer(ours, K + 1)
+    ours.route(LOGITS[:2])
+    assert ours.kernel.launched == ["decide", "spend"]
+
+
+def test_a_kernel_is_tried_in_a_dummy_run_that_spends_a_budget():
+    """Not in the first small step of an engine that runs without graphs."""
+    ours = Wrapped(covered=True, least_union=5)
+    ours.route(LOGITS)
+    tried = len(verification.SIZES) * len(verification._SPREADS)
+    assert ours.kernel.launched == ["route"] * tried + ["spend"]
+
+
+def test_stock_is_tried_at_the_width_it_runs_at():
+    """What vLLM compiled for a model's width is not compiled again for another."""
+    widths, router = [], CPURouter(top_k=K, global_num_experts=E, renormalize=True)
+    own = router._compute_routing
+
+    def noted(hidden, *rest, **named):
+        widths.append(hidden.shape[1])
+        return own(hidden, *rest, **named)
+
+    router._compute_routing = noted
+    wrap_router(router, lambda this_step, logits, ids, stock_of: stock_of(logits[:1]))
+    router.select_experts(torch.empty(T, 4), LOGITS)
+    assert widths == [4]
+
+
 def test_layers_finish_the_counts_of_the_one_before_them():
     ours = Wrapped()
     second = LayerState(layer=1, top_k=K, renormalize=True, n_experts=E)

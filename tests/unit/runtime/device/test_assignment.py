@@ -105,3 +105,8 @@ def test_tiles_are_halved_until_one_expert_fills_the_card(width, columns, tokens
     found = finer(config, columns, tokens * top_k, tokens, H200)
     assert found == {**config, "BLOCK_SIZE_N": expected}
     assert config["BLOCK_SIZE_N"] == width
+
+
+def test_each_warp_keeps_columns_of_its_own():
+    config = {"BLOCK_SIZE_N": 128, "BLOCK_SIZE_M": 16, "num_warps": 8}
+    assert finer(config, 4096, 2, 1, H200)["BLOCK_SIZE_N"] == 64

@@ -129,6 +129,16 @@ def test_dummy_runs_and_captures_are_nobody_s(watched):
         assert step.rows_T.tolist() == [-1] * 8
 
 
+def test_requests_that_vllm_makes_up_at_its_start_are_nobody_s(watched):
+    _, step, _, second = watched
+    for name in ("_warmup_0_", "_v2_mixed_warmup_prefill_"):
+        second().prepare_inputs(scheduled((name, None)), laid_out_as([name], tokens(3)), None, 0)
+        assert step.tokens == 0 and step.rows_T.tolist() == [-1] * 8
+    for name in ("cmpl-_warmup_0_", "_mine"):
+        second().prepare_inputs(scheduled((name, None)), laid_out_as([name], tokens(3)), None, 0)
+        assert step.tokens == 3
+
+
 def test_hooking_again_changes_nothing(watched):
     state, step, first, _ = watched
     once = first._prepare_inputs

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.device_interface  # needs the true torch.Event, for which one test has another
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import leanmoe_runtime

@@ -80,3 +80,11 @@ def test_rows_given_by_the_caller_may_be_changed_afterwards(tokens):
     given.fill_(6)
     step.begin(given, tokens)
     assert step.rows_T[:tokens].tolist() == [6] * tokens
+
+
+def test_rows_made_in_inference_mode_can_be_set_outside_it():
+    with torch.inference_mode():
+        step = StepRows(4, "cpu")
+        step.begin(None, 2)
+    step.reset()
+    assert step.rows_T.tolist() == [-1] * 4
