@@ -2,7 +2,6 @@
 
 import enum
 import inspect
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -199,20 +198,6 @@ def test_the_second_model_runner_s_input_step_is_where_it_was(monkeypatch):
     monkeypatch.setattr(runner, "prepare_inputs", lambda self, scheduled: None)
     with pytest.raises(RuntimeSeamError, match=r"takes .*scheduled"):
         compat.second_model_runner_class()
-
-
-def experts_classes() -> dict[str, type]:
-    """Every experts class of the installed vLLM that its sources define, by name."""
-    folder = Path(fused_moe.__file__).with_name("experts")
-    names = {}
-    for file in folder.glob("*.py"):
-        for name in re.findall(r"^class (\w+)\(", file.read_text(), flags=re.MULTILINE):
-            names[name] = file.stem
-    return names
-
-
-def test_every_class_of_the_table_of_modes_exists():
-    assert set(modes.MODES) <= set(experts_classes())
 
 
 def test_every_carrier_of_ids_exists():
