@@ -29,7 +29,8 @@ test: test-fast
 # What starts no engine, two files at once. A library's threads must not spin while the other half
 # waits for a core.
 test-fast: install lint
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10 \
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		--durations 10 \
 		$(patsubst %,--ignore %,$(ALONE))
 
 install: $(STAMP)

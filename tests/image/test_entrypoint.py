@@ -44,7 +44,9 @@ def run(tree, *arguments, home=HOME, writable=True):
         memory=(HOME, "/tmp") if writable else (),
         user="4242:0",
     )
-    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+    # Libraries preloaded here, as vLLM sets when it is imported, are not in the tree.
+    clean = {"PATH": os.environ["PATH"]}
+    return subprocess.run(line, env=clean, capture_output=True, text=True, timeout=60)
 
 
 def test_arguments_go_to_leanmoe_as_they_are(tree):

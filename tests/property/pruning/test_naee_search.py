@@ -84,7 +84,8 @@ def test_no_single_swap_improves_what_was_found(layer, search):
     loss = direct(scores, batches, choice.kept)
     assert choice.loss == pytest.approx(loss, rel=1e-5, abs=1e-6)
     best = choose(scores, keep, batches)
-    assert loss >= float(best.loss)
+    # One loss is added up in float32, the other in float64.
+    assert loss >= float(best.loss) * (1 - 1e-5) - 1e-6
     for incoming in complement(choice.kept, scores.n_experts):
         for outgoing in choice.kept:
             if incoming // size == outgoing // size:
