@@ -55,7 +55,7 @@ def test_levels_quality_and_skipping_are_those_of_the_server(
         "off": [0.0],
         "1": [1.0],
     }
-    assert found["goodput"]["met"] == 1.0
+    assert found["goodput"]["share"] == 1.0
     # Of the mixed requests' routed assignments, those at top-1 skip one of two.
     assert 0 < found["server"]["skip_rate"] < 0.5
     assert found["quality"]["noise"]["exact_match"] == 1.0
