@@ -175,11 +175,15 @@ static int64_t apply_budget(const struct plan *plan, const struct step *s) {
     return s->counts->substituted - before;
 }
 
+static void count_tokens(struct counts *counts, int64_t tokens) {
+    counts->tokens += tokens;
+    counts->steps++;
+}
+
 static void count(const struct plan *plan, const struct step *s, const int32_t *ids, int64_t kept) {
     struct counts *counts = s->counts;
-    counts->tokens += s->t;
+    count_tokens(counts, s->t);
     counts->skipped += s->t * s->k - kept;
-    counts->steps++;
     memset(plan->taken, 0, s->e);
     for (int64_t n = 0; n < s->t * s->k; n++) plan->taken[ids[n]] |= plan->keep[n];
     for (int64_t e = 0; e < s->e; e++) counts->distinct += plan->taken[e];
@@ -243,6 +247,17 @@ int64_t leanmoe_plan(const struct plan *plan, const struct step *s) {
     const int form = form_of(plan, s, kept);
     write_pairs(plan, s, weights, ids, form);
     return 4 * kept + form;
+}
+
+// Count a step of which nothing is skipped, as leanmoe_plan does where every beta is 0.
+void leanmoe_count_whole(struct counts *counts, const float *weights, const int32_t *ids,
+                         int64_t t, int64_t k, int64_t e) {
+    uint8_t taken[e > 0 ? e : 1];
+    memset(taken, 0, sizeof taken);
+    count_tokens(counts, t);
+    for (int64_t i = 0; i < t; i++) counts->nonfinite += !isfinite(total_of(weights + i * k, k));
+    for (int64_t n = 0; n < t * k; n++) taken[ids[n]] = 1;
+    for (int64_t j = 0; j < e; j++) counts->distinct += taken[j];
 }
 
 static inline float bf16_to_float(uint16_t value) {

@@ -2,16 +2,17 @@
 
 On CPU, Dynamo traces the whole model once with its guards off, so a Python-side
 threshold would freeze in the graph. The layer therefore ends in one opaque
-operator, ``leanmoe::experts``, whose body runs at every step; everything around
-it compiles as in stock vLLM. Elsewhere the router has masked already (router.py)
-and the stock path runs.
+operator, ``leanmoe::experts``, whose body runs at every step, or in
+``leanmoe::direct_experts`` (direct.py), which spares the body where nothing is
+skipped; everything around it compiles as in stock vLLM. Elsewhere the router has
+masked already (router.py) and the stock path runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +26,7 @@ from leanmoe_runtime.compat import (
     get_forward_context,
 )
 from leanmoe_runtime.device.experts import SkipExpertsMixin
+from leanmoe_runtime.direct import DirectExperts
 from leanmoe_runtime.drop import Budget, Kernel, Planner, run
 from leanmoe_runtime.layers import LeanGateLinear
 from leanmoe_runtime.state import SKIP_STATE, LayerState
@@ -32,6 +34,11 @@ from leanmoe_runtime.state import SKIP_STATE, LayerState
 _LIBRARY = torch.library.Library("leanmoe", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LAYERS: list[LeanRoutedExperts] = []
 _planner = cache(Planner)
+
+
+@cache
+def _direct() -> DirectExperts:
+    return DirectExperts(_LIBRARY)
 
 
 class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
@@ -43,9 +50,11 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         self.condensed = False
         self._logits: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._kernel: Kernel | None = None
-        if current_platform.is_cpu():
-            _planner()  # what cannot be built must fail here, not at the first change of level
         self._slot = len(_LAYERS)
+        if current_platform.is_cpu():
+            # What cannot be built must fail here, not at the first change of level.
+            _planner()
+            _direct().add(self._slot, None)
         _LAYERS.append(self)
 
     def forward_modular(
@@ -60,7 +69,11 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         if current_platform.is_cpu():
             # The runner has run shared experts already: it leaves them to the kernel only where
             # dispatch is asynchronous, which it is nowhere on a CPU.
-            return torch.ops.leanmoe.experts(x, topk_weights, topk_ids, self._slot)
+            routed, operators = (x, topk_weights, topk_ids), torch.ops.leanmoe
+            arguments = _direct_arguments(self)
+            if arguments is None:
+                return operators.experts(*routed, self._slot)
+            return operators.direct_experts(*routed, *arguments, self._slot)
         if self.condensed and self.skip_state is not None:
             self.skip_state.calls += 1  # its router does not count
         self.before_experts()
@@ -73,6 +86,8 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         self.skip_state, self.condensed = state, condensed
         # The method, not the module: that would become a part of this one, weights and all.
         self._logits = gate.logits if gate is not None and self.can_move() else None
+        if current_platform.is_cpu() and not condensed:
+            _direct().add(self._slot, state)
 
     def can_move(self) -> bool:
         """Whether router logits say what another expert would weigh."""
@@ -128,8 +143,19 @@ def lean_experts(stock: Any) -> Any:
     return type(f"Lean{stock.__name__}", (LeanRoutedExperts, stock), {})
 
 
-def _direct_kernel(layer: LeanRoutedExperts) -> Kernel | None:
-    """The C++ kernel itself where nothing but plumbing lies between, else ``None``.
+class _DirectArguments(NamedTuple):
+    """What the C++ kernel is given beside a step's own tensors."""
+
+    w13: torch.Tensor
+    w2: torch.Tensor
+    w13_bias: torch.Tensor | None
+    w2_bias: torch.Tensor | None
+    activation: str
+    isa: str
+
+
+def _direct_arguments(layer: LeanRoutedExperts) -> _DirectArguments | None:
+    """For the C++ kernel itself where nothing but plumbing lies between, else ``None``.
 
     Stock compiles that plumbing away; inside an opaque operator it would cost
     tens of microseconds per layer and step.
@@ -144,9 +170,17 @@ def _direct_kernel(layer: LeanRoutedExperts) -> Kernel | None:
     )
     if not plain:
         return None
+    weights, biases = (layer.w13_weight, layer.w2_weight), (experts.w1_bias, experts.w2_bias)
+    return _DirectArguments(*weights, *biases, layer.activation.value, experts.isa)
+
+
+def _direct_kernel(layer: LeanRoutedExperts) -> Kernel | None:
+    arguments = _direct_arguments(layer)
+    if arguments is None:
+        return None
     operator = torch.ops._C.cpu_fused_moe.default
-    isa, activation = experts.isa, layer.activation.value
-    biases = (experts.w1_bias, experts.w2_bias)
+    isa, activation = arguments.isa, arguments.activation
+    biases = (arguments.w13_bias, arguments.w2_bias)
 
     def kernel(x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)
@@ -163,11 +197,14 @@ def _experts(
 ) -> torch.Tensor:
     layer = _LAYERS[slot]
     state, kernel = layer.skip_state, layer.kernel()
+    # Profile and warm-up runs carry no attention metadata and are not traffic.
+    traffic = get_forward_context().attn_metadata is not None
+    plain = SKIP_STATE.token_rows_T is None and SKIP_STATE.union is None
+    _direct().steady.value = traffic and plain
     if state is None:
         return kernel(x, topk_weights, topk_ids)
     state.calls += 1
-    # Profile and warm-up runs carry no attention metadata and are not traffic.
-    if layer.condensed or get_forward_context().attn_metadata is None:
+    if layer.condensed or not traffic:
         return kernel(x, topk_weights, topk_ids)
     plan = _planner().plan(topk_weights, topk_ids, state, SKIP_STATE.token_rows_T, layer.budget(x))
     return kernel(x, topk_weights, topk_ids) if plan is None else run(kernel, x, plan)

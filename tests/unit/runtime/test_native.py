@@ -55,3 +55,11 @@ def test_a_source_that_does_not_compile_is_quoted(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "_SOURCE", source)
     with pytest.raises(RuntimeSeamError, match="missing"):
         native.library.__wrapped__()
+
+
+def test_without_a_cpp_compiler_the_error_names_its_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeSeamError, match=r"direct\.cpp.*'no-such-compiler'.*g\+\+.*CXX"):
+        native.operator_library.__wrapped__()
+    assert [*(tmp_path / "leanmoe").iterdir()] == []

@@ -1,0 +1,163 @@
+"""The operator that spares Python counts and computes what the one in Python does."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm._custom_ops import cpu_prepack_moe_weight
+from vllm.forward_context import override_forward_context
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
+    MoEPrepareAndFinalizeNoDPEPModular,
+)
+
+from leanmoe.messages import UnionBudget, UnionMode
+from leanmoe_runtime import experts
+from leanmoe_runtime.experts import LeanRoutedExperts, register_operator
+from leanmoe_runtime.state import SKIP_STATE, LayerState
+
+E, K, D, F, LAYERS = 8, 3, 32, 32, 3
+
+
+def bare(index: int) -> LeanRoutedExperts:
+    """Experts that were built and loaded, without the engine around them."""
+    layer = LeanRoutedExperts.__new__(LeanRoutedExperts)
+    torch.nn.Module.__init__(layer)
+    random = torch.Generator().manual_seed(index)
+    for name, size in {"w13_weight": (E, 2 * F, D), "w2_weight": (E, D, F)}.items():
+        drawn = torch.randn(size, generator=random).to(torch.bfloat16)
+        packed = cpu_prepack_moe_weight(drawn, "vec")
+        setattr(layer, name, torch.nn.Parameter(packed, requires_grad=False))
+    fused = CPUUnquantizedExperts.__new__(CPUUnquantizedExperts)
+    fused._use_zentorch, fused.quant_config = False, SimpleNamespace(w1_bias=None, w2_bias=None)
+    prepare = MoEPrepareAndFinalizeNoDPEPModular.__new__(MoEPrepareAndFinalizeNoDPEPModular)
+    kernel = SimpleNamespace(fused_experts=fused, prepare_finalize=prepare)
+    layer.__dict__["quant_method"] = SimpleNamespace(moe_kernel=kernel)
+    layer.apply_router_weight_on_input, layer.activation = False, SimpleNamespace(value="silu")
+    layer._logits = layer._kernel = None
+    layer._slot = len(experts._LAYERS)
+    experts._LAYERS.append(layer)
+    layer.attach(state_of(index), None, condensed=False)
+    return layer
+
+
+def state_of(index: int) -> LayerState:
+    return LayerState(layer=index, top_k=K, renormalize=False, n_experts=E)
+
+
+@pytest.fixture(scope="module")
+def layers():
+    register_operator()
+    return [bare(index) for index in range(LAYERS)]
+
+
+def fresh(layers, betas):
+    for index, (layer, beta) in enumerate(zip(layers, betas, strict=True)):
+        layer.attach(state_of(index), None, condensed=False)
+        layer.skip_state.set_beta(beta)
+
+
+def routed(tokens: int, seed: int, wrong: bool):
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, D, generator=random).to(torch.bfloat16)
+    weights, ids = torch.rand(tokens, E, generator=random).topk(K)
+    if wrong:
+        weights[-1, 0] = float("nan")
+    return x, weights, ids.int()
+
+
+def one_pass(layers, steps, *, direct: bool, traffic: bool = True):
+    """What every layer gives in one pass."""
+    with (
+        torch.inference_mode(),
+        override_forward_context(SimpleNamespace(attn_metadata={} if traffic else None)),
+    ):
+        return [
+            layer.forward_modular(*step)
+            if direct
+            else torch.ops.leanmoe.experts(*step, layer._slot)
+            for layer, step in zip(layers, steps, strict=True)
+        ]
+
+
+def counts(layers):
+    return [layer.skip_state.counts() for layer in layers]
+
+
+def in_python(layers):
+    return [layer.skip_state.calls for layer in layers]
+
+
+BETAS = st.lists(st.sampled_from([0.0, 0.7]), min_size=LAYERS, max_size=LAYERS)
+PASSES = st.lists(
+    st.tuples(st.integers(1, 9), st.integers(0, 99), st.booleans(), st.booleans()), max_size=4
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(BETAS, PASSES)
+def test_outputs_are_equal_to_the_bit_and_counters_to_the_last(layers, betas, passes):
+    found = {}
+    for direct in (False, True):
+        fresh(layers, betas)
+        outputs = []
+        for tokens, seed, wrong, traffic in passes:
+            steps = [routed(tokens, seed + index, wrong) for index in range(LAYERS)]
+            outputs += one_pass(layers, steps, direct=direct, traffic=traffic)
+        found[direct] = outputs, counts(layers)
+    for plain, ours in zip(found[False][0], found[True][0], strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=0, equal_nan=True)
+    assert found[True][1] == found[False][1]
+
+
+def passing(layers, **how):
+    """How often each layer ran in Python during one pass."""
+    before = in_python(layers)
+    one_pass(layers, [routed(4, index, False) for index in range(LAYERS)], direct=True, **how)
+    return [new - old for old, new in zip(before, in_python(layers), strict=True)]
+
+
+def test_only_a_pass_s_first_layer_runs_in_python_at_level_zero(layers):
+    fresh(layers, [0.0] * LAYERS)
+    assert passing(layers) == passing(layers) == [1, 0, 0]
+
+
+def test_a_layer_that_may_skip_runs_in_python(layers):
+    fresh(layers, [0.0] * LAYERS)
+    layers[1].skip_state.set_beta(0.5)
+    assert passing(layers) == [1, 1, 0]
+    layers[1].skip_state.set_beta(0.0)
+    assert passing(layers) == [1, 0, 0]
+
+
+def test_a_run_that_is_no_traffic_is_not_counted(layers):
+    fresh(layers, [0.0] * LAYERS)
+    passing(layers)
+    before = counts(layers)
+    assert passing(layers, traffic=False) == [1, 1, 1]
+    assert counts(layers) == before
+
+
+def test_wishes_of_requests_and_budgets_are_seen_from_the_next_pass_on(layers, monkeypatch):
+    fresh(layers, [0.0] * LAYERS)
+    assert passing(layers) == [1, 0, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(SKIP_STATE, "token_rows_T", torch.zeros(4, dtype=torch.int32))
+        assert passing(layers) == [1, 1, 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(SKIP_STATE, "union", UnionBudget(experts=2, mode=UnionMode.VANISH))
+        assert passing(layers) == [1, 1, 1]
+    assert passing(layers) == [1, 0, 0]
+
+
+def test_weights_of_another_width_or_layout_are_left_to_python(layers):
+    fresh(layers, [0.0] * LAYERS)
+    x, weights, ids = routed(4, 0, False)
+    steps = [(x, weights, ids), (x, weights.t().contiguous().t(), ids), (x, weights, ids)]
+    before = in_python(layers)
+    outputs = one_pass(layers, steps, direct=True)
+    assert [new - old for old, new in zip(before, in_python(layers), strict=True)] == [1, 1, 0]
+    assert outputs[1].shape == x.shape
+    assert [layer.skip_state.counters.tokens for layer in layers] == [4, 4, 4]
