@@ -21,11 +21,13 @@ using InPython = Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t);
 using Kernel = void(Tensor&, const Tensor&, const Tensor&, const Tensor&, const Bias&, const Bias&,
                     const Tensor&, const Tensor&, bool, const std::string&, const std::string&);
 
-// Of one layer; without counts it neither skips nor counts. Both lie in its LayerState.
+// Of one layer; without counts it neither skips nor counts. Both lie in its LayerState. Its first
+// call is Python's in any case, which notes for the handshake that the layer ran.
 struct Layer {
     void* counts;
     const float* beta;
     int64_t experts;
+    bool ran;
 };
 
 Count count_whole = nullptr;
@@ -52,7 +54,7 @@ void leanmoe_add_layer(int64_t slot, void* counts, const float* beta, int64_t ex
     leanmoe_steady = 0;
     count_whole = count;
     if (static_cast<int64_t>(layers.size()) <= slot) layers.resize(slot + 1);
-    layers[slot] = {counts, beta, experts};
+    layers[slot] = {counts, beta, experts, false};
 }
 }
 
@@ -70,9 +72,11 @@ Tensor direct_experts(const Tensor& x, const Tensor& weights, const Tensor& ids,
                       c10::string_view activation, c10::string_view isa, int64_t slot) {
     static const auto in_python = operator_of<InPython>("leanmoe::experts");
     static const auto kernel = operator_of<Kernel>("_C::cpu_fused_moe");
-    const Layer layer = layers.at(slot);
+    Layer& layer = layers.at(slot);
+    const bool is_first = !layer.ran, continues = goes_on(slot);
+    layer.ran = true;
     const bool whole = !layer.counts || (*layer.beta == 0.0f && is_plain(weights, ids));
-    if (!goes_on(slot) || !whole) return in_python.call(x, weights, ids, slot);
+    if (is_first || !continues || !whole) return in_python.call(x, weights, ids, slot);
     if (layer.counts)
         count_whole(layer.counts, weights.const_data_ptr<float>(), ids.const_data_ptr<int32_t>(),
                     weights.size(0), weights.size(1), layer.experts);

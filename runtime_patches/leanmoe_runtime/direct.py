@@ -1,9 +1,9 @@
 """The operator ``leanmoe::direct_experts`` (direct.cpp): level 0 on a CPU without Python.
 
-A layer whose kernel can be called directly goes through it. The first layer of every pass, and
-every layer that may skip, it hands on to ``leanmoe::experts`` with its body in Python; that says
-whether the rest of the pass is steady: traffic, no request with a level of its own, no budget.
-The other layers then are counted and computed in C++ while their engine-wide beta is 0.
+A layer whose kernel can be called directly goes through it. The first layer of every pass, every
+layer's first call and every layer that may skip it hands on to ``leanmoe::experts`` with its body
+in Python; that says whether the rest of the pass is steady: traffic, no request with a level of its
+own, no budget. The other layers then are counted and computed in C++ while their beta is 0.
 """
 
 from __future__ import annotations

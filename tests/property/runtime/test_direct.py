@@ -119,13 +119,24 @@ def passing(layers, **how):
     return [new - old for old, new in zip(before, in_python(layers), strict=True)]
 
 
-def test_only_a_pass_s_first_layer_runs_in_python_at_level_zero(layers):
+def warmed_up(layers):
     fresh(layers, [0.0] * LAYERS)
+    passing(layers, traffic=False)
+
+
+def test_every_layer_s_first_call_is_python_s_which_notes_that_it_ran(layers):
+    fresh(layers, [0.0] * LAYERS)
+    assert passing(layers) == [1, 1, 1]
+    assert passing(layers) == [1, 0, 0]
+
+
+def test_only_a_pass_s_first_layer_runs_in_python_at_level_zero(layers):
+    warmed_up(layers)
     assert passing(layers) == passing(layers) == [1, 0, 0]
 
 
 def test_a_layer_that_may_skip_runs_in_python(layers):
-    fresh(layers, [0.0] * LAYERS)
+    warmed_up(layers)
     layers[1].skip_state.set_beta(0.5)
     assert passing(layers) == [1, 1, 0]
     layers[1].skip_state.set_beta(0.0)
@@ -133,7 +144,7 @@ def test_a_layer_that_may_skip_runs_in_python(layers):
 
 
 def test_a_run_that_is_no_traffic_is_not_counted(layers):
-    fresh(layers, [0.0] * LAYERS)
+    warmed_up(layers)
     passing(layers)
     before = counts(layers)
     assert passing(layers, traffic=False) == [1, 1, 1]
@@ -141,7 +152,7 @@ def test_a_run_that_is_no_traffic_is_not_counted(layers):
 
 
 def test_wishes_of_requests_and_budgets_are_seen_from_the_next_pass_on(layers, monkeypatch):
-    fresh(layers, [0.0] * LAYERS)
+    warmed_up(layers)
     assert passing(layers) == [1, 0, 0]
     with monkeypatch.context() as patch:
         patch.setattr(SKIP_STATE, "token_rows_T", torch.zeros(4, dtype=torch.int32))
@@ -153,7 +164,7 @@ def test_wishes_of_requests_and_budgets_are_seen_from_the_next_pass_on(layers, m
 
 
 def test_weights_of_another_width_or_layout_are_left_to_python(layers):
-    fresh(layers, [0.0] * LAYERS)
+    warmed_up(layers)
     x, weights, ids = routed(4, 0, False)
     steps = [(x, weights, ids), (x, weights.t().contiguous().t(), ids), (x, weights, ids)]
     before = in_python(layers)
