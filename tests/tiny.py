@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from leanmoe.curve import CurvePoint, QualityCurve
+from leanmoe.files.digest import file_digest
 from leanmoe.manifest import Manifest, write_manifest
-from leanmoe.provenance import file_digest
 
 _WORDS = (
     "the a of to and in is was for on that with as it at by from are this be or an not have one "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError, LeanMoEError
-from leanmoe.interrupts import stop_on_signals
+from leanmoe.process.interrupts import stop_on_signals
 
 if TYPE_CHECKING:
     from leanmoe_bench.cases import Case

@@ -8,8 +8,8 @@ import sys
 from statistics import median
 from typing import Any
 
-from leanmoe.environment import engine_environment
 from leanmoe.errors import LeanMoEError
+from leanmoe.process.environment import engine_environment
 from leanmoe_bench.ratio import paired_ratio
 from leanmoe_bench.shapes import Shape
 

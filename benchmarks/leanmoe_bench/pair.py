@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from leanmoe.environment import engine_environment
 from leanmoe.errors import LeanMoEError
-from leanmoe.process_group import ProcessGroup
+from leanmoe.process.environment import engine_environment
+from leanmoe.process.group import ProcessGroup
 
 
 class RemoteArm:

@@ -95,7 +95,7 @@ def environment() -> dict[str, Any]:
     import os
     import platform
 
-    from leanmoe.provenance import tool_versions
+    from leanmoe.files.digest import tool_versions
 
     cpu = Path("/proc/cpuinfo")
     names = [

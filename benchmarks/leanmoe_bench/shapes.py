@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from leanmoe.provenance import atomic_directory
+from leanmoe.files.output import atomic_directory
 
 _GATE_SPREAD = 1.0
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from leanmoe.errors import CheckpointError
 from leanmoe.families import Family, MoEShape, family_of
+from leanmoe.files.digest import parse_json
 from leanmoe.layout import LayerLayout, Layout, read_layout
 from leanmoe.manifest import Manifest, read_manifest
-from leanmoe.provenance import parse_json
 
 
 @dataclass(frozen=True)

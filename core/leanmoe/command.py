@@ -16,7 +16,7 @@ from typing import Any
 
 from leanmoe.errors import GateError, LeanMoEError, OutputError
 from leanmoe.extras import missing_package
-from leanmoe.interrupts import interrupt_requested
+from leanmoe.process.interrupts import interrupt_requested
 
 Result = dict[str, Any]
 

@@ -22,7 +22,8 @@ from pydantic import (
 
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import CheckpointError
-from leanmoe.provenance import atomic_write_json, bytes_digest, file_digest, parse_json
+from leanmoe.files.digest import bytes_digest, file_digest, parse_json
+from leanmoe.files.output import atomic_write_json
 
 MANIFEST_NAME = "leanmoe.json"
 

@@ -27,13 +27,8 @@ from pydantic import (
 )
 
 from leanmoe.errors import CheckpointError, InputError
-from leanmoe.provenance import (
-    TUNED_FOLDER,
-    atomic_write_json,
-    atomic_write_text,
-    bytes_digest,
-    parse_json,
-)
+from leanmoe.files.digest import bytes_digest, parse_json
+from leanmoe.files.output import TUNED_FOLDER, atomic_write_json, atomic_write_text
 
 _LOG = logging.getLogger(__name__)
 

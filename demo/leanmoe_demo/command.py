@@ -12,9 +12,10 @@ from typing import Any
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
-from leanmoe.interrupts import stop_on_signals
+from leanmoe.files.digest import tool_versions
+from leanmoe.files.output import atomic_write_json
 from leanmoe.manifest import read_manifest
-from leanmoe.provenance import atomic_write_json, tool_versions
+from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_demo.load import interleaved
 from leanmoe_demo.server import Server, lean_server, stock_server
 from leanmoe_demo.shell import Shell

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import sys
 import time
 import urllib.error
@@ -15,9 +14,11 @@ from pathlib import Path
 
 import psutil
 
-from leanmoe.environment import engine_environment
 from leanmoe.errors import LeanMoEError
-from leanmoe.process_group import ProcessGroup
+from leanmoe.process.environment import engine_environment
+from leanmoe.process.group import ProcessGroup
+from leanmoe.process.ports import free_port
+from leanmoe.wire import HEALTH_PATH, METRICS_PATH, READY_PATH
 
 START_SECONDS = 420.0
 # Loopback is never behind a proxy, whatever the environment says of other hosts.
@@ -71,7 +72,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """Sum of a Prometheus series over its labels."""
-        lines = self.get("/metrics").splitlines()
+        lines = self.get(METRICS_PATH).splitlines()
         series = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
         return sum(float(line.rsplit(" ", 1)[1]) for line in series)
 
@@ -91,12 +92,6 @@ class Server:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _flags(port: int) -> list[str]:
     """The engine flags both servers get."""
     return [
@@ -112,7 +107,7 @@ def stock_server(model: Path, logs: Path) -> Iterator[Server]:
     """vLLM's own API server on ``model``, without the plugin."""
     module = "vllm.entrypoints.launchers.api_server.entry"
     with _started("stock", ["-m", module, "--model", str(model)], logs, plugin=False) as server:
-        server.wait("/health")
+        server.wait(HEALTH_PATH)
         yield server
 
 
@@ -121,13 +116,13 @@ def lean_server(model: Path, logs: Path, *options: str) -> Iterator[Server]:
     """``leanmoe serve`` on ``model``."""
     arguments = ["-m", "leanmoe.cli", "serve", str(model), *options]
     with _started("lean", arguments, logs, plugin=True) as server:
-        server.wait("/ready")
+        server.wait(READY_PATH)
         yield server
 
 
 @contextmanager
 def _started(name: str, arguments: list[str], logs: Path, *, plugin: bool) -> Iterator[Server]:
-    port, log = _free_port(), logs / f"{name}.log"
+    port, log = free_port(), logs / f"{name}.log"
     print(f"  python {' '.join(arguments)}", file=sys.stderr, flush=True)
     with log.open("wb") as out:
         group = ProcessGroup(

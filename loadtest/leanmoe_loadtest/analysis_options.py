@@ -10,7 +10,7 @@ from pathlib import Path
 
 from leanmoe.command import Result
 from leanmoe.errors import GateError, InputError, LeanMoEError
-from leanmoe.provenance import atomic_write_text
+from leanmoe.files.output import atomic_write_text
 from leanmoe_loadtest.plan import Plan, WeighedWish
 from leanmoe_loadtest.reading.gate import Check, check_measurable, failures, parse_gate
 from leanmoe_loadtest.reading.levels import level_name

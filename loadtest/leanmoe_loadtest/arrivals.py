@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import bytes_digest
+from leanmoe.files.digest import bytes_digest
 
 MOST_REQUESTS = 1_000_000
 _GRAMMAR = (

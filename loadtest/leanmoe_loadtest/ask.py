@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from leanmoe.wire import REQUEST_KEY
 from leanmoe_loadtest.lengths import parse_lengths
 from leanmoe_loadtest.plan import Plan
 from leanmoe_loadtest.source import Prompt
@@ -56,7 +57,7 @@ class Asker:
             **self._fixed,
             **self._question(prompt),
             "max_tokens": prompt.max_tokens or answer or self._plan.max_tokens,
-            **({} if wish is None else {"expert_skipping": wish}),
+            **({} if wish is None else {REQUEST_KEY: wish}),
         }
         return Ask(
             path=PATHS[self._plan.endpoint],

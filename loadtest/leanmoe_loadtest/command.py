@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from leanmoe.command import Command, Result
-from leanmoe.interrupts import stop_on_signals
-from leanmoe.provenance import atomic_directory, check_output, tool_versions
+from leanmoe.files.digest import tool_versions
+from leanmoe.files.output import atomic_directory, check_output
+from leanmoe.process.interrupts import stop_on_signals
+from leanmoe.wire import CONTROL_PATH
 from leanmoe_loadtest.analysis_options import (
     add_arguments,
     finish,
@@ -106,7 +108,7 @@ def _work(args: argparse.Namespace) -> Result:
 
 def _measure(server: Target, plan: Plan, crew: Crew, settings: Settings) -> tuple[Run, bool]:
     """Run ``plan`` and gather all that belongs to the run."""
-    skipping = f"{server.url}/v1/expert_skipping"
+    skipping = f"{server.url}{CONTROL_PATH}"
     if crew.master is not None:
         check_free(crew.master)
         text = f"waiting for {crew.workers} workers at {crew.master}"

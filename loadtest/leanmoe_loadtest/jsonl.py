@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import parse_json
+from leanmoe.files.digest import parse_json
 
 
 def read_text(path: Path) -> str:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from leanmoe.errors import InputError, LeanMoEError
+from leanmoe.process.ports import free_port
 from leanmoe_loadtest.messages import Ending
 from leanmoe_loadtest.plan import Plan
 from leanmoe_loadtest.record import RequestRecord
@@ -113,16 +114,10 @@ def _crew_arguments(crew: Crew) -> list[str]:
         return [*users, "--headless", "--master", *listen]
     if crew.processes == 1:
         return [*users, "--headless"]
-    port = str(_free_port())
+    port = str(free_port())
     local = ["--master-bind-host", "127.0.0.1", "--master-host", "127.0.0.1"]
     ports = ["--master-bind-port", port, "--master-port", port]
     return [*users, "--headless", "--processes", str(crew.processes), *local, *ports]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def check_free(address: Address) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import atomic_write_text
+from leanmoe.files.output import atomic_write_text
 from leanmoe_loadtest.record import RequestRecord
 
 RUN_FILE, REQUESTS_FILE, METRICS_FILE = "run.json", "requests.jsonl", "metrics.jsonl"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from leanmoe.command import Result
-from leanmoe.provenance import atomic_directory, atomic_write_json, atomic_write_text
+from leanmoe.files.output import atomic_directory, atomic_write_json, atomic_write_text
 from leanmoe_loadtest.analysis_options import Reading, bounds_of, gated
 from leanmoe_loadtest.reading.conditions import Condition, parse_condition
 from leanmoe_loadtest.reading.gate import OPTION

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import parse_json
+from leanmoe.files.digest import parse_json
 from leanmoe_loadtest.jsonl import read_lines, read_text
 from leanmoe_loadtest.prompts import PROMPTS
 

@@ -11,6 +11,7 @@ import gevent
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPParseError, HTTPSocketPoolResponse
 
+from leanmoe.wire import LEVEL_HEADER
 from leanmoe_loadtest.ask import Ask
 from leanmoe_loadtest.clock import now
 from leanmoe_loadtest.plan import Plan
@@ -22,7 +23,6 @@ _CLOSING_SECONDS = 1.0
 _ERROR_CHARACTERS = 200
 _BLOCK_BYTES = 1 << 16
 _TEXT_KEYS = ("content", "reasoning", "reasoning_content", "tool_calls")
-_LEVEL_HEADER = "x-leanmoe-skip-level"
 
 
 class StreamError(Exception):
@@ -88,7 +88,7 @@ def _refusal(response: HTTPSocketPoolResponse) -> str:
 
 def _level(response: HTTPSocketPoolResponse) -> float | None:
     try:
-        return float(str(response.get(_LEVEL_HEADER)))
+        return float(str(response.get(LEVEL_HEADER)))
     except (TypeError, ValueError):
         return None
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from leanmoe.errors import RuntimeSeamError
-from leanmoe.provenance import bytes_digest
+from leanmoe.files.digest import bytes_digest
 
 _SOURCE = Path(__file__).with_name("drop.c")
 _OPERATOR_SOURCE = Path(__file__).with_name("direct.cpp")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from leanmoe.environment import PLUGIN_NAME
+from leanmoe.process.environment import PLUGIN_NAME
 
 
 def register() -> None:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from leanmoe.wire import ADMIN_HEADER
 from leanmoe_server.settings import ServeSettings
 
-ADMIN_HEADER = "x-leanmoe-admin-key"
 _HOW = "start the server with --admin-key-file FILE or LEANMOE_ADMIN_KEY to have one"
 
 

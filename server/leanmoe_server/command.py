@@ -10,9 +10,9 @@ from pathlib import Path
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.command import Command, Result
 from leanmoe.engine_versions import installed_vllm, version_problem
-from leanmoe.environment import engine_environment
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import Phases, UnionMode
+from leanmoe.process.environment import engine_environment
 from leanmoe_server.preflight import ADMIN_KEY_VARIABLE, check_and_configure
 from leanmoe_server.table_folder import read_wish
 

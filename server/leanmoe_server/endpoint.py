@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from leanmoe.wire import CONTROL_PATH, READY_PATH
 from leanmoe_server.control import SkipControl
 from leanmoe_server.drain import Drain
 from leanmoe_server.engine import Engine
@@ -14,7 +15,7 @@ from leanmoe_server.metrics import Metrics
 from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.request_level import RequestLevel
-from leanmoe_server.routes import CONTROL_PATH, READY_PATH, change_policy, ready, show_policy
+from leanmoe_server.routes import change_policy, ready, show_policy
 from leanmoe_server.service import SERVICE_ARGUMENT, Service, keep_service
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.token_rates import TokenRates

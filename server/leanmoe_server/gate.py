@@ -11,13 +11,13 @@ from starlette.datastructures import Headers
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from leanmoe.wire import CONTROL_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH
 from leanmoe_server.auth import presents_admin_key
-from leanmoe_server.routes import CONTROL_PATH, READY_PATH, change_policy, error_response
+from leanmoe_server.routes import change_policy, error_response
 from leanmoe_server.service import Service, service_of
 
-_METRICS_PATH = "/metrics"
 # What may be asked of a server that must not infer: how it is, and how to mend it.
-_ALWAYS_OPEN = frozenset({READY_PATH, CONTROL_PATH, _METRICS_PATH, "/health", "/version", "/load"})
+_ALWAYS_OPEN = frozenset({READY_PATH, CONTROL_PATH, METRICS_PATH, HEALTH_PATH, "/version", "/load"})
 METRICS_MAX_AGE_SECONDS = 0.1
 METRICS_WAIT_SECONDS = 2.0
 
@@ -41,7 +41,7 @@ class Gate:
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = service_of(scope["app"])
-        if service is not None and _path(scope) == _METRICS_PATH:
+        if service is not None and _path(scope) == METRICS_PATH:
             await service.poller.refresh(METRICS_MAX_AGE_SECONDS, METRICS_WAIT_SECONDS)
         # vLLM's authentication knows user keys only; the administrator passes beside it.
         administers = service is not None and _is_admin(scope, service)

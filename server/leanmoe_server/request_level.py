@@ -21,14 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from leanmoe.errors import InputError
 from leanmoe.messages import Phases
 from leanmoe.policy import HUNDREDTHS, decode_request
-from leanmoe_server.routes import CONTROL_PATH, error_response
+from leanmoe.wire import BUDGET_HEADER, CONTROL_PATH, LEVEL_HEADER, REQUEST_KEY
+from leanmoe_server.routes import error_response
 from leanmoe_server.service import Service, service_of
 from leanmoe_server.usage_echo import UsageEcho
-from leanmoe_server.wish_body import REQUEST_KEY, request_wish
+from leanmoe_server.wish_body import request_wish
 
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
-LEVEL_HEADER = "x-leanmoe-skip-level"
-BUDGET_HEADER = "x-leanmoe-union-budget"
 MAX_BODY_BYTES = 64 << 20
 _EXTRA, _SALT = "vllm_xargs", "cache_salt"
 

@@ -10,9 +10,6 @@ from leanmoe_server.auth import refuse_change
 from leanmoe_server.service import Service, service_of
 from leanmoe_server.wish_body import MAX_BODY_BYTES, parse_change
 
-CONTROL_PATH = "/v1/expert_skipping"
-READY_PATH = "/ready"
-
 
 def error_response(status: int, message: str, kind: str) -> JSONResponse:
     """An error in the shape of OpenAI's API."""

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
+from leanmoe.files.output import TUNED_FOLDER
 from leanmoe.manifest import experts_before
-from leanmoe.provenance import TUNED_FOLDER
 from leanmoe.tuned_tables import (
     FOLDER_VARIABLE,
     RecordedTable,

@@ -8,7 +8,8 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message
 
-_FIELD = "expert_skipping"
+from leanmoe.wire import REQUEST_KEY
+
 _DATA = b"data: "
 
 
@@ -68,7 +69,7 @@ class UsageEcho:
         usage = _usage_of(content)
         if usage is None:
             return text
-        usage[_FIELD] = {"level": self._level}
+        usage[REQUEST_KEY] = {"level": self._level}
         return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 

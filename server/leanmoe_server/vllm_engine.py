@@ -23,9 +23,9 @@ from vllm.sampling_params import SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from leanmoe import __version__
-from leanmoe.environment import is_cpu_build
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import HandshakeReport, LevelTable, PolicyInForce, PolicyUpdate, SkipSnapshot
+from leanmoe.process.environment import is_cpu_build
 from leanmoe.seams import check, find
 from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams

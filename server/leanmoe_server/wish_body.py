@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from leanmoe.errors import InputError
 from leanmoe.messages import Phases, UnionMode
 from leanmoe.policy import EXACT, check_level
+from leanmoe.wire import REQUEST_KEY
 from leanmoe_server.policy_change import NO_BUDGET, PolicyChange
 from leanmoe_server.settings import RequestWish, Wish, check_max_kld
 
 MAX_BODY_BYTES = 4096
-REQUEST_KEY = "expert_skipping"
 _EXPECTED = 'expected {"level": 0.5} or {"max_kld": 0.05}'
 _CHANGE = f'{_EXPECTED}, "phases", "union_budget" or "union_mode"'
 _REQUEST = f'{_EXPECTED}, "deterministic" beside it, or "off"'

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from leanmoe.environment import engine_environment
+from leanmoe.process.environment import engine_environment
 
 
 def test_nothing_that_breaks_transformers_is_installed():

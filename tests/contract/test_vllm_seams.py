@@ -13,8 +13,8 @@ from vllm.model_executor.layers.fused_moe import config, layer
 from vllm.model_executor.layers.fused_moe.runner import moe_runner
 
 from leanmoe.engine_versions import Installed
-from leanmoe.environment import engine_environment
 from leanmoe.errors import RuntimeSeamError
+from leanmoe.process.environment import engine_environment
 from leanmoe_runtime import compat
 from leanmoe_runtime.device import modes
 

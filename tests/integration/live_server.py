@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,18 +18,13 @@ import openai
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from leanmoe.process.ports import free_port
+
 START_SECONDS = 300.0
 STOP_SECONDS = 120.0
 _FLAGS = ("--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8")
 _CACHE = ("--kv-cache-memory-bytes", "100000000")
 T = TypeVar("T")
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(read: Callable[[], T], holds: Callable[[T], bool], seconds: float) -> T:

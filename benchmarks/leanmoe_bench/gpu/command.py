@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError
-from leanmoe.interrupts import stop_on_signals
+from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_bench.gpu import fit
 from leanmoe_bench.gpu.card import find_card
 from leanmoe_bench.gpu.models import MODELS

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError, LeanMoEError
-from leanmoe.provenance import atomic_write_json
+from leanmoe.files.output import atomic_write_json
 from leanmoe_bench.methods.runs import Calibration, Judging, Run
 from leanmoe_bench.reference import reference_model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -14,9 +13,11 @@ from typing import Any
 import httpx
 import psutil
 
-from leanmoe.environment import engine_environment
 from leanmoe.errors import LeanMoEError
-from leanmoe.process_group import ProcessGroup
+from leanmoe.process.environment import engine_environment
+from leanmoe.process.group import ProcessGroup
+from leanmoe.process.ports import free_port
+from leanmoe.wire import METRICS_PATH, READY_PATH
 
 _START_SECONDS = 420.0
 # By name: the parts do not import each other.
@@ -49,7 +50,7 @@ class SoakServer:
     def counters(self) -> dict[str, dict[int, float]]:
         """LeanMoE's counters by layer."""
         found: dict[str, dict[int, float]] = {}
-        for line in self.get("/metrics").text.splitlines():
+        for line in self.get(METRICS_PATH).text.splitlines():
             if line.startswith("leanmoe_") and '_total{layer="' in line:
                 name, rest = line.split("{", 1)
                 layer, value = rest.removeprefix('layer="').split('"} ')
@@ -67,7 +68,7 @@ class SoakServer:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self.group.process.poll() is None:
             try:
-                if self.get("/ready").status_code == 200:
+                if self.get(READY_PATH).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -79,9 +80,7 @@ class SoakServer:
 @contextmanager
 def soak_server(model: Path, log: Path, concurrency: int) -> Iterator[SoakServer]:
     """Started, ready, listened to; ended whatever happens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [
         *(sys.executable, "-P", "-m", "leanmoe.cli", "serve", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "soak"),

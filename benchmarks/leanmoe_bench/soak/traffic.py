@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from leanmoe.wire import CONTROL_PATH, REQUEST_KEY
 from leanmoe_bench.soak.server import SoakServer
 
 _WISHES: tuple[Any, ...] = (
@@ -54,7 +55,7 @@ async def _client(client: httpx.AsyncClient, seed: int, deadline: float, traffic
             "max_tokens": draw.randint(1, 24),
             "temperature": draw.choice((0.0, 1.0)),
             "stream": draw.random() < 0.5,
-            **({} if wish is None else {"expert_skipping": wish}),
+            **({} if wish is None else {REQUEST_KEY: wish}),
         }
         try:
             answer = await client.post("/v1/completions", json=body)
@@ -74,7 +75,7 @@ async def _administrator(
     while time.monotonic() + every < deadline:
         await asyncio.sleep(every)
         change = _CHANGES[traffic.changes % len(_CHANGES)]
-        answer = await client.put("/v1/expert_skipping", json=change)
+        answer = await client.put(CONTROL_PATH, json=change)
         if answer.status_code != 200:
             traffic.errors.append(f"change {change}: {answer.text[:200]}")
         traffic.changes += 1

@@ -15,8 +15,8 @@ from typing import Any
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import InputError, LeanMoEError
+from leanmoe.files.output import TUNED_FOLDER
 from leanmoe.manifest import experts_before
-from leanmoe.provenance import TUNED_FOLDER
 from leanmoe.tuned_tables import (
     FOLDER_VARIABLE,
     Table,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError, OutputError
-from leanmoe.provenance import parse_json
+from leanmoe.files.digest import parse_json
 from leanmoe.tuned_tables import Tiles
 from leanmoe_bench.tune.choice import Kept, Timed
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import urllib3
 
+from leanmoe.wire import REQUEST_KEY
 from leanmoe_loadtest.reading.quality import Answer, Quality, passes
 from leanmoe_loadtest.reading.quality_prompts import ANSWER_TOKENS, PROMPTS
 
@@ -35,7 +36,7 @@ class Asked:
             "temperature": 0,
         }
         if level is not None:
-            common["expert_skipping"] = json.loads(level)
+            common[REQUEST_KEY] = json.loads(level)
         if self.endpoint == "chat":
             logprobs = {"logprobs": True} if self.tokens else {}
             return {**common, **logprobs, "messages": [{"role": "user", "content": prompt}]}

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanmoe.errors import InputError
+from leanmoe.stats import Interval
 from leanmoe_loadtest.reading.figures import KINDS
-from leanmoe_loadtest.reading.intervals import Floats, Interval, Sample, middle_95
+from leanmoe_loadtest.reading.intervals import Floats, Sample, middle_95
 from leanmoe_loadtest.reading.sides import Side, about, notes, shares_prompts
 from leanmoe_loadtest.reading.slo import Slo, goodput
 from leanmoe_loadtest.reading.timeline import last_seen

@@ -1,36 +1,15 @@
-"""How sure a figure is: intervals of shares, percentiles under weights, resampling."""
+"""How sure a figure is: percentiles under weights, resampling."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leanmoe.stats import Interval
+
 Floats = NDArray[np.float64]
-_Z = 1.959963984540054
-
-
-class Interval(NamedTuple):
-    """A 95 % interval."""
-
-    low: float
-    high: float
-
-
-def wilson(hits: int, count: int) -> Interval:
-    """Of a share, ``hits`` of ``count``; never empty and never outside 0 to 1 (Wilson 1927)."""
-    if not count:
-        return Interval(0.0, 1.0)
-    share, scale = hits / count, 1 + _Z**2 / count
-    centre = (share + _Z**2 / (2 * count)) / scale
-    half = _Z * sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / scale
-    # At the ends the bound is the share itself; rounding would step over it.
-    low = 0.0 if hits == 0 else max(0.0, centre - half)
-    high = 1.0 if hits == count else min(1.0, centre + half)
-    return Interval(low, high)
 
 
 def middle_95(values: Sequence[float] | Floats) -> Interval | None:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from leanmoe.pages import STYLE
+from leanmoe.html.page import STYLE
 from leanmoe_loadtest.reading import plots, tables
 from leanmoe_loadtest.reading.tables import Table
 from leanmoe_loadtest.record import RequestRecord

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
-from leanmoe.pages import EMPTY, FIGURE_WIDTH, LINE, MAIN, SECOND, figure_style, figure_svg
+from leanmoe.html.page import EMPTY, FIGURE_WIDTH, LINE, MAIN, SECOND, figure_style, figure_svg
 from leanmoe_loadtest.reading.levels import level_name
 from leanmoe_loadtest.record import RequestRecord
 

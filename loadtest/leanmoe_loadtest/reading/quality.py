@@ -15,8 +15,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from leanmoe.provenance import atomic_write_text
-from leanmoe_loadtest.reading.intervals import mean_interval, wilson
+from leanmoe.files.output import atomic_write_text
+from leanmoe.stats import wilson
+from leanmoe_loadtest.reading.intervals import mean_interval
 from leanmoe_loadtest.reading.levels import level_name
 from leanmoe_loadtest.reading.quality_prompts import ANSWER_TOKENS, PROMPTS, SET_NAME
 from leanmoe_loadtest.run import read_lines

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from leanmoe.errors import InputError
+from leanmoe.stats import wilson
 from leanmoe_loadtest.reading.conditions import Condition, parse_condition
-from leanmoe_loadtest.reading.intervals import wilson
 from leanmoe_loadtest.record import RequestRecord
 
 EXAMPLE = "ttft<1s,itl_p95<50ms,e2e<10s"

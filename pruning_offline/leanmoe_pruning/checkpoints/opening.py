@@ -8,9 +8,9 @@ from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError
+from leanmoe.files.digest import file_digest
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files, weights_digest
-from leanmoe.provenance import file_digest
 from leanmoe_pruning.checkpoints.fp8 import block_of, check_scales
 from leanmoe_pruning.checkpoints.shards import ShardReader
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import CheckpointError
-from leanmoe.provenance import parse_json
+from leanmoe.files.digest import parse_json
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -11,7 +11,7 @@ import torch
 from leanmoe.command import Command, Result
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import InputError
-from leanmoe.interrupts import stop_on_signals
+from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import open_runnable_model
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data

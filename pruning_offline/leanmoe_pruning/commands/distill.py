@@ -13,9 +13,9 @@ from typing import Any
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
-from leanmoe.interrupts import stop_on_signals
+from leanmoe.files.output import atomic_directory, check_output
 from leanmoe.manifest import write_manifest
-from leanmoe.provenance import atomic_directory, check_output
+from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import open_runnable_model, source_digests
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
 from leanmoe_pruning.cutting.cutter import Cutter

@@ -12,8 +12,8 @@ import torch
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.command import Command, Result
 from leanmoe.errors import CheckpointError, InputError
-from leanmoe.interrupts import stop_on_signals
 from leanmoe.policy import check_level, resolve_betas
+from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import model_digest, open_runnable_model
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data

@@ -15,13 +15,9 @@ import torch
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.command import Command, Result
 from leanmoe.errors import CheckpointError, InputError
-from leanmoe.interrupts import stop_on_signals
+from leanmoe.files.output import atomic_directory, atomic_write_json, check_output
 from leanmoe.manifest import Manifest, write_manifest
-from leanmoe.provenance import (
-    atomic_directory,
-    atomic_write_json,
-    check_output,
-)
+from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.budgets.options import add_budget
 from leanmoe_pruning.checkpoints.opening import open_model, source_digests
 from leanmoe_pruning.checkpoints.shards import write_tensors

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError, OutputError
-from leanmoe.interrupts import stop_on_signals
-from leanmoe.provenance import atomic_write_text
+from leanmoe.files.output import atomic_write_text
+from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.report.content import content_of
 from leanmoe_pruning.report.evaluations import read_evaluation

@@ -8,9 +8,9 @@ import time
 import torch
 
 from leanmoe.command import Command, Result
-from leanmoe.interrupts import stop_on_signals
-from leanmoe.provenance import check_output
-from leanmoe.resuming import resumable_directory
+from leanmoe.files.output import check_output
+from leanmoe.files.resuming import resumable_directory
+from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import check_uniform, open_runnable_model, source_digests
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
 from leanmoe_pruning.data import load_data

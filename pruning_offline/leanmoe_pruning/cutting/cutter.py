@@ -18,8 +18,8 @@ import torch
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError, InputError
+from leanmoe.files.digest import file_digest
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
-from leanmoe.provenance import file_digest
 from leanmoe.tuned_tables import carry_tables
 from leanmoe_pruning.checkpoints.fp8 import scaled_weight
 from leanmoe_pruning.checkpoints.opening import (

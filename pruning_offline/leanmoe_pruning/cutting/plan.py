@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
+from leanmoe.files.digest import parse_json
 from leanmoe.layout import LayerLayout
-from leanmoe.provenance import parse_json
 
 # What float32 holds: beyond, a weight would turn into infinity.
 _LARGEST, _SMALLEST = 3.4e38, 1.2e-38

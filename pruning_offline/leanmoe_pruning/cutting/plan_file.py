@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError, OutputError
-from leanmoe.provenance import atomic_write_text
+from leanmoe.files.output import atomic_write_text
 from leanmoe_pruning.cutting.plan import LayerPlan
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from leanmoe.checkpoint import Checkpoint
+from leanmoe.files.digest import tool_versions
 from leanmoe.manifest import Manifest, Source
-from leanmoe.provenance import tool_versions
 from leanmoe_pruning.cutting.plan import LayerPlan
 
 

@@ -10,7 +10,7 @@ import torch
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import DataError
-from leanmoe.provenance import bytes_digest
+from leanmoe.files.digest import bytes_digest
 from leanmoe_pruning.data.builtin import Split, builtin_ids, builtin_texts
 from leanmoe_pruning.data.files import cut_windows, stored_ids, text_ids
 from leanmoe_pruning.data.spec import Item, parse_spec

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import DataError
-from leanmoe.provenance import parse_json
+from leanmoe.files.digest import parse_json
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")

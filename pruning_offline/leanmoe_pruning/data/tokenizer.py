@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from leanmoe.errors import DataError
-from leanmoe.provenance import bytes_digest
+from leanmoe.files.digest import bytes_digest
 
 SMOLLM2_VOCABULARY = "sha256:0c6d9e03781a2ba7a0bdfd633c73d13a64a07c557474be6c28e08ea0a11fb300"
 

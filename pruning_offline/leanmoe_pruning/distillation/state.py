@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file
 
 from leanmoe.errors import InputError, OutputError
-from leanmoe.provenance import atomic_write_text, parse_json
+from leanmoe.files.digest import parse_json
+from leanmoe.files.output import atomic_write_text
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.distillation.local import LayerCourse

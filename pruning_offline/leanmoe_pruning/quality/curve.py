@@ -9,8 +9,8 @@ from pathlib import Path
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.curve import CurvePoint, QualityCurve
 from leanmoe.errors import CheckpointError, DataError, OutputError
+from leanmoe.files.digest import file_digest, tool_versions
 from leanmoe.manifest import Manifest, write_manifest
-from leanmoe.provenance import file_digest, tool_versions
 from leanmoe_pruning.checkpoints.opening import model_files
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.quality.comparison import WindowSums

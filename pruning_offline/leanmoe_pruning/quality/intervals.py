@@ -1,7 +1,6 @@
-"""Intervals of a share, and of the difference of two shares on the same items.
+"""Intervals of the difference of two shares on the same items.
 
-Wilson's score interval for one share of right answers (E. B. Wilson, JASA 22, 1927); for a
-difference of paired shares Newcombe's hybrid score interval (R. G. Newcombe, Statistics in
+For a difference of paired shares Newcombe's hybrid score interval (R. G. Newcombe, Statistics in
 Medicine 17, 1998, 2635-2650, method 10), and McNemar's exact test, which asks whether the
 items that only one of both has right could be a fair coin's.
 """
@@ -11,19 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
-
-def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided interval of a share ``right / total``."""
-    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
-    share, spread = right / total, z * z / total
-    middle = (share + spread / 2.0) / (1.0 + spread)
-    half = math.sqrt(spread * (share * (1.0 - share) + spread / 4.0)) / (1.0 + spread)
-    # At the ends the formula gives 0 and 1 exactly, and rounding does not.
-    low = 0.0 if right == 0 else max(0.0, middle - half)
-    high = 1.0 if right == total else min(1.0, middle + half)
-    return low, high
+from leanmoe.stats import wilson
 
 
 @dataclass(frozen=True)

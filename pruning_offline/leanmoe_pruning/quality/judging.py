@@ -10,7 +10,7 @@ from typing import Protocol
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
-from leanmoe.provenance import bytes_digest
+from leanmoe.files.digest import bytes_digest
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import Tick, progress
 from leanmoe_pruning.quality.resident import ResidentModel

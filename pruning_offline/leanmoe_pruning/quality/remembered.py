@@ -14,7 +14,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import atomic_write_json, bytes_digest, tool_versions
+from leanmoe.files.digest import bytes_digest, tool_versions
+from leanmoe.files.output import atomic_write_json
 from leanmoe_pruning.forward.passes import Hidden
 from leanmoe_pruning.quality.tasks import TaskResult
 

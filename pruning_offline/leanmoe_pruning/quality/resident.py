@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from leanmoe.provenance import parse_json
+from leanmoe.files.digest import parse_json
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.forward.passes import step_
 from leanmoe_pruning.forward.placing import Placing

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import file_digest
+from leanmoe.files.digest import file_digest
 from leanmoe_pruning.reference.rows import from_rows, to_rows
 
 Tensor = torch.Tensor

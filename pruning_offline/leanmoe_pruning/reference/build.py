@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from leanmoe.errors import OutputError
-from leanmoe.provenance import bytes_digest
+from leanmoe.files.digest import bytes_digest
 from leanmoe_pruning.checkpoints.shards import (
     ShardReader,
     TensorInfo,

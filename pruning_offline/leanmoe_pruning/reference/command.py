@@ -8,8 +8,8 @@ from pathlib import Path
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
-from leanmoe.interrupts import stop_on_signals
-from leanmoe.provenance import atomic_directory, check_output
+from leanmoe.files.output import atomic_directory, check_output
+from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.reference.artefact import FOLDER, check_artefacts
 from leanmoe_pruning.reference.build import check_written, tensors_digest, write_reference

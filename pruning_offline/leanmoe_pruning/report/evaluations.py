@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import parse_json
+from leanmoe.files.digest import parse_json
 
 
 class _Figures(BaseModel):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import parse_json
+from leanmoe.files.digest import parse_json
 
 
 @dataclass(frozen=True)

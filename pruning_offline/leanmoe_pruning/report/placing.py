@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from leanmoe.errors import InputError
+from leanmoe.files.digest import file_digest
+from leanmoe.files.output import atomic_write_text
 from leanmoe.manifest import Manifest, write_manifest
-from leanmoe.provenance import atomic_write_text, file_digest
 from leanmoe_pruning.report.rendering import MARK
 
 CARD, SOURCE_CARD = "README.md", "README.source.md"

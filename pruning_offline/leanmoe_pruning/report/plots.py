@@ -15,7 +15,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from leanmoe.curve import QualityCurve
-from leanmoe.pages import EMPTY, FIGURE_WIDTH, MAIN, SECOND, figure_style, figure_svg
+from leanmoe.html.page import EMPTY, FIGURE_WIDTH, MAIN, SECOND, figure_style, figure_svg
 from leanmoe_pruning.report.losses import LayerLosses
 
 _CELL = 0.86  # of a square of the heat map

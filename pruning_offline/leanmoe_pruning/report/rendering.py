@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from leanmoe.pages import STYLE
+from leanmoe.html.page import STYLE
 from leanmoe_pruning.report.content import Content
 from leanmoe_pruning.report.losses import LayerLosses
 

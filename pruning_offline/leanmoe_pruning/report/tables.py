@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from leanmoe_pruning.quality.intervals import wilson
+from leanmoe.stats import wilson
 from leanmoe_pruning.report.evaluations import (
     Accuracy,
     DomainFigures,

@@ -22,13 +22,8 @@ from safetensors.torch import load_file
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
-from leanmoe.provenance import (
-    atomic_write_json,
-    bytes_digest,
-    file_digest,
-    parse_json,
-    tool_versions,
-)
+from leanmoe.files.digest import bytes_digest, file_digest, parse_json, tool_versions
+from leanmoe.files.output import atomic_write_json
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule

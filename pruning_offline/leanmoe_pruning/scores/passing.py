@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from leanmoe.resuming import Unfinished
+from leanmoe.files.resuming import Unfinished
 from leanmoe_pruning.forward.passes import chunks, embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick

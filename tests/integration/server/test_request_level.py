@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from leanmoe_server.request_level import LEVEL_HEADER
+from leanmoe.wire import LEVEL_HEADER
 from tests.integration.live_server import LiveServer, live_server
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from leanmoe_pruning.quality.intervals import Paired, wilson
+from leanmoe.stats import wilson
+from leanmoe_pruning.quality.intervals import Paired
 
 COUNTS = st.integers(0, 60)
 TABLES = st.builds(Paired, COUNTS, COUNTS, COUNTS, COUNTS).filter(lambda table: table.total > 0)

@@ -1,6 +1,6 @@
 """The engine's environment: plugin or stock, preloads kept, the user's choices respected."""
 
-from leanmoe.environment import engine_environment
+from leanmoe.process.environment import engine_environment
 
 
 def test_stock_names_no_plugin_of_ours_whatever_the_user_set():

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from leanmoe.errors import CheckpointError, InputError, OutputError
+from leanmoe.files.digest import file_digest
+from leanmoe.files.output import atomic_directory
 from leanmoe.manifest import MANIFEST_NAME, Manifest, check_files, read_manifest, write_manifest
-from leanmoe.provenance import atomic_directory, file_digest
 
 
 def manifest(**changes) -> Manifest:

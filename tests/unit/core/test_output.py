@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from leanmoe.errors import InputError, LeanMoEError, OutputError
-from leanmoe.provenance import atomic_directory, check_output, parse_json
+from leanmoe.files.digest import parse_json
+from leanmoe.files.output import atomic_directory, check_output
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from leanmoe.process_group import ProcessGroup
+from leanmoe.process.group import ProcessGroup
 
 PARENT = (
     "import subprocess, sys\n"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanmoe_loadtest.reading.intervals import Sample, mean_interval, wilson
+from leanmoe.stats import wilson
+from leanmoe_loadtest.reading.intervals import Sample, mean_interval
 from leanmoe_loadtest.stats import distribution_ms
 
 POINTS = [50, 90, 95, 99]

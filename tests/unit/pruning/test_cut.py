@@ -8,8 +8,8 @@ import torch
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
+from leanmoe.files.digest import file_digest
 from leanmoe.manifest import check_files, read_manifest
-from leanmoe.provenance import file_digest
 from leanmoe_pruning.checkpoints.shards import INDEX_NAME, ShardReader
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 

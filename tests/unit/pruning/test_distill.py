@@ -13,7 +13,7 @@ from transformers import MixtralForCausalLM
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
-from leanmoe.provenance import file_digest
+from leanmoe.files.digest import file_digest
 from leanmoe_pruning.checkpoints.opening import source_digests
 from leanmoe_pruning.distillation.filters import FILTERS
 from leanmoe_pruning.distillation.settings import Settings

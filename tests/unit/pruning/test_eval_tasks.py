@@ -9,9 +9,10 @@ import pytest
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
+from leanmoe.stats import wilson
 from leanmoe_pruning.data.builtin import builtin_texts
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.quality.intervals import Paired, wilson
+from leanmoe_pruning.quality.intervals import Paired
 from leanmoe_pruning.quality.resident import ResidentModel
 from leanmoe_pruning.quality.tasks import load_task, score_task
 from leanmoe_pruning.quality.tasks.builtin import ITEMS, builtin_names

@@ -11,9 +11,9 @@ import yaml
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
+from leanmoe.files.digest import file_digest
 from leanmoe.manifest import check_files, read_manifest, write_manifest
-from leanmoe.provenance import file_digest
-from leanmoe_pruning.quality.intervals import wilson
+from leanmoe.stats import wilson
 from leanmoe_pruning.report import placing
 from tests.tiny import write_tiny_mixtral
 

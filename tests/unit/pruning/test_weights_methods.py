@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
-from leanmoe.provenance import file_digest
+from leanmoe.files.digest import file_digest
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.weights.layer_weights import read_layer

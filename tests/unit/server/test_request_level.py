@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from leanmoe.policy import decode_request, request_code
+from leanmoe.wire import BUDGET_HEADER, LEVEL_HEADER
 from leanmoe_server.fake_engine import FakeEngine
-from leanmoe_server.request_level import BUDGET_HEADER, LEVEL_HEADER, MAX_BODY_BYTES, ROUTES
+from leanmoe_server.request_level import MAX_BODY_BYTES, ROUTES
 from leanmoe_server.settings import Wish
 
 pytestmark = pytest.mark.anyio

@@ -13,8 +13,8 @@ import vllm
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import CheckpointError, InputError
+from leanmoe.files.digest import file_digest
 from leanmoe.manifest import Manifest, Source, check_files, read_manifest, write_manifest
-from leanmoe.provenance import file_digest
 from leanmoe.tuned_tables import FOLDER_VARIABLE, TableName, Tiles, put_table, read_table
 from leanmoe_server.table_folder import EngineShape, read_wish, tables_for
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from leanmoe.provenance import bytes_digest
+from leanmoe.files.digest import bytes_digest
 
 
 @dataclass(frozen=True)

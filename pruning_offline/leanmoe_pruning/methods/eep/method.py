@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import bytes_digest
-from leanmoe.resuming import kept_folder, kept_in
+from leanmoe.files.digest import bytes_digest
+from leanmoe.files.resuming import kept_folder, kept_in
 from leanmoe_pruning.methods.eep.applied import Applied, stored_dtype
 from leanmoe_pruning.methods.eep.individual import Individual, group_of_layers
 from leanmoe_pruning.methods.eep.judge import Evaluator, Load, OwnProcess

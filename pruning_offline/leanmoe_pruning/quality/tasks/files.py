@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import DataError
-from leanmoe.provenance import parse_json
+from leanmoe.files.digest import parse_json
 from leanmoe_pruning.quality.tasks.task import ChoiceItem, Item, OpenItem
 
 FORMS = '{"prompt": str, "choices": [str, ...], "answer": int} or {"prompt": str, "answer": str}'

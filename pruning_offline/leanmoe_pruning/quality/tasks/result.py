@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from leanmoe_pruning.quality.intervals import Paired, wilson
+from leanmoe.stats import wilson
+from leanmoe_pruning.quality.intervals import Paired
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from leanmoe.errors import DataError
-from leanmoe.provenance import bytes_digest
+from leanmoe.files.digest import bytes_digest
 
 
 @dataclass(frozen=True)

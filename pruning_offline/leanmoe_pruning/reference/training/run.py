@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from leanmoe.errors import InputError
-from leanmoe.provenance import atomic_write_json, atomic_write_text, file_digest, tool_versions
+from leanmoe.files.digest import file_digest, tool_versions
+from leanmoe.files.output import atomic_write_json, atomic_write_text
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.reference.gguf_base import GGUFBase
 from leanmoe_pruning.reference.training import figures, mix

@@ -16,15 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError, LeanMoEError, OutputError
-from leanmoe.interrupts import interrupt_requested
-from leanmoe.provenance import (
-    atomic_write_json,
-    check_output,
-    file_digest,
-    parse_json,
-    put_in_place,
-    remove_folder,
-)
+from leanmoe.files.digest import file_digest, parse_json
+from leanmoe.files.output import atomic_write_json, check_output, put_in_place, remove_folder
+from leanmoe.process.interrupts import interrupt_requested
 
 _LOG = logging.getLogger(__name__)
 _RECORD = "progress.json"

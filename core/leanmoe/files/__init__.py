@@ -1,0 +1,1 @@
+"""Digests, outputs in one step, outputs that go on after a kill."""

@@ -1,0 +1,1 @@
+"""How LeanMoE's HTML pages look."""

@@ -1,0 +1,1 @@
+"""Processes of ours: their environment, their groups, their ports, their interrupts."""
