@@ -57,7 +57,7 @@ class HandshakeReport(_Message):
     layers: list[LayerReport]
     weight_bytes: int
     # Why single requests can have no level of their own here, or None.
-    no_request_levels: str | None = None
+    request_levels_unavailable: str | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -117,7 +117,7 @@ class LayerCounts(_Message):
 
     ``skipped`` assignments were not computed; ``substituted`` ones (union budget only) were
     computed by another expert that was read anyway. ``distinct_experts`` is a sum over
-    ``steps`` of the experts whose weights were read. ``dropped_mass`` is the gate weight of
+    ``steps`` of the experts whose weights were read. ``skipped_weight`` is the router weight of
     skipped assignments, each token's whole weight being 1. ``nonfinite`` tokens had router
     weights that are no numbers, and kept everything.
     """
@@ -129,7 +129,7 @@ class LayerCounts(_Message):
     substituted: int = 0
     steps: int = 0
     distinct_experts: int = 0
-    dropped_mass: float = 0.0
+    skipped_weight: float = 0.0
     nonfinite: int = 0
 
 

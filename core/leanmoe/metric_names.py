@@ -29,9 +29,9 @@ SUBSTITUTED_ASSIGNMENTS = Metric(
     "Token-expert assignments computed by another expert, under a union budget",
     ("layer",),
 )
-DROPPED_MASS = Metric(
-    "leanmoe_dropped_gate_mass_total",
-    "Gate weight of skipped assignments; the whole weight of one token is 1",
+SKIPPED_WEIGHT = Metric(
+    "leanmoe_skipped_router_weight_total",
+    "Router weight of skipped assignments; the whole weight of one token is 1",
     ("layer",),
 )
 LAYER_STEPS = Metric("leanmoe_layer_steps_total", "Engine steps a layer ran in", ("layer",))

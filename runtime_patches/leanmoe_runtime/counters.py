@@ -15,7 +15,7 @@ class Counters(ctypes.Structure):
         ("steps", ctypes.c_int64),
         ("distinct_experts", ctypes.c_int64),
         ("nonfinite", ctypes.c_int64),
-        ("dropped_mass", ctypes.c_double),
+        ("skipped_weight", ctypes.c_double),
     )
 
     tokens: int
@@ -24,4 +24,4 @@ class Counters(ctypes.Structure):
     steps: int
     distinct_experts: int
     nonfinite: int
-    dropped_mass: float
+    skipped_weight: float

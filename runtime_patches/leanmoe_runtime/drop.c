@@ -14,7 +14,7 @@ enum { FEW_SKIPPED = 8 };
 // What one layer ran since the start (counters.py).
 struct counts {
     int64_t tokens, skipped, substituted, steps, distinct, nonfinite;
-    double dropped_mass;
+    double skipped_weight;
 };
 
 // Where a plan is written; each with room for every pair of a step, the last three for every
@@ -193,7 +193,7 @@ static void count(const struct plan *plan, const struct step *s, const int32_t *
         const float total = total_of(weights, s->k);
         float dropped = 0.0f;
         for (int64_t j = 0; j < s->k; j++) dropped += plan->keep[i * s->k + j] ? 0.0f : weights[j];
-        if (dropped > 0.0f) counts->dropped_mass += dropped / total;
+        if (dropped > 0.0f) counts->skipped_weight += dropped / total;
     }
 }
 

@@ -29,11 +29,11 @@ def report(worker: Any) -> HandshakeReport:
         vllm_version=vllm_version(),
         layers=sorted(layers, key=lambda layer: layer.layer),
         weight_bytes=weight_bytes(model),
-        no_request_levels=_no_request_levels(worker.vllm_config),
+        request_levels_unavailable=_request_levels_unavailable(worker.vllm_config),
     )
 
 
-def _no_request_levels(vllm_config: Any) -> str | None:
+def _request_levels_unavailable(vllm_config: Any) -> str | None:
     # On a CPU the API process knows by the arguments alone.
     return None if current_platform.is_cpu() else device_supports_request_rows(vllm_config)
 

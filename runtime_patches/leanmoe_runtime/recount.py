@@ -43,7 +43,7 @@ class Recounted:
     substituted: int = 0
     steps: int = 0
     distinct_experts: int = 0
-    dropped_mass: float = 0.0
+    skipped_weight: float = 0.0
     nonfinite: int = 0
 
     def add(self, weights_TK: Floats, finite_T: Flags, decision: Decision) -> None:
@@ -168,7 +168,7 @@ def _count(
     logits_TE = None if logits is None else logits.float().numpy()
     decision = decide(weights_TK, ids_TK, betas_T, bound_T, state.n_experts, most, logits_TE)
     counted.add(weights_TK, finite_T, decision)
-    counted.dropped_mass += _dropped(weights_TK, ids_TK, decision)
+    counted.skipped_weight += _dropped(weights_TK, ids_TK, decision)
 
 
 def _rows(tokens: int) -> Ids:

@@ -20,7 +20,7 @@ ROW_BITS = 255
 class Decision(NamedTuple):
     """What the experts are given, and what is counted of it.
 
-    ``distinct_experts`` are those whose weights are read for counted tokens; ``dropped_mass`` is
+    ``distinct_experts`` are those whose weights are read for counted tokens; ``skipped_weight`` is
     the skipped weight, each token's whole weight being 1.
     """
 
@@ -31,7 +31,7 @@ class Decision(NamedTuple):
     skipped: int
     nonfinite: int
     distinct_experts: int
-    dropped_mass: float
+    skipped_weight: float
 
 
 def decide(
@@ -64,7 +64,7 @@ def decide(
         skipped=int((~keep_TK).sum()),
         nonfinite=int((strange_T & counted_T).sum()),
         distinct_experts=len(set(ids_TK[read_TK & counted_T[:, None]].tolist())),
-        dropped_mass=_mass(dropped_TK, sound_TK),
+        skipped_weight=_mass(dropped_TK, sound_TK),
     )
 
 

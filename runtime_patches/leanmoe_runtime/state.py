@@ -91,7 +91,7 @@ class LayerState:
             substituted=host.substituted + device.substituted,
             steps=host.steps + device.steps,
             distinct_experts=host.distinct_experts + device.distinct_experts,
-            dropped_mass=host.dropped_mass + device.dropped_mass,
+            skipped_weight=host.skipped_weight + device.skipped_weight,
             nonfinite=host.nonfinite + device.nonfinite,
         )
 

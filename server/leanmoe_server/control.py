@@ -62,19 +62,19 @@ class SkipControl:
             self._readiness.refuse([str(error)])
 
     @property
-    def no_request_levels(self) -> str | None:
+    def request_levels_unavailable(self) -> str | None:
         """Why single requests cannot choose, by the arguments or by what a worker found."""
-        return self._settings.no_request_levels
+        return self._settings.request_levels_unavailable
 
     def _heed_workers(self) -> None:
-        reasons = [report.no_request_levels for report in self.handshake]
+        reasons = [report.request_levels_unavailable for report in self.handshake]
         reason = next((one for one in reasons if one is not None), None)
-        if reason is not None and self._settings.no_request_levels is None:
-            self._settings = replace(self._settings, no_request_levels=reason)
+        if reason is not None and self._settings.request_levels_unavailable is None:
+            self._settings = replace(self._settings, request_levels_unavailable=reason)
 
     async def _offer_levels(self) -> None:
         """Once; tried again at every change until all workers know the table."""
-        if self._offered or self._settings.no_request_levels is not None:
+        if self._offered or self._settings.request_levels_unavailable is not None:
             return
         table = LevelTable(key=self.request_key, betas=self._settings.model.level_table())
         try:
@@ -143,7 +143,7 @@ class SkipControl:
             "union_budget": None if self._rules.union is None else self._rules.union.experts,
             "union_mode": None if self._rules.union is None else self._rules.union.mode,
             "max_level": self._settings.model.max_level,
-            "request_levels": self._settings.no_request_levels is None,
+            "request_levels": self._settings.request_levels_unavailable is None,
             "version": self.version,
             "has_curve": curve is not None,
             "promise": None,

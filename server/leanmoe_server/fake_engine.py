@@ -31,7 +31,7 @@ class FakeWorker:
     deaf: bool = False
     unwrapped: frozenset[int] = frozenset()
     bypassed: frozenset[int] = frozenset()
-    no_request_levels: str | None = None
+    request_levels_unavailable: str | None = None
     policy: PolicyUpdate = field(default_factory=lambda: PolicyUpdate(level=0, betas={}, version=0))
     tokens: int = 0
     skipped: int = 0
@@ -97,7 +97,7 @@ class FakeEngine:
                 vllm_version="0.32.0",
                 layers=[worker.report(layer) for layer in worker.layers],
                 weight_bytes=1000,
-                no_request_levels=worker.no_request_levels,
+                request_levels_unavailable=worker.request_levels_unavailable,
             )
             for worker in self.workers
         ]

@@ -39,7 +39,7 @@ _COUNTED = {
     "routed": names.ROUTED_ASSIGNMENTS,
     "skipped": names.SKIPPED_ASSIGNMENTS,
     "substituted": names.SUBSTITUTED_ASSIGNMENTS,
-    "dropped_mass": names.DROPPED_MASS,
+    "skipped_weight": names.SKIPPED_WEIGHT,
     "steps": names.LAYER_STEPS,
     "distinct_experts": names.DISTINCT_EXPERTS,
     "nonfinite": names.NONFINITE_TOKENS,

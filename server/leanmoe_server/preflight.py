@@ -88,7 +88,9 @@ def check_and_configure(args: Namespace) -> ServeSettings:
         model=SkipModel.of(checkpoint, args.max_skip_level),
         wish=Wish(level=args.skip_level, max_kld=args.max_kld),
         rules=_rules(args),
-        no_union="the server was started with --deterministic" if args.deterministic else None,
+        union_unavailable="the server was started with --deterministic"
+        if args.deterministic
+        else None,
         admin_key=read_admin_key(args.admin_key_file, os.environ),
         poll_seconds=_check_seconds("--poll-seconds", args.poll_seconds, 0.1),
         drain_seconds=_check_seconds("--drain-seconds", args.drain_seconds, 1.0),

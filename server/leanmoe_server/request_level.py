@@ -138,7 +138,7 @@ def _secret(service: Service, code: int) -> str:
 
 
 def _code(wish: Any, service: Service) -> int:
-    refusal = service.control.no_request_levels
+    refusal = service.control.request_levels_unavailable
     if refusal is not None:
         raise InputError(
             f"this server takes no {REQUEST_KEY!r} in single requests: {refusal}; leave it out"

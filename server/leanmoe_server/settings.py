@@ -177,8 +177,8 @@ class SkipModel:
 class ServeSettings:
     """Everything the routes and background tasks are configured with.
 
-    ``no_request_levels`` says why single requests may not choose, where they may not, and
-    ``no_union`` why there can be no budget on distinct experts. ``least_union`` is the smallest
+    ``request_levels_unavailable`` says why single requests may not choose, where they may not, and
+    ``union_unavailable`` why there can be no budget on distinct experts. ``least_union`` is the smallest
     that captured graphs hold, where they hold one.
     """
 
@@ -188,25 +188,27 @@ class ServeSettings:
     admin_key: str | None = field(default=None, repr=False)
     has_user_keys: bool = False
     every_worker_holds_all_layers: bool = True
-    no_request_levels: str | None = None
-    no_union: str | None = None
+    request_levels_unavailable: str | None = None
+    union_unavailable: str | None = None
     least_union: int = 0
     poll_seconds: float = 5.0
     drain_seconds: float = 30.0
 
     def resolve(self, wish: Wish, rules: Rules) -> Resolved:
         """What ``wish`` and ``rules`` together come to; ``LevelError`` where they cannot be."""
-        if rules.union is not None and self.no_union is not None:
-            raise LevelError(f"there can be no budget on distinct experts here: {self.no_union}")
+        if rules.union is not None and self.union_unavailable is not None:
+            raise LevelError(
+                f"there can be no budget on distinct experts here: {self.union_unavailable}"
+            )
         if rules.union is not None and rules.union.experts < self.least_union:
             raise LevelError(
                 f"union_budget is {rules.union.experts}, and the graphs captured at the start hold "
                 f"budgets of {self.least_union} experts and more; start the server with "
                 f"--union-budget {rules.union.experts}"
             )
-        if rules.phases is Phases.DECODE and self.no_request_levels is not None:
+        if rules.phases is Phases.DECODE and self.request_levels_unavailable is not None:
             raise LevelError(
-                f"prompts and answers cannot be told apart here: {self.no_request_levels}; leave "
+                f"prompts and answers cannot be told apart here: {self.request_levels_unavailable}; leave "
                 "phases at 'all'"
             )
         return self.model.resolve(wish, rules)

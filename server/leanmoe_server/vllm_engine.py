@@ -138,7 +138,7 @@ def _refuse_unsupported(args: Namespace) -> None:
             raise InputError(f"leanmoe serve cannot take {flag}: {why}")
 
 
-def _why_no_union(least: int) -> str | None:
+def _union_unavailable(least: int) -> str | None:
     if is_cpu_build() or least:
         return None
     return "on a GPU captured graphs must hold it; start the server with --union-budget N"
@@ -153,7 +153,7 @@ def _drafts_with_experts(speculative: Any) -> bool:
     return speculative is not None and method not in ("ngram", "suffix", "draft_model")
 
 
-def _why_no_request_levels(args: Namespace) -> str | None:
+def _request_levels_unavailable(args: Namespace) -> str | None:
     """What keeps a step's tokens from being told apart by request, or ``None``.
 
     On other devices the workers say more in the handshake.
@@ -185,8 +185,8 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
         settings,
         has_user_keys=bool(user_keys),
         every_worker_holds_all_layers=args.pipeline_parallel_size == 1,
-        no_request_levels=_why_no_request_levels(args),
-        no_union=settings.no_union or _why_no_union(least_union),
+        request_levels_unavailable=_request_levels_unavailable(args),
+        union_unavailable=settings.union_unavailable or _union_unavailable(least_union),
         least_union=least_union,
     )
     # Known only now: what this build and these flags cannot do.
@@ -194,7 +194,7 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
     return args
 
 
-def _why_no_tables(args: Namespace) -> str | None:
+def _tables_unavailable(args: Namespace) -> str | None:
     if envs.VLLM_BATCH_INVARIANT:
         return "VLLM_BATCH_INVARIANT fixes its tiles"
     if args.enable_lora:
@@ -216,7 +216,7 @@ def engine_shape(args: Namespace) -> EngineShape | None:
         expert=ranks if spread else 1,
         dtype=str(args.dtype),
         quantization=args.quantization,
-        ignores=_why_no_tables(args),
+        ignores=_tables_unavailable(args),
     )
 
 

@@ -98,7 +98,7 @@ class Session:
             "layers": len(report.layers),
             "experts_and_mode": sorted(kinds),
             "weight_bytes": report.weight_bytes,
-            "no_request_levels": report.no_request_levels,
+            "request_levels_unavailable": report.request_levels_unavailable,
         }
 
 

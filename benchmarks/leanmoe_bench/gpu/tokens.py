@@ -66,7 +66,7 @@ def _mixed(session: Session) -> Row:
     ``equal_alone`` compares with each request by itself: there kernels of another batch size run,
     whose last bits may differ. ``other_tokens`` says that levels are told apart at all.
     """
-    reason = session.control.report.no_request_levels
+    reason = session.control.report.request_levels_unavailable
     if reason is not None:
         return {"status": "cannot run", "reason": reason}
     levels = _levels(session)

@@ -76,7 +76,8 @@ class Trial:
             and counts.steps == int(made.tokens > 0)
             and counts.distinct_experts == made.distinct_experts
             and counts.substituted == substituted
-            and abs(counts.dropped_mass - made.dropped_mass) <= 1e-5 * max(1.0, made.dropped_mass)
+            and abs(counts.skipped_weight - made.skipped_weight)
+            <= 1e-5 * max(1.0, made.skipped_weight)
         )
 
 

@@ -24,7 +24,7 @@ class DeviceCounts(NamedTuple):
     steps: int = 0
     distinct_experts: int = 0
     substituted: int = 0
-    dropped_mass: float = 0.0
+    skipped_weight: float = 0.0
 
 
 def on_device(values: torch.Tensor, target: torch.Tensor) -> None:
@@ -86,5 +86,5 @@ class DeviceTable:
             steps=counts[STEPS],
             distinct_experts=counts[DISTINCT] + pending,
             substituted=counts[SUBSTITUTED],
-            dropped_mass=counts[MASS] / MASS_ONE,
+            skipped_weight=counts[MASS] / MASS_ONE,
         )

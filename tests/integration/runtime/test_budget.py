@@ -43,11 +43,11 @@ def counted(engine: Engine) -> list[dict[str, float]]:
     again = json.loads(engine.rpc("leanmoe_recount"))
     counts = [one.model_dump() for one in engine.snapshot().layers]
     for one in counts:
-        mass = again[str(one["layer"])].pop("dropped_mass")
+        mass = again[str(one["layer"])].pop("skipped_weight")
         for field, value in again[str(one["layer"])].items():
             assert one[field] == value, (one["layer"], field)
         if mass == mass:  # what moved is not told apart there
-            assert one["dropped_mass"] == pytest.approx(mass, rel=1e-4)
+            assert one["skipped_weight"] == pytest.approx(mass, rel=1e-4)
     return counts
 
 
@@ -114,4 +114,4 @@ def test_a_router_of_nan_keeps_everything_and_is_counted(tmp_path: Path):
     assert (first.nonfinite, first.skipped) == (0, tokens)
     # From there on nothing is a number, and nothing is skipped.
     assert {(one.nonfinite, one.skipped) for one in (second, third)} == {(tokens, 0)}
-    assert torch.tensor([one.dropped_mass for one in (second, third)]).sum() == 0
+    assert torch.tensor([one.skipped_weight for one in (second, third)]).sum() == 0

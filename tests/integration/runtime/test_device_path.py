@@ -63,7 +63,7 @@ def test_prompts_are_counted_as_on_the_cpu_path(device_eager, ours_eager, level)
 
 def test_the_whole_skipped_weight_is_counted(device_eager):
     for layer in counted(device_eager, 1.0, 4):
-        assert 0 < layer["dropped_mass"] < layer["skipped"] * 0.5 + 1e-6
+        assert 0 < layer["skipped_weight"] < layer["skipped"] * 0.5 + 1e-6
         assert layer["distinct_experts"] <= 8 * layer["steps"]
 
 

@@ -160,7 +160,7 @@ def test_the_counters_know_tokens_experts_read_and_gate_weight_left_out(tokens, 
     assert (counts.tokens, counts.routed, counts.steps) == (2 * tokens, 6 * tokens, 2)
     assert counts.distinct_experts == 2 * len(ids[keep].unique())
     expected = 2 * float((weights * ~keep).sum(1).div(weights.sum(1)).sum())
-    assert counts.dropped_mass == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert counts.skipped_weight == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_weights_and_ids_of_any_layout_and_width_are_read_right():

@@ -57,7 +57,7 @@ class ReferenceLaunches:
             (NONFINITE, made.nonfinite),
             (STEPS, int(made.tokens > 0)),
             (DISTINCT, made.distinct_experts),
-            (MASS, round(made.dropped_mass * MASS_ONE)),
+            (MASS, round(made.skipped_weight * MASS_ONE)),
         ):
             counts[place] += count
 

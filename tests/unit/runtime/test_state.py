@@ -79,7 +79,7 @@ def test_counts_add_host_and_device_and_routed_is_tokens_times_top_k():
     assert (counts.tokens, counts.routed, counts.skipped) == (15, 30, 8)
     assert (counts.nonfinite, counts.steps, counts.distinct_experts) == (1, 2, 7)
     assert counts.substituted == 4
-    assert counts.dropped_mass == 0.5
+    assert counts.skipped_weight == 0.5
 
 
 @pytest.mark.parametrize(

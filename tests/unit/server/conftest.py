@@ -66,7 +66,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         user_key: str | None = None,
         admin_key: str | None = None,
         wish: Wish | None = None,
-        no_request_levels: str | None = None,
+        request_levels_unavailable: str | None = None,
         model: SkipModel = skip_model,
         least_union: int = 0,
     ) -> App:
@@ -95,7 +95,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
             wish=wish or Wish(),
             admin_key=admin_key,
             has_user_keys=user_key is not None,
-            no_request_levels=no_request_levels,
+            request_levels_unavailable=request_levels_unavailable,
             least_union=least_union,
         )
         engine = engine or FakeEngine()

@@ -188,7 +188,7 @@ def test_a_gpu_s_graphs_are_made_for_the_budget_of_the_start(
     assert args.additional_config == {"leanmoe": {"plugin": __version__, **told}}
     assert args.leanmoe.least_union == least
     if refused is None:
-        assert args.leanmoe.no_union is None
+        assert args.leanmoe.union_unavailable is None
     else:
         with pytest.raises(InputError, match=refused):
             args.leanmoe.resolve(Wish(), Rules(union=UnionBudget(experts=4)))

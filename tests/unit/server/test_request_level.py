@@ -183,7 +183,9 @@ async def test_without_a_curve_only_0_and_1_can_be_asked_for(build_app, skip_mod
 
 
 async def test_where_tokens_cannot_be_told_apart_it_says_why(build_app) -> None:
-    app = await started(build_app, no_request_levels="with --enable-dbo they lie otherwise")
+    app = await started(
+        build_app, request_levels_unavailable="with --enable-dbo they lie otherwise"
+    )
     refused = await ask(app, {**BODY, "expert_skipping": "off"})
     assert refused.status_code == 400 and "--enable-dbo" in refused.json()["error"]["message"]
     assert (await ask(app, BODY)).status_code == 200
@@ -211,7 +213,7 @@ async def test_other_routes_pass_untouched(build_app) -> None:
 
 async def test_what_a_worker_cannot_tell_apart_no_request_can_ask_for(build_app) -> None:
     engine = FakeEngine(workers=2)
-    engine.workers[1].no_request_levels = "a step runs in two halves"
+    engine.workers[1].request_levels_unavailable = "a step runs in two halves"
     app = build_app(engine)
     await app.service.control.start()
     assert app.service.readiness.ready and engine.levels is None

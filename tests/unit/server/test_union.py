@@ -84,10 +84,12 @@ async def test_bad_changes_change_nothing(build_app, body, words: str) -> None:
 
 
 def test_where_a_budget_or_phases_cannot_be(skip_model) -> None:
-    settings = ServeSettings(skip_model, Wish(), no_union="the server was started so")
+    settings = ServeSettings(skip_model, Wish(), union_unavailable="the server was started so")
     with pytest.raises(InputError, match="no budget on distinct experts here: the server"):
         settings.resolve(Wish(), Rules(union=UnionBudget(experts=2, mode=UnionMode.REDIRECT)))
-    settings = ServeSettings(skip_model, Wish(), no_request_levels="tokens lie in another order")
+    settings = ServeSettings(
+        skip_model, Wish(), request_levels_unavailable="tokens lie in another order"
+    )
     with pytest.raises(InputError, match="leave phases at 'all'"):
         settings.resolve(Wish(), Rules(phases=Phases.DECODE))
 
