@@ -178,8 +178,8 @@ class ServeSettings:
     """Everything the routes and background tasks are configured with.
 
     ``request_levels_unavailable`` says why single requests may not choose, where they may not, and
-    ``union_unavailable`` why there can be no budget on distinct experts. ``least_union`` is the smallest
-    that captured graphs hold, where they hold one.
+    ``union_unavailable`` why there can be no budget on distinct experts. ``least_union`` is the
+    smallest that captured graphs hold, where they hold one.
     """
 
     model: SkipModel
@@ -208,7 +208,7 @@ class ServeSettings:
             )
         if rules.phases is Phases.DECODE and self.request_levels_unavailable is not None:
             raise LevelError(
-                f"prompts and answers cannot be told apart here: {self.request_levels_unavailable}; leave "
-                "phases at 'all'"
+                "prompts and answers cannot be told apart here: "
+                f"{self.request_levels_unavailable}; leave phases at 'all'"
             )
         return self.model.resolve(wish, rules)
