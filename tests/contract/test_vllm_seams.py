@@ -94,40 +94,28 @@ def test_another_plugin_on_the_same_seam_is_refused(monkeypatch):
         compat.check_seams()
 
 
-def test_a_missing_symbol_names_itself():
+def test_a_missing_symbol_names_itself(warm_vllm):
     code = (
         "import vllm.model_executor.custom_op as m; del m.op_registry_oot\n"
         "import leanmoe_runtime.compat"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=engine_environment(plugin=False),
-        check=False,
-    )
+    done = warm_vllm.run(code, engine_environment(plugin=False))
     assert done.returncode != 0
     assert "RuntimeSeamError" in done.stderr and "op_registry_oot" in done.stderr
 
 
-def test_register_replaces_both_layers_once_and_adds_the_worker_methods():
+def test_register_replaces_both_layers_once_and_adds_the_worker_methods(warm_vllm):
     code = (
         "from leanmoe_runtime.plugin import register; register(); register()\n"
         "from leanmoe_runtime.compat import op_registry_oot, WorkerBase\n"
         "print(op_registry_oot['MoERunner'].__name__, op_registry_oot['RoutedExperts'].__name__,"
         " hasattr(WorkerBase, 'leanmoe_handshake'), op_registry_oot['GateLinear'].__name__)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=engine_environment(),
-        check=True,
-    )
+    done = warm_vllm.run(code, engine_environment())
     assert done.stdout.split()[-4:] == ["LeanRunner", "LeanRoutedExperts", "True", "LeanGateLinear"]
 
 
-def test_models_find_our_factory_whichever_module_they_take_it_from():
+def test_models_find_our_factory_whichever_module_they_take_it_from(warm_vllm):
     code = (
         "import vllm.model_executor.models.olmoe as early\n"
         "from leanmoe_runtime.plugin import register; register()\n"
@@ -136,13 +124,7 @@ def test_models_find_our_factory_whichever_module_they_take_it_from():
         "found = {m.FusedMoEFactory for m in (early, late, package, package.layer)}\n"
         "print(len(found), found.pop().leanmoe)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=engine_environment(),
-        check=True,
-    )
+    done = warm_vllm.run(code, engine_environment())
     assert done.stdout.split()[-2:] == ["1", "True"]
 
 
@@ -155,20 +137,14 @@ def test_a_factory_that_takes_other_arguments_is_refused_by_name(monkeypatch):
         compat.check_seams()
 
 
-def test_without_being_named_the_plugin_leaves_vllm_as_it_is():
+def test_without_being_named_the_plugin_leaves_vllm_as_it_is(warm_vllm):
     code = (
         "from leanmoe_runtime.plugin import register; register()\n"
         "from vllm.model_executor.custom_op import op_registry_oot; print(list(op_registry_oot))"
     )
     environment = engine_environment(plugin=False)
     for named in ("", "other"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            env={**environment, "VLLM_PLUGINS": named},
-            check=True,
-        )
+        done = warm_vllm.run(code, {**environment, "VLLM_PLUGINS": named})
         assert done.stdout.split()[-1] == "[]"
 
 
