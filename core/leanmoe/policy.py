@@ -1,4 +1,4 @@
-"""From a wished level to the betas the workers apply.
+"""From a requested level to the betas the workers apply.
 
 The skip rule: keep expert j of a token when w_j >= beta_layer * w_max; the
 largest always survives; renormalise only where the model's router does.

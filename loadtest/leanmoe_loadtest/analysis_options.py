@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 from leanmoe.command import Result
 from leanmoe.errors import GateError, InputError, LeanMoEError
 from leanmoe.files.output import atomic_write_text
-from leanmoe_loadtest.plan import Plan, WeighedWish
+from leanmoe_loadtest.plan import Plan
 from leanmoe_loadtest.reading.gate import Check, check_measurable, failures, parse_gate
-from leanmoe_loadtest.reading.levels import level_name
+from leanmoe_loadtest.reading.level_name import level_name
 from leanmoe_loadtest.reading.quality import QUALITY_FILE, Quality, read_quality
 from leanmoe_loadtest.reading.saturation import Bounds
 from leanmoe_loadtest.reading.slo import Slo, parse_slo
@@ -92,14 +91,13 @@ class Reading:
             "quality": self.quality,
             "open": plan.schedule is not None,
         }
-        groups = {plan.endpoint, *map(level_name, wishes_of(plan))}
+        groups = {plan.endpoint, *map(level_name, levels_of(plan))}
         check_measurable(self.checks, given, groups, exported)
 
 
-def wishes_of(plan: Plan) -> list[str | None]:
-    """The mix's wishes as records hold them."""
-    mix = plan.levels or [WeighedWish(value=None, weight=1.0)]
-    return [None if one.value is None else json.dumps(one.value) for one in mix]
+def levels_of(plan: Plan) -> list[str | None]:
+    """The mix's levels as records hold them."""
+    return [one.text for one in plan.levels] if plan.levels else [None]
 
 
 def reading_of(args: argparse.Namespace) -> Reading:

@@ -9,6 +9,7 @@ from typing import Any
 
 from leanmoe.wire import REQUEST_KEY
 from leanmoe_loadtest.lengths import parse_lengths
+from leanmoe_loadtest.level_mix import WeightedLevel
 from leanmoe_loadtest.plan import Plan
 from leanmoe_loadtest.source import Prompt
 from leanmoe_loadtest.words import Words
@@ -48,7 +49,7 @@ class Asker:
         """Request ``number``, counted over all workers from 0."""
         source = random.Random(f"{self._plan.seed}:{number}")
         asked, answer = self._lengths(number, source)
-        wish = self._wish(source)
+        level = self._level(source)
         if self._order:
             prompt = self._order[number % len(self._order)]
         else:
@@ -57,13 +58,13 @@ class Asker:
             **self._fixed,
             **self._question(prompt),
             "max_tokens": prompt.max_tokens or answer or self._plan.max_tokens,
-            **({} if wish is None else {REQUEST_KEY: wish}),
+            **({} if level is None or level.value is None else {REQUEST_KEY: level.value}),
         }
         return Ask(
             path=PATHS[self._plan.endpoint],
             body=json.dumps(payload).encode(),
             prompt=prompt.index,
-            level=None if wish is None else json.dumps(wish),
+            level=None if level is None else level.text,
         )
 
     def _made_up(self, tokens: int, source: random.Random) -> str:
@@ -76,11 +77,11 @@ class Asker:
         asked = self._input.draw(source) if self._input else None
         return asked, self._output.draw(source) if self._output else None
 
-    def _wish(self, source: random.Random) -> Any:
+    def _level(self, source: random.Random) -> WeightedLevel | None:
         levels = self._plan.levels
         if not levels:
             return None
-        return source.choices(levels, weights=[one.weight for one in levels])[0].value
+        return source.choices(levels, weights=[one.weight for one in levels])[0]
 
     def _question(self, prompt: Prompt) -> dict[str, Any]:
         if self._plan.endpoint == "completions":

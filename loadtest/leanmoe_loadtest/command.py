@@ -14,10 +14,10 @@ from leanmoe.wire import CONTROL_PATH
 from leanmoe_loadtest.analysis_options import (
     add_arguments,
     finish,
+    levels_of,
     reading_of,
     run_stored,
     sends_nothing,
-    wishes_of,
 )
 from leanmoe_loadtest.calibrate import calibrated
 from leanmoe_loadtest.clock import now
@@ -92,7 +92,7 @@ def _quality(server: Target, plan: Plan, run: Run, output: Path | None) -> Quali
     """Ask the quality prompts; the run is stored already, should this be interrupted."""
     asked = Asked(server.url, plan.model, plan.endpoint, server.headers, plan.request_seconds)
     skipping = run.info.skipping_before is not None
-    quality = ask_quality(asked, wishes_of(plan), skipping)
+    quality = ask_quality(asked, levels_of(plan), skipping)
     if output is not None:
         write_quality(output, quality)
     return quality

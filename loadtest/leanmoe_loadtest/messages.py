@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from leanmoe_loadtest.run import ConcurrencyLimit
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
-# From the master: the plan with a worker's share, and the wish to stop. To it: records, the end.
+# From the master: the plan with a worker's share, and the request to stop. To it: records, the end.
 GO, CUT, RECORDS, DONE = (f"leanmoe_{name}" for name in ("go", "cut", "records", "done"))
 
 

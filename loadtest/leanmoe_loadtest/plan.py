@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 
+from leanmoe_loadtest.level_mix import WeightedLevel
 from leanmoe_loadtest.source import Prompt
-
-
-class WeighedWish(BaseModel):
-    """One entry of a level mix."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    value: Any
-    weight: float
 
 
 class Plan(BaseModel):
@@ -42,7 +32,7 @@ class Plan(BaseModel):
     extra_tokens: int = 0
     output_tokens: str | None = None
     trace_lengths: list[tuple[int | None, int | None]] | None = None
-    levels: list[WeighedWish] | None = None
+    levels: list[WeightedLevel] | None = None
 
     @property
     def concurrency(self) -> int:

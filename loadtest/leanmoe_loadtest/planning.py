@@ -7,8 +7,8 @@ from pathlib import Path
 from leanmoe.errors import InputError
 from leanmoe_loadtest.arrivals import parse_arrivals
 from leanmoe_loadtest.lengths import parse_lengths
-from leanmoe_loadtest.levels import parse_levels
-from leanmoe_loadtest.plan import Plan, WeighedWish
+from leanmoe_loadtest.level_mix import parse_levels
+from leanmoe_loadtest.plan import Plan
 from leanmoe_loadtest.settings import Settings
 from leanmoe_loadtest.source import BUILTIN, SYNTHETIC, load_prompts
 from leanmoe_loadtest.trace import TraceRequest, read_trace
@@ -46,7 +46,7 @@ def make_plan(settings: Settings, url: str, model: str, seed: int) -> Plan:
         input_tokens=_lengths(settings.input_tokens, "--input-tokens"),
         output_tokens=_lengths(settings.output_tokens, "--output-tokens"),
         trace_lengths=_trace_lengths(trace),
-        levels=_levels(settings),
+        levels=None if settings.levels is None else parse_levels(settings.levels),
     )
 
 
@@ -98,10 +98,3 @@ def _lengths(text: str | None, where: str) -> str | None:
     if text is not None:
         parse_lengths(text, where)
     return text
-
-
-def _levels(settings: Settings) -> list[WeighedWish] | None:
-    if settings.levels is None:
-        return None
-    wishes = parse_levels(settings.levels)
-    return [WeighedWish(value=wish.value, weight=wish.weight) for wish in wishes]

@@ -30,7 +30,7 @@ class RequestRecord(BaseModel):
     unfinished: bool = False
     endpoint: str = "chat"
     level: str | None = Field(
-        default=None, description="the wish sent as expert_skipping, as JSON; null: the server's"
+        default=None, description="what was sent as expert_skipping, as JSON; null: the server's"
     )
     applied_level: float | None = Field(default=None, description="X-LeanMoE-Skip-Level")
     prompt: int | None = Field(default=None, description="index in the prompt source")

@@ -56,7 +56,7 @@ class RunInfo(BaseModel):
     prompts: str
     prompt_count: int
     levels: list[dict[str, Any]] | None = Field(
-        default=None, description="the mix: wish (JSON text or null) and weight of each"
+        default=None, description="the mix: value (null: the key left out) and weight of each"
     )
     seed: int
     settings: dict[str, Any] = Field(default_factory=dict)

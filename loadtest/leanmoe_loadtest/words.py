@@ -1,4 +1,4 @@
-"""Made-up text of a wished length: common short words in a random order.
+"""Made-up text of a given length: common short words in a random order.
 
 Most tokenisers take each of these words with the space before it as one token. How many tokens
 the server counts stands in its usage; nothing here is taken for that.

@@ -113,10 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._whole(200, json.dumps(self._message(body, words)), level)
 
-    def _level(self, wish: Any) -> float:
-        if wish is None:
+    def _level(self, asked: Any) -> float:
+        if asked is None:
             return 0.25 if self.server.skips else 0.0
-        return 0.0 if wish == "off" else float(wish["level"])
+        return 0.0 if asked == "off" else float(asked["level"])
 
     def _words(self, body: dict[str, Any], level: float, number: int) -> list[str]:
         prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]

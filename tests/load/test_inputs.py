@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from leanmoe.errors import InputError
 from leanmoe_loadtest.lengths import parse_lengths
-from leanmoe_loadtest.levels import Wish, parse_levels
+from leanmoe_loadtest.level_mix import WeightedLevel, parse_levels
 from leanmoe_loadtest.settings import profile_names, resolve
 from leanmoe_loadtest.source import load_prompts
 from leanmoe_loadtest.trace import TraceRequest, read_trace
@@ -23,16 +23,16 @@ def test_a_mix_of_levels() -> None:
     assert parse_levels(
         'off:1, 0.5:2,server,kld=0.02:0.5,{"level": 1, "deterministic": true}:3'
     ) == [
-        Wish("off", 1.0),
-        Wish({"level": 0.5}, 2.0),
-        Wish(None, 1.0),
-        Wish({"max_kld": 0.02}, 0.5),
-        Wish({"level": 1, "deterministic": True}, 3.0),
+        WeightedLevel(value="off", weight=1.0),
+        WeightedLevel(value={"level": 0.5}, weight=2.0),
+        WeightedLevel(value=None, weight=1.0),
+        WeightedLevel(value={"max_kld": 0.02}, weight=0.5),
+        WeightedLevel(value={"level": 1, "deterministic": True}, weight=3.0),
     ]
 
 
-def test_records_hold_wishes_as_json() -> None:
-    assert [wish.text for wish in parse_levels("off,0.4,server")] == [
+def test_records_hold_levels_as_json() -> None:
+    assert [level.text for level in parse_levels("off,0.4,server")] == [
         '"off"',
         '{"level": 0.4}',
         None,

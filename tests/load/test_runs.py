@@ -173,10 +173,10 @@ def test_levels_are_sent_and_the_applied_one_is_recorded(
     mix = ["--levels", 'off:1,{"level": 0.5}:1,server', "--duration", "3"]
     report(server.url, *mix, "--keep-text", "--max-tokens", "2", "-o", str(tmp_path / "run"))
     sent = server.truth().payloads[before:]
-    wishes = Counter(json.dumps(payload.get("expert_skipping")) for payload in sent)
-    assert wishes.keys() == {'"off"', '{"level": 0.5}', "null"}
+    asked = Counter(json.dumps(payload.get("expert_skipping")) for payload in sent)
+    assert asked.keys() == {'"off"', '{"level": 0.5}', "null"}
     found = read_run(tmp_path / "run")
-    assert Counter(record.level or "null" for record in found.requests) == wishes
+    assert Counter(record.level or "null" for record in found.requests) == asked
     assert {(one.applied_level, one.text) for one in found.requests} == {(0.25, "t0 t1 ")}
     # The metrics of the server lie beside its requests, on one time axis.
     assert len(found.metrics) >= 3

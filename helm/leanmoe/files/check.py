@@ -41,8 +41,8 @@ def ready() -> None:
 
 def answer() -> None:
     model = json.loads(ask("/v1/models")[0])["data"][0]["id"]
-    wish = {"model": model, "prompt": "The capital of France is", "max_tokens": 8}
-    text, headers = ask("/v1/completions", {**wish, "temperature": 0})
+    body = {"model": model, "prompt": "The capital of France is", "max_tokens": 8}
+    text, headers = ask("/v1/completions", {**body, "temperature": 0})
     level = headers.get("X-LeanMoE-Skip-Level")
     if level is None:
         sys.exit("the answer has no X-LeanMoE-Skip-Level: what answers is not leanmoe serve")

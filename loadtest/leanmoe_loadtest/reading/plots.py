@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from leanmoe.html.page import EMPTY, FIGURE_WIDTH, LINE, MAIN, SECOND, figure_style, figure_svg
-from leanmoe_loadtest.reading.levels import level_name
+from leanmoe_loadtest.reading.level_name import level_name
 from leanmoe_loadtest.record import RequestRecord
 
 # A hundred thousand points make a page that no browser likes.

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from leanmoe.files.output import atomic_write_text
 from leanmoe.stats import wilson
 from leanmoe_loadtest.reading.intervals import mean_interval
-from leanmoe_loadtest.reading.levels import level_name
+from leanmoe_loadtest.reading.level_name import level_name
 from leanmoe_loadtest.reading.quality_prompts import ANSWER_TOKENS, PROMPTS, SET_NAME
 from leanmoe_loadtest.run import read_lines
 
@@ -139,7 +139,7 @@ def read_quality(path: Path) -> Quality:
 
 
 def passes(levels: Iterable[str | None], skipping: bool) -> dict[str, str | None]:
-    """Name and wish of every pass, for a mix of ``levels`` (JSON texts, null: the server's)."""
+    """Name and level of every pass, for a mix of ``levels`` (JSON texts, null: the server's)."""
     off = '"off"' if skipping else None
-    named = {level_name(wish): wish for wish in levels if wish != '"off"'} if skipping else {}
+    named = {level_name(level): level for level in levels if level != '"off"'} if skipping else {}
     return {EXACT: off, AGAIN: off, **named}

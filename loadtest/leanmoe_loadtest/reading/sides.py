@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError
-from leanmoe_loadtest.reading.levels import level_name
+from leanmoe_loadtest.reading.level_name import level_name
 from leanmoe_loadtest.record import RequestRecord
 from leanmoe_loadtest.run import Run, read_run
 

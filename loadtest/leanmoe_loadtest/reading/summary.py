@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from leanmoe_loadtest.reading.levels import level_name
+from leanmoe_loadtest.reading.level_name import level_name
 from leanmoe_loadtest.reading.notes import notes
 from leanmoe_loadtest.reading.quality import Quality, quality_figures
 from leanmoe_loadtest.reading.server import server_figures

@@ -63,8 +63,8 @@ def test_exact_passes_are_sent_off_and_greedy():
     with skipping_server() as server:
         ask(server, [HALF])
         sent = server.asked
-    wishes = [body["expert_skipping"] for body in sent[1:]]
-    assert wishes == ["off"] * 2 * len(PROMPTS) + [{"level": 0.5}] * len(PROMPTS)
+    levels = [body["expert_skipping"] for body in sent[1:]]
+    assert levels == ["off"] * 2 * len(PROMPTS) + [{"level": 0.5}] * len(PROMPTS)
     assert {body["temperature"] for body in sent} == {0}
 
 
@@ -108,9 +108,9 @@ def test_answers_are_stored_and_read(tmp_path):
 
 
 def test_a_mix_is_asked_once_per_level():
-    wishes = [HALF, HALF, '"off"', None, '{"max_kld": 0.02}']
-    assert list(passes(wishes, skipping=True)) == [EXACT, AGAIN, "0.5", "server", "kld=0.02"]
-    assert passes(wishes, skipping=False) == {EXACT: None, AGAIN: None}
+    levels = [HALF, HALF, '"off"', None, '{"max_kld": 0.02}']
+    assert list(passes(levels, skipping=True)) == [EXACT, AGAIN, "0.5", "server", "kld=0.02"]
+    assert passes(levels, skipping=False) == {EXACT: None, AGAIN: None}
 
 
 tokens = st.lists(st.sampled_from("ab"), max_size=6)

@@ -1,49 +1,51 @@
-"""The mix of skip levels that requests wish for, sent as ``expert_skipping``."""
+"""The mix of skip levels that requests ask for, sent as ``expert_skipping``."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from leanmoe.errors import InputError
 from leanmoe.policy import check_level
 
 _GRAMMAR = (
-    "expected WISH or WISH:WEIGHT, separated by commas, where WISH is off, server, a level such "
-    'as 0.4, kld=0.02 or a JSON object such as {"level": 0.4}'
+    "expected LEVEL or LEVEL:WEIGHT, separated by commas, where LEVEL is off, server, a number "
+    'such as 0.4, kld=0.02 or a JSON object such as {"level": 0.4}'
 )
 _BARE = re.compile(r"[^:,]+")
 _WEIGHT = re.compile(r":([^,]*)")
 _KEYS = {"level", "max_kld", "deterministic"}
 
 
-@dataclass(frozen=True)
-class Wish:
+class WeightedLevel(BaseModel):
     """A value of ``expert_skipping`` (``None``: the key is left out) and how often it is sent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     value: Any
     weight: float
 
     @property
     def text(self) -> str | None:
-        """The wish as JSON text, as records hold it."""
+        """The value as JSON text, as records hold it."""
         return None if self.value is None else json.dumps(self.value)
 
 
-def parse_levels(text: str) -> list[Wish]:
+def parse_levels(text: str) -> list[WeightedLevel]:
     """``off:1,0.5:2`` and the like; ``InputError`` names the part that is wrong."""
-    wishes, position = [], 0
+    levels, position = [], 0
     while True:
         value, position = _value(text, position)
         weight = 1.0
         if match := _WEIGHT.match(text, position):
             weight, position = _weight(match.group(1), text), match.end()
-        wishes.append(Wish(value, weight))
+        levels.append(WeightedLevel(value=value, weight=weight))
         if position == len(text):
-            return wishes
+            return levels
         if text[position] != ",":
             raise InputError(f"levels are {text!r}, {_GRAMMAR}")
         position += 1
@@ -74,14 +76,14 @@ def _word(word: str, text: str) -> Any:
     try:
         value = float(number)
     except ValueError:
-        raise InputError(f"levels are {text!r}, {word!r} is no wish; {_GRAMMAR}") from None
+        raise InputError(f"levels are {text!r}, {word!r} is no level; {_GRAMMAR}") from None
     return _checked({"max_kld" if key else "level": value}, text)
 
 
 def _checked(value: dict[str, Any], text: str) -> dict[str, Any]:
     if not value.keys() <= _KEYS or ("level" in value) == ("max_kld" in value):
         raise InputError(
-            f"levels are {text!r}, {json.dumps(value)} is no wish: it takes level or max_kld, "
+            f"levels are {text!r}, {json.dumps(value)} is no level: it takes level or max_kld, "
             "and deterministic"
         )
     if "level" in value:

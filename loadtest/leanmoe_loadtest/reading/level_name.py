@@ -7,16 +7,16 @@ import json
 SERVERS_OWN = "server"
 
 
-def level_name(wish: str | None) -> str:
+def level_name(text: str | None) -> str:
     """As ``--levels`` takes it: ``off``, ``0.4``, ``kld=0.02``; ``server`` where none was named."""
     try:
-        wished = None if wish is None else json.loads(wish)
+        level = None if text is None else json.loads(text)
     except ValueError:
-        return str(wish)
-    if not isinstance(wished, dict):
-        return SERVERS_OWN if wished is None else str(wished)
+        return str(text)
+    if not isinstance(level, dict):
+        return SERVERS_OWN if level is None else str(level)
     words = [
-        word for key, value in wished.items() if value is not False and (word := _word(key, value))
+        word for key, value in level.items() if value is not False and (word := _word(key, value))
     ]
     return " ".join(words) or SERVERS_OWN
 
