@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leanmoe.errors import GateError, LeanMoEError, OutputError
+from leanmoe.errors import CheckError, LeanMoEError, OutputError
 from leanmoe.extras import missing_package
 from leanmoe.process.interrupts import interrupt_requested
 
@@ -94,7 +94,7 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
 def _run_and_print(command: Command, args: argparse.Namespace) -> None:
     try:
         result = command.run(args)
-    except GateError as error:
+    except CheckError as error:
         _print(command, args.json, error.result)
         raise
     _print(command, args.json, result)

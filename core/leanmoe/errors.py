@@ -6,7 +6,7 @@
     │   ├── LevelError         a skip level outside its range or without betas
     │   └── DataError          a --data specification
     ├── OutputError         exit 1: the disk is full, the target exists
-    ├── GateError           exit 1: the work is done, its result is not good enough
+    ├── CheckError          exit 1: the work is done, its result is not good enough
     └── RuntimeSeamError    exit 1: vLLM is not what the plugin was written for
 
 A message is one sentence: what, where, found, expected, what to do.
@@ -45,8 +45,8 @@ class OutputError(LeanMoEError):
     """The output could not be written; the old one, if any, is untouched."""
 
 
-class GateError(LeanMoEError):
-    """The work is done and its ``result`` is printed, but a gate does not accept it."""
+class CheckError(LeanMoEError):
+    """The work is done and its ``result`` is printed, but a check asked for does not accept it."""
 
     def __init__(self, message: str, result: dict[str, Any]) -> None:
         super().__init__(message)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class SkipMode(StrEnum):
-    """How an experts class drops an assignment (VLLM seams)."""
+    """How an experts class skips an assignment (VLLM seams)."""
 
     COMPACT = "compact"  # CPU: kept pairs are gathered, or redirected where few rows run
     MASK = "mask"  # id -1, weight 0

@@ -1,4 +1,4 @@
-"""Options of ``leanmoe loadtest`` that read runs: goals, gate, report, comparison, search."""
+"""Options of ``leanmoe loadtest`` that read runs: goals, checks, report, comparison, search."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanmoe.command import Result
-from leanmoe.errors import GateError, InputError, LeanMoEError
+from leanmoe.errors import CheckError, InputError, LeanMoEError
 from leanmoe.files.output import atomic_write_text
 from leanmoe_loadtest.plan import Plan
-from leanmoe_loadtest.reading.gate import Check, check_measurable, failures, parse_gate
+from leanmoe_loadtest.reading.checks import Check, check_measurable, failures, parse_checks
 from leanmoe_loadtest.reading.level_name import level_name
 from leanmoe_loadtest.reading.quality import QUALITY_FILE, Quality, read_quality
 from leanmoe_loadtest.reading.saturation import Bounds
@@ -82,7 +82,7 @@ class Reading:
     quality: bool
 
     def check(self, plan: Plan, exported: Callable[[], set[str]]) -> None:
-        """Refuse a gate on what this load will not measure, before it starts.
+        """Refuse a check on what this load will not measure, before it starts.
 
         ``exported`` asks the server for the names of its series.
         """
@@ -109,17 +109,17 @@ def reading_of(args: argparse.Namespace) -> Reading:
     return Reading(
         slo=None if args.slo is None else parse_slo(args.slo),
         # A comparison's and a search's conditions are on other figures.
-        checks=[] if args.compare or args.find_saturation else parse_gate(args.fail_if),
+        checks=[] if args.compare or args.find_saturation else parse_checks(args.fail_if),
         report=args.report,
         quality=args.quality,
     )
 
 
 def finish(run: Run, reading: Reading, quality: Quality | None = None) -> Result:
-    """Figures of ``run``, its page, and the gate's verdict.
+    """Figures of ``run``, its page, and what its checks say.
 
     Raises:
-        GateError: a condition of ``--fail-if`` is true.
+        CheckError: a condition of ``--fail-if`` is true.
     """
     summary = summarise_run(run, reading.slo, quality)
     if not summary["requests"]["completed"]:
@@ -131,13 +131,13 @@ def finish(run: Run, reading: Reading, quality: Quality | None = None) -> Result
         from leanmoe_loadtest.reading.page import run_page
 
         atomic_write_text(reading.report, run_page(summary, run.requests))
-    return gated(summary, failures(reading.checks, summary))
+    return checked(summary, failures(reading.checks, summary))
 
 
-def gated(result: Result, failed: Sequence[str]) -> Result:
-    """``result``, unless the gate has something against it."""
+def checked(result: Result, failed: Sequence[str]) -> Result:
+    """``result``, unless a check has something against it."""
     if failed:
-        raise GateError(f"the gate failed: {'; '.join(failed)}", {**result, "failed": [*failed]})
+        raise CheckError(f"the check failed: {'; '.join(failed)}", {**result, "failed": [*failed]})
     return result
 
 
@@ -160,11 +160,10 @@ def run_stored(args: argparse.Namespace) -> Result:
 
 
 def _compare(args: argparse.Namespace) -> Result:
-    from leanmoe_loadtest.reading.compare import compare
-    from leanmoe_loadtest.reading.ratio_gate import parse_ratio_gate, ratio_failures
+    from leanmoe_loadtest.reading.compare import compare, parse_ratio_checks, ratio_failures
     from leanmoe_loadtest.reading.sides import check_alike, read_side
 
-    checks = parse_ratio_gate(args.fail_if)
+    checks = parse_ratio_checks(args.fail_if)
     reading = reading_of(args)
     a, b = (read_side(folders) for folders in _sides(args))
     if not args.force:
@@ -174,7 +173,7 @@ def _compare(args: argparse.Namespace) -> Result:
         from leanmoe_loadtest.reading.page import comparison_page
 
         atomic_write_text(reading.report, comparison_page(found))
-    return gated(found, ratio_failures(checks, found))
+    return checked(found, ratio_failures(checks, found))
 
 
 def _sides(args: argparse.Namespace) -> tuple[Sequence[Path], Sequence[Path]]:

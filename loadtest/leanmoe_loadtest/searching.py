@@ -11,9 +11,9 @@ from pathlib import Path
 
 from leanmoe.command import Result
 from leanmoe.files.output import atomic_directory, atomic_write_json, atomic_write_text
-from leanmoe_loadtest.analysis_options import Reading, bounds_of, gated
+from leanmoe_loadtest.analysis_options import Reading, bounds_of, checked
+from leanmoe_loadtest.reading.checks import OPTION
 from leanmoe_loadtest.reading.conditions import Condition, parse_condition
-from leanmoe_loadtest.reading.gate import OPTION
 from leanmoe_loadtest.reading.saturation import Bounds, Step, find_saturation, step_of
 from leanmoe_loadtest.reading.slo import Slo
 from leanmoe_loadtest.reading.summary import summarise_run
@@ -27,7 +27,7 @@ Load = Callable[[Settings, int], tuple[Run, bool]]
 
 
 def search(args: argparse.Namespace, settings: Settings, reading: Reading, load: Load) -> Result:
-    """Find the rate; ``InputError`` before anything is sent, ``GateError`` at the end."""
+    """Find the rate; ``InputError`` before anything is sent, ``CheckError`` at the end."""
     checks = [parse_condition(one, _KINDS, OPTION, "saturation_rate<10") for one in args.fail_if]
     bounds = bounds_of(args, settings.rate)
     assert reading.slo is not None
@@ -41,7 +41,7 @@ def search(args: argparse.Namespace, settings: Settings, reading: Reading, load:
         raise KeyboardInterrupt(left)
     if reading.report is not None:
         _write_page(reading.report, found, steps)
-    return gated(found, [text for check in checks if (text := _failure(check, found))])
+    return checked(found, [text for check in checks if (text := _failure(check, found))])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from leanmoe.errors import InputError
 from leanmoe_loadtest.jsonl import read_text
 
 _DAY = 86_400.0
-# Naming one of these on the command line drops the others from a profile.
+# Naming one of these on the command line overrides the others of a profile.
 _ALTERNATIVES = (
     ("users", "arrivals", "rate"),
     ("max_tokens", "output_tokens"),
@@ -59,8 +59,8 @@ def resolve(profile: str | None, given: Mapping[str, Any]) -> Settings:
     below = _read_profile(profile) if profile is not None else {}
     _one_each(below, f"profile {profile}")
     _check(below, f"profile {profile}: ", as_option=False)
-    dropped = {key for group in _ALTERNATIVES if {*group} & given.keys() for key in group}
-    kept = {key: value for key, value in below.items() if key not in dropped}
+    overridden = {key for group in _ALTERNATIVES if {*group} & given.keys() for key in group}
+    kept = {key: value for key, value in below.items() if key not in overridden}
     return _check({**kept, **given}, "", as_option=True)
 
 

@@ -1,4 +1,4 @@
-"""Server-sent events out of lines of bytes, as OpenAI's streaming API sends them."""
+"""Server-sent events out of lines of bytes, as OpenAI's API sends them; free of gevent."""
 
 from __future__ import annotations
 

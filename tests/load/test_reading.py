@@ -1,4 +1,4 @@
-"""Goals, gate, quality, report and comparison at the command line, against a live server."""
+"""Goals, checks, quality, report and comparison at the command line, against a live server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOALS = "ttft<2s,itl_p95<1s,e2e<20s"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict:
-    """One run with everything: a mix, goals, quality, a page, a gate that holds."""
+    """One run with everything: a mix, goals, quality, a page, a check that holds."""
     folder = tmp_path_factory.mktemp("whole")
     with skipping_server() as server:
         done = run(
@@ -57,7 +57,7 @@ def test_a_stored_run_is_judged_by_other_goals(whole, tmp_path):
         *("--fail-if", "goodput<99%", "--json"),
     )
     assert done.returncode == 1
-    assert "the gate failed: goodput<99% is true: 0.00%" in done.stderr
+    assert "the check failed: goodput<99% is true: 0.00%" in done.stderr
     assert json.loads(done.stdout)["failed"] == ["goodput<99% is true: 0.00%"]
     assert page.exists()
 

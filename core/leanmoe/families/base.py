@@ -105,7 +105,7 @@ class Family:
     # group, the routed scaling factor included; None where they are not uniform or cannot be.
     uniform_weight: Callable[[Config, int], float | None]
     cut_config: Callable[[Config, int], dict[str, Any]]
-    # Layers past num_hidden_layers the files may hold for speculative decoding; a cut drops them.
+    # Layers past num_hidden_layers, held for speculative decoding; a cut leaves them out.
     spare_layers: Callable[[Config], int] = no_spare_layers
     parts: BlockParts = NO_PARTS
     # Whether an engine that does not know layers that differ stops at them.

@@ -1,7 +1,7 @@
 """DeepSeek-V3 and R1: sigmoid scores, a bias per expert that only steers the choice.
 
 Groups are judged by their two best experts. The files hold ``num_nextn_predict_layers`` more
-layers for multi-token prediction, with experts of their own; a cut drops them.
+layers for multi-token prediction, with experts of their own; a cut leaves them out.
 """
 
 from __future__ import annotations

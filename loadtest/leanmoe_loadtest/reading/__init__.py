@@ -1,1 +1,1 @@
-"""From a run folder to figures: statistics, goals, comparison, gate and report."""
+"""From a run folder to figures: statistics, goals, comparison, checks and report."""

@@ -1,8 +1,8 @@
-"""Two loads side by side: ratios with bootstrap intervals, B over A."""
+"""Two loads side by side: ratios with bootstrap intervals, B over A, and checks on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from leanmoe.errors import InputError
 from leanmoe.stats import Interval
+from leanmoe_loadtest.reading.checks import OPTION
+from leanmoe_loadtest.reading.conditions import Condition, parse_condition
 from leanmoe_loadtest.reading.figures import KINDS
 from leanmoe_loadtest.reading.intervals import Floats, Sample, middle_95
 from leanmoe_loadtest.reading.sides import Side, about, notes, shares_prompts
@@ -198,3 +200,26 @@ def _between_runs(values: Sequence[Sequence[float]], seed: int) -> Interval | No
     ]
     with np.errstate(divide="ignore", invalid="ignore"):
         return middle_95(means[1] / means[0])
+
+
+def parse_ratio_checks(texts: Sequence[str]) -> list[Condition]:
+    """``--fail-if`` of a comparison: the limits are ratios, written 1.1, 1.1x or 110%."""
+    kinds = dict.fromkeys(FIGURES, "ratio")
+    return [parse_condition(text, kinds, OPTION, "ttft_p95>1.1") for text in texts]
+
+
+def ratio_failures(checks: Sequence[Condition], found: Mapping[str, Any]) -> list[str]:
+    """A sentence for every condition that came true."""
+    rows = {row["figure"]: row for row in found["rows"]}
+    return [sentence for check in checks if (sentence := _ratio_failure(check, rows))]
+
+
+def _ratio_failure(check: Condition, rows: Mapping[str, Mapping[str, Any]]) -> str | None:
+    row = rows.get(check.name)
+    if row is None or row["ratio"] is None:
+        needs = "; it needs --slo" if check.name == "goodput" else ""
+        raise InputError(f"{OPTION} {check.text!r}: {check.name} was not measured{needs}")
+    if not check.holds(row["ratio"]):
+        return None
+    spread = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{check.text} is true: B/A is {row['ratio']:.3f}{spread}"

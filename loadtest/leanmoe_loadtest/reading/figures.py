@@ -1,4 +1,4 @@
-"""The figures a gate can name, and where each stands in a summary."""
+"""The figures a check can name, and where each stands in a summary."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from leanmoe_loadtest.reading.gate import shown
+from leanmoe_loadtest.reading.checks import shown
 from leanmoe_loadtest.stats import LATENCIES, PERCENTILES
 
 _POINTS = ("mean", *(f"p{p}" for p in PERCENTILES), "max")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from leanmoe.errors import InputError
-from leanmoe_loadtest.reading.compare import compare
-from leanmoe_loadtest.reading.ratio_gate import parse_ratio_gate, ratio_failures
+from leanmoe_loadtest.reading.compare import compare, parse_ratio_checks, ratio_failures
 from leanmoe_loadtest.reading.sides import Side, check_alike
 from leanmoe_loadtest.reading.slo import parse_slo
 from tests.unit.loadtest.runs import drawn_run, record, run_of
@@ -104,13 +103,13 @@ def test_a_side_without_answers_cannot_be_compared():
         compare(side(failed), side(failed), 0)
 
 
-def test_the_gate_of_a_comparison_takes_ratios():
+def test_the_checks_of_a_comparison_takes_ratios():
     found = compare(side(drawn_run(1)), side(drawn_run(2, scale=1.2)), seed=0)
-    passed, failed = parse_ratio_gate(["ttft_p95>1.5x", "ttft_p95>110%"])
+    passed, failed = parse_ratio_checks(["ttft_p95>1.5x", "ttft_p95>110%"])
     assert ratio_failures([passed], found) == []
     (sentence,) = ratio_failures([failed], found)
     assert sentence.startswith("ttft_p95>110% is true: B/A is 1.")
     with pytest.raises(InputError, match="takes a number alone or with x or %"):
-        parse_ratio_gate(["ttft_p95>2s"])
+        parse_ratio_checks(["ttft_p95>2s"])
     with pytest.raises(InputError, match="it needs --slo"):
-        ratio_failures(parse_ratio_gate(["goodput<0.9"]), found)
+        ratio_failures(parse_ratio_checks(["goodput<0.9"]), found)

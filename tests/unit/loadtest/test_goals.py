@@ -1,4 +1,4 @@
-"""Goals and gates as people write them."""
+"""Goals and checks as people write them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanmoe.errors import InputError
+from leanmoe_loadtest.reading.checks import check_measurable, failures, parse_checks
 from leanmoe_loadtest.reading.conditions import parse_condition
 from leanmoe_loadtest.reading.figures import FIGURES
-from leanmoe_loadtest.reading.gate import check_measurable, failures, parse_gate
 from leanmoe_loadtest.reading.slo import goodput, parse_slo
 from leanmoe_loadtest.reading.summary import summarise_run
 from leanmoe_loadtest.record import RequestRecord
@@ -52,12 +52,12 @@ def test_a_wrong_goal_is_named(text, words):
         ("ttft_p95 = 2s", "is no condition"),
     ],
 )
-def test_a_wrong_gate_is_named(text, words):
+def test_a_wrong_check_is_named(text, words):
     if words is None:
-        assert parse_gate([text])
+        assert parse_checks([text])
         return
     with pytest.raises(InputError, match="--fail-if") as caught:
-        parse_gate([text])
+        parse_checks([text])
     assert words in str(caught.value)
 
 
@@ -70,21 +70,21 @@ def test_a_wrong_gate_is_named(text, words):
     ],
 )
 def test_what_the_run_will_not_measure_is_refused_before_it(text, lacking, words):
-    checks = parse_gate([text])
+    checks = parse_checks([text])
     check_measurable(checks, EVERYTHING, {"off"}, lambda: EXPORTED)
     with pytest.raises(InputError, match=words):
         check_measurable(checks, {**EVERYTHING, lacking: False}, {"off"}, lambda: EXPORTED)
 
 
 def test_what_the_server_does_not_export_is_refused_before_the_run():
-    check_measurable(parse_gate(["kv_use_max>0.9"]), EVERYTHING, {"off"}, lambda: EXPORTED)
+    check_measurable(parse_checks(["kv_use_max>0.9"]), EVERYTHING, {"off"}, lambda: EXPORTED)
     with pytest.raises(InputError, match="/metrics has no leanmoe_routed_assignments_total"):
-        check_measurable(parse_gate(["skip_rate<0.1"]), EVERYTHING, {"off"}, lambda: EXPORTED)
+        check_measurable(parse_checks(["skip_rate<0.1"]), EVERYTHING, {"off"}, lambda: EXPORTED)
 
 
 def test_a_group_the_run_does_not_send_is_refused_before_it():
     with pytest.raises(InputError, match=r"no group '0.4'; it has chat, off"):
-        check_measurable(parse_gate(["ttft_p95[0.4]>1s"]), EVERYTHING, {"off", "chat"}, set)
+        check_measurable(parse_checks(["ttft_p95[0.4]>1s"]), EVERYTHING, {"off", "chat"}, set)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ def test_a_group_the_run_does_not_send_is_refused_before_it():
         ("e2e_p99[completions]>1s", False),
     ],
 )
-def test_the_gate_reads_the_runs_figures(text, fails):
+def test_a_check_reads_the_runs_figures(text, fails):
     summary = summarise_run(read_run(SMALL_RUN), parse_slo("ttft<1s,itl_p95<50ms"))
-    assert bool(failures(parse_gate([text]), summary)) is fails
+    assert bool(failures(parse_checks([text]), summary)) is fails
 
 
 def test_a_failure_says_what_was_measured():
     summary = summarise_run(read_run(SMALL_RUN))
-    (sentence,) = failures(parse_gate(["ttft_p50[off]>0.1s"]), summary)
+    (sentence,) = failures(parse_checks(["ttft_p50[off]>0.1s"]), summary)
     assert sentence == "ttft_p50[off]>0.1s is true: 200.0 ms"
 
 
@@ -119,7 +119,7 @@ def test_a_figure_that_was_not_measured_is_no_pass():
     summary = summarise_run(read_run(SMALL_RUN))
     for text in ("goodput<0.5", "device_max>1GiB", "quality_exact_match<0.9"):
         with pytest.raises(InputError, match="was not measured"):
-            failures(parse_gate([text]), summary)
+            failures(parse_checks([text]), summary)
 
 
 def test_every_figure_has_a_reader_that_stands_absence():

@@ -34,7 +34,7 @@ class Check:
         return f"{name}{group}{self.condition.text.removeprefix(name)}"
 
 
-def parse_gate(texts: Sequence[str]) -> list[Check]:
+def parse_checks(texts: Sequence[str]) -> list[Check]:
     """Read every ``--fail-if``; ``InputError`` names the first that is wrong."""
     return [_parse(text) for text in texts]
 
@@ -92,7 +92,7 @@ def failures(checks: Sequence[Check], summary: Mapping[str, Any]) -> list[str]:
     """A sentence for every condition that came true.
 
     Raises:
-        InputError: a figure was not measured, so the gate can say nothing.
+        InputError: a figure was not measured, so the check can say nothing.
     """
     return [sentence for check in checks if (sentence := _failure(check, summary))]
 
