@@ -1,6 +1,6 @@
 #!/bin/sh
-# Brings a model to $TARGET, whole or not at all. Several pods may try at once: the first
-# to finish wins, the others throw away what they fetched.
+# Fetches the model to $TARGET atomically. Several pods may try at once: the first to finish
+# wins, the others delete what they fetched.
 set -eu
 
 if [ -e "$TARGET/config.json" ]; then

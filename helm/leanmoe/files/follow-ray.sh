@@ -1,5 +1,5 @@
 #!/bin/sh
-# Follower under Ray: lend this node's devices to the leader's Ray once it is up.
+# Follower with Ray: joins the leader's Ray cluster once that is up.
 set -eu
 
 until ray health-check --address "$LWS_LEADER_ADDRESS:$RAY_PORT"; do

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Leader under Ray: start the head, then become the server, so that SIGTERM reaches it.
+# Leader with Ray: starts the head, then execs the server so that SIGTERM reaches it.
 set -eu
 
 ray start --head --port "$RAY_PORT" --disable-usage-stats

@@ -1,6 +1,6 @@
 #!/bin/sh
-# One step of score, prune, curve. A step whose result lies there is not run again, and
-# $OUTPUT appears only when all steps are done.
+# One step of score, prune, curve. A step whose result exists is not run again, and $OUTPUT
+# appears only when all steps are done.
 set -eu
 
 step="$1"

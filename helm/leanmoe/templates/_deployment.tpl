@@ -1,4 +1,4 @@
-{{/* A volume that one node holds cannot be mounted by the old pod and the new one. */}}
+{{/* A volume that only one node can mount cannot be shared by the old pod and the new one. */}}
 {{- define "leanmoe.strategy" -}}
 {{- if .Values.strategy }}
 {{- toYaml .Values.strategy }}

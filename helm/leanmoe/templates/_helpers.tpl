@@ -50,7 +50,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- include "leanmoe.imageOf" (dict "image" .Values.image "default" .Chart.AppVersion) }}
 {{- end }}
 
-{{/* What a Prometheus selector needs to find this release and no other. */}}
+{{/* Label matchers in Prometheus for this release only. */}}
 {{- define "leanmoe.series" -}}
 namespace={{ .Release.Namespace | quote }},job={{ include "leanmoe.fullname" . | quote }}
 {{- end }}

@@ -1,4 +1,4 @@
-{{/* Where the model comes from and lies. Everything lies under /models. */}}
+{{/* Source and paths of the model. Everything is under /models. */}}
 {{- define "leanmoe.shared" -}}
 {{- $modes := .Values.model.storage.accessModes }}
 {{- if or (ne .Values.model.storage.kind "pvc") (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes) }}true{{ end }}
@@ -16,7 +16,7 @@
 {{- end }}
 {{- end }}
 
-{{/* The checkpoint as it came: another origin is another directory. */}}
+{{/* Directory of the source checkpoint: each origin has its own. */}}
 {{- define "leanmoe.sourceModel" -}}
 {{- $source := .Values.model.source }}
 {{- if eq $source.kind "none" -}}
@@ -33,7 +33,7 @@
 {{- printf "/models/scores-%s" ($key | sha256sum | trunc 8) }}
 {{- end }}
 
-{{/* The lean checkpoint: other settings are another directory, so a served one is never touched. */}}
+{{/* Directory of the lean checkpoint: other settings get another one, so a served checkpoint is never changed. */}}
 {{- define "leanmoe.prepared" -}}
 {{- $prepare := .Values.prepare }}
 {{- $key := list (include "leanmoe.sourceModel" .) $prepare.score $prepare.prune $prepare.curve | toJson }}
@@ -62,7 +62,7 @@
   {{- end }}
 {{- end }}
 
-{{/* The init step that fetches; nothing where the model is there already. */}}
+{{/* The init container that fetches the model; empty if it is already on the volume. */}}
 {{- define "leanmoe.fetchContainer" -}}
 {{- $source := .Values.model.source }}
 {{- if ne $source.kind "none" }}
@@ -128,7 +128,7 @@
 {{- end }}
 {{- end }}
 
-{{/* Volumes that only the fetching step mounts. */}}
+{{/* Volumes of the fetching init container only. */}}
 {{- define "leanmoe.fetchVolumes" -}}
 {{- $source := .Values.model.source }}
 {{- if and (eq $source.kind "huggingface") .Values.secrets.huggingfaceToken.name }}

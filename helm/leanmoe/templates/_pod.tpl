@@ -1,4 +1,4 @@
-{{/* What every pod of the chart has in common. */}}
+{{/* Common fields of every pod. */}}
 {{- define "leanmoe.commonMounts" -}}
 - {name: files, mountPath: /scripts, readOnly: true}
 - {name: cache, mountPath: /cache}
@@ -27,7 +27,7 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end }}
 
-{{/* Where serving pods run: devices, taints, spread. dict "root", "component". */}}
+{{/* Scheduling of the serving pods: node selector, tolerations, affinity, spread. dict "root", "component". */}}
 {{- define "leanmoe.placement" -}}
 {{- $root := .root }}
 {{- with $root.Values.runtimeClassName }}

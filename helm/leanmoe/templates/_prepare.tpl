@@ -1,4 +1,4 @@
-{{/* The Job: fetch, score, prune, curve, each a container, so that `kubectl get pod` shows how far it is. */}}
+{{/* The Job: fetch, score, prune and curve are separate containers, so that `kubectl get pod` shows its progress. */}}
 {{- define "leanmoe.prepareStep" -}}
 {{- $root := .root -}}
 - name: {{ .step }}

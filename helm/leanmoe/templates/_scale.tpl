@@ -1,4 +1,4 @@
-{{/* Up at once, down slowly and one by one. */}}
+{{/* Scale up at once, scale down slowly and one by one. */}}
 {{- define "leanmoe.scaleBehavior" -}}
 scaleUp:
   stabilizationWindowSeconds: 0

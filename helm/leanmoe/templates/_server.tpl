@@ -42,7 +42,7 @@
 {{- end }}
 {{- end }}
 
-{{/* vLLM's arguments that leader and followers share. */}}
+{{/* Arguments of vLLM that leader and followers share. */}}
 {{- define "leanmoe.engineArgs" -}}
 - --tensor-parallel-size={{ .Values.server.tensorParallelSize }}
 - --pipeline-parallel-size={{ .Values.server.pipelineParallelSize }}
@@ -108,7 +108,7 @@
     - configMapRef: {name: {{ include "leanmoe.settingsName" . }}}
   ports:
     - {name: http, containerPort: 8000, protocol: TCP}
-  # The port opens only when the weights are loaded; until then only this probe looks.
+  # The port opens once the weights are loaded; until then only the startup probe runs.
   startupProbe:
     httpGet: {path: /health, port: http}
     periodSeconds: {{ $probes.startup.periodSeconds }}
@@ -124,7 +124,7 @@
     periodSeconds: {{ $probes.readiness.periodSeconds }}
     timeoutSeconds: {{ $probes.readiness.timeoutSeconds }}
     failureThreshold: {{ $probes.readiness.failureThreshold }}
-  # SIGTERM makes the server refuse at once, so the endpoint lists must know first.
+  # After SIGTERM the server refuses new requests, so the pod must be out of the endpoints first.
   lifecycle:
     preStop:
       sleep: {seconds: {{ .Values.shutdown.preStopSeconds }}}
@@ -137,7 +137,7 @@
     {{- end }}
 {{- end }}
 
-{{/* Fetches, or waits for the Job. */}}
+{{/* Init containers: fetch the model, or wait for the Job. */}}
 {{- define "leanmoe.initContainers" -}}
 {{- if not .Values.prepare.enabled }}
 {{- include "leanmoe.fetchContainer" . }}
@@ -204,7 +204,7 @@ spec:
     {{- end }}
 {{- end }}
 
-{{/* A node that only lends its devices to the leader. */}}
+{{/* A follower: a pod that adds its GPUs to the leader's. */}}
 {{- define "leanmoe.followerPod" -}}
 metadata:
   {{- include "leanmoe.podMetadata" (dict "root" . "component" "follower") | nindent 2 }}
@@ -214,7 +214,7 @@ spec:
   {{- . | nindent 2 }}
   {{- end }}
   serviceAccountName: {{ include "leanmoe.serviceAccountName" . }}
-  # The leader still answers while it drains: followers must outlive it.
+  # The leader still answers while it drains: followers must run longer.
   terminationGracePeriodSeconds: {{ include "leanmoe.graceSeconds" . }}
   {{- with include "leanmoe.initContainers" . | trim }}
   initContainers: {{- . | nindent 4 }}

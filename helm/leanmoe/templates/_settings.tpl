@@ -1,4 +1,4 @@
-{{/* What lies in the ConfigMap; its digest on the pods restarts them when it changes. */}}
+{{/* Content of the ConfigMaps; its digest is a pod annotation, so that a change restarts the pods. */}}
 {{- define "leanmoe.environment" -}}
 HOME: /cache
 USER: leanmoe
@@ -15,7 +15,7 @@ FLASHINFER_WORKSPACE_BASE: /cache
 NUMBA_CACHE_DIR: /cache/numba
 MPLCONFIGDIR: /cache/matplotlib
 PYTHONDONTWRITEBYTECODE: "1"
-# The model lies on the volume: nothing is looked up on the hub.
+# The model is on the volume: no requests to the hub.
 HF_HUB_OFFLINE: "1"
 VLLM_NO_USAGE_STATS: "1"
 DO_NOT_TRACK: "1"
@@ -39,7 +39,7 @@ vllm.yaml: |
 {{- end }}
 {{- end }}
 
-{{/* Two ConfigMaps: variables, and files under /scripts. dict "root", "annotations". */}}
+{{/* Two ConfigMaps: environment variables, and files under /scripts. dict "root", "annotations". */}}
 {{- define "leanmoe.configMaps" -}}
 {{- $root := .root -}}
 {{- $annotations := .annotations -}}

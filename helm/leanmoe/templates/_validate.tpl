@@ -1,4 +1,4 @@
-{{/* What a schema cannot say: settings that exclude or need each other. One sentence each. */}}
+{{/* Checks that the schema cannot express: settings that exclude or require each other. One sentence each. */}}
 {{- define "leanmoe.validate" -}}
 {{- include "leanmoe.validateModel" . }}
 {{- include "leanmoe.validatePrepare" . }}
