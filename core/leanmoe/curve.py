@@ -49,7 +49,7 @@ class QualityCurve(BaseModel):
 
     rule: str = Field(description="how betas follow from a level")
     data: str = Field(description="the held-out text the quality was measured on")
-    calibration: str = Field(description="the text whose gate ratios gave the betas")
+    calibration: str = Field(description="the text whose router weight ratios gave the betas")
     calibration_digest: str
     tokens: int = Field(gt=0, description="held-out tokens per level")
     median_betas: dict[int, float] = Field(description="the published median rule (NAEE)")

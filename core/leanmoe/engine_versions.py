@@ -1,7 +1,7 @@
 """Which versions of vLLM LeanMoE runs with, and one sentence about any other.
 
 Asked before vLLM is imported: an import of a version that moved its modules would fail with the
-name of a module, which tells nobody what to install. docs/vllm-versions.md says what was run on
+name of a module, which does not tell what to install. docs/vllm-versions.md says what was run on
 which version.
 """
 

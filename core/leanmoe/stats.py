@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Interval(NamedTuple):
-    """Where a figure lies, 95 % sure unless something else is said."""
+    """A confidence interval, 95 % unless something else is said."""
 
     low: float
     high: float

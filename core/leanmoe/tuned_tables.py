@@ -231,7 +231,7 @@ def recorded_tables(folder: Path) -> list[RecordedTable]:
 def put_table(
     folder: Path, name: TableName, table: Mapping[int, Tiles], record: Mapping[str, Any]
 ) -> Path:
-    """Write a table and its entry in the record; what else lies there stays."""
+    """Write a table and its entry in the record; other files of the folder stay."""
     folder.mkdir(parents=True, exist_ok=True)
     text = table_text(table)
     own = TableRecord(digest=bytes_digest([text.encode()]), **record)

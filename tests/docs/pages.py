@@ -23,7 +23,7 @@ RUNNABLE = ("bash", "python")
 ELSEWHERE = {
     **dict.fromkeys(("kubectl", "helm", "kind", "minikube"), "there is no cluster"),
     **dict.fromkeys(("docker", "podman", "buildah"), "there is no container engine"),
-    "make": "make runs the gate, of which this is a part",
+    "make": "make runs all checks, of which this is a part",
 }
 SERVER = "runs against a server"
 

@@ -31,7 +31,7 @@ def test_yamllint_has_nothing_to_say():
     assert done.returncode == 0, done.stdout
 
 
-def test_it_runs_the_gate_and_builds_the_site():
+def test_it_runs_all_checks_and_builds_the_site():
     runs = [step["run"] for step in steps() if "run" in step]
     assert ".ci/run" in runs and "make docs" in runs
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

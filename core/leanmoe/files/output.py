@@ -1,4 +1,4 @@
-"""How outputs are put down: whole or not at all, and never over what somebody else made."""
+"""Outputs are written completely or not at all, and never over what another command made."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def atomic_directory(target: Path, force: bool = False) -> Iterator[Path]:
 
 def put_in_place(temporary: Path, target: Path, force: bool) -> None:
     """Make a finished folder ``target``; what stood there goes only once the new one does."""
-    check_output(target, force)  # again: something may have come to lie there meanwhile
+    check_output(target, force)  # again: something may have been written there meanwhile
     if not target.exists():
         temporary.replace(target)
         return

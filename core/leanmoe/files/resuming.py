@@ -1,6 +1,6 @@
 """Outputs that take hours: what is finished survives a kill, and the same command goes on.
 
-Work in progress lies in a hidden sibling of the output, ``.OUT.partial-KEY``, where KEY
+Work in progress is kept in a hidden sibling of the output, ``.OUT.partial-KEY``, where KEY
 stands for everything the output follows from. A record there names the files that count,
 with their digests, and is replaced in one step: a process may die at any instant.
 """
