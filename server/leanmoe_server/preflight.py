@@ -14,7 +14,7 @@ from leanmoe.manifest import check_files
 from leanmoe.messages import Phases, UnionMode
 from leanmoe_server.policy_change import PolicyChange
 from leanmoe_server.settings import Rules, ServeSettings, SkipModel, Wish
-from leanmoe_server.table_folder import read_wish
+from leanmoe_server.table_folder import read_sources
 from leanmoe_server.wish_body import check_budget
 
 ADMIN_KEY_VARIABLE = "LEANMOE_ADMIN_KEY"
@@ -98,7 +98,7 @@ def check_and_configure(args: Namespace) -> ServeSettings:
     settings.resolve(settings.wish, settings.rules)
     if not any(one.startswith("--uds") for one in args.rest):
         check_port(args.host, args.port)
-    read_wish(checkpoint, args.tuned_table)  # before the hashing, which takes minutes
+    read_sources(checkpoint, args.tuned_table)  # before the hashing, which takes minutes
     if manifest is not None and not args.skip_verify:
         check_files(checkpoint.path, manifest)
     return settings

@@ -31,7 +31,7 @@ from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
-from leanmoe_server.table_folder import EngineShape, TableWish, tables_for
+from leanmoe_server.table_folder import EngineShape, TableSources, tables_for
 
 _OTHER_MODEL = "the model would be another than the one that was checked"
 _GATE = "leanmoe_server.gate.Gate"
@@ -220,7 +220,7 @@ def engine_shape(args: Namespace) -> EngineShape | None:
     )
 
 
-def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: TableWish) -> None:
+def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: TableSources) -> None:
     """Run vLLM's OpenAI server on ``model`` with ``argv`` and our parts until told to stop."""
     check(seams.AT_START)
     find(seams.CLI_ENV_SETUP)()

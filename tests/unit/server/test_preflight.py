@@ -16,7 +16,7 @@ from leanmoe.messages import UnionBudget
 from leanmoe_server.command import COMMAND
 from leanmoe_server.preflight import check_and_configure
 from leanmoe_server.settings import ServeSettings
-from leanmoe_server.table_folder import read_wish
+from leanmoe_server.table_folder import read_sources
 from tests.integration.live_server import free_port
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
@@ -199,7 +199,7 @@ def test_a_second_model_is_refused(small_model: Path) -> None:
     from leanmoe_server.vllm_engine import serve
 
     settings = ServeSettings(SkipModel((0,), None), Wish())
-    tables = read_wish(open_checkpoint(small_model), [])
+    tables = read_sources(open_checkpoint(small_model), [])
     with pytest.raises(InputError, match="two models, m and elsewhere"):
         serve("m", ["--model", "m", "--model", "elsewhere"], settings, tables)
 
