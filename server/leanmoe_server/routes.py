@@ -1,4 +1,4 @@
-"""``/ready`` and ``/v1/expert_skipping``: what the gate and the endpoint plugin both serve."""
+"""``/ready`` and ``/v1/expert_skipping``: the readiness and the policy of a running server."""
 
 from __future__ import annotations
 

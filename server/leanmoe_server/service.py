@@ -18,7 +18,7 @@ SERVICE_ARGUMENT = "leanmoe_service"  # where vLLM's arguments carry it out of t
 
 @dataclass
 class Service:
-    """The parts the gate and the routes share."""
+    """The parts that admission and the routes share."""
 
     settings: ServeSettings
     engine: Engine

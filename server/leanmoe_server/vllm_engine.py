@@ -29,12 +29,13 @@ from leanmoe.process.environment import is_cpu_build
 from leanmoe.seams import check, find
 from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
+from leanmoe_server.admission import Admission
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.table_folder import EngineShape, TableSources, tables_for
 
 _OTHER_MODEL = "the model would be another than the one that was checked"
-_GATE = "leanmoe_server.gate.Gate"
+_ADMISSION = f"{Admission.__module__}.{Admission.__qualname__}"
 # After the drain, a client that does not read its last bytes may not hold the exit.
 _CLOSE_SECONDS = 5
 # A worker answers between two engine steps; a long prefill on a slow machine takes a while.
@@ -168,12 +169,12 @@ def _request_levels_unavailable(args: Namespace) -> str | None:
 
 
 def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
-    """Add the gate, the drain time, the cache fingerprint and our settings to vLLM's arguments."""
+    """Add admission, the drain time, the cache fingerprint and our settings to vLLM's arguments."""
     user_keys = [key for key in [*(args.api_key or []), os.environ.get("VLLM_API_KEY")] if key]
     if settings.admin_key in user_keys:
         raise InputError("the admin key is also a user's --api-key; give the administrator another")
     # Outermost of all: added last, a middleware stands before those added earlier.
-    args.middleware = [*args.middleware, _GATE]
+    args.middleware = [*args.middleware, _ADMISSION]
     # Engine processes that get the signal themselves must drain as well.
     args.shutdown_timeout = args.shutdown_timeout or math.ceil(settings.drain_seconds)
     union = settings.rules.union

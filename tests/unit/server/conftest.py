@@ -1,4 +1,4 @@
-"""The real app parts around a ``FakeEngine``: vLLM's authentication, the gate, the routes."""
+"""The real app parts around a ``FakeEngine``: vLLM's authentication, admission, the routes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from leanmoe.manifest import read_manifest
+from leanmoe_server.admission import Admission
 from leanmoe_server.endpoint import LeanMoEEndpoint, build_service
 from leanmoe_server.fake_engine import FakeEngine
-from leanmoe_server.gate import Gate
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.request_level import ROUTES as INFERENCE
 from leanmoe_server.service import Service, keep_service
@@ -58,7 +58,7 @@ class App:
 
 @pytest.fixture
 def build_app(skip_model: SkipModel) -> Callable[..., App]:
-    """Middleware in vLLM's order: its authentication first added, the gate outermost."""
+    """Middleware in vLLM's order: its authentication first added, admission outermost."""
 
     def build(
         engine: FakeEngine | None = None,
@@ -89,7 +89,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
 
         if user_key:
             app.add_middleware(AuthenticationMiddleware, tokens=[user_key])
-        app.add_middleware(Gate)
+        app.add_middleware(Admission)
         settings = ServeSettings(
             model=model,
             wish=wish or Wish(),

@@ -161,7 +161,7 @@ def test_our_parts_are_added_to_what_the_user_gave() -> None:
     settings = ServeSettings(SkipModel((0,), None), Wish(), drain_seconds=7)
     args = with_our_parts(parse_vllm_arguments([*given, "--api-key", "k"]), settings)
     assert args.additional_config == {"mine": 1, "leanmoe": {"plugin": __version__}}
-    assert args.middleware == [middleware, "leanmoe_server.gate.Gate"]
+    assert args.middleware == [middleware, "leanmoe_server.admission.Admission"]
     assert args.shutdown_timeout == 7
     assert args.leanmoe.has_user_keys and args.leanmoe.every_worker_holds_all_layers
 
