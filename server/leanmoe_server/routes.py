@@ -7,8 +7,10 @@ from starlette.responses import JSONResponse, Response
 
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe_server.auth import refuse_change
+from leanmoe_server.schema import parse_change
 from leanmoe_server.service import Service, service_of
-from leanmoe_server.wish_body import MAX_BODY_BYTES, parse_change
+
+MAX_BODY_BYTES = 4096
 
 
 def error_response(status: int, message: str, kind: str) -> JSONResponse:

@@ -20,12 +20,16 @@ SERVICE_ARGUMENT = "leanmoe_service"  # where vLLM's arguments carry it out of t
 class Service:
     """The parts that admission and the routes share."""
 
-    settings: ServeSettings
     engine: Engine
     readiness: Readiness
     control: SkipControl
     poller: Poller
     drain: Drain
+
+    @property
+    def settings(self) -> ServeSettings:
+        """The one copy, to which control adds what the workers found."""
+        return self.control.settings
 
     @property
     def blocked(self) -> list[str]:

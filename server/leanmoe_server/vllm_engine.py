@@ -177,7 +177,7 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
     args.middleware = [*args.middleware, _ADMISSION]
     # Engine processes that get the signal themselves must drain as well.
     args.shutdown_timeout = args.shutdown_timeout or math.ceil(settings.drain_seconds)
-    union = settings.rules.union
+    union = settings.policy.union
     least_union = 0 if union is None or is_cpu_build() else union.experts
     # Hashed into vLLM's compile cache key: stock artefacts must never serve the plugin.
     fingerprint = {"plugin": __version__, **({"union_budget": least_union} if least_union else {})}
@@ -191,7 +191,7 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
         least_union=least_union,
     )
     # Known only now: what this build and these flags cannot do.
-    args.leanmoe.resolve(settings.wish, settings.rules)
+    args.leanmoe.resolve(settings.policy)
     return args
 
 

@@ -20,10 +20,14 @@ from leanmoe_server.admission import Admission
 from leanmoe_server.endpoint import LeanMoEEndpoint, build_service
 from leanmoe_server.fake_engine import FakeEngine
 from leanmoe_server.metrics import Metrics
+from leanmoe_server.model import SkipModel
+from leanmoe_server.policy import Policy, Target
 from leanmoe_server.request_level import ROUTES as INFERENCE
 from leanmoe_server.service import Service, keep_service
-from leanmoe_server.settings import ServeSettings, SkipModel, Wish
+from leanmoe_server.settings import ServeSettings
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
+
+EXACT = Target()
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +69,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         *,
         user_key: str | None = None,
         admin_key: str | None = None,
-        wish: Wish | None = None,
+        target: Target = EXACT,
         request_levels_unavailable: str | None = None,
         model: SkipModel = skip_model,
         least_union: int = 0,
@@ -92,7 +96,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         app.add_middleware(Admission)
         settings = ServeSettings(
             model=model,
-            wish=wish or Wish(),
+            policy=Policy(target),
             admin_key=admin_key,
             has_user_keys=user_key is not None,
             request_levels_unavailable=request_levels_unavailable,
