@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from leanmoe.wire import CONTROL_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH
 from leanmoe_server.auth import presents_admin_key
 from leanmoe_server.routes import error_response
-from leanmoe_server.service import Service, service_of
+from leanmoe_server.service import NOT_SET_UP, Service, service_of
 
 # What may be asked of a server that must not infer: how it is, and how to mend it.
 _ALWAYS_OPEN = frozenset({READY_PATH, CONTROL_PATH, METRICS_PATH, HEALTH_PATH, "/version", "/load"})
@@ -74,7 +74,7 @@ def _past_authentication(app: Starlette) -> ASGIApp:
 
 
 async def _refuse(service: Service | None, scope: Scope, receive: Receive, send: Send) -> None:
-    reasons = service.blocked if service else ["the LeanMoE endpoint plugin was not set up"]
+    reasons = service.blocked if service else [NOT_SET_UP]
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": 1013, "reason": "not ready, see /ready"})

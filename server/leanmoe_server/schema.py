@@ -43,6 +43,8 @@ _EXPECTED_VALUES = {
     "union_budget": "expected a whole number of experts from 1 up, or null for no budget",
     "union_mode": "expected 'vanish' or 'redirect'",
 }
+# A key that is not of the model, and one of half a surrogate pair, which pydantic cannot name.
+_STRAY_KEY = {"extra_forbidden", "string_unicode"}
 _EXPECTED = 'expected {"level": 0.5} or {"max_kld": 0.05}'
 
 
@@ -90,8 +92,9 @@ class _Schema(Generic[Body]):
 
     def _sentence(self, error: ValidationError) -> str:
         errors = error.errors(include_url=False, include_context=False)
-        unknown = sorted(str(one["loc"][0]) for one in errors if one["type"] == "extra_forbidden")
-        if unknown:
+        stray = [one for one in errors if one["type"] in _STRAY_KEY]
+        if stray:
+            unknown = sorted(one["loc"][0] if one["loc"] else one["input"] for one in stray)
             return f"{self.what} has unknown keys {unknown}; {self.expected}"
         if not errors[0]["loc"]:
             return f"{self.what} is not a JSON object; {self.expected}"

@@ -13,6 +13,7 @@ from leanmoe_server.readiness import Readiness
 from leanmoe_server.settings import ServeSettings
 
 _ATTRIBUTE = "leanmoe"
+NOT_SET_UP = "the LeanMoE endpoint plugin was not set up"
 SERVICE_ARGUMENT = "leanmoe_service"  # where vLLM's arguments carry it out of the event loop
 
 

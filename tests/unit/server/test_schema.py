@@ -17,6 +17,7 @@ KIND = 'expected {"level": 0.5} or {"max_kld": 0.05}'
         (b"[]", f'the body is not a JSON object; {KIND}, "phases", "union_budget" or "union_mode"'),
         (b'{"level": 0, "level": 1}', f"the body names a key twice: ['level', 'level']; {KIND}"),
         (b'{"b": 1, "level": 7, "a": 1}', f"the body has unknown keys ['a', 'b']; {KIND}"),
+        (b'{"\\ud800": 1}', f"the body has unknown keys ['\\ud800']; {KIND}"),
         (b'{"level": 0, "max_kld": 0.1}', f"the body has both level and max_kld; {KIND}"),
         (
             b'{"level": true}',
