@@ -1,4 +1,4 @@
-"""From a requested level to the betas the workers apply.
+"""From a level to the betas the workers apply, and what a single request tells them.
 
 The skip rule: keep expert j of a token when w_j >= beta_layer * w_max; the
 largest always survives; renormalise only where the model's router does.
@@ -7,6 +7,8 @@ largest always survives; renormalise only where the model's router does.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
 
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import LevelError
@@ -34,15 +36,34 @@ def hundredths_of(level: float) -> int:
     return int(level * HUNDREDTHS + 1e-9)
 
 
-def request_code(hundredths: int, deterministic: bool) -> int:
-    """What a request tells the workers, as one number."""
-    return hundredths + _DETERMINISTIC * deterministic
+@dataclass(frozen=True)
+class RequestLevel:
+    """A single request's own level; ``deterministic``: no batch mate may change the answer.
 
+    It is one whole number on its way from the server to the workers.
+    """
 
-def decode_request(code: int) -> tuple[int, bool]:
-    """(Hundredths of a level within [0, 100], whether no batch mate may change the answer)."""
-    deterministic, hundredths = divmod(min(max(code, 0), 2 * _DETERMINISTIC - 1), _DETERMINISTIC)
-    return min(hundredths, HUNDREDTHS), bool(deterministic)
+    hundredths: int
+    deterministic: bool = False
+
+    @classmethod
+    def unpack(cls, packed: int) -> Self:
+        """What ``pack`` gave; any other number is clamped to something that workers hold."""
+        within = min(max(packed, 0), 2 * _DETERMINISTIC - 1)
+        deterministic, hundredths = divmod(within, _DETERMINISTIC)
+        return cls(min(hundredths, HUNDREDTHS), bool(deterministic))
+
+    def pack(self) -> int:
+        return self.hundredths + _DETERMINISTIC * self.deterministic
+
+    @property
+    def level(self) -> float:
+        return self.hundredths / HUNDREDTHS
+
+    @property
+    def past_budgets(self) -> bool:
+        """True where no budget on distinct experts may touch the request's tokens."""
+        return self.deterministic or self.hundredths == 0
 
 
 def resolve_betas(

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from leanmoe.messages import Phases
-from leanmoe.policy import decode_request
+from leanmoe.policy import RequestLevel
 from leanmoe_runtime.compat import model_runner_class
 from leanmoe_runtime.state import (
     ENGINE_ROW,
@@ -71,9 +71,9 @@ class RequestRows:
         code = extra.get(self._state.request_key)
         if code is not None:
             # The table's length guards memory that C code reads.
-            hundredths, deterministic = decode_request(int(code))
-            bound = deterministic or hundredths == 0
-            self._row_of[new.req_id] = request_row(hundredths) | (MANDATORY if bound else 0)
+            asked = RequestLevel.unpack(int(code))
+            mandatory = MANDATORY if asked.past_budgets else 0
+            self._row_of[new.req_id] = request_row(asked.hundredths) | mandatory
 
     def _rows(self, batch: Batch, decode_only: bool) -> torch.Tensor | None:
         rows_R = np.array([self._row_of.get(n, ENGINE_ROW) for n in batch.names], dtype=np.int32)

@@ -14,7 +14,7 @@ from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import Phases, UnionMode
 from leanmoe.process.environment import engine_environment
 from leanmoe_server.preflight import ADMIN_KEY_VARIABLE, check_and_configure
-from leanmoe_server.table_folder import read_wish
+from leanmoe_server.table_folder import read_sources
 
 _REPLACED = "LEANMOE_SERVE_REPLACED"
 
@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> Result:
         raise InputError(problem)
     _enter_engine_environment()
     settings = check_and_configure(args)
-    tables = read_wish(open_checkpoint(Path(args.model)), args.tuned_table)
+    tables = read_sources(open_checkpoint(Path(args.model)), args.tuned_table)
     # The engine's processes inherit the environment and need no secret.
     os.environ.pop(ADMIN_KEY_VARIABLE, None)
     from leanmoe_server.vllm_engine import serve

@@ -6,32 +6,34 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from leanmoe.errors import LeanMoEError, RuntimeSeamError
 from leanmoe.messages import HandshakeReport, LevelTable, PolicyInForce, PolicyUpdate
 from leanmoe_server.engine import Engine
-from leanmoe_server.policy_change import PolicyChange
+from leanmoe_server.policy import PolicyChange
 from leanmoe_server.readiness import Readiness, handshake_problems
-from leanmoe_server.settings import Resolved, ServeSettings
+from leanmoe_server.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
 
 class SkipControl:
-    """Holds the policy in force and changes it on every worker together."""
+    """Holds the settings and the policy in force, which it changes on every worker together.
+
+    ``policy`` is what was asked for, ``current`` what the workers apply for it.
+    """
 
     def __init__(self, engine: Engine, settings: ServeSettings, readiness: Readiness) -> None:
         self._engine = engine
-        self._settings = settings
+        self.settings = settings
         self._readiness = readiness
         self._lock = asyncio.Lock()
         self.handshake: list[HandshakeReport] = []
         self.wrapped = False
         self._offered = False
-        self.current: Resolved | None = None
-        self._wish, self._rules = settings.wish, settings.rules
+        self.policy = settings.policy
+        self.current: PolicyUpdate | None = None
         self.version = 0
         # Unknown to clients, so that none can ask a worker past the cap.
         self.request_key = f"leanmoe-{secrets.token_hex(16)}"
@@ -49,34 +51,23 @@ class SkipControl:
             self._readiness.refuse([f"the workers did not complete the handshake: {_said(error)}"])
             return
         problems = handshake_problems(
-            self.handshake, self._settings.model, self._settings.every_worker_holds_all_layers
+            self.handshake, self.settings.model, self.settings.every_worker_holds_all_layers
         )
         if problems:
             self._readiness.refuse(problems)
             return
         self.wrapped = True
-        self._heed_workers()
+        self.settings = self.settings.heeding(self.handshake)
         try:
             await self.change(PolicyChange())
         except LeanMoEError as error:
             self._readiness.refuse([str(error)])
 
-    @property
-    def request_levels_unavailable(self) -> str | None:
-        """Why single requests cannot choose, by the arguments or by what a worker found."""
-        return self._settings.request_levels_unavailable
-
-    def _heed_workers(self) -> None:
-        reasons = [report.request_levels_unavailable for report in self.handshake]
-        reason = next((one for one in reasons if one is not None), None)
-        if reason is not None and self._settings.request_levels_unavailable is None:
-            self._settings = replace(self._settings, request_levels_unavailable=reason)
-
     async def _offer_levels(self) -> None:
         """Once; tried again at every change until all workers know the table."""
-        if self._offered or self._settings.request_levels_unavailable is not None:
+        if self._offered or self.settings.request_levels_unavailable is not None:
             return
-        table = LevelTable(key=self.request_key, betas=self._settings.model.level_table())
+        table = LevelTable(key=self.request_key, betas=self.settings.model.level_table())
         try:
             answers = await self._engine.set_levels(table)
         except Exception as error:
@@ -97,35 +88,28 @@ class SkipControl:
 
     async def _change(self, change: PolicyChange) -> dict[str, Any]:
         async with self._lock:
-            wish, rules = change.applied_to(self._wish, self._rules)
-            resolved = self._settings.resolve(wish, rules)
+            policy = change.applied_to(self.policy)
+            update = self.settings.resolve(policy, self.version + 1)
             if not self.wrapped:
                 raise RuntimeSeamError(
                     "the level cannot change: the model's layers are not wrapped, see /ready"
                 )
             try:
                 await self._offer_levels()
-                await self._apply(resolved)
+                await self._apply(update)
             except Exception as error:
-                reason = f"skip level {resolved.level} did not reach every worker: {_said(error)}"
+                reason = f"skip level {update.level} did not reach every worker: {_said(error)}"
                 self._readiness.refuse([f"{reason}; set a level again or restart"])
                 raise RuntimeSeamError(reason) from error
-            self.current, self._wish, self._rules = resolved, wish, rules
+            self.policy, self.current = policy, update
             self._readiness.accept()
             logger.info(
-                "skip level %s in force, %s, version %d", resolved.level, rules, self.version
+                "skip level %s in force, %s, version %d", update.level, policy, self.version
             )
             return self.describe()
 
-    async def _apply(self, resolved: Resolved) -> None:
-        self.version += 1
-        update = PolicyUpdate(
-            level=resolved.level,
-            betas=resolved.betas,
-            version=self.version,
-            phases=resolved.rules.phases,
-            union=resolved.rules.union,
-        )
+    async def _apply(self, update: PolicyUpdate) -> None:
+        self.version = update.version
         _check_acknowledged(await self._engine.set_policy(update), update, len(self.handshake))
         # KV computed under another level must not be reused under this one.
         if not await self._engine.reset_prefix_cache():
@@ -133,28 +117,28 @@ class SkipControl:
 
     def describe(self) -> dict[str, Any]:
         """The policy in force and the measured promise that bounds it, for ``GET``."""
-        resolved, curve = self.current, self._settings.model.curve
+        current, policy, model = self.current, self.policy, self.settings.model
         answer: dict[str, Any] = {
             "ready": self._readiness.ready,
-            "level": None if resolved is None else resolved.level,
-            "max_kld": None if resolved is None else resolved.max_kld,
-            "betas": {} if resolved is None else {str(i): b for i, b in resolved.betas.items()},
-            "phases": self._rules.phases,
-            "union_budget": None if self._rules.union is None else self._rules.union.experts,
-            "union_mode": None if self._rules.union is None else self._rules.union.mode,
-            "max_level": self._settings.model.max_level,
-            "request_levels": self._settings.request_levels_unavailable is None,
+            "level": None if current is None else current.level,
+            "max_kld": None if current is None else policy.target.max_kld,
+            "betas": {} if current is None else {str(i): b for i, b in current.betas.items()},
+            "phases": policy.phases,
+            "union_budget": None if policy.union is None else policy.union.experts,
+            "union_mode": None if policy.union is None else policy.union.mode,
+            "max_level": model.max_level,
+            "request_levels": self.settings.request_levels_unavailable is None,
             "version": self.version,
-            "has_curve": curve is not None,
+            "has_curve": model.curve is not None,
             "promise": None,
             "curve": None,
         }
-        if curve is None or resolved is None:
+        if model.curve is None or current is None:
             return answer
         # What a budget on distinct experts costs was not measured.
-        if self._rules.union is None:
-            answer["promise"] = curve.point_at(resolved.level).model_dump(exclude={"betas"})
-        answer["curve"] = [point.model_dump(exclude={"betas"}) for point in curve.points]
+        if policy.union is None:
+            answer["promise"] = model.curve.point_at(current.level).model_dump(exclude={"betas"})
+        answer["curve"] = [point.model_dump(exclude={"betas"}) for point in model.curve.points]
         return answer
 
 

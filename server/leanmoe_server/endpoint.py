@@ -14,8 +14,9 @@ from leanmoe_server.engine import Engine
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
-from leanmoe_server.request_level import RequestLevel
+from leanmoe_server.request_level import RequestLevelMiddleware
 from leanmoe_server.routes import change_policy, ready, show_policy
+from leanmoe_server.schema import CHANGE_SCHEMA
 from leanmoe_server.service import SERVICE_ARGUMENT, Service, keep_service
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.token_rates import TokenRates
@@ -25,7 +26,6 @@ def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> 
     """Put the parts of one server together around ``engine``."""
     readiness = Readiness()
     return Service(
-        settings=settings,
         engine=engine,
         readiness=readiness,
         control=SkipControl(engine, settings, readiness),
@@ -44,9 +44,13 @@ class LeanMoEEndpoint:
         """Add the routes; ``/v1`` puts them behind vLLM's own authentication."""
         app.add_api_route(READY_PATH, ready, methods=["GET"])
         app.add_api_route(CONTROL_PATH, show_policy, methods=["GET"])
-        app.add_api_route(CONTROL_PATH, change_policy, methods=["PUT"])
+        # Read by itself, so that a body is refused in one sentence and never past its length.
+        body = {"required": True, "content": {"application/json": {"schema": CHANGE_SCHEMA}}}
+        app.add_api_route(
+            CONTROL_PATH, change_policy, methods=["PUT"], openapi_extra={"requestBody": body}
+        )
         # vLLM adds its own middleware, authentication among it, around this one.
-        app.add_middleware(RequestLevel)
+        app.add_middleware(RequestLevelMiddleware)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Handshake with every worker and set the first level, before the port listens."""

@@ -18,7 +18,7 @@ class Engine(Protocol):
     """Every call reaches all workers and returns one answer per worker."""
 
     async def warm_up(self) -> None:
-        """Run a prompt and a decode step through the whole model, past no gate."""
+        """Run a prompt and a decode step through the whole model, asking for no admission."""
         ...
 
     async def handshake(self) -> list[HandshakeReport]:

@@ -1,12 +1,15 @@
-"""Reads the workers' counters in the background and right before a scrape."""
+"""Reads the workers' counters and all processes' memory in the background and before a scrape."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Mapping
+
+import psutil
 
 from leanmoe_server.engine import Engine
-from leanmoe_server.memory import resident_bytes
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.token_rates import TokenRates
 
@@ -55,5 +58,27 @@ class Poller:
             return
         self._failing = False
         self._metrics.observe_snapshots(snapshots)
-        self._metrics.observe_memory(resident_bytes({s.pid: s.worker for s in snapshots}))
+        self._metrics.observe_memory(_resident_bytes({s.pid: s.worker for s in snapshots}))
         self._metrics.observe_rates(self._rates.read())
+
+
+def _label(process: psutil.Process, workers: Mapping[int, str]) -> str:
+    if process.pid in workers:
+        return workers[process.pid]
+    title = " ".join(process.cmdline()[:1])
+    return "engine_core" if "EngineCore" in title else "other"
+
+
+def _resident_bytes(workers: Mapping[int, str]) -> dict[str, int]:
+    """Bytes by process label; ``workers`` maps process ids to worker names.
+
+    Processes that share a label are summed; one that ends meanwhile is left out.
+    """
+    own = psutil.Process()
+    sizes: Counter[str] = Counter(api_server=own.memory_info().rss)
+    for child in own.children(recursive=True):
+        try:
+            sizes[_label(child, workers)] += child.memory_info().rss
+        except psutil.Error:
+            continue
+    return dict(sizes)

@@ -11,11 +11,12 @@ from pathlib import Path
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.manifest import check_files
-from leanmoe.messages import Phases, UnionMode
-from leanmoe_server.policy_change import PolicyChange
-from leanmoe_server.settings import Rules, ServeSettings, SkipModel, Wish
-from leanmoe_server.table_folder import read_wish
-from leanmoe_server.wish_body import check_budget
+from leanmoe.policy import check_level
+from leanmoe_server.model import SkipModel
+from leanmoe_server.policy import Policy
+from leanmoe_server.schema import change_of
+from leanmoe_server.settings import ServeSettings
+from leanmoe_server.table_folder import read_sources
 
 ADMIN_KEY_VARIABLE = "LEANMOE_ADMIN_KEY"
 
@@ -71,13 +72,19 @@ def _check_seconds(name: str, value: float, least: float) -> float:
     return value
 
 
-def _rules(args: Namespace) -> Rules:
-    change = PolicyChange(
-        phases=Phases(args.phases),
-        union_budget=None if args.union_budget is None else check_budget(args.union_budget),
-        union_mode=None if args.union_mode is None else UnionMode(args.union_mode),
-    )
-    return change.applied_to(Wish(), Rules())[1]
+def _policy(args: Namespace) -> Policy:
+    """The first policy, as a change of the exact one."""
+    if args.skip_level is not None:
+        check_level(args.skip_level)
+    flags = {
+        "level": args.skip_level,
+        "max_kld": args.max_kld,
+        "phases": args.phases,
+        "union_budget": args.union_budget,
+        "union_mode": args.union_mode,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    return change_of(given).applied_to(Policy())
 
 
 def check_and_configure(args: Namespace) -> ServeSettings:
@@ -86,8 +93,7 @@ def check_and_configure(args: Namespace) -> ServeSettings:
     manifest = checkpoint.manifest
     settings = ServeSettings(
         model=SkipModel.of(checkpoint, args.max_skip_level),
-        wish=Wish(level=args.skip_level, max_kld=args.max_kld),
-        rules=_rules(args),
+        policy=_policy(args),
         union_unavailable="the server was started with --deterministic"
         if args.deterministic
         else None,
@@ -95,10 +101,10 @@ def check_and_configure(args: Namespace) -> ServeSettings:
         poll_seconds=_check_seconds("--poll-seconds", args.poll_seconds, 0.1),
         drain_seconds=_check_seconds("--drain-seconds", args.drain_seconds, 1.0),
     )
-    settings.resolve(settings.wish, settings.rules)
+    settings.resolve(settings.policy)
     if not any(one.startswith("--uds") for one in args.rest):
         check_port(args.host, args.port)
-    read_wish(checkpoint, args.tuned_table)  # before the hashing, which takes minutes
+    read_sources(checkpoint, args.tuned_table)  # before the hashing, which takes minutes
     if manifest is not None and not args.skip_verify:
         check_files(checkpoint.path, manifest)
     return settings

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from leanmoe import __version__
 from leanmoe.layout import LayerLayout
 from leanmoe.messages import HandshakeReport, LayerReport
-from leanmoe_server.settings import SkipModel
+from leanmoe_server.model import SkipModel
 
 logger = logging.getLogger(__name__)
 

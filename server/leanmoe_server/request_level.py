@@ -20,19 +20,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanmoe.errors import InputError
 from leanmoe.messages import Phases
-from leanmoe.policy import HUNDREDTHS, decode_request
+from leanmoe.policy import EXACT, RequestLevel
 from leanmoe.wire import BUDGET_HEADER, CONTROL_PATH, LEVEL_HEADER, REQUEST_KEY
 from leanmoe_server.routes import error_response
+from leanmoe_server.schema import request_target
 from leanmoe_server.service import Service, service_of
 from leanmoe_server.usage_echo import UsageEcho
-from leanmoe_server.wish_body import request_wish
 
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 MAX_BODY_BYTES = 64 << 20
 _EXTRA, _SALT = "vllm_xargs", "cache_salt"
 
 
-class RequestLevel:
+class RequestLevelMiddleware:
     """Pure ASGI middleware; requests on other routes pass untouched."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -49,7 +49,7 @@ class RequestLevel:
             whole = await _read(receive)
             if whole is None:
                 return  # the client is gone
-            code, body = _translated(whole, service, path)
+            asked, body = _translated(whole, service, path)
         except InputError as error:
             await error_response(400, str(error), "invalid_request_error")(scope, receive, send)
             return
@@ -61,12 +61,12 @@ class RequestLevel:
         await self.app(
             {**scope, "headers": headers.raw},
             _replayed(body, receive),
-            _echoing(send, service, code),
+            _echoing(send, service, asked),
         )
 
 
 def _concerns(path: str, headers: Headers) -> bool:
-    """Inference, and whatever else takes JSON: a wish must not pass unseen elsewhere."""
+    """Inference, and whatever else takes JSON: a level asked for must not pass unseen elsewhere."""
     if path == CONTROL_PATH:
         return False
     kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -95,8 +95,8 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _translated(body: bytes, service: Service, path: str) -> tuple[int | None, bytes]:
-    """What the workers are told and the body as vLLM is to see it; as it came where no wish is."""
+def _translated(body: bytes, service: Service, path: str) -> tuple[RequestLevel | None, bytes]:
+    """The level asked for and the body as vLLM is to see it: as it came where none is."""
     # Escapes and wide encodings may spell the key in another way; nearly all bodies have none.
     if not any(part in body for part in (REQUEST_KEY.encode(), b"\\u", b"\x00")):
         return None, body
@@ -107,11 +107,11 @@ def _translated(body: bytes, service: Service, path: str) -> tuple[int | None, b
     if not isinstance(content, dict) or content.get(REQUEST_KEY) is None:
         return None, body
     _check_can_carry(content, path)
-    code = _code(content.pop(REQUEST_KEY), service)
-    key = service.control.request_key
-    content[_EXTRA] = {**_extra(content), key: code}
-    content[_SALT] = _salt(content, _secret(service, code), code)
-    return code, json.dumps(content).encode()
+    asked = _asked(content.pop(REQUEST_KEY), service)
+    packed = asked.pack()
+    content[_EXTRA] = {**_extra(content), service.control.request_key: packed}
+    content[_SALT] = _salt(content, _secret(service, asked), packed)
+    return asked, json.dumps(content).encode()
 
 
 def _check_can_carry(content: Mapping[str, Any], path: str) -> None:
@@ -125,25 +125,26 @@ def _check_can_carry(content: Mapping[str, Any], path: str) -> None:
         )
 
 
-def _secret(service: Service, code: int) -> str:
+def _secret(service: Service, asked: RequestLevel) -> str:
     """What the salt rests on: the server's, or one of this request alone.
 
     Where only decoding skips, cached answers hold skipped keys and values and prompts exact ones;
     a request that promised to depend on nobody reads neither.
     """
     current = service.control.current
-    decode_only = current is not None and current.rules.phases is Phases.DECODE
-    alone = decode_request(code)[1] and decode_only
+    decode_only = current is not None and current.phases is Phases.DECODE
+    alone = asked.deterministic and decode_only
     return secrets.token_hex(16) if alone else service.control.request_key
 
 
-def _code(wish: Any, service: Service) -> int:
-    refusal = service.control.request_levels_unavailable
-    if refusal is not None:
+def _asked(content: Any, service: Service) -> RequestLevel:
+    unavailable = service.settings.request_levels_unavailable
+    if unavailable is not None:
         raise InputError(
-            f"this server takes no {REQUEST_KEY!r} in single requests: {refusal}; leave it out"
+            f"this server takes no {REQUEST_KEY!r} in single requests: {unavailable}; leave it out"
         )
-    return service.settings.model.request_code(request_wish(wish))
+    target, deterministic = request_target(content)
+    return service.settings.model.resolve_request(target, deterministic)
 
 
 def _extra(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,20 +154,21 @@ def _extra(content: Mapping[str, Any]) -> dict[str, Any]:
     return extra
 
 
-def _salt(content: Mapping[str, Any], key: str, code: int) -> str:
-    """A salt of wish and user's salt that no other request can have, by chance or by design."""
+def _salt(content: Mapping[str, Any], secret: str, packed: int) -> str:
+    """A salt of level and user's salt that no other request can have, by chance or by design."""
     given = content.get(_SALT)
     if given is not None and (not isinstance(given, str) or not given):
         raise InputError(f"{_SALT!r} is not a non-empty string; send one or leave it out")
-    return hashlib.sha256(f"{key} {code} {given or ''}".encode()).hexdigest()
+    return hashlib.sha256(f"{secret} {packed} {given or ''}".encode()).hexdigest()
 
 
-def _echoing(send: Send, service: Service, code: int | None) -> Send:
+def _echoing(send: Send, service: Service, asked: RequestLevel | None) -> Send:
     current = service.control.current
-    level = current.level if code is None and current else decode_request(code or 0)[0] / HUNDREDTHS
-    echo = None if code is None else UsageEcho(level)
-    bound = code is not None and (level == 0 or decode_request(code)[1])
-    union = None if bound or current is None else current.rules.union
+    applied = current if asked is None else asked
+    level = EXACT if applied is None else applied.level
+    echo = None if asked is None else UsageEcho(level)
+    past_budgets = asked is not None and asked.past_budgets
+    union = None if past_budgets or current is None else current.union
 
     async def echoing(message: Message) -> None:
         if message["type"] == "http.response.start":

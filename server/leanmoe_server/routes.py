@@ -1,4 +1,4 @@
-"""``/ready`` and ``/v1/expert_skipping``: what the gate and the endpoint plugin both serve."""
+"""``/ready`` and ``/v1/expert_skipping``: the readiness and the policy of a running server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from starlette.responses import JSONResponse, Response
 
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe_server.auth import refuse_change
-from leanmoe_server.service import Service, service_of
-from leanmoe_server.wish_body import MAX_BODY_BYTES, parse_change
+from leanmoe_server.schema import parse_change
+from leanmoe_server.service import NOT_SET_UP, Service, service_of
+
+MAX_BODY_BYTES = 4096
 
 
 def error_response(status: int, message: str, kind: str) -> JSONResponse:
@@ -21,7 +23,7 @@ def error_response(status: int, message: str, kind: str) -> JSONResponse:
 async def ready(request: Request) -> Response:
     """200 when every layer is wrapped and the policy is in force; else 503 with the reasons."""
     service = service_of(request.app)
-    reasons = ["the LeanMoE endpoint plugin was not set up"] if service is None else service.blocked
+    reasons = [NOT_SET_UP] if service is None else service.blocked
     status = 503 if reasons else 200
     return JSONResponse({"ready": not reasons, "reasons": reasons}, status_code=status)
 
@@ -59,5 +61,5 @@ async def _bounded_body(request: Request) -> bytes:
 def _service(request: Request) -> Service:
     service = service_of(request.app)
     if service is None:
-        raise RuntimeError("the LeanMoE endpoint plugin was not set up")
+        raise RuntimeError(NOT_SET_UP)
     return service

@@ -13,19 +13,24 @@ from leanmoe_server.readiness import Readiness
 from leanmoe_server.settings import ServeSettings
 
 _ATTRIBUTE = "leanmoe"
+NOT_SET_UP = "the LeanMoE endpoint plugin was not set up"
 SERVICE_ARGUMENT = "leanmoe_service"  # where vLLM's arguments carry it out of the event loop
 
 
 @dataclass
 class Service:
-    """The parts the gate and the routes share."""
+    """The parts that admission and the routes share."""
 
-    settings: ServeSettings
     engine: Engine
     readiness: Readiness
     control: SkipControl
     poller: Poller
     drain: Drain
+
+    @property
+    def settings(self) -> ServeSettings:
+        """The one copy, to which control adds what the workers found."""
+        return self.control.settings
 
     @property
     def blocked(self) -> list[str]:

@@ -56,7 +56,7 @@ class EngineShape:
 
 
 @dataclass(frozen=True)
-class TableWish:
+class TableSources:
     """A checkpoint, its tables and those the user gave by name; all were read and are tables."""
 
     checkpoint: Checkpoint
@@ -87,22 +87,22 @@ class TableWish:
         return manifest is not None and manifest.source is not None
 
 
-def read_wish(checkpoint: Checkpoint, files: Sequence[Path]) -> TableWish:
+def read_sources(checkpoint: Checkpoint, files: Sequence[Path]) -> TableSources:
     """What can be known wrong before there is an engine; ``InputError`` says it."""
-    wish = TableWish(
+    sources = TableSources(
         checkpoint,
         dict(_given(file) for file in files),
         tuple(recorded_tables(checkpoint.path / TUNED_FOLDER)),
     )
     width = checkpoint.shape.expert_ffn_size
-    for name, file in wish.given.items():
-        if width % name.width or name.experts > max(wish.counts, default=0):
+    for name, file in sources.given.items():
+        if width % name.width or name.experts > max(sources.counts, default=0):
             raise InputError(
                 f"--tuned-table {file} is for {name.experts} experts of width {name.width}, and "
-                f"{checkpoint.path} has layers of {_listed(wish.counts)} of width {width}; give "
+                f"{checkpoint.path} has layers of {_listed(sources.counts)} of width {width}; give "
                 "the table of this model"
             )
-    return wish
+    return sources
 
 
 def _given(file: Path) -> tuple[TableName, Path]:
@@ -119,19 +119,19 @@ def _given(file: Path) -> tuple[TableName, Path]:
 class _Choice:
     """``files``: file name -> where the table comes from; ``said``: what the log is told of it."""
 
-    def __init__(self, wish: TableWish, engine: EngineShape) -> None:
-        self.wish, self.engine = wish, engine
-        self.width = wish.checkpoint.shape.expert_ffn_size // engine.tensor
+    def __init__(self, sources: TableSources, engine: EngineShape) -> None:
+        self.sources, self.engine = sources, engine
+        self.width = sources.checkpoint.shape.expert_ffn_size // engine.tensor
         self.files: dict[str, Path] = {}
         self.said: list[tuple[int, str]] = []
-        counts = {n: whole for whole in wish.counts for n in engine.local_counts(whole)}
+        counts = {n: whole for whole in sources.counts for n in engine.local_counts(whole)}
         self._take_given(set(counts))
         self._take_carried(set(counts))
         for local, whole in sorted(counts.items()):
             self._hand_on(local, whole)
 
     def _take_given(self, counts: set[int]) -> None:
-        for name, file in self.wish.given.items():
+        for name, file in self.sources.given.items():
             if name.card != self.engine.card:
                 raise InputError(
                     f"--tuned-table {file} was measured on {name.card} and this is "
@@ -146,7 +146,7 @@ class _Choice:
             self._take(name, file, f"given as {file}")
 
     def _take_carried(self, counts: set[int]) -> None:
-        for one in self.wish.carried:
+        for one in self.sources.carried:
             name = one.name
             if name.card != self.engine.card:
                 self._leave(name, f"this card is {self.engine.card}")
@@ -160,7 +160,9 @@ class _Choice:
         engine = self.engine
         has = {one.file for one in tables_of(engine.tables, local, self.width, engine.card)}
         has |= {name for name in self.files if name.startswith(f"E={local},N={self.width},")}
-        before = [count for count in experts_before(self.wish.checkpoint.manifest) if count > whole]
+        before = [
+            count for count in experts_before(self.sources.checkpoint.manifest) if count > whole
+        ]
         for count in before:
             source = max(engine.local_counts(count))
             for name in tables_of(engine.tables, source, self.width, engine.card):
@@ -168,8 +170,8 @@ class _Choice:
                 if ours.file not in has:
                     has.add(ours.file)
                     self._take(ours, engine.tables / name.file, f"vLLM's of {source} experts")
-        wanted = self.wish.asked_for(engine, TableName(local, self.width, engine.card))
-        if self.wish.was_cut and (not has if wanted is None else wanted.file not in has):
+        wanted = self.sources.asked_for(engine, TableName(local, self.width, engine.card))
+        if self.sources.was_cut and (not has if wanted is None else wanted.file not in has):
             kind = f" of {wanted.weights}" if wanted else ""
             self._say(
                 f"no tuned table for {_listed([local])} of width {self.width}{kind} on "
@@ -198,13 +200,13 @@ def _nor_for(before: Sequence[int]) -> str:
 
 
 @contextmanager
-def tables_for(wish: TableWish, engine: EngineShape | None) -> Iterator[None]:
+def tables_for(sources: TableSources, engine: EngineShape | None) -> Iterator[None]:
     """Let the engine that is started in the block read the tables that fit it.
 
     ``engine`` is ``None`` away from CUDA, where no kernel reads tables. A folder the user has set
     stays as it is, and the log says what could be copied there.
     """
-    files = _files_for(wish, engine)
+    files = _files_for(sources, engine)
     if not files:
         yield
         return
@@ -220,23 +222,23 @@ def tables_for(wish: TableWish, engine: EngineShape | None) -> Iterator[None]:
             del os.environ[FOLDER_VARIABLE]
 
 
-def _files_for(wish: TableWish, engine: EngineShape | None) -> Mapping[str, Path]:
+def _files_for(sources: TableSources, engine: EngineShape | None) -> Mapping[str, Path]:
     """What is to lie in the folder; ``InputError`` where a given table cannot be used."""
     why = "it does not run on CUDA" if engine is None else engine.ignores
-    if wish.given and why is not None:
+    if sources.given and why is not None:
         raise InputError(f"--tuned-table cannot be used: this engine reads no tables ({why})")
     if engine is None:
         return {}
     if why is not None:
-        if wish.was_cut or wish.carried:
+        if sources.was_cut or sources.carried:
             _LOG.info("no tuned tables are handed to this engine: %s", why)
         return {}
-    choice, own = _Choice(wish, engine), os.environ.get(FOLDER_VARIABLE)
+    choice, own = _Choice(sources, engine), os.environ.get(FOLDER_VARIABLE)
     if not own:
         for level, line in choice.said:
             _LOG.log(level, "%s", line)
         return choice.files
-    if wish.given:
+    if sources.given:
         raise InputError(
             f"--tuned-table cannot be used while {FOLDER_VARIABLE} is {own}: vLLM reads one "
             "folder; unset it, or copy the table there"

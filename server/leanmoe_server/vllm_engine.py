@@ -29,12 +29,13 @@ from leanmoe.process.environment import is_cpu_build
 from leanmoe.seams import check, find
 from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
+from leanmoe_server.admission import Admission
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
-from leanmoe_server.table_folder import EngineShape, TableWish, tables_for
+from leanmoe_server.table_folder import EngineShape, TableSources, tables_for
 
 _OTHER_MODEL = "the model would be another than the one that was checked"
-_GATE = "leanmoe_server.gate.Gate"
+_ADMISSION = f"{Admission.__module__}.{Admission.__qualname__}"
 # After the drain, a client that does not read its last bytes may not hold the exit.
 _CLOSE_SECONDS = 5
 # A worker answers between two engine steps; a long prefill on a slow machine takes a while.
@@ -168,15 +169,15 @@ def _request_levels_unavailable(args: Namespace) -> str | None:
 
 
 def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
-    """Add the gate, the drain time, the cache fingerprint and our settings to vLLM's arguments."""
+    """Add admission, the drain time, the cache fingerprint and our settings to vLLM's arguments."""
     user_keys = [key for key in [*(args.api_key or []), os.environ.get("VLLM_API_KEY")] if key]
     if settings.admin_key in user_keys:
         raise InputError("the admin key is also a user's --api-key; give the administrator another")
     # Outermost of all: added last, a middleware stands before those added earlier.
-    args.middleware = [*args.middleware, _GATE]
+    args.middleware = [*args.middleware, _ADMISSION]
     # Engine processes that get the signal themselves must drain as well.
     args.shutdown_timeout = args.shutdown_timeout or math.ceil(settings.drain_seconds)
-    union = settings.rules.union
+    union = settings.policy.union
     least_union = 0 if union is None or is_cpu_build() else union.experts
     # Hashed into vLLM's compile cache key: stock artefacts must never serve the plugin.
     fingerprint = {"plugin": __version__, **({"union_budget": least_union} if least_union else {})}
@@ -190,7 +191,7 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
         least_union=least_union,
     )
     # Known only now: what this build and these flags cannot do.
-    args.leanmoe.resolve(settings.wish, settings.rules)
+    args.leanmoe.resolve(settings.policy)
     return args
 
 
@@ -220,7 +221,7 @@ def engine_shape(args: Namespace) -> EngineShape | None:
     )
 
 
-def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: TableWish) -> None:
+def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: TableSources) -> None:
     """Run vLLM's OpenAI server on ``model`` with ``argv`` and our parts until told to stop."""
     check(seams.AT_START)
     find(seams.CLI_ENV_SETUP)()

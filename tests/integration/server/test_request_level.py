@@ -33,8 +33,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         yield running
 
 
-def complete(server: LiveServer, prompt: str, wish: Any, **options: Any) -> Any:
-    body = {"ignore_eos": True, **({} if wish is None else {"expert_skipping": wish})}
+def complete(server: LiveServer, prompt: str, target: Any, **options: Any) -> Any:
+    body = {"ignore_eos": True, **({} if target is None else {"expert_skipping": target})}
     return server.client().completions.with_raw_response.create(
         model=server.model,
         prompt=prompt,
@@ -45,8 +45,8 @@ def complete(server: LiveServer, prompt: str, wish: Any, **options: Any) -> Any:
     )
 
 
-def text_of(server: LiveServer, prompt: str, wish: Any) -> str:
-    return str(complete(server, prompt, wish).parse().choices[0].text)
+def text_of(server: LiveServer, prompt: str, target: Any) -> str:
+    return str(complete(server, prompt, target).parse().choices[0].text)
 
 
 def test_each_request_gets_the_tokens_it_would_get_alone(mixed: LiveServer) -> None:
@@ -107,7 +107,7 @@ def test_the_level_that_applied_comes_back(mixed: LiveServer) -> None:
 
 
 def test_chat_streams_and_responses_take_a_level(mixed: LiveServer) -> None:
-    client, wish = mixed.client(), {"expert_skipping": {"level": 1}, "ignore_eos": True}
+    client, target = mixed.client(), {"expert_skipping": {"level": 1}, "ignore_eos": True}
     stream = client.chat.completions.create(
         model=mixed.model,
         messages=[{"role": "user", "content": PROMPTS[0]}],
@@ -115,7 +115,7 @@ def test_chat_streams_and_responses_take_a_level(mixed: LiveServer) -> None:
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body=wish,
+        extra_body=target,
     )
     usages = [chunk.usage for chunk in stream if chunk.usage is not None]
     assert usages[-1].completion_tokens == 8
@@ -141,13 +141,13 @@ def test_a_level_above_the_cap_is_refused(tiny_model: Path, tmp_path: Path) -> N
 
 def test_a_budget_on_distinct_experts_never_reaches_an_exact_request(mixed: LiveServer) -> None:
     """Batch mates change what runs under a budget, and nothing else."""
-    wishes = ("off", {"level": 0.5, "deterministic": True}, {"max_kld": 0.05})
+    targets = ("off", {"level": 0.5, "deterministic": True}, {"max_kld": 0.05})
     assert mixed.put_level({"level": 0}).status_code == 200
-    alone = [[text_of(mixed, prompt, wish) for prompt in PROMPTS] for wish in wishes]
+    alone = [[text_of(mixed, prompt, target) for prompt in PROMPTS] for target in targets]
     shown = mixed.put_level({"union_budget": 2, "union_mode": "redirect"})
     assert shown.status_code == 200 and shown.json()["union_budget"] == 2
     try:
-        asked = [(prompt, wish) for prompt in PROMPTS for wish in (*wishes, None)]
+        asked = [(prompt, target) for prompt in PROMPTS for target in (*targets, None)]
         with ThreadPoolExecutor(len(asked)) as pool:
             together = list(pool.map(lambda one: text_of(mixed, *one), asked))
         for place, tokens in enumerate(alone):

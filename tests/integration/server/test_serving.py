@@ -218,6 +218,12 @@ def test_memory_and_weights_are_measured(server: LiveServer) -> None:
     assert math.isfinite(samples["leanmoe_snapshot_age_seconds", ""])
 
 
+def test_the_document_of_the_api_says_what_a_change_may_hold(exact_server: LiveServer) -> None:
+    change = exact_server.get("/openapi.json").json()["paths"]["/v1/expert_skipping"]["put"]
+    content = change["requestBody"]["content"]["application/json"]["schema"]
+    assert {"level", "max_kld", "phases", "union_budget"} < set(content["properties"])
+
+
 def test_errors_have_openai_shape(server: LiveServer) -> None:
     error = json.loads(server.put_level("{").text)["error"]
     assert set(error) == {"message", "type", "param", "code"}

@@ -11,8 +11,8 @@ from leanmoe_runtime.compat import RoutedExperts
 from leanmoe_runtime.experts import LeanRoutedExperts, lean_experts
 from leanmoe_runtime.runner import LeanRunner
 from leanmoe_runtime.state import LayerState
+from leanmoe_server.model import SkipModel
 from leanmoe_server.readiness import handshake_problems
-from leanmoe_server.settings import SkipModel
 
 NAME = "model.layers.0.mlp.experts"
 

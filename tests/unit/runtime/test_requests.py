@@ -7,7 +7,7 @@ import pytest
 
 from leanmoe.errors import LevelError
 from leanmoe.messages import LevelTable, Phases
-from leanmoe.policy import request_code
+from leanmoe.policy import RequestLevel
 from leanmoe_runtime.requests import Batch, RequestRows
 from leanmoe_runtime.state import EXACT_ROW, MANDATORY, LayerState, SkipState
 
@@ -81,7 +81,8 @@ def test_another_key_and_a_number_outside_the_table_cannot_do_harm():
 def test_an_exact_request_and_one_that_asks_for_it_are_out_of_reach_of_a_budget():
     state = state_of()
     rows = RequestRows(state)
-    codes = [request_code(0, False), request_code(40, True), request_code(40, False)]
+    asked = [RequestLevel(0), RequestLevel(40, deterministic=True), RequestLevel(40)]
+    codes = [one.pack() for one in asked]
     wanted = [new(name, **{KEY: code}) for name, code in zip("abc", codes, strict=True)]
     step(rows, wanted, order=["a", "b", "c"], tokens=[1, 1, 1])
     assert state.token_rows_T.tolist() == [1 | MANDATORY, 41 | MANDATORY, 41]

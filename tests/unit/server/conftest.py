@@ -1,4 +1,4 @@
-"""The real app parts around a ``FakeEngine``: vLLM's authentication, the gate, the routes."""
+"""The real app parts around a ``FakeEngine``: vLLM's authentication, admission, the routes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from leanmoe.manifest import read_manifest
+from leanmoe_server.admission import Admission
 from leanmoe_server.endpoint import LeanMoEEndpoint, build_service
 from leanmoe_server.fake_engine import FakeEngine
-from leanmoe_server.gate import Gate
 from leanmoe_server.metrics import Metrics
+from leanmoe_server.model import SkipModel
+from leanmoe_server.policy import Policy, Target
 from leanmoe_server.request_level import ROUTES as INFERENCE
 from leanmoe_server.service import Service, keep_service
-from leanmoe_server.settings import ServeSettings, SkipModel, Wish
+from leanmoe_server.settings import ServeSettings
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
+
+EXACT = Target()
 
 
 @pytest.fixture(scope="session")
@@ -58,14 +62,14 @@ class App:
 
 @pytest.fixture
 def build_app(skip_model: SkipModel) -> Callable[..., App]:
-    """Middleware in vLLM's order: its authentication first added, the gate outermost."""
+    """Middleware in vLLM's order: its authentication first added, admission outermost."""
 
     def build(
         engine: FakeEngine | None = None,
         *,
         user_key: str | None = None,
         admin_key: str | None = None,
-        wish: Wish | None = None,
+        target: Target = EXACT,
         request_levels_unavailable: str | None = None,
         model: SkipModel = skip_model,
         least_union: int = 0,
@@ -89,10 +93,10 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
 
         if user_key:
             app.add_middleware(AuthenticationMiddleware, tokens=[user_key])
-        app.add_middleware(Gate)
+        app.add_middleware(Admission)
         settings = ServeSettings(
             model=model,
-            wish=wish or Wish(),
+            policy=Policy(target),
             admin_key=admin_key,
             has_user_keys=user_key is not None,
             request_levels_unavailable=request_levels_unavailable,

@@ -11,7 +11,8 @@ import pytest
 
 from leanmoe.layout import LayerLayout
 from leanmoe_server.fake_engine import FakeEngine
-from leanmoe_server.settings import SkipModel, Wish
+from leanmoe_server.model import SkipModel
+from leanmoe_server.policy import Target
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/expert_skipping"
@@ -28,7 +29,7 @@ async def test_unready_before_the_start_and_ready_after(build_app) -> None:
 
 
 async def test_the_first_level_is_in_force_before_ready(build_app) -> None:
-    app = build_app(wish=Wish(level=0.5))
+    app = build_app(target=Target(level=0.5))
     await app.service.control.start()
     assert app.engine.workers[0].policy.betas == dict.fromkeys(range(4), 0.6)
     assert app.engine.cache_resets == 1
@@ -133,12 +134,12 @@ async def test_concurrent_changes_end_with_one_policy_everywhere(build_app) -> N
     assert app.engine.cache_resets == 21
 
 
-@pytest.mark.parametrize("wish", [{"level": 0.5}, {"max_kld": 0.1}])
-async def test_without_a_curve_only_0_and_1_are_levels(build_app, wish: dict[str, float]) -> None:
+@pytest.mark.parametrize("target", [{"level": 0.5}, {"max_kld": 0.1}])
+async def test_without_a_curve_only_0_and_1_are_levels(build_app, target: dict[str, float]) -> None:
     app = build_app(model=SkipModel((0, 1, 2, 3), None))
     await app.service.control.start()
     async with app.client() as client:
-        answer = await client.put(PATH, json=wish)
+        answer = await client.put(PATH, json=target)
         assert answer.status_code == 400
         assert "leanmoe curve" in answer.json()["error"]["message"]
         shown = (await client.get(PATH)).json()

@@ -14,9 +14,11 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import InputError
 from leanmoe.messages import UnionBudget
 from leanmoe_server.command import COMMAND
+from leanmoe_server.model import SkipModel
+from leanmoe_server.policy import Policy
 from leanmoe_server.preflight import check_and_configure
 from leanmoe_server.settings import ServeSettings
-from leanmoe_server.table_folder import read_wish
+from leanmoe_server.table_folder import read_sources
 from tests.integration.live_server import free_port
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
@@ -44,9 +46,9 @@ def test_a_good_start(small_model: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("s3cret\n")
     settings = configure(small_model, "--max-kld", "0.05", "--admin-key-file", str(key))
-    assert settings.model.resolve(settings.wish).level == 0.5
+    assert settings.model.resolve(settings.policy).level == 0.5
     assert settings.admin_key == "s3cret"
-    assert configure(small_model).model.resolve(configure(small_model).wish).level == 0.0
+    assert configure(small_model).model.resolve(configure(small_model).policy).level == 0.0
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_levels_between_need_a_curve(copied_model: Path) -> None:
     for arguments in (["--skip-level", "0.5"], ["--max-kld", "0.1"]):
         with pytest.raises(InputError, match="leanmoe curve"):
             configure(copied_model, *arguments)
-    assert configure(copied_model, "--skip-level", "1").wish.level == 1.0
+    assert configure(copied_model, "--skip-level", "1").policy.target.level == 1.0
 
 
 def test_a_changed_file_unless_told_not_to_look(copied_model: Path) -> None:
@@ -152,16 +154,15 @@ def test_what_vllm_offers_and_we_cannot_take(arguments: list[str], words: str) -
 
 def test_our_parts_are_added_to_what_the_user_gave() -> None:
     from leanmoe import __version__
-    from leanmoe_server.settings import SkipModel, Wish
     from leanmoe_server.vllm_engine import parse_vllm_arguments, with_our_parts
 
     config = '{"mine": 1}'
     middleware = "somewhere.Middleware"
     given = ["--model", "m", "--additional-config", config, "--middleware", middleware]
-    settings = ServeSettings(SkipModel((0,), None), Wish(), drain_seconds=7)
+    settings = ServeSettings(SkipModel((0,), None), drain_seconds=7)
     args = with_our_parts(parse_vllm_arguments([*given, "--api-key", "k"]), settings)
     assert args.additional_config == {"mine": 1, "leanmoe": {"plugin": __version__}}
-    assert args.middleware == [middleware, "leanmoe_server.gate.Gate"]
+    assert args.middleware == [middleware, "leanmoe_server.admission.Admission"]
     assert args.shutdown_timeout == 7
     assert args.leanmoe.has_user_keys and args.leanmoe.every_worker_holds_all_layers
 
@@ -179,11 +180,10 @@ def test_a_gpu_s_graphs_are_made_for_the_budget_of_the_start(
 ) -> None:
     from leanmoe import __version__
     from leanmoe_server import vllm_engine
-    from leanmoe_server.settings import Rules, SkipModel, Wish
 
     monkeypatch.setattr(vllm_engine, "is_cpu_build", lambda: on_cpu)
-    rules = Rules(union=None if experts is None else UnionBudget(experts=experts))
-    settings = ServeSettings(SkipModel((0,), None), Wish(), rules)
+    policy = Policy(union=None if experts is None else UnionBudget(experts=experts))
+    settings = ServeSettings(SkipModel((0,), None), policy)
     args = vllm_engine.with_our_parts(vllm_engine.parse_vllm_arguments(["--model", "m"]), settings)
     assert args.additional_config == {"leanmoe": {"plugin": __version__, **told}}
     assert args.leanmoe.least_union == least
@@ -191,23 +191,21 @@ def test_a_gpu_s_graphs_are_made_for_the_budget_of_the_start(
         assert args.leanmoe.union_unavailable is None
     else:
         with pytest.raises(InputError, match=refused):
-            args.leanmoe.resolve(Wish(), Rules(union=UnionBudget(experts=4)))
+            args.leanmoe.resolve(Policy(union=UnionBudget(experts=4)))
 
 
 def test_a_second_model_is_refused(small_model: Path) -> None:
-    from leanmoe_server.settings import SkipModel, Wish
     from leanmoe_server.vllm_engine import serve
 
-    settings = ServeSettings(SkipModel((0,), None), Wish())
-    tables = read_wish(open_checkpoint(small_model), [])
+    settings = ServeSettings(SkipModel((0,), None))
+    tables = read_sources(open_checkpoint(small_model), [])
     with pytest.raises(InputError, match="two models, m and elsewhere"):
         serve("m", ["--model", "m", "--model", "elsewhere"], settings, tables)
 
 
 def test_one_key_for_users_and_administrator() -> None:
-    from leanmoe_server.settings import SkipModel, Wish
     from leanmoe_server.vllm_engine import parse_vllm_arguments, with_our_parts
 
-    settings = ServeSettings(SkipModel((0,), None), Wish(), admin_key="same")
+    settings = ServeSettings(SkipModel((0,), None), admin_key="same")
     with pytest.raises(InputError, match="is also a user's --api-key"):
         with_our_parts(parse_vllm_arguments(["--model", "m", "--api-key", "same"]), settings)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from leanmoe.policy import decode_request, request_code
+from leanmoe.policy import RequestLevel
 from leanmoe.wire import BUDGET_HEADER, LEVEL_HEADER
 from leanmoe_server.fake_engine import FakeEngine
+from leanmoe_server.policy import Target
 from leanmoe_server.request_level import MAX_BODY_BYTES, ROUTES
-from leanmoe_server.settings import Wish
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -36,7 +36,7 @@ def handed_on(answer) -> dict:
 
 
 async def test_a_body_without_the_key_arrives_byte_for_byte(build_app) -> None:
-    app = await started(build_app, wish=Wish(level=0.5))
+    app = await started(build_app, target=Target(level=0.5))
     odd = b'{ "model":"m" ,"x":"\\u00e9", "temperature": 1.0e0 }'
     answer = await ask(app, odd)
     assert answer.json() == {"seen": odd.decode(), "usage": {"n": 1}}
@@ -58,7 +58,7 @@ async def test_a_level_becomes_an_argument_and_a_salt(build_app, path: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("wish", "hundredths", "alone"),
+    ("asked", "hundredths", "alone"),
     [
         ("off", 0, False),
         ({"level": 0}, 0, False),
@@ -70,14 +70,14 @@ async def test_a_level_becomes_an_argument_and_a_salt(build_app, path: str) -> N
         ({"max_kld": 0.01}, 0, True),
     ],
 )
-async def test_wishes_resolve_to_hundredths_rounded_down(
-    build_app, wish, hundredths: int, alone: bool
+async def test_targets_resolve_to_hundredths_rounded_down(
+    build_app, asked, hundredths: int, alone: bool
 ) -> None:
     """A promised loss and a deterministic request depend on no other request."""
-    app = await started(build_app, wish=Wish(level=1.0))
-    answer = await ask(app, {**BODY, "expert_skipping": wish})
+    app = await started(build_app, target=Target(level=1.0))
+    answer = await ask(app, {**BODY, "expert_skipping": asked})
     [code] = handed_on(answer)["vllm_xargs"].values()
-    assert decode_request(code) == (hundredths, alone)
+    assert RequestLevel.unpack(code) == RequestLevel(hundredths, alone)
     assert answer.headers[LEVEL_HEADER] == f"{hundredths / 100:g}"
 
 
@@ -104,8 +104,8 @@ async def test_a_stream_is_echoed_in_its_last_event(build_app) -> None:
 async def test_salts_differ_by_level_and_by_the_user_s_own(build_app) -> None:
     app = await started(build_app)
     bodies = [
-        {**BODY, "expert_skipping": wish, **extra}
-        for wish in ("off", {"level": 0.5}, {"level": 1})
+        {**BODY, "expert_skipping": asked, **extra}
+        for asked in ("off", {"level": 0.5}, {"level": 1})
         for extra in ({}, {"cache_salt": "mine"}, {"cache_salt": "yours"})
     ]
     salts = [handed_on(await ask(app, body))["cache_salt"] for body in bodies]
@@ -128,7 +128,7 @@ async def test_the_key_in_escapes_is_no_way_around(build_app) -> None:
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "asked",
     [
         {"level": 1.5},
         {"level": -0.1},
@@ -143,9 +143,9 @@ async def test_the_key_in_escapes_is_no_way_around(build_app) -> None:
         "on",
     ],
 )
-async def test_a_bad_wish_is_refused_in_one_sentence(build_app, wish) -> None:
+async def test_a_bad_target_is_refused_in_one_sentence(build_app, asked) -> None:
     app = await started(build_app)
-    answer = await ask(app, {**BODY, "expert_skipping": wish})
+    answer = await ask(app, {**BODY, "expert_skipping": asked})
     message = answer.json()["error"]["message"]
     assert answer.status_code == 400 and len(message) > 20 and "\n" not in message
 
@@ -159,13 +159,13 @@ async def test_fields_that_could_not_be_kept_are_refused_by_name(build_app, fiel
     assert answer.status_code == 400 and field in answer.json()["error"]["message"]
 
 
-async def test_the_cap_bounds_every_wish(build_app, skip_model) -> None:
+async def test_the_cap_bounds_every_target(build_app, skip_model) -> None:
     app = await started(build_app, model=replace(skip_model, max_level=0.5))
     refused = await ask(app, {**BODY, "expert_skipping": {"level": 0.51}})
     assert refused.status_code == 400
     assert "0.5, the most this server allows" in refused.json()["error"]["message"]
     seen = handed_on(await ask(app, {**BODY, "expert_skipping": {"max_kld": 10}}))
-    assert list(seen["vllm_xargs"].values()) == [request_code(50, True)]
+    assert list(seen["vllm_xargs"].values()) == [RequestLevel(50, deterministic=True).pack()]
     assert max(app.engine.levels.betas) == 50
     async with app.client() as client:
         change = await client.put("/v1/expert_skipping", json={"level": 1})
@@ -229,7 +229,7 @@ async def test_what_a_worker_cannot_tell_apart_no_request_can_ask_for(build_app)
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/chat/completions/batch"])
-async def test_a_wish_where_none_is_heeded_is_refused(build_app, path: str) -> None:
+async def test_a_level_where_none_is_heeded_is_refused(build_app, path: str) -> None:
     app = await started(build_app)
     refused = await ask(app, {**BODY, "expert_skipping": "off"}, path)
     assert refused.status_code == 400
@@ -237,10 +237,10 @@ async def test_a_wish_where_none_is_heeded_is_refused(build_app, path: str) -> N
     assert (await ask(app, BODY, path)).status_code in (200, 404)
 
 
-async def test_beam_search_would_drop_the_wish(build_app) -> None:
+async def test_beam_search_would_lose_the_level(build_app) -> None:
     app = await started(build_app)
-    for wish in ("off", {"level": 0.5}):
-        refused = await ask(app, {**BODY, "use_beam_search": True, "expert_skipping": wish})
+    for asked in ("off", {"level": 0.5}):
+        refused = await ask(app, {**BODY, "use_beam_search": True, "expert_skipping": asked})
         assert refused.status_code == 400
         assert "beam search" in refused.json()["error"]["message"]
     assert (await ask(app, {**BODY, "use_beam_search": True})).status_code == 200
@@ -257,11 +257,11 @@ async def test_numbers_of_any_length_and_encodings_of_any_width_are_read(build_a
 
 async def test_deterministic_requests_share_no_cache_where_only_decoding_skips(build_app) -> None:
     app = await started(build_app)
-    wish = {"level": 0.5, "deterministic": True}
+    asked = {"level": 0.5, "deterministic": True}
 
     async def salts() -> set[str]:
-        asked = [{**BODY, "expert_skipping": wish}] * 2
-        return {handed_on(await ask(app, body))["cache_salt"] for body in asked}
+        bodies = [{**BODY, "expert_skipping": asked}] * 2
+        return {handed_on(await ask(app, body))["cache_salt"] for body in bodies}
 
     assert len(await salts()) == 1
     async with app.client() as client:

@@ -16,7 +16,7 @@ from leanmoe.errors import CheckpointError, InputError
 from leanmoe.files.digest import file_digest
 from leanmoe.manifest import Manifest, Source, check_files, read_manifest, write_manifest
 from leanmoe.tuned_tables import FOLDER_VARIABLE, TableName, Tiles, put_table, read_table
-from leanmoe_server.table_folder import EngineShape, read_wish, tables_for
+from leanmoe_server.table_folder import EngineShape, read_sources, tables_for
 
 VLLM = Path(vllm.__file__).parent / "model_executor/layers/fused_moe/configs"
 H200 = EngineShape("NVIDIA_H200", VLLM)
@@ -88,13 +88,13 @@ def no_folder_from_outside(monkeypatch):
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
 
 
-def wish(path: Path, *files: Path):
-    return read_wish(open_checkpoint(path), files)
+def sources(path: Path, *files: Path):
+    return read_sources(open_checkpoint(path), files)
 
 
 def folder_of(path: Path, engine: EngineShape | None = H200, *files: Path) -> dict[str, str]:
     """File name -> content of what the engine would read."""
-    with tables_for(wish(path, *files), engine):
+    with tables_for(sources(path, *files), engine):
         set_to = os.environ.get(FOLDER_VARIABLE)
         held = {one.name: one.read_text() for one in Path(set_to).iterdir()} if set_to else {}
     assert FOLDER_VARIABLE not in os.environ
@@ -127,7 +127,7 @@ def test_vllm_itself_finds_what_was_handed_on(lean, monkeypatch, request):
         forget.cache_clear()
         request.addfinalizer(forget.cache_clear)
     shapes = ((5, 2 * 14336, 4096), (5, 4096, 14336))
-    with tables_for(wish(lean), H200):
+    with tables_for(sources(lean), H200):
         found = fused_moe.try_get_optimal_moe_config(*shapes, 2, None, 16)
     assert Tiles(**found) == read_table(VLLM / SOURCE.file)[16]
     fused_moe.get_moe_configs.cache_clear()
@@ -251,7 +251,7 @@ def test_a_carried_table_that_was_changed_stops_the_start(lean):
     path = put_table(lean / "tuned", SOURCE.of(5), MINE, RECORD)
     path.write_text(path.read_text().replace("32", "64"))
     with pytest.raises(CheckpointError, match="does not match"):
-        wish(lean)
+        sources(lean)
 
 
 def given(folder: Path, name: TableName, text: str | None = None) -> Path:
@@ -289,7 +289,7 @@ def test_a_given_table_that_cannot_be_used_is_refused(lean, tmp_path, name, text
 def test_a_given_file_of_another_name_is_refused(lean, tmp_path):
     (tmp_path / "mine.json").write_text("{}")
     with pytest.raises(InputError, match="not named as vLLM names its tables"):
-        wish(lean, tmp_path / "mine.json")
+        sources(lean, tmp_path / "mine.json")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_folder_of_the_user_stays_and_what_it_lacks_is_told(lean, tmp_path, mo
     own.mkdir()
     given(own, SOURCE.of(5))
     monkeypatch.setenv(FOLDER_VARIABLE, str(own))
-    with tables_for(wish(lean), H200):
+    with tables_for(sources(lean), H200):
         assert os.environ[FOLDER_VARIABLE] == str(own)
     assert os.environ[FOLDER_VARIABLE] == str(own) and len(list(own.iterdir())) == 1
     (said,) = caplog.messages

@@ -10,7 +10,8 @@ import pytest
 from leanmoe.errors import InputError
 from leanmoe.layout import LayerLayout
 from leanmoe.messages import Phases, UnionBudget, UnionMode
-from leanmoe_server.settings import Rules, ServeSettings, Wish
+from leanmoe_server.policy import Policy, Target
+from leanmoe_server.settings import ServeSettings
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/expert_skipping"
@@ -40,7 +41,7 @@ async def test_what_a_change_does_not_name_stays(build_app) -> None:
 
 
 async def test_a_budget_takes_the_measured_promise_away(build_app) -> None:
-    app = build_app(wish=Wish(level=0.5))
+    app = build_app(target=Target(level=0.5))
     await app.service.control.start()
     async with app.client() as client:
         assert (await client.get(PATH)).json()["promise"]["kld_upper"] == 0.04
@@ -84,33 +85,32 @@ async def test_bad_changes_change_nothing(build_app, body, words: str) -> None:
 
 
 def test_where_a_budget_or_phases_cannot_be(skip_model) -> None:
-    settings = ServeSettings(skip_model, Wish(), union_unavailable="the server was started so")
+    settings = ServeSettings(skip_model, union_unavailable="the server was started so")
     with pytest.raises(InputError, match="no budget on distinct experts here: the server"):
-        settings.resolve(Wish(), Rules(union=UnionBudget(experts=2, mode=UnionMode.REDIRECT)))
-    settings = ServeSettings(
-        skip_model, Wish(), request_levels_unavailable="tokens lie in another order"
-    )
+        settings.resolve(Policy(union=UnionBudget(experts=2, mode=UnionMode.REDIRECT)))
+    settings = ServeSettings(skip_model, request_levels_unavailable="tokens lie in another order")
     with pytest.raises(InputError, match="leave phases at 'all'"):
-        settings.resolve(Wish(), Rules(phases=Phases.DECODE))
+        settings.resolve(Policy(phases=Phases.DECODE))
 
 
 @pytest.mark.parametrize(("experts", "fits"), [(1, False), (2, True), (8, True), (9, False)])
 def test_a_budget_lies_between_a_token_s_experts_and_a_layer_s(skip_model, experts, fits):
     model = replace(skip_model, n_experts=8, top_k=2)
-    rules = Rules(union=UnionBudget(experts=experts))
+    union = UnionBudget(experts=experts)
+    policy = Policy(Target(level=0.5), union=union)
     if fits:
-        assert model.resolve(Wish(level=0.5), rules).rules is rules
+        assert model.resolve(policy).union == union
         return
     with pytest.raises(InputError, match=f"union_budget is {experts}, expected from 2.*the 8"):
-        model.resolve(Wish(level=0.5), rules)
+        model.resolve(policy)
 
 
 def test_layers_with_their_own_counts_bound_a_budget_by_the_largest(skip_model):
     own = {i: LayerLayout(n_experts=4 + i, top_k=2) for i in skip_model.moe_layers}
     model = replace(skip_model, n_experts=64, top_k=2, layers=own)
-    assert model.resolve(Wish(), Rules(union=UnionBudget(experts=7)))
+    assert model.resolve(Policy(union=UnionBudget(experts=7)))
     with pytest.raises(InputError, match="up to the 7 experts"):
-        model.resolve(Wish(), Rules(union=UnionBudget(experts=8)))
+        model.resolve(Policy(union=UnionBudget(experts=8)))
 
 
 async def test_a_smaller_budget_than_the_graphs_hold_is_refused_and_a_larger_one_is_not(build_app):

@@ -1,20 +1,21 @@
 """The outermost ASGI layer: no inference before the model is known to skip, none while stopping.
 
 Installed through vLLM's ``--middleware``, whose failure to import stops the start. It
-stands outside vLLM's authentication, so it decides nothing by what a body says.
+stands outside vLLM's authentication, so it decides nothing by what a body says, and lets
+past that authentication whom vLLM does not know: the administrator who changes the policy.
 """
 
 from __future__ import annotations
 
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
-from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanmoe.wire import CONTROL_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH
 from leanmoe_server.auth import presents_admin_key
-from leanmoe_server.routes import change_policy, error_response
-from leanmoe_server.service import Service, service_of
+from leanmoe_server.routes import error_response
+from leanmoe_server.service import NOT_SET_UP, Service, service_of
 
 # What may be asked of a server that must not infer: how it is, and how to mend it.
 _ALWAYS_OPEN = frozenset({READY_PATH, CONTROL_PATH, METRICS_PATH, HEALTH_PATH, "/version", "/load"})
@@ -22,14 +23,11 @@ METRICS_MAX_AGE_SECONDS = 0.1
 METRICS_WAIT_SECONDS = 2.0
 
 
-class Gate:
+class Admission:
     """Refuses with 503 until ready and while draining; counts what is in flight."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._admin = Router(
-            [Route(CONTROL_PATH, change_policy, methods=["PUT"])], redirect_slashes=False
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -43,9 +41,9 @@ class Gate:
         service = service_of(scope["app"])
         if service is not None and _path(scope) == METRICS_PATH:
             await service.poller.refresh(METRICS_MAX_AGE_SECONDS, METRICS_WAIT_SECONDS)
-        # vLLM's authentication knows user keys only; the administrator passes beside it.
         administers = service is not None and _is_admin(scope, service)
-        await (self._admin if administers else self.app)(scope, receive, send)
+        app = _past_authentication(scope["app"]) if administers else self.app
+        await app(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = service_of(scope["app"])
@@ -69,8 +67,14 @@ def _is_admin(scope: Scope, service: Service) -> bool:
     return is_change and presents_admin_key(Headers(scope=scope), service.settings.admin_key)
 
 
+def _past_authentication(app: Starlette) -> ASGIApp:
+    """The app's own routes without vLLM's middleware, which knows user keys only."""
+    # FastAPI's routes want the exit stack that its innermost middleware opens.
+    return AsyncExitStackMiddleware(app.router)
+
+
 async def _refuse(service: Service | None, scope: Scope, receive: Receive, send: Send) -> None:
-    reasons = service.blocked if service else ["the LeanMoE endpoint plugin was not set up"]
+    reasons = service.blocked if service else [NOT_SET_UP]
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": 1013, "reason": "not ready, see /ready"})

@@ -1,0 +1,127 @@
+"""The model as the server knows it: from a policy or a request's target to levels and betas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe.curve import QualityCurve
+from leanmoe.errors import LevelError
+from leanmoe.layout import LayerLayout
+from leanmoe.messages import PolicyUpdate
+from leanmoe.policy import (
+    EXACT,
+    HUNDREDTHS,
+    TOP1_ONLY,
+    RequestLevel,
+    check_level,
+    hundredths_of,
+    resolve_betas,
+)
+from leanmoe_server.policy import Policy, Target
+
+
+@dataclass(frozen=True)
+class SkipModel:
+    """What the server must know to resolve levels: the model's MoE layers, its curve, the cap.
+
+    ``layers`` and ``renormalize`` are what the checkpoint says; a loaded layer must agree.
+    ``n_experts`` and ``top_k`` are those of a layer without numbers of its own, 0 if not known.
+    """
+
+    moe_layers: tuple[int, ...]
+    curve: QualityCurve | None
+    max_level: float = TOP1_ONLY
+    layers: Mapping[int, LayerLayout] = field(default_factory=dict)
+    renormalize: bool | None = None
+    n_experts: int = 0
+    top_k: int = 0
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, max_level: float = TOP1_ONLY) -> SkipModel:
+        manifest = checkpoint.manifest
+        cap = check_level(max_level, "--max-skip-level")
+        curve = manifest.curve if manifest else None
+        shape = checkpoint.shape
+        return cls(
+            shape.moe_layers,
+            curve,
+            cap,
+            checkpoint.layers,
+            shape.renormalize,
+            shape.n_routed_experts,
+            shape.top_k,
+        )
+
+    @property
+    def skip_layers(self) -> list[int]:
+        """The layers that can skip: condensed ones never do."""
+        own = self.layers
+        return [i for i in self.moe_layers if not (i in own and own[i].condensed)]
+
+    def resolve(self, policy: Policy, version: int = 0) -> PolicyUpdate:
+        """What the workers apply for ``policy``; ``LevelError`` says why there is nothing."""
+        target, union = policy.target, policy.union
+        if target.max_kld is not None and union is not None:
+            raise LevelError(
+                f"max_kld {target.max_kld} promises what was measured, and no curve knows what a "
+                "budget on distinct experts costs; give a level, or turn the budget off"
+            )
+        if union is not None:
+            self._check_union(union.experts)
+        level = self._level_of(target)
+        return PolicyUpdate(
+            level=level,
+            betas=self._betas(level),
+            version=version,
+            phases=policy.phases,
+            union=union,
+        )
+
+    def _check_union(self, experts: int) -> None:
+        """A budget below a token's own experts takes work from a token that runs alone."""
+        own = [self.layers[i] for i in self.skip_layers if i in self.layers]
+        most = max((one.n_experts for one in own), default=0)
+        if len(own) < len(self.skip_layers):
+            most = max(most, self.n_experts)
+        if self.n_experts and not self.top_k <= experts <= most:
+            raise LevelError(
+                f"union_budget is {experts}, expected from {self.top_k}, what one token is routed "
+                f"to, up to the {most} experts of a layer"
+            )
+
+    def resolve_request(self, target: Target, deterministic: bool = False) -> RequestLevel:
+        """A single request's level, rounded down; a promised loss depends on it alone."""
+        level = self._level_of(target)
+        self._betas(level)
+        return RequestLevel(hundredths_of(level), deterministic or target.max_kld is not None)
+
+    def level_table(self) -> dict[int, dict[int, float]]:
+        """Betas of every level a request may ask for, by hundredths."""
+        wanted = range(hundredths_of(self.max_level) + 1)
+        if self.curve is None:
+            wanted = range(0, len(wanted), HUNDREDTHS)
+        return {one: self._betas(one / HUNDREDTHS) for one in wanted}
+
+    def _betas(self, level: float) -> dict[int, float]:
+        return resolve_betas(level, self.skip_layers, self.curve)
+
+    def _level_of(self, target: Target) -> float:
+        if target.max_kld is not None:
+            return min(self._level_under(target.max_kld), self.max_level)
+        level = EXACT if target.level is None else float(target.level)
+        if level > self.max_level:
+            raise LevelError(
+                f"level {level} is above {self.max_level}, the most this server allows "
+                "(--max-skip-level); ask for less"
+            )
+        return level
+
+    def _level_under(self, max_kld: float) -> float:
+        if self.curve is None:
+            raise LevelError(
+                f"max_kld {max_kld} needs a quality curve and this model has none: "
+                "run `leanmoe curve MODEL --data SPEC` first, or give level 0 or 1"
+            )
+        return self.curve.level_for_max_kld(max_kld)
