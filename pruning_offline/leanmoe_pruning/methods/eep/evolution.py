@@ -1,11 +1,11 @@
-"""EEP's search: random selections, a prune stage, a merge stage, a held-out pick.
+"""The evolutionary search, Algorithm 1: random selections, pruning, merging, a held-out pick.
 
 Children are made in rounds of as many as there are workers, child i from draws of its own
 seeded with (seed, i) and from the population before the round. So a run depends on seed,
 settings and number of workers and on no timing, and one that was stopped repeats itself.
 A child that was evaluated before is drawn again: in the released code 59 to 90 % of the
-prune stage's children are unchanged and cost an evaluation each. Where no new one is found
-the stage is over early: few experts in few groups have few selections.
+prune phase's children are unchanged and cost an evaluation each. Where no new one is found
+the phase is over early: few experts in few groups have few selections.
 """
 
 from __future__ import annotations
@@ -14,18 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from leanmoe_pruning.methods.eep.draws import Draws, SeededDraws
+from leanmoe_pruning.methods.eep.draws import Draws, SeededDraws, Settings
+from leanmoe_pruning.methods.eep.fitness import Evaluator
 from leanmoe_pruning.methods.eep.individual import Individual, identity
-from leanmoe_pruning.methods.eep.judge import Evaluator
-from leanmoe_pruning.methods.eep.operators import (
-    Population,
-    Settings,
-    merge_child,
-    new_individual,
-    paper_child,
-    prune_child,
-    shuffle_ties,
-)
+from leanmoe_pruning.methods.eep.phases import merge_child, paper_child, prune_child
+from leanmoe_pruning.methods.eep.population import Population, new_individual, shuffle_ties
 from leanmoe_pruning.methods.eep.store import Store
 from leanmoe_pruning.progress import Tick
 

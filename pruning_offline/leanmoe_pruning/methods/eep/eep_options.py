@@ -9,7 +9,7 @@ import torch
 from leanmoe.errors import InputError
 from leanmoe_pruning.checkpoints.fp8 import FP8
 from leanmoe_pruning.checkpoints.opening import check_runnable, check_uniform
-from leanmoe_pruning.methods.eep.applied import stored_dtype
+from leanmoe_pruning.methods.eep.merged_model import stored_dtype
 from leanmoe_pruning.methods.method import Inputs
 
 

@@ -13,12 +13,12 @@ import torch
 from leanmoe.errors import InputError
 from leanmoe.files.digest import bytes_digest
 from leanmoe.files.resuming import kept_folder, kept_in
-from leanmoe_pruning.methods.eep.applied import Applied, stored_dtype
+from leanmoe_pruning.methods.eep.eep_options import check_dtypes, check_model, refuse, top_k_of
+from leanmoe_pruning.methods.eep.evolution import INITIAL, Limits, Operators, Scored, Search, Space
+from leanmoe_pruning.methods.eep.fitness import Evaluator, Load, OwnProcess
 from leanmoe_pruning.methods.eep.individual import Individual, group_of_layers
-from leanmoe_pruning.methods.eep.judge import Evaluator, Load, OwnProcess
-from leanmoe_pruning.methods.eep.negatives import Negatives
-from leanmoe_pruning.methods.eep.options import check_dtypes, check_model, refuse, top_k_of
-from leanmoe_pruning.methods.eep.search import INITIAL, Limits, Operators, Scored, Search, Space
+from leanmoe_pruning.methods.eep.merged_model import Applied, stored_dtype
+from leanmoe_pruning.methods.eep.published_formula import Negatives
 from leanmoe_pruning.methods.eep.store import Store
 from leanmoe_pruning.methods.eep.workers import RayWorkers
 from leanmoe_pruning.methods.method import Decision, Inputs, Method

@@ -1,30 +1,74 @@
-"""A merged model as the published code runs it, for the numbers of its golden sets.
+"""The published formula, and the one point where what is judged and served leaves it.
 
-It differs from what is served in one point: mapped probabilities are not clamped
-(``negatives.py`` says what is done elsewhere and why).
+The released code clamps nothing, so an expert whose mapped probability is negative can be among
+the chosen and is given a negative weight. What is served and judged clamps mapped
+probabilities at ``LEAST_PROBABILITY``: skipping compares weights with the largest, which
+needs them positive. Such an expert then counts for nothing; ``Negatives`` counts how often.
+``Evidence`` runs the formula unclamped, for the numbers of the golden sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch.nn import functional
 
+from leanmoe.layout import LEAST_PROBABILITY
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.routing import Routing, route_mapped
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
-from leanmoe_pruning.methods.eep.applied import Applied
 from leanmoe_pruning.methods.eep.individual import Individual
-from leanmoe_pruning.methods.eep.negatives import Negatives
+from leanmoe_pruning.methods.eep.merged_model import Applied
 
+# The logarithm of the clamp; that of no probability worth the name comes near it.
+_AT_CLAMP = math.log(LEAST_PROBABILITY) + 1e-2
 # w1, w2, w3 of the golden sets.
 _FILE_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
+@dataclass
+class Negatives:
+    """Chosen (token, expert) pairs of mapped layers, and those at the clamp among them."""
+
+    chosen: int = 0
+    negative: int = 0
+
+    def note(self) -> tuple[str, ...]:
+        """What a user should know about them."""
+        if not self.negative:
+            return ()
+        return (
+            f"{self.negative} of {self.chosen} chosen experts have a mapped probability below "
+            "zero: the published code would give them negative weights, and here, as when "
+            "served, they count for nothing",
+        )
+
+
+@dataclass(frozen=True)
+class CountingLayer(DecoderLayer):
+    """A mapped layer, routing as served, that counts into ``counts``."""
+
+    counts: Negatives = field(default_factory=Negatives)
+
+    def route(self, logits_TE: torch.Tensor, kept: Sequence[int] | None = None) -> Routing:
+        found = super().route(logits_TE, kept)
+        logits_TK = logits_TE.gather(-1, found.ids_TK)
+        self.counts.chosen += logits_TK.numel()
+        self.counts.negative += int((logits_TK <= _AT_CLAMP).sum())
+        return found
+
+
+def counting(layer: DecoderLayer, counts: Negatives) -> CountingLayer:
+    """The same layer, counting."""
+    own = {one.name: getattr(layer, one.name) for one in fields(DecoderLayer)}
+    return CountingLayer(**own, counts=counts)
+
+
 class Unskipped(Routing):
-    """Chosen experts that all count: the skip rule would drop negative weights at beta 0 too."""
+    """Chosen experts that all count: the skip rule would skip negative weights at beta 0 too."""
 
     def kept(self, betas_T: torch.Tensor | float) -> torch.Tensor:
         return torch.ones_like(self.ids_TK, dtype=torch.bool)
@@ -35,7 +79,7 @@ class PublishedLayer(DecoderLayer):
 
     @classmethod
     def of(cls, layer: DecoderLayer) -> PublishedLayer:
-        return cls(**{field.name: getattr(layer, field.name) for field in fields(layer)})
+        return cls(**{one.name: getattr(layer, one.name) for one in fields(layer)})
 
     def router_logits(self, x_TD: torch.Tensor) -> torch.Tensor:
         """Mapped probabilities instead of logits, of any sign, float32 ``[T, E']``."""

@@ -1,4 +1,4 @@
-"""Who evaluates individuals: a model in memory, in this process."""
+"""Fitness: how many items of a task an individual answers right, by a model in memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.methods.eep.applied import Applied
 from leanmoe_pruning.methods.eep.individual import Individual
-from leanmoe_pruning.methods.eep.negatives import Negatives, counting
+from leanmoe_pruning.methods.eep.merged_model import Applied
+from leanmoe_pruning.methods.eep.published_formula import Negatives, counting
 from leanmoe_pruning.quality.resident import ResidentModel
 from leanmoe_pruning.quality.tasks.scoring import score_task
 from leanmoe_pruning.quality.tasks.task import Task

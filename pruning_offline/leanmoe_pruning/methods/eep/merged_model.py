@@ -1,4 +1,4 @@
-"""An individual applied to a model in memory, with the arithmetic of the cutter.
+"""The model an individual stands for: experts merged by W_EM, probabilities mapped by W_RM.
 
 What only selects copies no weight: the layer gets a shorter list of the same tensors. What
 mixes is summed as ``cutting.pieces`` sums it, in the same order, and rounded to the
