@@ -14,7 +14,7 @@ from leanmoe.families import MoEShape
 from leanmoe_pruning.cutting.plan import LayerPlan, Merge
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.planning.headers import HeaderModel
-from leanmoe_pruning.planning.work import (
+from leanmoe_pruning.planning.costs import (
     Wish,
     Work,
     condensing,

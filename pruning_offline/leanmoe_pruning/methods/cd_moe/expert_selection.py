@@ -15,12 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from leanmoe_pruning.forward.stream import DecoderLayer
-from leanmoe_pruning.methods.cd_moe.condensed import shared_output
-from leanmoe_pruning.methods.cd_moe.divergence import channel_shares, divergence
-from leanmoe_pruning.methods.cd_moe.documents import Documents
-from leanmoe_pruning.methods.cd_moe.gates import GateUse
+from leanmoe_pruning.methods.cd_moe.condensed_layer import RoutedWeights, shared_output
+from leanmoe_pruning.methods.cd_moe.divergence import Documents, channel_shares, divergence
 from leanmoe_pruning.methods.cd_moe.memory import Scratch
-from leanmoe_pruning.methods.cd_moe.work import Work
+from leanmoe_pruning.methods.cd_moe.search_cost import Work
 
 # The vector of a decoder layer's output that is compared: as it is, or after the final norm.
 View = Callable[[torch.Tensor], torch.Tensor]
@@ -45,19 +43,19 @@ class ExpertSearch:
         documents: Documents,
         attended: Sequence[torch.Tensor],
         outputs: Sequence[torch.Tensor],
-        gates: GateUse,
+        weights: RoutedWeights,
         view: View,
         work: Work,
         scratch: Scratch,
     ) -> None:
         self._layer, self._documents, self._view, self._work = layer, documents, view, work
-        self._constants: list[float] = gates.means.tolist()
-        self._promise: list[float] = (-gates.weight_E).tolist()
+        self._constants: list[float] = weights.means.tolist()
+        self._promise: list[float] = (-weights.weight_E).tolist()
         self._inputs = [layer.block_input(block) for block in attended]
         self._targets = [channel_shares(view(block.flatten(0, 1))) for block in outputs]
         self._current = [block.flatten(0, 1).clone() for block in attended]
         for current_TD, x_TD in zip(self._current, self._inputs, strict=True):
-            layer.add_(current_TD, shared_output(layer, x_TD, gates.shared_gate))
+            layer.add_(current_TD, shared_output(layer, x_TD, weights.shared_gate))
         self._count = len(self._constants)
         self._scratch = scratch
         self._outputs: list[torch.Tensor | None] = [None] * len(self._inputs)

@@ -15,13 +15,13 @@ from leanmoe.errors import InputError
 from leanmoe_pruning.checkpoints.opening import check_uniform
 from leanmoe_pruning.cutting.plan import LayerPlan, layer_fault
 from leanmoe_pruning.data import DataSet, load_data
-from leanmoe_pruning.methods.cd_moe.condensed import Condensed
-from leanmoe_pruning.methods.cd_moe.documents import documents_of
-from leanmoe_pruning.methods.cd_moe.evidence import Evidence
-from leanmoe_pruning.methods.cd_moe.layers import LayerOrder, LayerSearch
+from leanmoe_pruning.methods.cd_moe.calibration import Calibration
+from leanmoe_pruning.methods.cd_moe.cd_moe_dump import Evidence
+from leanmoe_pruning.methods.cd_moe.condensed_layer import Condensed
+from leanmoe_pruning.methods.cd_moe.divergence import documents_of
+from leanmoe_pruning.methods.cd_moe.layer_selection import LayerOrder, LayerSearch
 from leanmoe_pruning.methods.cd_moe.memory import Layers, Scratch
-from leanmoe_pruning.methods.cd_moe.survey import Survey
-from leanmoe_pruning.methods.cd_moe.work import Work, published_forwards
+from leanmoe_pruning.methods.cd_moe.search_cost import Work, published_forwards
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.options import variant_of
 from leanmoe_pruning.progress import progress
@@ -54,42 +54,44 @@ class CdMoe:
         stream, documents = self.inputs.stream(), documents_of(self.data.ids)
         layers, work = Layers(stream), Work(stream.n_layers, documents.tokens)
         with Scratch() as scratch:
-            survey = Survey(stream, layers, documents, scratch, work)
+            calibration = Calibration(stream, layers, documents, scratch, work)
             steps = self.n_experts if dump or self.variant == "SR" else 0
             with progress("cd-moe: choosing experts", stream.n_layers) as tick:
-                survey.run(steps, dump, tick)
+                calibration.run(steps, dump, tick)
 
             def search(variant: str, count: int) -> LayerOrder:
-                wanted = _wanted(survey, variant)
-                found = LayerSearch(stream, layers, documents, survey, wanted, scratch, work)
+                wanted = _wanted(calibration, variant)
+                found = LayerSearch(stream, layers, documents, calibration, wanted, scratch, work)
                 with progress(f"cd-moe: choosing layers ({variant})", count) as tick:
                     return found.run(count, dump, tick)
 
             if not dump:
                 order = search(self.variant, self.n_layers)
-                return self._decision(survey, order, work, Decision({}))
+                return self._decision(calibration, order, work, Decision({}))
             every = len(self.inputs.shape.moe_layers)
             orders = {variant: search(variant, every) for variant in VARIANTS}
-            evidence = Evidence(self.inputs.shape.moe_layers, survey, orders)
+            evidence = Evidence(self.inputs.shape.moe_layers, calibration, orders)
             dumped = Decision({}, evidence.tensors(), evidence.facts(self.data))
             for variant in VARIANTS if self.probe is not None else ():
                 assert self.probe is not None
                 dumped.tensors.update(
-                    evidence.logits(stream, layers, self.probe, variant, _wanted(survey, variant))
+                    evidence.logits(
+                        stream, layers, self.probe, variant, _wanted(calibration, variant)
+                    )
                 )
-            return self._decision(survey, orders[self.variant], work, dumped)
+            return self._decision(calibration, orders[self.variant], work, dumped)
 
     def _decision(
-        self, survey: Survey, order: LayerOrder, work: Work, dumped: Decision
+        self, calibration: Calibration, order: LayerOrder, work: Work, dumped: Decision
     ) -> Decision:
-        chosen, wanted = order.order[: self.n_layers], _wanted(survey, self.variant)
+        chosen, wanted = order.order[: self.n_layers], _wanted(calibration, self.variant)
         self._found = {
             "layer_order": list(chosen),
             "layer_step_js": list(order.step_js[: self.n_layers]),
             "forwards": self._cost(work),
         }
         plans = {layer: wanted[layer].plan() for layer in sorted(chosen)}
-        return Decision(plans, dumped.tensors, dumped.facts, tuple(_notes(survey, plans)))
+        return Decision(plans, dumped.tensors, dumped.facts, tuple(_notes(calibration, plans)))
 
     def _cost(self, work: Work) -> dict[str, float]:
         """Passes of the whole model over the documents, beside those of the published scripts."""
@@ -101,14 +103,14 @@ class CdMoe:
         return {"run": round(work.forwards, 2), "published": published}
 
 
-def _wanted(survey: Survey, variant: str) -> dict[int, Condensed]:
-    return {layer: facts.condensed(variant == "SR") for layer, facts in survey.facts.items()}
+def _wanted(calibration: Calibration, variant: str) -> dict[int, Condensed]:
+    return {layer: facts.condensed(variant == "SR") for layer, facts in calibration.facts.items()}
 
 
-def _notes(survey: Survey, plans: Mapping[int, LayerPlan]) -> list[str]:
+def _notes(calibration: Calibration, plans: Mapping[int, LayerPlan]) -> list[str]:
     """Experts that no token selected stand for nothing and were kept all the same."""
     idle = {
-        layer: [e for e in plan.kept if not survey.facts[layer].gates.selected_E[e]]
+        layer: [e for e in plan.kept if not calibration.facts[layer].weights.selected_E[e]]
         for layer, plan in plans.items()
     }
     return [

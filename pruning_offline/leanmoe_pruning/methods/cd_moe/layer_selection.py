@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import torch
 
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.methods.cd_moe.condensed import Condensed, finish_, pass_
-from leanmoe_pruning.methods.cd_moe.divergence import channel_shares, divergence
-from leanmoe_pruning.methods.cd_moe.documents import Documents
+from leanmoe_pruning.methods.cd_moe.calibration import Blocks, Calibration
+from leanmoe_pruning.methods.cd_moe.condensed_layer import Condensed, finish_, pass_
+from leanmoe_pruning.methods.cd_moe.divergence import Documents, channel_shares, divergence
 from leanmoe_pruning.methods.cd_moe.memory import Layers, Scratch
-from leanmoe_pruning.methods.cd_moe.survey import Blocks, Survey
-from leanmoe_pruning.methods.cd_moe.work import Work
+from leanmoe_pruning.methods.cd_moe.search_cost import Work
 from leanmoe_pruning.progress import Tick
 
 
@@ -41,16 +40,16 @@ class LayerSearch:
         stream: DecoderStream,
         layers: Layers,
         documents: Documents,
-        survey: Survey,
+        calibration: Calibration,
         wanted: Mapping[int, Condensed],
         scratch: Scratch,
         work: Work,
     ) -> None:
         self._stream, self._layers, self._documents = stream, layers, documents
-        self._final, self._wanted = survey.final, wanted
+        self._final, self._wanted = calibration.final, wanted
         self._scratch, self._work = scratch, work
         # The stream in front of each candidate's block, under what is condensed so far.
-        self._attended = {layer: facts.attended for layer, facts in survey.facts.items()}
+        self._attended = {layer: facts.attended for layer, facts in calibration.facts.items()}
         self._condensed: dict[int, Condensed] = {}
         self._candidates = sorted(wanted)
 

@@ -13,13 +13,11 @@ from leanmoe.errors import CheckpointError
 from leanmoe_pruning.checkpoints.shards import is_finite
 from leanmoe_pruning.forward.passes import run_block
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
-from leanmoe_pruning.methods.cd_moe.condensed import Condensed, pass_
-from leanmoe_pruning.methods.cd_moe.divergence import channel_shares
-from leanmoe_pruning.methods.cd_moe.documents import Documents
-from leanmoe_pruning.methods.cd_moe.experts import ExpertOrder, ExpertSearch
-from leanmoe_pruning.methods.cd_moe.gates import GateUse
+from leanmoe_pruning.methods.cd_moe.condensed_layer import Condensed, RoutedWeights, pass_
+from leanmoe_pruning.methods.cd_moe.divergence import Documents, channel_shares
+from leanmoe_pruning.methods.cd_moe.expert_selection import ExpertOrder, ExpertSearch
 from leanmoe_pruning.methods.cd_moe.memory import Layers, Scratch
-from leanmoe_pruning.methods.cd_moe.work import Work
+from leanmoe_pruning.methods.cd_moe.search_cost import Work
 from leanmoe_pruning.progress import Tick
 
 Blocks = list[torch.Tensor]
@@ -29,18 +27,18 @@ Blocks = list[torch.Tensor]
 class LayerFacts:
     """What one MoE layer showed; ``attended`` is the stream before its block, ``[N, T, D]``."""
 
-    gates: GateUse
+    weights: RoutedWeights
     attended: Blocks
     experts: ExpertOrder | None
 
     def condensed(self, with_experts: bool) -> Condensed:
         """What the layer is condensed to."""
         chosen = self.experts.order if with_experts and self.experts is not None else ()
-        means = self.gates.means.tolist()
-        return Condensed({expert: means[expert] for expert in chosen}, self.gates.shared_gate)
+        means = self.weights.means.tolist()
+        return Condensed({expert: means[expert] for expert in chosen}, self.weights.shared_gate)
 
 
-class Survey:
+class Calibration:
     """The pass; ``steps`` experts are chosen per layer, none where 0."""
 
     def __init__(
@@ -65,10 +63,10 @@ class Survey:
                 for block in hidden:
                     pass_(layer, block, None)
             else:
-                gates, attended = self._pass_noting(layer, hidden)
-                search = self._search(layer, gates, attended, hidden) if steps else None
+                weights, attended = self._pass_noting(layer, hidden)
+                search = self._search(layer, weights, attended, hidden) if steps else None
                 found = None if search is None else search.run(steps, exhaustive)
-                self.facts[layer.index] = LayerFacts(gates, attended, found)
+                self.facts[layer.index] = LayerFacts(weights, attended, found)
             self._check(layer.index, hidden)
             self._work.layer(self._documents.tokens)
             tick()
@@ -84,21 +82,21 @@ class Survey:
                 "float32 or fetch the model again"
             )
 
-    def _pass_noting(self, layer: DecoderLayer, hidden: Blocks) -> tuple[GateUse, Blocks]:
+    def _pass_noting(self, layer: DecoderLayer, hidden: Blocks) -> tuple[RoutedWeights, Blocks]:
         assert layer.experts is not None
-        gates, attended = GateUse(len(layer.experts)), []
+        weights, attended = RoutedWeights(len(layer.experts)), []
         for block in hidden:
             layer.attend_(block)
             attended.append(self._scratch.tensor(*block.shape).copy_(block))
-            gates.add_shared(layer, layer.block_input(block))
+            weights.add_shared(layer, layer.block_input(block))
             output_TD, routed = run_block(layer, block)
             assert routed is not None
-            gates.add(routed.routing)
+            weights.add(routed.routing)
             layer.add_(block, output_TD)
-        return gates, attended
+        return weights, attended
 
     def _search(
-        self, layer: DecoderLayer, gates: GateUse, attended: Blocks, outputs: Blocks
+        self, layer: DecoderLayer, weights: RoutedWeights, attended: Blocks, outputs: Blocks
     ) -> ExpertSearch:
         last = layer.index == self._stream.n_layers - 1
         return ExpertSearch(
@@ -106,7 +104,7 @@ class Survey:
             self._documents,
             attended,
             outputs,
-            gates,
+            weights,
             self._stream.final_norm if last else _as_it_is,
             self._work,
             self._scratch,
