@@ -1,14 +1,17 @@
 """What deciding takes, per kind of method: memory, disk, arithmetic. All of it estimates.
 
-T calibration tokens. Memory follows the scorer's bound: 1.5 times the largest layer, the
-activations, 2 GiB.
+Memory follows the scorer's bound: 1.5 times the largest layer, the activations, 2 GiB. How
+fast this machine multiplies matrices is the one thing measured for a plan.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
+
+import torch
 
 from leanmoe_pruning.amounts import GIB
 from leanmoe_pruning.methods.naee.options import ENUMERATED_UP_TO
@@ -19,11 +22,13 @@ from leanmoe_pruning.scores.sampling import gram_tokens
 EEP_EVALUATIONS = 200  # the paper's 40 while pruning and 160 while merging
 # Rates of work that is no matrix product, as operations of a product that take as long.
 _LOSS_TERM, _DIVERGENCE_TERM = 400, 800
+# Of the matrices multiplied to measure a rate, and how long that may take.
+_SIZE, _LONGEST_SECONDS = 1024, 0.4
 
 
 @dataclass(frozen=True)
-class Wish:
-    """One budget of one kind of method."""
+class Workload:
+    """What one kind of method has to decide, and from how many tokens."""
 
     tokens: int
     keep: int
@@ -39,7 +44,7 @@ class Cost:
     operations: float
 
 
-Work = Callable[[HeaderModel, Wish], Cost]
+CostOf = Callable[[HeaderModel, Workload], Cost]
 
 
 def cut_ram(model: HeaderModel) -> int:
@@ -88,27 +93,27 @@ def scoring_operations(model: HeaderModel, tokens: int) -> float:
     return 2.0 * (tokens * model.dense_parameters + sampled * experts + routed)
 
 
-def nothing(model: HeaderModel, wish: Wish) -> Cost:
+def nothing(model: HeaderModel, load: Workload) -> Cost:
     return Cost(cut_ram(model), 0, 0.0)
 
 
-def scores(model: HeaderModel, wish: Wish) -> Cost:
-    ram = max(scoring_ram(model, wish.tokens), cut_ram(model))
-    disk = bundle_bytes(model, wish.tokens)
-    return Cost(ram, disk, scoring_operations(model, wish.tokens))
+def scores(model: HeaderModel, load: Workload) -> Cost:
+    ram = max(scoring_ram(model, load.tokens), cut_ram(model))
+    disk = bundle_bytes(model, load.tokens)
+    return Cost(ram, disk, scoring_operations(model, load.tokens))
 
 
-def merged_scores(model: HeaderModel, wish: Wish) -> Cost:
-    cost = scores(model, wish)
+def merged_scores(model: HeaderModel, load: Workload) -> Cost:
+    cost = scores(model, load)
     return Cost(max(cost.ram_bytes, merge_ram(model)), cost.disk_bytes, cost.operations)
 
 
-def subsets(model: HeaderModel, wish: Wish) -> Cost:
+def subsets(model: HeaderModel, load: Workload) -> Cost:
     """Every subset's loss, or of those that a greedy search looks at."""
-    shape, cost = model.checkpoint.shape, scores(model, wish)
-    tried = _subsets_tried(shape.n_routed_experts, wish.keep)
+    shape, cost = model.checkpoint.shape, scores(model, load)
+    tried = _subsets_tried(shape.n_routed_experts, load.keep)
     pairs = (shape.top_k + 1) * (shape.top_k + 2) // 2
-    terms = float(tried) * _sampled(model, wish.tokens) * pairs * len(shape.moe_layers)
+    terms = float(tried) * _sampled(model, load.tokens) * pairs * len(shape.moe_layers)
     return Cost(cost.ram_bytes, cost.disk_bytes, cost.operations + _LOSS_TERM * terms)
 
 
@@ -119,26 +124,38 @@ def _subsets_tried(n_experts: int, keep: int) -> int:
     return sum(range(keep + 1, n_experts + 1)) + 2 * keep * (n_experts - keep)
 
 
-def evolution(model: HeaderModel, wish: Wish) -> Cost:
+def evolution(model: HeaderModel, load: Workload) -> Cost:
     """The whole model in memory, one pass over the task per child."""
     held = sum(model.layer_parameters.values()) * model.compute_bytes
     ram = max(held + 2 * GIB, merge_ram(model))
-    return Cost(ram, 0, EEP_EVALUATIONS * forward_operations(model, wish.tokens))
+    return Cost(ram, 0, EEP_EVALUATIONS * forward_operations(model, load.tokens))
 
 
-def condensing(model: HeaderModel, wish: Wish) -> Cost:
+def condensing(model: HeaderModel, load: Workload) -> Cost:
     """A greedy search of experts in each layer, then of layers."""
     shape = model.checkpoint.shape
     layers, width = len(shape.moe_layers), shape.hidden_size
-    terms = float(shape.top_k * shape.n_routed_experts) * wish.tokens * width * layers
+    terms = float(shape.top_k * shape.n_routed_experts) * load.tokens * width * layers
     # A candidate layer is judged by running what lies above it, half of the model on average.
-    candidates = sum(layers - step for step in range(wish.condensed)) / 2
-    search = candidates * forward_operations(model, wish.tokens)
-    passed = scoring_operations(model, wish.tokens)
-    return Cost(scoring_ram(model, wish.tokens), 0, passed + search + _DIVERGENCE_TERM * terms)
+    candidates = sum(layers - step for step in range(load.condensed)) / 2
+    search = candidates * forward_operations(model, load.tokens)
+    passed = scoring_operations(model, load.tokens)
+    return Cost(scoring_ram(model, load.tokens), 0, passed + search + _DIVERGENCE_TERM * terms)
 
 
-def masking(model: HeaderModel, wish: Wish) -> Cost:
+def masking(model: HeaderModel, load: Workload) -> Cost:
     """One pass for the statistics; masked weights lie on disk until they are written."""
     disk = sum(model.expert_parameters.values()) * model.compute_bytes
-    return Cost(scoring_ram(model, wish.tokens), disk, forward_operations(model, wish.tokens))
+    return Cost(scoring_ram(model, load.tokens), disk, forward_operations(model, load.tokens))
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """Floating-point operations a second, from the best of a few products of 1024 x 1024."""
+    left = torch.ones(_SIZE, _SIZE, dtype=dtype)
+    best, end = float("inf"), time.monotonic() + _LONGEST_SECONDS
+    while True:
+        start = time.perf_counter()
+        torch.mm(left, left)
+        best = min(best, time.perf_counter() - start)
+        if time.monotonic() > end:
+            return 2 * _SIZE**3 / best
