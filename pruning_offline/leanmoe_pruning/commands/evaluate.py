@@ -19,9 +19,9 @@ from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.quality.evaluate import Against, domain_report, domain_sums, forward
 from leanmoe_pruning.quality.judging import BACKENDS, Judge, judge_model, make_judge
 from leanmoe_pruning.quality.levels import LevelPass
+from leanmoe_pruning.quality.perplexity import Against, domain_report, domain_sums, forward
 from leanmoe_pruning.quality.remembered import Remembered
 from leanmoe_pruning.quality.tasks import TaskResult
 from leanmoe_pruning.quality.tasks.loading import HELP

@@ -1,4 +1,4 @@
-"""What dumps of several methods hold: gate ratios of the model before and after."""
+"""What dumps of several methods hold: weight ratios of the model before and after."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ratio_tensors(ratios: Ratios) -> dict[str, torch.Tensor]:
 def evidence_of(
     inputs: Inputs, run: str, choices: Sequence[LayerChoice], table: LossTable | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Kept experts, gate ratios before and after, and the losses of an adaptive budget."""
+    """Kept experts, weight ratios before and after, and the losses of an adaptive budget."""
     ratios = measure_model_ratios(inputs, run, choices, [])
     kept = [list(choice.kept) for choice in choices]
     tensors = ratio_tensors(ratios)

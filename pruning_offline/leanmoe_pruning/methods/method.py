@@ -24,8 +24,8 @@ from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
 from leanmoe_pruning.quality.redundancy import Probe
 from leanmoe_pruning.scores.bundle import ScoreBundle
+from leanmoe_pruning.scores.layer_scores import LayerScores
 from leanmoe_pruning.scores.passing import score_layers
-from leanmoe_pruning.scores.scoring import LayerScores
 
 
 @dataclass(frozen=True)

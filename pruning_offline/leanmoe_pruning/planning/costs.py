@@ -68,7 +68,7 @@ def scoring_ram(model: HeaderModel, tokens: int) -> int:
 
 
 def bundle_bytes(model: HeaderModel, tokens: int) -> int:
-    """Router logits, gate ratios and output norms of every token, Gram matrices of a sample,
+    """Router logits, weight ratios and output norms of every token, Gram matrices of a sample,
     and the sums per weight column."""
     shape = model.checkpoint.shape
     of_tokens = 4 * (shape.n_routed_experts + 2 * shape.top_k - 1) * tokens

@@ -1,7 +1,7 @@
 """All skip levels of a curve run through the model at once.
 
 Each layer is loaded once: the calibration text passes it exactly and leaves the
-gate ratios that give the layer's betas, then the held-out text passes it once per
+weight ratios that give the layer's betas, then the held-out text passes it once per
 level with those betas. L levels, N windows, T tokens, D model, K top-k.
 """
 
@@ -18,7 +18,7 @@ from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.quality.comparison import WindowSums, compare_window
-from leanmoe_pruning.scores.scoring import gate_ratios, median_beta
+from leanmoe_pruning.scores.layer_scores import median_beta, weight_ratios
 
 BetasOf = Callable[[int], Sequence[float]]
 
@@ -45,7 +45,7 @@ class Betas:
 
     def add(self, layer: int, routing: Routing) -> None:
         """Take a layer that routes; condensed ones have no betas."""
-        ratios = gate_ratios(routing)
+        ratios = weight_ratios(routing)
         self.by_layer[layer] = [beta_at(ratios, level) for level in self.levels]
         self.median[layer] = median_beta(routing)
 
@@ -84,9 +84,9 @@ class LevelPass:
         routed = step_(layer, self.hidden, betas_T=betas_T)
         if routed is None or betas_T is None:
             return
-        dropped_T = (~routed.keep_TK).sum(-1)
+        skipped_T = (~routed.keep_TK).sum(-1)
         counts = torch.zeros(self.n_levels, dtype=torch.int64)
-        self.skipped[layer.index] = counts.scatter_add_(0, self._level_of_T, dropped_T).tolist()
+        self.skipped[layer.index] = counts.scatter_add_(0, self._level_of_T, skipped_T).tolist()
 
     def skip_rate(self, index: int) -> float:
         """Share of routed assignments skipped at one level, over all layers."""

@@ -1,4 +1,4 @@
-"""Gate ratios of a model, whole or with experts masked: betas and their means per layer."""
+"""Ratios of router weights, of a whole model or with experts masked: betas, means per layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import Tick, no_tick
-from leanmoe_pruning.scores.scoring import gate_ratios, median_beta
+from leanmoe_pruning.scores.layer_scores import median_beta, weight_ratios
 
 Kept = Mapping[int, Sequence[int]]
 
@@ -27,7 +27,7 @@ class LayerRatios:
 
     @classmethod
     def of(cls, layer: int, routing: Routing) -> LayerRatios:
-        ratios = gate_ratios(routing).astype(np.float64)
+        ratios = weight_ratios(routing).astype(np.float64)
         return cls(layer, median_beta(routing), float(ratios.mean()) if len(ratios) else 0.0)
 
 

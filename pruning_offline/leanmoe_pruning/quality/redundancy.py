@@ -7,7 +7,7 @@ could do. From the scores of a few hundred tokens three figures say which kind a
   over tokens (routed experts only). 0 is no change; 1 is what no experts at all would lose. A
   ratio of sums would be that of the few tokens whose outputs are a thousand times larger.
 - similarity: mean cosine between the outputs of two experts for one token.
-- used: how many experts carry the routing, exp of the entropy of their gate mass.
+- used: how many experts carry the routing, exp of the entropy of their router weight.
 
 T tokens, E experts, P packed Gram entries (``scores.gram``), L layers.
 """
@@ -23,8 +23,8 @@ import torch
 from leanmoe_pruning.cutting.plan import LayerPlan
 from leanmoe_pruning.forward.routing import RouterRule, route
 from leanmoe_pruning.scores.gram import squared_distance
+from leanmoe_pruning.scores.layer_scores import LayerScores
 from leanmoe_pruning.scores.sampling import evenly_spaced
-from leanmoe_pruning.scores.scoring import LayerScores
 
 # Tokens looked at, and bytes of Gram matrices kept, per layer.
 TOKENS = 256
@@ -85,7 +85,7 @@ class LayerSample:
         return float(torch.special.entr(share_E).sum().exp())
 
     def most_used(self, keep: int) -> tuple[int, ...]:
-        """The experts with the most gate mass: what a cut keeps where nothing else is decided."""
+        """The experts with the most router weight: what a cut keeps if nothing else is decided."""
         best = self.mass_E.argsort(descending=True, stable=True)[:keep]
         return tuple(sorted(best.tolist()))
 

@@ -15,7 +15,7 @@ from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.quality.intervals import Paired
 from leanmoe_pruning.quality.resident import ResidentModel
 from leanmoe_pruning.quality.tasks import load_task, score_task
-from leanmoe_pruning.quality.tasks.builtin import ITEMS, builtin_names
+from leanmoe_pruning.quality.tasks.builtin_tasks import ITEMS, builtin_names
 from leanmoe_pruning.quality.tasks.items.make import TEXTS, write
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 

@@ -11,7 +11,7 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks.builtin import builtin_names
+from leanmoe_pruning.quality.tasks.builtin_tasks import builtin_names
 from leanmoe_pruning.quality.tasks.harness import SHIPPED, ForwardLM
 from leanmoe_pruning.quality.tasks.likelihood import Request, log_likelihoods
 from tests.tiny import write_tiny_mixtral

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from leanmoe.errors import CheckpointError
-from leanmoe_pruning.checkpoints.shards import is_finite
-from leanmoe_pruning.forward.passes import run_block
+from leanmoe_pruning.forward.passes import check_activations, run_block
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.methods.cd_moe.condensed_layer import Condensed, RoutedWeights, pass_
 from leanmoe_pruning.methods.cd_moe.divergence import Documents, channel_shares
@@ -67,20 +65,12 @@ class Calibration:
                 search = self._search(layer, weights, attended, hidden) if steps else None
                 found = None if search is None else search.run(steps, exhaustive)
                 self.facts[layer.index] = LayerFacts(weights, attended, found)
-            self._check(layer.index, hidden)
+            check_activations(f"layer {layer.index} of {self._stream.checkpoint.path}", hidden)
             self._work.layer(self._documents.tokens)
             tick()
         self.final = [
             channel_shares(self._stream.final_norm(block.flatten(0, 1))) for block in hidden
         ]
-
-    def _check(self, index: int, hidden: Blocks) -> None:
-        if not all(map(is_finite, hidden)):
-            raise CheckpointError(
-                f"the activations of layer {index} of {self._stream.checkpoint.path} are not "
-                "finite, so nothing can be decided from them: the weights overflow; try --compute "
-                "float32 or fetch the model again"
-            )
 
     def _pass_noting(self, layer: DecoderLayer, hidden: Blocks) -> tuple[RoutedWeights, Blocks]:
         assert layer.experts is not None

@@ -30,7 +30,7 @@ from leanmoe_pruning.methods.selection import (
 )
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.quality.ratios import LayerRatios
-from leanmoe_pruning.scores.scoring import LayerScores
+from leanmoe_pruning.scores.layer_scores import LayerScores
 
 VARIANTS = ("layerwise", "progressive")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from leanmoe.errors import DataError
 from leanmoe_pruning.data.builtin import Split
 from leanmoe_pruning.data.spec import BUILTIN
-from leanmoe_pruning.quality.tasks.builtin import builtin_path
-from leanmoe_pruning.quality.tasks.files import read_items
+from leanmoe_pruning.quality.tasks.builtin_tasks import builtin_path
+from leanmoe_pruning.quality.tasks.item_files import read_items
 from leanmoe_pruning.quality.tasks.task import Task
 
 HELP = "comma-separated list of FILE.jsonl[:COUNT] and builtin:NAME[:COUNT]"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from leanmoe_pruning.data.builtin import SPLITS
 from leanmoe_pruning.data.spec import DOMAINS
-from leanmoe_pruning.quality.tasks.builtin import ITEMS
+from leanmoe_pruning.quality.tasks.builtin_tasks import ITEMS
 from leanmoe_pruning.quality.tasks.items import arith, cloze, facts
 from leanmoe_pruning.quality.tasks.task import Item
 

@@ -3,7 +3,7 @@
 Per MoE layer it leaves the router logits of every token, the packed Gram matrix of
 the expert outputs (see ``gram``) on all tokens or a sample, the norm of every routed
 output and the sums of squares that weights are ranked by (see ``moments``): token
-counts, gate mass, w_j/w_max ratios, saliencies and the loss of every subset follow
+counts, router weight, w_j/w_max ratios, saliencies and the loss of every subset follow
 from these without the model.
 """
 
@@ -62,14 +62,14 @@ class LayerScores:
         return mass.index_add_(0, routing.ids_TK.flatten(), weights)
 
 
-def gate_ratios(routing: Routing) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def weight_ratios(routing: Routing) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """w_j / w_max of every routed assignment but the first, flat; NAEE's w1/w0 for K = 2."""
     return np.asarray(routing.ratios[:, 1:].flatten().numpy(), dtype=np.float32)
 
 
 def median_beta(routing: Routing) -> float:
     """NAEE's beta: the median ratio, the mean of the middle two for an even count."""
-    ratios = gate_ratios(routing).astype(np.float64)
+    ratios = weight_ratios(routing).astype(np.float64)
     return float(np.median(ratios)) if len(ratios) else 0.0
 
 

@@ -11,11 +11,16 @@ from typing import Literal
 
 import torch
 
-from leanmoe.errors import CheckpointError
 from leanmoe.families.base import PROJECTIONS
-from leanmoe_pruning.checkpoints.shards import is_finite
 from leanmoe_pruning.forward.experts import Experts
-from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, run_block, step_
+from leanmoe_pruning.forward.passes import (
+    Hidden,
+    check_activations,
+    chunks,
+    embed_all,
+    run_block,
+    step_,
+)
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.methods.weights.layer_weights import LayerWeights
@@ -60,16 +65,8 @@ class LayerInputs:
             for expert in unrouted:
                 hidden_TF = experts.hidden(expert, x_TD)
                 found.all_hidden_EF[expert] += hidden_TF.double().square().sum(0)
-        self._check(found)
+        check_activations(f"layer {self.layer.index}", (found.all_input_D, found.hidden_EF))
         return found
-
-    def _check(self, found: Moments) -> None:
-        if not (is_finite(found.all_input_D) and is_finite(found.hidden_EF)):
-            raise CheckpointError(
-                f"the activations of layer {self.layer.index} are not finite, so nothing can be "
-                "decided from them: the weights overflow; try --compute float32 or fetch the "
-                "model again"
-            )
 
 
 def _add(
