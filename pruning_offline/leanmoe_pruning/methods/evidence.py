@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from leanmoe_pruning.budgets.choosing import LossTable
+from leanmoe_pruning.evaluation.ratios import LayerRatios, measure_ratios
 from leanmoe_pruning.methods.method import Inputs
 from leanmoe_pruning.methods.selection import LayerChoice
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.quality.ratios import LayerRatios, measure_ratios
 
 Ratios = dict[str, list[LayerRatios]]
 

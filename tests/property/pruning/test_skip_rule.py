@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leanmoe_pruning.evaluation.levels import Betas, beta_at, level_grid
 from leanmoe_pruning.forward.routing import RouterRule, route
-from leanmoe_pruning.quality.levels import Betas, beta_at, level_grid
 from leanmoe_pruning.scores.layer_scores import median_beta, weight_ratios
 
 

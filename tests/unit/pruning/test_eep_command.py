@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.data.tasks.loading import load_task
+from leanmoe_pruning.evaluation.resident import ResidentModel
+from leanmoe_pruning.evaluation.task_scoring import score_task
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.eep.fitness import Judge
 from leanmoe_pruning.methods.eep.individual import Individual
 from leanmoe_pruning.methods.eep.merged_model import Applied, stored_dtype
-from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks.loading import load_task
-from leanmoe_pruning.quality.tasks.scoring import score_task
 from tests.tiny import write_tiny_mixtral
 from tests.tiny_families import write_tiny
 from tests.tiny_tasks import write_choices, write_open

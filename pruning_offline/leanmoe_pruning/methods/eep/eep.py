@@ -13,6 +13,9 @@ import torch
 from leanmoe.errors import InputError
 from leanmoe.files.digest import bytes_digest
 from leanmoe.files.resuming import kept_folder, kept_in
+from leanmoe_pruning.data.tasks.loading import HELP as TASK_HELP
+from leanmoe_pruning.data.tasks.loading import load_task
+from leanmoe_pruning.data.tasks.task import Task
 from leanmoe_pruning.methods.eep.eep_options import check_dtypes, check_model, refuse, top_k_of
 from leanmoe_pruning.methods.eep.evolution import INITIAL, Limits, Operators, Scored, Search, Space
 from leanmoe_pruning.methods.eep.fitness import Evaluator, Load, OwnProcess
@@ -24,9 +27,6 @@ from leanmoe_pruning.methods.eep.workers import RayWorkers
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.selection import check_keep
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.quality.tasks.loading import HELP as TASK_HELP
-from leanmoe_pruning.quality.tasks.loading import load_task
-from leanmoe_pruning.quality.tasks.task import Task
 
 # Evaluations until merging begins and in all: search.yml's, and the paper's 40 + 160.
 BUDGETS: dict[Operators, tuple[int, int]] = {"released": (100, 400), "paper": (40, 200)}

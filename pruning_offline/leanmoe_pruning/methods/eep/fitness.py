@@ -10,13 +10,13 @@ from typing import Protocol, Self
 import torch
 
 from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.data.tasks.task import Task
+from leanmoe_pruning.evaluation.resident import ResidentModel
+from leanmoe_pruning.evaluation.task_scoring import score_task
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.eep.individual import Individual
 from leanmoe_pruning.methods.eep.merged_model import Applied
 from leanmoe_pruning.methods.eep.published_formula import Negatives, counting
-from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks.scoring import score_task
-from leanmoe_pruning.quality.tasks.task import Task
 
 # Enough to tell whether negative probabilities are chosen at all.
 _COUNTED_ITEMS = 32

@@ -17,10 +17,10 @@ from leanmoe_pruning.checkpoints.opening import block_sizes
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.cutting.pieces import weighted_sum
 from leanmoe_pruning.cutting.plan import LayerPlan, Merge
+from leanmoe_pruning.evaluation.resident import ResidentModel
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.stream import DecoderLayer
 from leanmoe_pruning.methods.eep.individual import Individual
-from leanmoe_pruning.quality.resident import ResidentModel
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from leanmoe.errors import DataError
 from leanmoe.files.digest import parse_json
-from leanmoe_pruning.quality.tasks.task import ChoiceItem, Item, OpenItem
+from leanmoe_pruning.data.tasks.task import ChoiceItem, Item, OpenItem
 
 FORMS = '{"prompt": str, "choices": [str, ...], "answer": int} or {"prompt": str, "answer": str}'
 _KEYS = {"prompt", "choices", "answer"}

@@ -18,15 +18,15 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from leanmoe.errors import DataError, LeanMoEError
+from leanmoe_pruning.data.tasks.builtin_tasks import LM_EVAL_TASKS
+from leanmoe_pruning.data.tasks.loading import load_task, parts_of
+from leanmoe_pruning.data.tasks.task import Task
+from leanmoe_pruning.evaluation.generation import generate
+from leanmoe_pruning.evaluation.likelihood import Request, encode_pair, log_likelihoods
+from leanmoe_pruning.evaluation.resident import ResidentModel
+from leanmoe_pruning.evaluation.task_result import TaskResult
 from leanmoe_pruning.progress import Tick, no_tick
-from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks.generation import generate
-from leanmoe_pruning.quality.tasks.likelihood import Request, encode_pair, log_likelihoods
-from leanmoe_pruning.quality.tasks.loading import load_task, parts_of
-from leanmoe_pruning.quality.tasks.result import TaskResult
-from leanmoe_pruning.quality.tasks.task import Task
 
-SHIPPED = Path(__file__).parent / "lm_eval_tasks"
 # lm-eval's own default where a task says nothing.
 _MAX_TOKENS = 256
 _RIGHT = ("acc", "exact_match")
@@ -99,7 +99,7 @@ class HarnessTasks:
 
     def __init__(self, specs: str, include_path: Path | None) -> None:
         self._own: dict[str, Task] = {}
-        places = [SHIPPED] if include_path is None else [SHIPPED, include_path]
+        places = [LM_EVAL_TASKS] if include_path is None else [LM_EVAL_TASKS, include_path]
         self._manager = TaskManager(include_path=places, include_defaults=False)
         with tempfile.TemporaryDirectory() as folder:
             files = [self._file(spec, Path(folder)) for spec in parts_of(specs)]
@@ -123,7 +123,7 @@ class HarnessTasks:
         task = load_task(spec)
         base = "_choices.yaml" if task.has_choices else "_answers.yaml"
         self._own[task.name] = task
-        content = {"include": str(SHIPPED / base), "task": task.name}
+        content = {"include": str(LM_EVAL_TASKS / base), "task": task.name}
         path = folder / f"{len(self._own)}.yaml"
         # JSON is YAML.
         path.write_text(json.dumps({**content, "dataset_kwargs": {"spec": spec}}), encoding="utf-8")

@@ -13,8 +13,8 @@ from leanmoe.files.digest import file_digest, tool_versions
 from leanmoe.manifest import Manifest, write_manifest
 from leanmoe_pruning.checkpoints.opening import model_files
 from leanmoe_pruning.data import DataSet
-from leanmoe_pruning.quality.comparison import WindowSums
-from leanmoe_pruning.quality.levels import Betas, LevelPass
+from leanmoe_pruning.evaluation.comparison import WindowSums
+from leanmoe_pruning.evaluation.levels import Betas, LevelPass
 
 RULE = (
     "beta of a layer is the level-quantile of its calibration ratios w_j / w_max over all "

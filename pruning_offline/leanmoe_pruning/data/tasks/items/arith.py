@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 
 from leanmoe_pruning.data.builtin import builtin_texts
-from leanmoe_pruning.quality.tasks.task import ChoiceItem, OpenItem
+from leanmoe_pruning.data.tasks.task import ChoiceItem, OpenItem
 
 CHOICES = 4
 _NAMES = ("Ann", "Bob", "Carl", "Dora", "Emma", "Gus", "Jane", "Karl")

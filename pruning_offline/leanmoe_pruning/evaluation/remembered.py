@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from leanmoe.errors import InputError
 from leanmoe.files.digest import bytes_digest, tool_versions
 from leanmoe.files.output import atomic_write_json
+from leanmoe_pruning.evaluation.task_result import TaskResult
 from leanmoe_pruning.forward.passes import Hidden
-from leanmoe_pruning.quality.tasks import TaskResult
 
 
 class Remembered:

@@ -1,4 +1,4 @@
-"""Write the built-in tasks: ``python -m leanmoe_pruning.quality.tasks.items.make``.
+"""Write the built-in tasks: ``python -m leanmoe_pruning.data.tasks.items.make``.
 
 Calibration items are made of calibration text and held-out items of held-out text; synthetic
 items are drawn once and parted. The same files come out every time.
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from leanmoe_pruning.data.builtin import SPLITS
 from leanmoe_pruning.data.spec import DOMAINS
-from leanmoe_pruning.quality.tasks.builtin_tasks import ITEMS
-from leanmoe_pruning.quality.tasks.items import arith, cloze, facts
-from leanmoe_pruning.quality.tasks.task import Item
+from leanmoe_pruning.data.tasks.builtin_tasks import ITEMS
+from leanmoe_pruning.data.tasks.items import arith, cloze, facts
+from leanmoe_pruning.data.tasks.task import Item
 
 COUNT = 200
 # Text that cloze items are made of: all but arithmetic, which has a task of its own.

@@ -11,6 +11,8 @@ from leanmoe.errors import DataError
 from leanmoe_pruning.data.builtin import Split
 
 ITEMS = Path(__file__).parent / "items"
+# The same for lm-evaluation-harness, whose YAML files name each other by place.
+LM_EVAL_TASKS = Path(__file__).parent / "lm_eval_tasks"
 
 
 def builtin_names() -> tuple[str, ...]:

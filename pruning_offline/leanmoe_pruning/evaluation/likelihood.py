@@ -16,11 +16,11 @@ import torch
 
 from leanmoe.errors import CheckpointError, DataError
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
+from leanmoe_pruning.evaluation.comparison import CHUNK
+from leanmoe_pruning.evaluation.resident import ResidentModel
 from leanmoe_pruning.forward.passes import CHUNK_TOKENS
 from leanmoe_pruning.forward.placing import Tree, place_trees
 from leanmoe_pruning.progress import Tick, no_tick
-from leanmoe_pruning.quality.comparison import CHUNK
-from leanmoe_pruning.quality.resident import ResidentModel
 
 # Padded tokens run at once, and in one pass over the layers: their activations are held.
 BATCH_TOKENS = CHUNK_TOKENS

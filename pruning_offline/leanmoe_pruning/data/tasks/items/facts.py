@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from leanmoe_pruning.quality.tasks.task import ChoiceItem
+from leanmoe_pruning.data.tasks.task import ChoiceItem
 
 CHOICES = 4
 

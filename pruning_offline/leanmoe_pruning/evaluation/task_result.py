@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanmoe.stats import wilson
-from leanmoe_pruning.quality.intervals import Paired
+from leanmoe_pruning.evaluation.intervals import Paired
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 from leanmoe.errors import DataError
 from leanmoe_pruning.data.builtin import Split
 from leanmoe_pruning.data.spec import BUILTIN
-from leanmoe_pruning.quality.tasks.builtin_tasks import builtin_path
-from leanmoe_pruning.quality.tasks.item_files import read_items
-from leanmoe_pruning.quality.tasks.task import Task
+from leanmoe_pruning.data.tasks.builtin_tasks import builtin_path
+from leanmoe_pruning.data.tasks.item_files import read_items
+from leanmoe_pruning.data.tasks.task import Task
 
 HELP = "comma-separated list of FILE.jsonl[:COUNT] and builtin:NAME[:COUNT]"
 _MAX_DIGITS = 12

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from leanmoe_pruning.evaluation.comparison import WindowSums, compare_window
 from leanmoe_pruning.forward.passes import Hidden, embed_all, step_
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.quality.comparison import WindowSums, compare_window
 from leanmoe_pruning.scores.layer_scores import median_beta, weight_ratios
 
 BetasOf = Callable[[int], Sequence[float]]

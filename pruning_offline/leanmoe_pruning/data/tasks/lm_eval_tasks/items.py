@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from leanmoe_pruning.quality.tasks import load_task
+from leanmoe_pruning.data.tasks.loading import load_task
 
 
 def from_task(spec: str, **_: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from leanmoe_pruning.data.builtin import Split, builtin_texts
-from leanmoe_pruning.quality.tasks.task import ChoiceItem
+from leanmoe_pruning.data.tasks.task import ChoiceItem
 
 LANGUAGES = ("fr", "de", "es", "gen")
 CHOICES = 4

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 
+from leanmoe_pruning.data.tasks.task import Task
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
+from leanmoe_pruning.evaluation.generation import generate
+from leanmoe_pruning.evaluation.likelihood import Request, encode_pair, log_likelihoods
+from leanmoe_pruning.evaluation.resident import ResidentModel
+from leanmoe_pruning.evaluation.task_result import TaskResult
 from leanmoe_pruning.progress import Tick, no_tick
-from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks.generation import generate
-from leanmoe_pruning.quality.tasks.likelihood import Request, encode_pair, log_likelihoods
-from leanmoe_pruning.quality.tasks.result import TaskResult
-from leanmoe_pruning.quality.tasks.task import Task
 
 MAX_TOKENS = 32
 

@@ -1,6 +1,6 @@
-"""Make the ``.jsonl`` texts beside this file: ``python -m leanmoe_pruning.texts.decode TOKENIZER``.
+"""Make the ``.jsonl`` texts beside this file: ``python -m leanmoe_pruning.data.texts.decode FILE``.
 
-TOKENIZER is the ``tokenizer.json`` that ``leanmoe reference`` writes.
+FILE is the ``tokenizer.json`` that ``leanmoe reference`` writes.
 """
 
 from __future__ import annotations

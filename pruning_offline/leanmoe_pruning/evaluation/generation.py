@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from leanmoe_pruning.evaluation.resident import ResidentModel
 from leanmoe_pruning.forward.passes import CHUNK_TOKENS
 from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.progress import Tick, no_tick
-from leanmoe_pruning.quality.resident import ResidentModel
 
 # Given a row's number and its text so far, whether nothing more is needed.
 Done = Callable[[int, str], bool]

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 
 from leanmoe.errors import CheckpointError
+from leanmoe_pruning.evaluation.bounds import WindowMean
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.quality.bounds import WindowMean
 
 # Logits of this many tokens stay small enough for the allocator to reuse their memory.
 CHUNK = 128

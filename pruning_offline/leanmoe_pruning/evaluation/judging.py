@@ -11,11 +11,13 @@ from typing import Protocol
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
 from leanmoe.files.digest import bytes_digest
+from leanmoe_pruning.data.tasks.loading import load_tasks
+from leanmoe_pruning.data.tasks.task import Task
+from leanmoe_pruning.evaluation.resident import ResidentModel
+from leanmoe_pruning.evaluation.task_result import TaskResult
+from leanmoe_pruning.evaluation.task_scoring import score_tasks, steps
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import Tick, progress
-from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks import Task, TaskResult, load_tasks, score_tasks
-from leanmoe_pruning.quality.tasks.scoring import steps
 
 BACKENDS = ("own", "lm-eval")
 
@@ -72,7 +74,7 @@ def make_judge(specs: str, backend: str, include_path: Path | None) -> Judge:
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ.setdefault(name, "1")  # before the import, and before any task asks a hub
     try:
-        from leanmoe_pruning.quality.tasks.harness import HarnessTasks
+        from leanmoe_pruning.evaluation.harness import HarnessTasks
     except ModuleNotFoundError as error:
         raise InputError(
             f"--backend lm-eval needs the package {error.name}, which is not installed; run "

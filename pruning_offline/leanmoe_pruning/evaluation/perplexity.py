@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanmoe_pruning.data import DataSet
+from leanmoe_pruning.evaluation.bounds import WindowMean
+from leanmoe_pruning.evaluation.comparison import Other, WindowSums, measure_window, perplexity_of
+from leanmoe_pruning.evaluation.levels import LevelPass, run_levels
 from leanmoe_pruning.forward.passes import Hidden
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.quality.bounds import WindowMean
-from leanmoe_pruning.quality.comparison import Other, WindowSums, measure_window, perplexity_of
-from leanmoe_pruning.quality.levels import LevelPass, run_levels
 
 Layers = Mapping[int, float]
 
