@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from leanmoe_pruning.forward.routing import RouterRule
+from leanmoe_pruning.scores.layer_scores import LayerScores
 from leanmoe_pruning.scores.moments import Moments
-from leanmoe_pruning.scores.scoring import LayerScores
 
 
 def bare_scores(rule: RouterRule, logits: torch.Tensor, gram: torch.Tensor) -> LayerScores:

@@ -13,7 +13,7 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.manifest import read_manifest
 from leanmoe_pruning.forward.passes import embed_all, run_block, step_
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.methods.cd_moe.condensed import Condensed, condensed_output
+from leanmoe_pruning.methods.cd_moe.condensed_layer import Condensed, condensed_output
 from tests.golden.cd_moe_data import CHECKPOINT, PROBE, condense, golden, golden_json, inputs
 
 ORDERS = ("gate_selected_count", "expert_order", "layer_order.SR", "layer_order.S")

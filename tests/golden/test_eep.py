@@ -15,10 +15,11 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.methods.eep import operators
-from leanmoe_pruning.methods.eep.draws import SeededDraws
+from leanmoe_pruning.methods.eep.draws import SeededDraws, Settings
 from leanmoe_pruning.methods.eep.individual import Individual
-from leanmoe_pruning.methods.eep.operators import Population, Settings
+from leanmoe_pruning.methods.eep.operators import crossover, discrete_mutate, mutate
+from leanmoe_pruning.methods.eep.phases import merge_child, prune_child
+from leanmoe_pruning.methods.eep.population import Population, new_individual, shuffle_ties
 
 DATA = Path(__file__).parent / "data" / "eep"
 CASES = json.loads((DATA / "results.json").read_text())["cases"]
@@ -78,20 +79,20 @@ def population(name: str) -> Population:
 def applied(case: dict, draws) -> Individual:
     how, op = Settings(), case["op"]
     if op == "init":
-        return operators.new_individual(4, 4, 8, draws)
+        return new_individual(4, 4, 8, draws)
     if op.startswith("child"):
         how = replace(how, norm_probability=case["norm_prob"])
-        child = operators.prune_child if op == "child_prune_stage" else operators.merge_child
+        child = prune_child if op == "child_prune_stage" else merge_child
         return child(population(case["population"]), how, draws)
     changes = (case["change_EM"], case["change_RM"])
     if op == "crossover":
         parents, threshold = population(case["population"]), case["parents_threshold"]
-        return operators.crossover(parents, threshold, *changes, how, draws)
+        return crossover(parents, threshold, *changes, how, draws)
     name, place = case["parent"]
     parent = population(name).members[place]
     if op == "mutate":
-        return operators.mutate(parent, *changes, how, draws)
-    return operators.discrete_mutate(parent, case["change_EM"], case["row_prob"], draws)
+        return mutate(parent, *changes, how, draws)
+    return discrete_mutate(parent, case["change_EM"], case["row_prob"], draws)
 
 
 @pytest.mark.parametrize("case", TRACES["cases"], ids=lambda case: f"{case['case']}-{case['op']}")
@@ -108,7 +109,7 @@ def test_operators_by_seed_and_by_replay(case):
 @pytest.mark.parametrize("case", TRACES["shuffle_ties"], ids=lambda case: str(case["seed"]))
 def test_ties_are_shuffled_group_by_group(case):
     for draws in (SeededDraws(case["seed"]), ReplayedDraws(case["draws"])):
-        assert operators.shuffle_ties(case["scores"], draws) == case["order"]
+        assert shuffle_ties(case["scores"], draws) == case["order"]
 
 
 @pytest.fixture(scope="module", params=list(CASES))

@@ -12,8 +12,8 @@ from transformers import MixtralForCausalLM
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
+from leanmoe_pruning.evaluation.levels import run_levels
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.quality.levels import run_levels
 from tests.golden.moe_pruner_data import (
     CALIBRATION,
     CHECKPOINT,

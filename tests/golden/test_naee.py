@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import MixtralForCausalLM
 
 from leanmoe.checkpoint import open_checkpoint
+from leanmoe_pruning.evaluation.levels import run_levels
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.quality.levels import run_levels
 from tests.golden.naee_data import CHECKPOINT, RUNS, golden, golden_json, probe_ids
 
 MAIN_RUNS = [name for name in RUNS if name in golden_json()["betas"]]

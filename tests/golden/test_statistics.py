@@ -12,7 +12,7 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.scores.bundle import ScoreBundle
-from leanmoe_pruning.scores.scoring import LayerScores
+from leanmoe_pruning.scores.layer_scores import LayerScores
 
 DATA = Path(__file__).parent / "data"
 

@@ -29,7 +29,7 @@ def test_weights_history_and_environments_stay_out(tmp_path, monkeypatch):
         "benchmarks/results/soak.json",
         "tests/golden/data/naee/inputs.safetensors",
     )
-    kept = ("core/leanmoe/cli.py", "pruning_offline/leanmoe_pruning/texts/tokens.safetensors")
+    kept = ("core/leanmoe/cli.py", "pruning_offline/leanmoe_pruning/data/texts/tokens.safetensors")
     for name in (*strangers, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")

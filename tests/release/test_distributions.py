@@ -79,7 +79,9 @@ def test_the_notice_names_a_text_for_every_licence_of_others():
 
 def test_the_notice_names_every_built_in_text():
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
-    texts = {name.rpartition("/")[2] for name in tracked("pruning_offline/leanmoe_pruning/texts")}
+    texts = {
+        name.rpartition("/")[2] for name in tracked("pruning_offline/leanmoe_pruning/data/texts")
+    }
     domains = {name.removesuffix(".jsonl") for name in texts if name.endswith(".jsonl")}
     named = {word.strip(" ,") for line in notice.splitlines() for word in line[:15].split()}
     assert domains and domains <= named, domains - named

@@ -19,7 +19,7 @@ from leanmoe_pruning.budgets.programme import allot
 from leanmoe_pruning.forward.routing import route
 from leanmoe_pruning.methods.selection import LayerChoice
 from leanmoe_pruning.scores.gram import squared_distance
-from leanmoe_pruning.scores.scoring import LayerScores
+from leanmoe_pruning.scores.layer_scores import LayerScores
 
 # Looks at a layer once and gives its choice for any number of experts it may keep.
 Chooser = Callable[[int], LayerChoice]

@@ -15,10 +15,10 @@ from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import open_runnable_model
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data
+from leanmoe_pruning.evaluation.levels import LevelPass, calibrate_and_run, level_grid
+from leanmoe_pruning.evaluation.quality_curve import build_curve, check_heldout, store_curve
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.quality.curve import build_curve, check_heldout, store_curve
-from leanmoe_pruning.quality.levels import LevelPass, calibrate_and_run, level_grid
 
 DEFAULT_LEVELS = 11
 MIN_LEVELS, MAX_LEVELS = 3, 1001

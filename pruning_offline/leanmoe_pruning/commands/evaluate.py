@@ -17,15 +17,14 @@ from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import model_digest, open_runnable_model
 from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data
+from leanmoe_pruning.data.tasks.loading import HELP
+from leanmoe_pruning.evaluation.judging import BACKENDS, Judge, judge_model, make_judge
+from leanmoe_pruning.evaluation.levels import LevelPass
+from leanmoe_pruning.evaluation.perplexity import Against, domain_report, domain_sums, forward
+from leanmoe_pruning.evaluation.remembered import Remembered
+from leanmoe_pruning.evaluation.task_result import TaskResult, task_report
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.quality.evaluate import Against, domain_report, domain_sums, forward
-from leanmoe_pruning.quality.judging import BACKENDS, Judge, judge_model, make_judge
-from leanmoe_pruning.quality.levels import LevelPass
-from leanmoe_pruning.quality.remembered import Remembered
-from leanmoe_pruning.quality.tasks import TaskResult
-from leanmoe_pruning.quality.tasks.loading import HELP
-from leanmoe_pruning.quality.tasks.result import task_report
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

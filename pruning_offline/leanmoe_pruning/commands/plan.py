@@ -14,11 +14,11 @@ from leanmoe_pruning.amounts import parse_bytes, show_bytes
 from leanmoe_pruning.commands.options import add_model
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.methods.selection import check_keep
+from leanmoe_pruning.planning.costs import matmul_rate
 from leanmoe_pruning.planning.fit import USABLE, largest_fitting
 from leanmoe_pruning.planning.headers import HeaderModel
 from leanmoe_pruning.planning.kinds import Kind, known_kinds
 from leanmoe_pruning.planning.parallel import tensor_parallel
-from leanmoe_pruning.planning.rate import matmul_rate
 from leanmoe_pruning.planning.rows import Row, facts_of, row_of
 from leanmoe_pruning.planning.table import render
 
@@ -94,7 +94,7 @@ def _rows(args: argparse.Namespace, model: HeaderModel, kinds: list[Kind]) -> li
     for keep in args.keep or ():
         check_keep(keep, model.checkpoint.shape, str(args.model))
     for kind in kinds:
-        given = args.keep if kind.cut in ("keep", "merge") else None
+        given = args.keep if kind.counts_experts else None
         budgets = given or kind.usual_budgets(model)
         rows += [row_of(model, kind, budget, args.kv_tokens) for budget in budgets]
     return rows

@@ -57,7 +57,7 @@ def _check_page(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> Result:
     _check_page(args)
     try:
-        from leanmoe_pruning.report import placing, rendering
+        from leanmoe_pruning.report import model_card, rendering
     except ModuleNotFoundError as error:
         raise InputError(
             f"report needs the package {error.name}, which is not installed; run "
@@ -68,21 +68,21 @@ def _run(args: argparse.Namespace) -> Result:
     evaluations = [read_evaluation(path, content.weights_digest) for path in args.eval]
     content = content_of(checkpoint, evaluations)
     losses = None if args.dump is None else read_losses(args.dump, content.manifest.kept)
-    inherited = placing.inherited(placing.source_card(args.model))
+    inherited = model_card.inherited(model_card.source_card(args.model))
     card = rendering.render_card(content, inherited)
     page = None if args.html is None else rendering.render_page(content, losses)
     try:
         with stop_on_signals():
             if page is not None:
                 atomic_write_text(args.html, page)
-            manifest = placing.put_card(args.model, content.manifest, card)
+            manifest = model_card.put_card(args.model, content.manifest, card)
     except OSError as error:
         raise OutputError(
             f"could not write {error.filename or args.model}: {error.strerror}; the checkpoint is "
             "whole"
         ) from error
     return {
-        "card": str(args.model / placing.CARD),
+        "card": str(args.model / model_card.CARD),
         "html": None if args.html is None else str(args.html),
         "losses": losses is not None,
         "manifest_digest": manifest.digest(),

@@ -19,7 +19,7 @@ from leanmoe_pruning.data.spec import DOMAINS
 Split = Literal["calibration", "heldout"]
 SPLITS: tuple[Split, ...] = ("calibration", "heldout")
 
-_TEXTS = Path(__file__).parent.parent / "texts"
+_TEXTS = Path(__file__).parent / "texts"
 _TOKENS = _TEXTS / "tokens.safetensors"
 
 

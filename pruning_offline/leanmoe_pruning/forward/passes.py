@@ -7,11 +7,13 @@ what it works on stays in the processor's cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from leanmoe.errors import CheckpointError
+from leanmoe_pruning.checkpoints.shards import is_finite
 from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
@@ -41,6 +43,15 @@ def chunks(hidden: Hidden) -> Iterator[tuple[torch.Tensor, slice]]:
             end = start + chunk_NTD.shape[0] * chunk_NTD.shape[1]
             yield chunk_NTD, slice(start, end)
             start = end
+
+
+def check_activations(where: str, found: Iterable[torch.Tensor]) -> None:
+    """Raise unless all that a layer gave is finite; ``where`` names the layer."""
+    if not all(map(is_finite, found)):
+        raise CheckpointError(
+            f"the activations of {where} are not finite, so nothing can be decided from them: the "
+            "weights overflow; try --compute float32 or fetch the model again"
+        )
 
 
 def run_block(

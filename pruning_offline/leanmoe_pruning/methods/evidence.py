@@ -1,4 +1,4 @@
-"""What dumps of several methods hold: gate ratios of the model before and after."""
+"""What dumps of several methods hold: weight ratios of the model before and after."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from leanmoe_pruning.budgets.choosing import LossTable
+from leanmoe_pruning.evaluation.ratios import LayerRatios, measure_ratios
 from leanmoe_pruning.methods.method import Inputs
 from leanmoe_pruning.methods.selection import LayerChoice
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.quality.ratios import LayerRatios, measure_ratios
 
 Ratios = dict[str, list[LayerRatios]]
 
@@ -46,7 +46,7 @@ def ratio_tensors(ratios: Ratios) -> dict[str, torch.Tensor]:
 def evidence_of(
     inputs: Inputs, run: str, choices: Sequence[LayerChoice], table: LossTable | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Kept experts, gate ratios before and after, and the losses of an adaptive budget."""
+    """Kept experts, weight ratios before and after, and the losses of an adaptive budget."""
     ratios = measure_model_ratios(inputs, run, choices, [])
     kept = [list(choice.kept) for choice in choices]
     tensors = ratio_tensors(ratios)

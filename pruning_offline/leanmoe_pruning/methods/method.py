@@ -19,13 +19,13 @@ from leanmoe_pruning.checkpoints.opening import check_runnable
 from leanmoe_pruning.cutting.plan import LayerPlan
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.data import DataSet
+from leanmoe_pruning.evaluation.redundancy import Probe
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
-from leanmoe_pruning.quality.redundancy import Probe
 from leanmoe_pruning.scores.bundle import ScoreBundle
+from leanmoe_pruning.scores.layer_scores import LayerScores
 from leanmoe_pruning.scores.passing import score_layers
-from leanmoe_pruning.scores.scoring import LayerScores
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from leanmoe_pruning.methods.saliency import gate_weights, highest, mean_of, per_expert
-from leanmoe_pruning.scores.scoring import LayerScores
+from leanmoe_pruning.scores.layer_scores import LayerScores
 
 READINGS = ("renorm", "raw")
 RANKED_BY = ("reap", "expert_frequency", "ean_mean", "weighted_ean_sum")

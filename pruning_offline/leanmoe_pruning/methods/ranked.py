@@ -16,7 +16,7 @@ from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.observed import Observations
 from leanmoe_pruning.methods.saliency import GATES, SALIENCIES, highest
 from leanmoe_pruning.methods.selection import LayerChoice, plans_of
-from leanmoe_pruning.scores.scoring import LayerScores
+from leanmoe_pruning.scores.layer_scores import LayerScores
 
 # The rankings in which the reading of the gate counts.
 GATED = ("weighted-ean", "reap")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from leanmoe_pruning.methods.baselines import RANDOM
-from leanmoe_pruning.methods.cd_moe.method import METHOD as CD_MOE
+from leanmoe_pruning.methods.cd_moe.cd_moe import METHOD as CD_MOE
+from leanmoe_pruning.methods.eep.eep import METHOD as EEP
 from leanmoe_pruning.methods.eep.matrices import METHOD as MATRICES
-from leanmoe_pruning.methods.eep.method import METHOD as EEP
 from leanmoe_pruning.methods.merging.method import METHOD as M_SMOE
 from leanmoe_pruning.methods.method import Method
 from leanmoe_pruning.methods.naee.method import METHOD as NAEE

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from leanmoe_pruning.forward.routing import route
-from leanmoe_pruning.scores.scoring import LayerScores
+from leanmoe_pruning.scores.layer_scores import LayerScores
 
 # ``model``: what outputs are multiplied by. ``renorm``: the same over its sum per token.
 # ``raw``: the router's score before any renormalising, whatever the model does.

@@ -1,22 +1,22 @@
 """The kinds of cut that methods make: which output each leaves, at which budgets.
 
 Methods of one kind with one budget write files of one size; what they differ in is which
-experts stay.
+experts stay. A class per kind of cut; what to lay out and how to name it are its answers.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from leanmoe.families import MoEShape
 from leanmoe_pruning.cutting.plan import LayerPlan, Merge
 from leanmoe_pruning.methods.registry import METHODS
-from leanmoe_pruning.planning.headers import HeaderModel
-from leanmoe_pruning.planning.work import (
-    Wish,
-    Work,
+from leanmoe_pruning.planning.costs import (
+    CostOf,
+    Workload,
     condensing,
     evolution,
     masking,
@@ -25,108 +25,159 @@ from leanmoe_pruning.planning.work import (
     scores,
     subsets,
 )
+from leanmoe_pruning.planning.headers import HeaderModel
 
-Cut = Literal["keep", "merge", "condense", "mask"]
+Plans = dict[int, LayerPlan]
 
 
 @dataclass(frozen=True)
-class Kind:
+class Kind(ABC):
     """Methods that leave alike outputs for alike work."""
 
     name: str
     methods: tuple[str, ...]
-    cut: Cut
-    work: Work
+    cost_of: CostOf
+    # Whether a budget is a number of experts per layer, which ``--keep`` gives.
+    counts_experts: ClassVar[bool] = False
 
-    def plans(self, model: HeaderModel, budget: int) -> dict[int, LayerPlan]:
+    @abstractmethod
+    def plans(self, model: HeaderModel, budget: int) -> Plans:
         """A cut of this kind's size: experts kept per layer, or condensed layers."""
-        shape = model.checkpoint.shape
-        if self.cut == "keep":
-            return dict.fromkeys(shape.moe_layers, _keep(shape, budget))
-        if self.cut == "merge":
-            return dict.fromkeys(shape.moe_layers, _merge(shape, budget))
-        if self.cut == "condense":
-            condensed = LayerPlan(condense=dict.fromkeys(range(shape.top_k), 1.0))
-            return dict.fromkeys(shape.moe_layers[len(shape.moe_layers) - budget :], condensed)
-        return {}
 
+    @abstractmethod
     def budgets(self, model: HeaderModel) -> list[int]:
         """Every budget there is, the largest output first."""
-        shape = model.checkpoint.shape
-        if self.cut == "mask":
-            return [0]
-        if self.cut == "condense":
-            return list(range(1, len(shape.moe_layers) + 1))
-        return list(range(shape.n_routed_experts, shape.least_keep - 1, -shape.n_groups))
 
     def usual_budgets(self, model: HeaderModel) -> list[int]:
         """A few to look at: three quarters, half and a quarter of the experts or the layers."""
         known = self.budgets(model)
-        if self.cut == "mask":
-            return known
-        whole = len(known) if self.cut == "condense" else known[0]
-        return nearest(known, [whole * share for share in (0.75, 0.5, 0.25)])
+        return nearest(known, [max(known) * share for share in (0.75, 0.5, 0.25)])
 
     def applies(self, model: HeaderModel) -> bool:
         """Whether the family's router allows such a cut."""
-        family, config = model.checkpoint.family, model.checkpoint.config
-        if self.cut == "merge":
-            return family.transfers
-        if self.cut == "condense":
-            return family.uniform_weight(config, model.checkpoint.shape.top_k) is not None
         return True
 
-    def wish(self, model: HeaderModel, budget: int, tokens: int) -> Wish:
-        if self.cut == "condense":
-            return Wish(tokens, model.checkpoint.shape.n_routed_experts, budget)
-        return Wish(tokens, budget)
+    @abstractmethod
+    def workload(self, model: HeaderModel, budget: int, tokens: int) -> Workload:
+        """What there is to decide."""
 
+    @abstractmethod
     def words(self, budget: int) -> str:
         """The budget as a person reads it."""
-        if self.cut == "mask":
-            return "all experts"
-        return f"{budget} layers" if self.cut == "condense" else f"keep {budget}"
+
+    @abstractmethod
+    def facts(self, budget: int) -> dict[str, int]:
+        """The budget as ``--json`` prints it."""
 
 
-def _keep(shape: MoEShape, count: int) -> LayerPlan:
-    size, share = shape.n_routed_experts // shape.n_groups, count // shape.n_groups
-    kept = (group * size + place for group in range(shape.n_groups) for place in range(share))
-    return LayerPlan(keep=tuple(kept))
+class Keeping(Kind):
+    """Some experts of every layer stay as they are."""
+
+    counts_experts = True
+
+    def plans(self, model: HeaderModel, budget: int) -> Plans:
+        shape = model.checkpoint.shape
+        return dict.fromkeys(shape.moe_layers, self._layer(shape, budget))
+
+    def _layer(self, shape: MoEShape, budget: int) -> LayerPlan:
+        size, share = shape.n_routed_experts // shape.n_groups, budget // shape.n_groups
+        kept = (group * size + place for group in range(shape.n_groups) for place in range(share))
+        return LayerPlan(keep=tuple(kept))
+
+    def budgets(self, model: HeaderModel) -> list[int]:
+        shape = model.checkpoint.shape
+        return list(range(shape.n_routed_experts, shape.least_keep - 1, -shape.n_groups))
+
+    def workload(self, model: HeaderModel, budget: int, tokens: int) -> Workload:
+        return Workload(tokens, budget)
+
+    def words(self, budget: int) -> str:
+        return f"keep {budget}"
+
+    def facts(self, budget: int) -> dict[str, int]:
+        return {"keep": budget}
 
 
-def _merge(shape: MoEShape, count: int) -> LayerPlan:
-    rows = [
-        [float(row == column) for column in range(shape.n_routed_experts)] for row in range(count)
-    ]
-    return LayerPlan(merge=Merge(router=rows, experts=rows))
+class Merging(Keeping):
+    """Every layer's experts are summed into fewer, their probabilities as well."""
+
+    def _layer(self, shape: MoEShape, budget: int) -> LayerPlan:
+        rows = [
+            [float(row == column) for column in range(shape.n_routed_experts)]
+            for row in range(budget)
+        ]
+        return LayerPlan(merge=Merge(router=rows, experts=rows))
+
+    def applies(self, model: HeaderModel) -> bool:
+        return model.checkpoint.family.transfers
 
 
-def nearest(known: Sequence[int], wished: Sequence[float]) -> list[int]:
-    """The known budget nearest to each wish, none twice, in the order of the wishes."""
-    found = [min(known, key=lambda one: (abs(one - wish), one)) for wish in wished]
+class Condensing(Kind):
+    """Some layers lose their router; a budget is their number."""
+
+    def plans(self, model: HeaderModel, budget: int) -> Plans:
+        shape = model.checkpoint.shape
+        condensed = LayerPlan(condense=dict.fromkeys(range(shape.top_k), 1.0))
+        return dict.fromkeys(shape.moe_layers[len(shape.moe_layers) - budget :], condensed)
+
+    def budgets(self, model: HeaderModel) -> list[int]:
+        return list(range(1, len(model.checkpoint.shape.moe_layers) + 1))
+
+    def applies(self, model: HeaderModel) -> bool:
+        checkpoint = model.checkpoint
+        weight = checkpoint.family.uniform_weight(checkpoint.config, checkpoint.shape.top_k)
+        return weight is not None
+
+    def workload(self, model: HeaderModel, budget: int, tokens: int) -> Workload:
+        return Workload(tokens, model.checkpoint.shape.n_routed_experts, budget)
+
+    def words(self, budget: int) -> str:
+        return f"{budget} layers"
+
+    def facts(self, budget: int) -> dict[str, int]:
+        return {"condensed_layers": budget}
+
+
+class Masking(Kind):
+    """Single weights become zero and all experts stay: there is one budget, called 0."""
+
+    def plans(self, model: HeaderModel, budget: int) -> Plans:
+        return {}
+
+    def budgets(self, model: HeaderModel) -> list[int]:
+        return [0]
+
+    def workload(self, model: HeaderModel, budget: int, tokens: int) -> Workload:
+        return Workload(tokens, budget)
+
+    def words(self, budget: int) -> str:
+        return "all experts"
+
+    def facts(self, budget: int) -> dict[str, int]:
+        return {}
+
+
+def nearest(known: Sequence[int], targets: Sequence[float]) -> list[int]:
+    """The known budget nearest to each target, none twice, in the order of the targets."""
+    found = [min(known, key=lambda one: (abs(one - target), one)) for target in targets]
     return list(dict.fromkeys(found))
 
 
-_ALL = (
-    Kind("no data", ("random",), "keep", nothing),
-    Kind(
-        "scores",
-        ("frequency", "soft-activation", "ean", "weighted-ean", "reap"),
-        "keep",
-        scores,
-    ),
-    Kind("subsets", ("naee",), "keep", subsets),
-    Kind("merging", ("m-smoe",), "merge", merged_scores),
-    Kind("evolution", ("eep",), "merge", evolution),
-    Kind("condensing", ("cd-moe",), "condense", condensing),
-    Kind("weights", ("moe-pruner", "wanda", "magnitude", "sparsegpt"), "mask", masking),
+_ALL: tuple[Kind, ...] = (
+    Keeping("no data", ("random",), nothing),
+    Keeping("scores", ("frequency", "soft-activation", "ean", "weighted-ean", "reap"), scores),
+    Keeping("subsets", ("naee",), subsets),
+    Merging("merging", ("m-smoe",), merged_scores),
+    Merging("evolution", ("eep",), evolution),
+    Condensing("condensing", ("cd-moe",), condensing),
+    Masking("weights", ("moe-pruner", "wanda", "magnitude", "sparsegpt"), masking),
 )
 
 
 def known_kinds() -> tuple[Kind, ...]:
     """Kinds with the methods that are there."""
     return tuple(
-        Kind(kind.name, methods, kind.cut, kind.work)
+        replace(kind, methods=methods)
         for kind in _ALL
         if (methods := tuple(name for name in kind.methods if name in METHODS))
     )

@@ -83,7 +83,7 @@ def facts_of(model: HeaderModel, row: Row, tokens: int, rate: float) -> dict[str
     facts: dict[str, Any] = {
         "kind": row.kind.name if row.kind else "as it is",
         "methods": list(row.kind.methods) if row.kind else [],
-        "budget": _budget(row),
+        "budget": row.kind.facts(row.budget) if row.kind else {},
         "weight_bytes": row.weight_bytes,
         "share_of_source": row.weight_bytes / model.weight_bytes,
         "serve": row.serving.facts(),
@@ -97,14 +97,8 @@ def facts_of(model: HeaderModel, row: Row, tokens: int, rate: float) -> dict[str
     return facts
 
 
-def _budget(row: Row) -> dict[str, int]:
-    if row.kind is None or row.kind.cut == "mask":
-        return {}
-    return {"condensed_layers" if row.kind.cut == "condense" else "keep": row.budget}
-
-
 def _making(model: HeaderModel, row: Row, kind: Kind, tokens: int, rate: float) -> dict[str, float]:
-    cost = kind.work(model, kind.wish(model, row.budget, tokens))
+    cost = kind.cost_of(model, kind.workload(model, row.budget, tokens))
     return {
         "ram_bytes": cost.ram_bytes,
         "disk_bytes": cost.disk_bytes + row.weight_bytes,

@@ -28,8 +28,8 @@ from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.scores.gram import packed_size
+from leanmoe_pruning.scores.layer_scores import LayerScores, median_beta
 from leanmoe_pruning.scores.moments import Moments
-from leanmoe_pruning.scores.scoring import LayerScores, median_beta
 
 DESCRIPTION = "scores.json"
 SUMMARY = "summary.safetensors"

@@ -10,15 +10,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
-from leanmoe_pruning.checkpoints.shards import is_finite
 from leanmoe_pruning.forward.experts import Experts
+from leanmoe_pruning.forward.passes import check_activations
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer
 from leanmoe_pruning.scores.gram import centred_gram
+from leanmoe_pruning.scores.layer_scores import LayerScores
 from leanmoe_pruning.scores.moments import Moments
-from leanmoe_pruning.scores.scoring import LayerScores
 
 _MOST_BYTES = 1 << 28  # of the outputs, or of one expert's squares, held at a time
 
@@ -132,8 +131,5 @@ def _run(
 
 def _check_finite(scores: LayerScores, output_TD: torch.Tensor) -> None:
     measured = (scores.router_logits_TE, scores.output_gram_TP, output_TD)
-    if not all(is_finite(tensor) for tensor in (*measured, *scores.moments.tensors().values())):
-        raise CheckpointError(
-            f"the activations of layer {scores.layer} are not finite, so nothing can be decided "
-            "from them: the weights overflow; try --compute float32 or fetch the model again"
-        )
+    moments = scores.moments.tensors().values()
+    check_activations(f"layer {scores.layer}", (*measured, *moments))

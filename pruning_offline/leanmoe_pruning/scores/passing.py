@@ -13,19 +13,19 @@ from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.activations import portions, read_activations, write_activations
 from leanmoe_pruning.scores.bundle import layer_file, write_layer
+from leanmoe_pruning.scores.layer_scores import LayerScores, joined
 from leanmoe_pruning.scores.measuring import measure_chunk
 from leanmoe_pruning.scores.sampling import evenly_spaced, gram_tokens
-from leanmoe_pruning.scores.scoring import LayerScores, joined
 
 Chunks = Iterable[tuple[torch.Tensor, slice]]
 
 
 def sampled_tokens(
-    stream: DecoderStream, ids: Sequence[torch.Tensor], wished: int | None
+    stream: DecoderStream, ids: Sequence[torch.Tensor], asked: int | None
 ) -> torch.Tensor:
-    """Which tokens get a Gram matrix, int64; raise where ``wished`` is no such number."""
+    """Which tokens get a Gram matrix, int64; raise where ``asked`` is no such number."""
     tokens = sum(part.numel() for part in ids)
-    sample = gram_tokens(stream.shape.n_routed_experts, tokens, wished)
+    sample = gram_tokens(stream.shape.n_routed_experts, tokens, asked)
     return evenly_spaced(tokens, sample)
 
 

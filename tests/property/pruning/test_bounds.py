@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanmoe_pruning.quality.bounds import WindowMean, student_quantile
+from leanmoe_pruning.evaluation.bounds import WindowMean, student_quantile
 
 # Printed tables of Student's t.
 TABLE = [(0.95, 1, 6.3138), (0.95, 2, 2.9200), (0.95, 15, 1.7531), (0.975, 30, 2.0423)]

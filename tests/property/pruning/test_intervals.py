@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from leanmoe.stats import wilson
-from leanmoe_pruning.quality.intervals import Paired
+from leanmoe_pruning.evaluation.intervals import Paired
 
 COUNTS = st.integers(0, 60)
 TABLES = st.builds(Paired, COUNTS, COUNTS, COUNTS, COUNTS).filter(lambda table: table.total > 0)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leanmoe_pruning.evaluation.levels import Betas, beta_at, level_grid
 from leanmoe_pruning.forward.routing import RouterRule, route
-from leanmoe_pruning.quality.levels import Betas, beta_at, level_grid
-from leanmoe_pruning.scores.scoring import gate_ratios, median_beta
+from leanmoe_pruning.scores.layer_scores import median_beta, weight_ratios
 
 
 @st.composite
@@ -61,7 +61,7 @@ def test_betas_rise_from_0_to_1_and_the_middle_is_the_median(routing):
     assert found == sorted(found)
     assert found[0] == 0.0
     assert found[-1] == 1.0
-    ratios = gate_ratios(routing).astype(np.float64)
+    ratios = weight_ratios(routing).astype(np.float64)
     if len(ratios):
         assert found[5] == betas.median[3] == median_beta(routing) == float(np.median(ratios))
 
@@ -69,7 +69,7 @@ def test_betas_rise_from_0_to_1_and_the_middle_is_the_median(routing):
 @given(routings(), st.floats(0.01, 0.99))
 @settings(max_examples=60, deadline=None)
 def test_a_level_skips_its_share_of_the_calibration_assignments(routing, level):
-    ratios = gate_ratios(routing)
+    ratios = weight_ratios(routing)
     if len(ratios) == 0:
         return
     share = float((ratios < np.float32(beta_at(ratios, level))).mean())

@@ -20,9 +20,8 @@ from leanmoe_pruning.cutting.plan import LayerPlan, PrunePlan
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.cd_moe import memory
-from leanmoe_pruning.methods.cd_moe.divergence import channel_shares, divergence
-from leanmoe_pruning.methods.cd_moe.documents import documents_of
-from leanmoe_pruning.methods.cd_moe.work import published_forwards
+from leanmoe_pruning.methods.cd_moe.divergence import channel_shares, divergence, documents_of
+from leanmoe_pruning.methods.cd_moe.search_cost import published_forwards
 from tests.golden.cd_moe_data import CHECKPOINT, DOCUMENTS, condense
 from tests.golden.naee_data import CHECKPOINT as MIXTRAL
 from tests.reference_model import planned_blocks

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.data.tasks.loading import load_task
+from leanmoe_pruning.evaluation.resident import ResidentModel
+from leanmoe_pruning.evaluation.task_scoring import score_task
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.methods.eep.applied import Applied, stored_dtype
+from leanmoe_pruning.methods.eep.fitness import Judge
 from leanmoe_pruning.methods.eep.individual import Individual
-from leanmoe_pruning.methods.eep.judge import Judge
-from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks.loading import load_task
-from leanmoe_pruning.quality.tasks.scoring import score_task
+from leanmoe_pruning.methods.eep.merged_model import Applied, stored_dtype
 from tests.tiny import write_tiny_mixtral
 from tests.tiny_families import write_tiny
 from tests.tiny_tasks import write_choices, write_open
@@ -107,7 +107,7 @@ def test_a_killed_search_goes_on_to_the_same_bytes(folder, whole, tmp_path):
     """Killed by itself with SIGKILL in its fifth evaluation."""
     script = (
         "import os, signal, sys\n"
-        "from leanmoe_pruning.methods.eep.judge import Judge\n"
+        "from leanmoe_pruning.methods.eep.fitness import Judge\n"
         "from leanmoe.cli import main\n"
         "score, asked = Judge.score, []\n"
         "def dying(self, *a):\n"

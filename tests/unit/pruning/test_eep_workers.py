@@ -13,11 +13,11 @@ import torch
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.errors import LeanMoEError
-from leanmoe_pruning.methods.eep.applied import Applied, stored_dtype
+from leanmoe_pruning.data.tasks.loading import load_task
+from leanmoe_pruning.methods.eep.fitness import Judge, Load
 from leanmoe_pruning.methods.eep.individual import Individual
-from leanmoe_pruning.methods.eep.judge import Judge, Load
+from leanmoe_pruning.methods.eep.merged_model import Applied, stored_dtype
 from leanmoe_pruning.methods.eep.workers import RayWorkers
-from leanmoe_pruning.quality.tasks.loading import load_task
 from tests.tiny import write_tiny_mixtral
 from tests.tiny_tasks import write_choices
 

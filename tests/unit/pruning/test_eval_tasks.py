@@ -11,12 +11,13 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.stats import wilson
 from leanmoe_pruning.data.builtin import builtin_texts
+from leanmoe_pruning.data.tasks.builtin_tasks import ITEMS, builtin_names
+from leanmoe_pruning.data.tasks.items.make import TEXTS, write
+from leanmoe_pruning.data.tasks.loading import load_task
+from leanmoe_pruning.evaluation.intervals import Paired
+from leanmoe_pruning.evaluation.resident import ResidentModel
+from leanmoe_pruning.evaluation.task_scoring import score_task
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.quality.intervals import Paired
-from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks import load_task, score_task
-from leanmoe_pruning.quality.tasks.builtin import ITEMS, builtin_names
-from leanmoe_pruning.quality.tasks.items.make import TEXTS, write
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
 

@@ -127,7 +127,7 @@ def test_interrupted_curve_leaves_the_old_manifest(lean, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("leanmoe_pruning.quality.levels.compare_window", stop)
+    monkeypatch.setattr("leanmoe_pruning.evaluation.levels.compare_window", stop)
     assert main(["curve", str(lean), "--data", CALIBRATION]) == 130
     assert (lean / "leanmoe.json").read_bytes() == before
 

@@ -9,11 +9,11 @@ import pytest
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
+from leanmoe_pruning.data.tasks.builtin_tasks import LM_EVAL_TASKS, builtin_names
+from leanmoe_pruning.evaluation.harness import ForwardLM
+from leanmoe_pruning.evaluation.likelihood import Request, log_likelihoods
+from leanmoe_pruning.evaluation.resident import ResidentModel
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks.builtin import builtin_names
-from leanmoe_pruning.quality.tasks.harness import SHIPPED, ForwardLM
-from leanmoe_pruning.quality.tasks.likelihood import Request, log_likelihoods
 from tests.tiny import write_tiny_mixtral
 
 
@@ -60,7 +60,7 @@ def test_generated_answers_are_judged_alike(path, tmp_path, capsys):
 
 
 def test_shipped_task_files_name_every_builtin_task(path, capsys):
-    names = {file.stem.removeprefix("leanmoe_") for file in SHIPPED.glob("leanmoe_*.yaml")}
+    names = {file.stem.removeprefix("leanmoe_") for file in LM_EVAL_TASKS.glob("leanmoe_*.yaml")}
     assert names == set(builtin_names())
     found = run(capsys, str(path), "--tasks", "leanmoe_facts", "--backend", "lm-eval")
     own = run(capsys, str(path), "--tasks", "builtin:facts")
@@ -117,7 +117,7 @@ def test_refusals(path, tmp_path, capsys, monkeypatch):
     assert main(arguments) == 2
     assert "--backend lm-eval" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "leanmoe_pruning.quality.tasks.harness")
+    monkeypatch.delitem(sys.modules, "leanmoe_pruning.evaluation.harness")
     for name in [name for name in sys.modules if name.startswith("lm_eval.")]:
         monkeypatch.delitem(sys.modules, name)
     assert main(["eval", str(path), "--tasks", "builtin:facts", "--backend", "lm-eval"]) == 2

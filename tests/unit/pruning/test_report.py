@@ -14,7 +14,7 @@ from leanmoe.cli import main
 from leanmoe.files.digest import file_digest
 from leanmoe.manifest import check_files, read_manifest, write_manifest
 from leanmoe.stats import wilson
-from leanmoe_pruning.report import placing
+from leanmoe_pruning.report import model_card
 from tests.tiny import write_tiny_mixtral
 
 TEXT = "the people look at the water and go a long way "
@@ -178,16 +178,16 @@ def test_every_step_of_a_stopped_run_leaves_a_checkpoint(lean, monkeypatch):
         return step
 
     names = ("_copy", "write_manifest", "atomic_write_text")
-    whole = {name: getattr(placing, name) for name in names}
+    whole = {name: getattr(model_card, name) for name in names}
     for steps in range(4):
         left = [None] * steps
         for name in names:
-            monkeypatch.setattr(placing, name, stopping(whole[name], left))
+            monkeypatch.setattr(model_card, name, stopping(whole[name], left))
         folder = shutil.copytree(lean, lean.with_name(f"stopped-{steps}"))
         assert report(folder) == 130
         check_whole(folder)
         for name in names:
-            monkeypatch.setattr(placing, name, whole[name])
+            monkeypatch.setattr(model_card, name, whole[name])
         assert report(folder) == 0
         check_whole(folder)
         assert (folder / "README.source.md").read_text() == SOURCE_CARD

@@ -10,18 +10,13 @@ from transformers import AutoTokenizer, MixtralForCausalLM
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import DataError
+from leanmoe_pruning.data.tasks.loading import load_task
+from leanmoe_pruning.data.tasks.task import ChoiceItem, OpenItem, Task
+from leanmoe_pruning.evaluation.generation import generate
+from leanmoe_pruning.evaluation.likelihood import Request, encode_pair, log_likelihoods
+from leanmoe_pruning.evaluation.resident import ResidentModel
+from leanmoe_pruning.evaluation.task_scoring import score_task, score_tasks
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.quality.resident import ResidentModel
-from leanmoe_pruning.quality.tasks import (
-    ChoiceItem,
-    OpenItem,
-    Task,
-    load_task,
-    score_task,
-    score_tasks,
-)
-from leanmoe_pruning.quality.tasks.generation import generate
-from leanmoe_pruning.quality.tasks.likelihood import Request, encode_pair, log_likelihoods
 from tests.tiny import write_tiny_mixtral
 
 GOOD = {"prompt": "one two", "choices": [" go", " see"], "answer": 1}
@@ -146,8 +141,8 @@ def test_likelihoods_equal_transformers(model, theirs, monkeypatch):
     greedy = int(theirs(torch.tensor([requests[0].context])).logits[0, -1].argmax())
     requests.append(Request(requests[0].context, (greedy,)))
     # Several passes, several batches in one, several rows in one.
-    monkeypatch.setattr("leanmoe_pruning.quality.tasks.likelihood.BATCH_TOKENS", 24)
-    monkeypatch.setattr("leanmoe_pruning.quality.tasks.likelihood.PASS_TOKENS", 30)
+    monkeypatch.setattr("leanmoe_pruning.evaluation.likelihood.BATCH_TOKENS", 24)
+    monkeypatch.setattr("leanmoe_pruning.evaluation.likelihood.PASS_TOKENS", 30)
     found = log_likelihoods(model, requests)
     for one, request in zip(found, requests, strict=True):
         total, best = exact(theirs, request)

@@ -1,9 +1,30 @@
-"""The random draws of the released operators, in the terms they are recorded in."""
+"""What the search leaves to chance: the draws, and the probabilities they are held against.
+
+Draws are named in the terms that runs of the released operators are recorded in; the numbers are
+those of the released ``search.yml``, and scores run from 0 to 100: thresholds are in points.
+"""
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The shipped ``search.yml``."""
+
+    group_probability: float = 0.25
+    row_probability: float = 0.15
+    crossover_probability: float = 0.3
+    crossover_threshold: float = 1.0
+    crossover_least: int = 6
+    front_probability: float = 0.6
+    mutation_threshold: float = 3.0
+    entry_probability: float = 0.25
+    entry_scale: float = 0.065
+    norm_probability: float = 0.1
 
 
 class Draws(Protocol):

@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import InputError
-from leanmoe_pruning.methods.eep.applied import Applied, stored_dtype
+from leanmoe_pruning.methods.eep.eep_options import check_dtypes, check_model, refuse, top_k_of
 from leanmoe_pruning.methods.eep.individual import Individual
-from leanmoe_pruning.methods.eep.options import check_dtypes, check_model, refuse, top_k_of
-from leanmoe_pruning.methods.eep.published import Evidence
+from leanmoe_pruning.methods.eep.merged_model import Applied, stored_dtype
+from leanmoe_pruning.methods.eep.published_formula import Evidence
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 
 

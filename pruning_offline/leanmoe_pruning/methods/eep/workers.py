@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from leanmoe.errors import InputError, LeanMoEError
+from leanmoe_pruning.methods.eep.fitness import Judge, Load
 from leanmoe_pruning.methods.eep.individual import Individual
-from leanmoe_pruning.methods.eep.judge import Judge, Load
-from leanmoe_pruning.methods.eep.negatives import Negatives
+from leanmoe_pruning.methods.eep.published_formula import Negatives
 
 _LOG = logging.getLogger(__name__)
 # A candidate whose worker dies so often is not the machine's fault.

@@ -15,7 +15,7 @@ import torch
 
 from leanmoe.families import MoEShape
 from leanmoe_pruning.methods.saliency import highest
-from leanmoe_pruning.scores.scoring import LayerScores
+from leanmoe_pruning.scores.layer_scores import LayerScores
 
 
 @dataclass(frozen=True)

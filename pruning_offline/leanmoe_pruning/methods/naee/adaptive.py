@@ -21,7 +21,7 @@ from leanmoe_pruning.methods.naee.options import search_notes, search_of, search
 from leanmoe_pruning.methods.naee.search import Search, chooser_of
 from leanmoe_pruning.methods.selection import plans_of
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.scores.scoring import LayerScores
+from leanmoe_pruning.scores.layer_scores import LayerScores
 
 
 @dataclass(frozen=True)

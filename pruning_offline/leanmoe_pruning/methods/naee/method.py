@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from leanmoe_pruning.data import batch_of_tokens
+from leanmoe_pruning.evaluation.ratios import LayerRatios
 from leanmoe_pruning.methods.evidence import measure_model_ratios, ratio_tensors
 from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
 from leanmoe_pruning.methods.naee.adaptive import open_adaptive
@@ -29,8 +30,7 @@ from leanmoe_pruning.methods.selection import (
     plans_of,
 )
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.quality.ratios import LayerRatios
-from leanmoe_pruning.scores.scoring import LayerScores
+from leanmoe_pruning.scores.layer_scores import LayerScores
 
 VARIANTS = ("layerwise", "progressive")
 

@@ -13,7 +13,7 @@ import torch
 
 from leanmoe_pruning.forward.routing import RouterRule, Routing, route
 from leanmoe_pruning.scores.gram import row_distance, target_product
-from leanmoe_pruning.scores.scoring import LayerScores
+from leanmoe_pruning.scores.layer_scores import LayerScores
 
 _MAX_LOGITS = 1 << 24  # of changed routings held at a time
 

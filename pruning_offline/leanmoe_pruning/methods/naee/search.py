@@ -24,9 +24,9 @@ from leanmoe_pruning.methods.naee.removal import Removals
 from leanmoe_pruning.methods.selection import LayerChoice, complement, dropped_subsets
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.gram import squared_distance
+from leanmoe_pruning.scores.layer_scores import LayerScores, joined
 from leanmoe_pruning.scores.measuring import measure_chunk
 from leanmoe_pruning.scores.passing import sampled_tokens
-from leanmoe_pruning.scores.scoring import LayerScores, joined
 
 MAX_ROWS = 1 << 18  # (subset, token) pairs looked at in one go
 SearchKind = Literal["enumerate", "greedy", "beam"]

@@ -23,8 +23,8 @@ from leanmoe_pruning.methods.naee.search import subset_losses
 from leanmoe_pruning.methods.selection import complement, dropped_subsets
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.gram import centred_gram
+from leanmoe_pruning.scores.layer_scores import LayerScores
 from leanmoe_pruning.scores.moments import Moments
-from leanmoe_pruning.scores.scoring import LayerScores
 
 _WINDOW = 256  # tokens per batch of the loss
 

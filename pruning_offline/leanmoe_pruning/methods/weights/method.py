@@ -16,12 +16,6 @@ from leanmoe.families.base import Projection
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
-from leanmoe_pruning.methods.weights.evidence import (
-    SCHEDULES,
-    LayerInputs,
-    Schedule,
-    run_schedule,
-)
 from leanmoe_pruning.methods.weights.layer_rules import (
     Outcome,
     by_magnitude_,
@@ -36,6 +30,12 @@ from leanmoe_pruning.methods.weights.layer_weights import (
 )
 from leanmoe_pruning.methods.weights.norms import told
 from leanmoe_pruning.methods.weights.pattern import Pattern, read_pattern
+from leanmoe_pruning.methods.weights.schedule import (
+    SCHEDULES,
+    LayerInputs,
+    Schedule,
+    run_schedule,
+)
 from leanmoe_pruning.progress import Tick, progress
 from leanmoe_pruning.scores.moments import Moments
 

@@ -1,0 +1,57 @@
+"""``--tasks SPEC``: a list of ``FILE.jsonl[:COUNT]`` and ``builtin:NAME[:COUNT]``, read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from leanmoe.errors import DataError
+from leanmoe_pruning.data.builtin import Split
+from leanmoe_pruning.data.spec import BUILTIN
+from leanmoe_pruning.data.tasks.builtin_tasks import builtin_path
+from leanmoe_pruning.data.tasks.item_files import read_items
+from leanmoe_pruning.data.tasks.task import Task
+
+HELP = "comma-separated list of FILE.jsonl[:COUNT] and builtin:NAME[:COUNT]"
+_MAX_DIGITS = 12
+
+
+def load_task(spec: str, split: Split = "heldout") -> Task:
+    """Read one task.
+
+    A built-in task gives its ``split`` (methods that search take "calibration", judges
+    "heldout"). A user's file has none and is taken whole; ``Task.split`` parts it. With a
+    count, the first so many items. Raises ``DataError``.
+    """
+    head = BUILTIN if spec.startswith(BUILTIN) else ""
+    name, colon, count = spec.removeprefix(head).partition(":")
+    if not name:
+        raise DataError(f"--tasks {spec!r} names nothing; expected {HELP}")
+    items = read_items(builtin_path(name, split) if head else Path(name))
+    return Task(name if head else Path(name).stem, items[: _count(count, spec, len(items), colon)])
+
+
+def _count(text: str, spec: str, found: int, colon: str) -> int:
+    if not colon:
+        return found
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) > 0):
+        raise DataError(f"--tasks {spec!r}: count {text!r} is not a positive whole number of items")
+    if int(text) > found:
+        raise DataError(
+            f"--tasks {spec!r} asks for {text} items and there are {found}; ask for fewer"
+        )
+    return int(text)
+
+
+def parts_of(specs: str) -> list[str]:
+    """The parts of a list."""
+    return [spec.strip() for spec in specs.split(",")]
+
+
+def load_tasks(specs: str, split: Split = "heldout") -> list[Task]:
+    """Every task of a list; two of one name are refused."""
+    tasks = [load_task(spec, split) for spec in parts_of(specs)]
+    names = [task.name for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"--tasks {specs!r} gives two tasks named {twice}; rename one file")
+    return tasks

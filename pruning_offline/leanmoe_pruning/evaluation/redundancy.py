@@ -1,0 +1,179 @@
+"""Whether a model has experts to spare: a cheap look before a cut is written.
+
+Some models lose next to nothing with half of their experts, others keep a sixth of what they
+could do. From the scores of a few hundred tokens three figures say which kind a model is:
+
+- loss: ||what the cut block gives - what the whole one gives||^2 over ||the latter||^2, the mean
+  over tokens (routed experts only). 0 is no change; 1 is what no experts at all would lose. A
+  ratio of sums would be that of the few tokens whose outputs are a thousand times larger.
+- similarity: mean cosine between the outputs of two experts for one token.
+- used: how many experts carry the routing, exp of the entropy of their router weight.
+
+T tokens, E experts, P packed Gram entries (``scores.gram``), L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.forward.routing import RouterRule, route
+from leanmoe_pruning.scores.gram import squared_distance
+from leanmoe_pruning.scores.layer_scores import LayerScores
+from leanmoe_pruning.scores.sampling import evenly_spaced
+
+# Tokens looked at, and bytes of Gram matrices kept, per layer.
+TOKENS = 256
+_BYTES = 1 << 22
+COLLAPSE = 0.25
+
+
+@dataclass(frozen=True)
+class LayerSample:
+    """One layer's scores on a few tokens, evenly spaced; ``mass_E`` is of all tokens."""
+
+    layer: int
+    rule: RouterRule
+    logits_TE: torch.Tensor
+    gram_TP: torch.Tensor
+    mass_E: torch.Tensor
+
+    @classmethod
+    def of(cls, scores: LayerScores) -> LayerSample:
+        held_TP = scores.output_gram_TP
+        count = max(1, min(TOKENS, len(held_TP), _BYTES // (held_TP.shape[1] * 8)))
+        some = evenly_spaced(len(held_TP), count)
+        logits_TE = scores.router_logits_TE[scores.gram_tokens[some]]
+        return cls(scores.layer, scores.rule, logits_TE, held_TP[some], scores.gate_mass())
+
+    @property
+    def n_experts(self) -> int:
+        return len(self.mass_E)
+
+    def loss(self, kept: Sequence[int]) -> float:
+        """Relative loss of keeping these experts."""
+        routing = route(self.logits_TE, self.rule, kept)
+        squared_ST = squared_distance(
+            self.gram_TP, routing.applied()[None], routing.ids_TK[None], self.n_experts
+        )
+        whole_T = self.gram_TP[:, -1]
+        some_T = whole_T > 0
+        return float((squared_ST[0, some_T] / whole_T[some_T]).mean()) if some_T.any() else 0.0
+
+    def similarity(self) -> float:
+        """Mean cosine of two experts' outputs."""
+        n = self.n_experts
+        row, column = torch.triu_indices(n + 1, n + 1)
+        gram_TEE = torch.zeros(len(self.gram_TP), n + 1, n + 1, dtype=torch.float64)
+        gram_TEE[:, row, column] = self.gram_TP
+        gram_TEE[:, column, row] = self.gram_TP
+        to_z_TE, z_T11 = gram_TEE[:, :n, n], gram_TEE[:, n:, n:]
+        # f_i . f_j out of g = f - z.
+        inner_TEE = gram_TEE[:, :n, :n] + to_z_TE[:, :, None] + to_z_TE[:, None] + z_T11
+        norm_TE = inner_TEE.diagonal(dim1=1, dim2=2).clamp_min(1e-30).sqrt()
+        cosine_TEE = inner_TEE / (norm_TE[:, :, None] * norm_TE[:, None])
+        off = cosine_TEE.sum((1, 2)) - n
+        return float(off.mean()) / max(1, n * (n - 1))
+
+    def used(self) -> float:
+        """Experts that carry the routing, from 1 to E."""
+        share_E = self.mass_E / self.mass_E.sum()
+        return float(torch.special.entr(share_E).sum().exp())
+
+    def most_used(self, keep: int) -> tuple[int, ...]:
+        """The experts with the most router weight: what a cut keeps if nothing else is decided."""
+        best = self.mass_E.argsort(descending=True, stable=True)[:keep]
+        return tuple(sorted(best.tolist()))
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """The three figures of every layer."""
+
+    layers: tuple[int, ...]
+    loss: tuple[float, ...]
+    similarity: tuple[float, ...]
+    used: tuple[float, ...]
+    n_experts: int
+
+    @property
+    def mean_loss(self) -> float:
+        return sum(self.loss) / len(self.loss)
+
+    @property
+    def mean_similarity(self) -> float:
+        return sum(self.similarity) / len(self.similarity)
+
+    @property
+    def collapses(self) -> bool:
+        return self.mean_loss > COLLAPSE
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        figures = {"loss": self.loss, "similarity": self.similarity, "used": self.used}
+        return {
+            "tokens": TOKENS,
+            "collapse_above": COLLAPSE,
+            "mean_loss": round(self.mean_loss, 6),
+            **{
+                name: {str(i): round(v, 6) for i, v in zip(self.layers, values, strict=True)}
+                for name, values in figures.items()
+            },
+        }
+
+    def warning(self) -> str | None:
+        """One sentence where the cut looks like one that collapses."""
+        if not self.collapses:
+            return None
+        worst = self.layers[self.loss.index(max(self.loss))]
+        return (
+            f"this cut may collapse: the blocks' outputs change by {self.mean_loss:.0%} of their "
+            f"squared size on average (layer {worst}: {max(self.loss):.0%}; we warn from "
+            f"{COLLAPSE:.0%}), their experts have a mean cosine of {self.mean_similarity:.2f} and "
+            f"{sum(self.used) / len(self.used):.1f} of {self.n_experts} carry the routing; keep "
+            "more experts, or judge the result with `leanmoe eval --against` before you use it"
+        )
+
+
+def redundancy(
+    scores: Iterable[LayerScores | LayerSample], kept: int | Mapping[int, Sequence[int]]
+) -> Redundancy:
+    """Figures of a cut to ``kept`` experts per layer, or to a number of the most used ones."""
+    samples = [one if isinstance(one, LayerSample) else LayerSample.of(one) for one in scores]
+    chosen = {
+        one.layer: one.most_used(kept) if isinstance(kept, int) else kept[one.layer]
+        for one in samples
+    }
+    return Redundancy(
+        tuple(one.layer for one in samples),
+        tuple(one.loss(chosen[one.layer]) for one in samples),
+        tuple(one.similarity() for one in samples),
+        tuple(one.used() for one in samples),
+        max(one.n_experts for one in samples),
+    )
+
+
+@dataclass
+class Probe:
+    """Keeps a sample of the scores that pass by on their way to a method."""
+
+    samples: dict[int, LayerSample] = field(default_factory=dict)
+
+    def watch(self, layers: Iterable[LayerScores]) -> Iterator[LayerScores]:
+        """The same scores, looked at."""
+        for scores in layers:
+            self.samples[scores.layer] = LayerSample.of(scores)
+            yield scores
+
+    def of_cut(self, plans: Mapping[int, LayerPlan]) -> Redundancy | None:
+        """Figures of a decided cut; ``None`` where it is not one of experts, or none passed by."""
+        kept = {layer: plan.keep for layer, plan in plans.items() if plan.keep is not None}
+        samples = [self.samples[layer] for layer in sorted(self.samples) if layer in kept]
+        lowered = any(plan.top_k is not None for plan in plans.values())
+        if not samples or lowered or len(kept) < len(plans):
+            return None
+        return redundancy(samples, kept)
