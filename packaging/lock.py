@@ -31,8 +31,10 @@ import pins
 from pins import Package
 
 ROOT = Path(__file__).resolve().parents[1]
-# What `make install` takes, and what an image needs: no tests, no task harness.
-ALL_EXTRAS = ("cpu", "offline", "search", "tasks", "loadtest", "docs", "dev")
+# Ours too, and behind an extra: released with LeanMoE, so never pinned.
+REFERENCE = ROOT / "reference_model" / "pyproject.toml"
+# What `make install` takes, and what an image needs: no tests, no task harness, no embedded models.
+ALL_EXTRAS = ("cpu", "offline", "reference", "search", "tasks", "loadtest", "docs", "dev")
 IMAGE_EXTRAS = ("offline", "search", "loadtest")
 # Broken beside the CPU build of torch, and of no use to text models.
 LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
@@ -45,11 +47,22 @@ CUDA_COMPILERS = "cuda-toolkit[cccl,nvcc]"
 
 
 def declared(extras: Iterable[str], pyproject: Path = ROOT / "pyproject.toml") -> list[Requirement]:
-    """What ``leanmoe[extras]`` asks for."""
+    """What ``leanmoe[extras]`` asks for of others."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    optional = project["optional-dependencies"]
+    optional = project.get("optional-dependencies", {})
     lines = [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
-    return [Requirement(line) for line in lines]
+    return [one for line in lines for one in _of_others(Requirement(line))]
+
+
+def _of_others(wanted: Requirement) -> list[Requirement]:
+    """What a requirement comes to where our own distributions are at hand."""
+    match wanted.name:
+        case "leanmoe":
+            return []
+        case "leanmoe-reference":
+            return declared((), REFERENCE)
+        case _:
+            return [wanted]
 
 
 def roots(name: str) -> list[Requirement]:

@@ -11,7 +11,7 @@ from leanmoe.extras import missing_package
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("leanmoe_demo.command", "the whole main job on the embedded model"),
-    "reference": ("leanmoe_pruning.reference.command", "write the embedded reference MoE"),
+    "reference": ("leanmoe_reference.command", "write the embedded reference MoE"),
     "plan": (
         "leanmoe_pruning.commands.plan",
         "what each method and budget would take and leave, from headers alone",

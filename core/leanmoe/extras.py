@@ -8,6 +8,7 @@ from leanmoe.errors import InputError
 EXTRAS: dict[str, frozenset[str]] = {
     "loadtest": frozenset({"locust", "gevent", "geventhttpclient", "requests", "urllib3"}),
     "offline": frozenset({"scipy", "matplotlib", "jinja2", "yaml"}),
+    "reference": frozenset({"leanmoe_reference", "gguf"}),
     "search": frozenset({"ray"}),
     "tasks": frozenset({"lm_eval", "datasets"}),
 }
@@ -25,7 +26,8 @@ def extra_of(package: str) -> str:
 def missing_package(command: str, error: ModuleNotFoundError) -> InputError | None:
     """One sentence on what to install; ``None`` where a module of ours is missing."""
     package = (error.name or "").partition(".")[0]
-    if not package or package.startswith(_OWN):
+    ours_with_an_extra = error.name == package and any(package in one for one in EXTRAS.values())
+    if not package or (package.startswith(_OWN) and not ours_with_an_extra):
         return None
     return InputError(
         f"leanmoe {command} needs the package {package}, which is not installed; "

@@ -21,6 +21,7 @@ from leanmoe_demo.server import Server, lean_server, stock_server
 from leanmoe_demo.shell import Shell
 from leanmoe_demo.story import GIVEN_UP, KEEP, MAX_KLD, QUESTION, SERVED, mix
 from leanmoe_demo.table import render
+from leanmoe_reference.gguf_base import find_base
 
 _SCORE_WINDOWS, _CURVE_WINDOWS, _EVAL_WINDOWS = 4, 4, 4
 
@@ -32,6 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> Result:
     _check_output(args.output)
+    find_base()  # raises where the base weights of the model are not installed
     shell = Shell(args.seed)
     work = args.work or Path(tempfile.mkdtemp(prefix="leanmoe-demo-"))
     work.mkdir(parents=True, exist_ok=True)

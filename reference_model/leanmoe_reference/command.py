@@ -11,11 +11,11 @@ from leanmoe.errors import InputError
 from leanmoe.files.output import atomic_directory, check_output
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.reference.artefact import FOLDER, check_artefacts
-from leanmoe_pruning.reference.build import check_written, tensors_digest, write_reference
-from leanmoe_pruning.reference.gguf_base import GGUFBase, find_base
-from leanmoe_pruning.reference.models import DEFAULT, MODELS
-from leanmoe_pruning.reference.training.plans import PLANS
+from leanmoe_reference.artefact import FOLDER, check_artefacts
+from leanmoe_reference.build import check_written, tensors_digest, write_reference
+from leanmoe_reference.gguf_base import GGUFBase, find_base
+from leanmoe_reference.models import DEFAULT, MODELS
+from leanmoe_reference.training.plans import PLANS
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def _write(args: argparse.Namespace) -> Result:
 
 def _train(args: argparse.Namespace) -> Result:
     # Training needs libraries that writing a model does not.
-    from leanmoe_pruning.reference.training.run import Training, run, threads
+    from leanmoe_reference.training.run import Training, run, threads
 
     base = GGUFBase(find_base())
     texts = _texts(args, base)
@@ -98,9 +98,9 @@ def _texts(args: argparse.Namespace, base: GGUFBase) -> Path | None:
     if folder is None:
         texts: Path | None = args.texts
         return texts
-    from leanmoe_pruning.reference.training.mix import build, save
-    from leanmoe_pruning.reference.training.parent import base_tokenizer
-    from leanmoe_pruning.reference.training.sources import fetch
+    from leanmoe_reference.training.mix import build, save
+    from leanmoe_reference.training.parent import base_tokenizer
+    from leanmoe_reference.training.sources import fetch
 
     fetch(folder)
     save(build(folder, base_tokenizer(base)), folder)

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from leanmoe_pruning.reference.artefact import Artefact
-from leanmoe_pruning.reference.dense import (
+from leanmoe_reference.artefact import Artefact
+from leanmoe_reference.dense import (
     PROJECTIONS,
     attention_tensors,
     common_config,
     feed_forward,
     model_tensors,
 )
-from leanmoe_pruning.reference.gguf_base import GGUFBase
+from leanmoe_reference.gguf_base import GGUFBase
 
 N_EXPERTS = 16
 TOP_K = 4

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanmoe_pruning.reference import mixtral, small_experts
-from leanmoe_pruning.reference.artefact import Artefact
-from leanmoe_pruning.reference.build import Rebuilt
-from leanmoe_pruning.reference.gguf_base import GGUFBase
+from leanmoe_reference import mixtral, small_experts
+from leanmoe_reference.artefact import Artefact
+from leanmoe_reference.build import Rebuilt
+from leanmoe_reference.gguf_base import GGUFBase
 
 
 @dataclass(frozen=True)

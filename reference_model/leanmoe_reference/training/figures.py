@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from leanmoe_pruning.progress import Tick, no_tick
-from leanmoe_pruning.reference.training.blocks import Routes, TrainableBlock
-from leanmoe_pruning.reference.training.network import Block, FrozenLayer, Parent
+from leanmoe_reference.training.blocks import Routes, TrainableBlock
+from leanmoe_reference.training.network import Block, FrozenLayer, Parent
 
 Tensor = torch.Tensor
 PER_DOMAIN = 4

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from leanmoe_pruning.reference.training.network import FrozenLayer, Parent
+from leanmoe_reference.training.network import FrozenLayer, Parent
 
 Tensor = torch.Tensor
 SCALE = 2.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from leanmoe_pruning.reference.dense import attention_tensors, feed_forward, model_tensors
-from leanmoe_pruning.reference.gguf_base import GGUFBase
+from leanmoe_reference.dense import attention_tensors, feed_forward, model_tensors
+from leanmoe_reference.gguf_base import GGUFBase
 
 Tensor = torch.Tensor
 EPS = 1e-5

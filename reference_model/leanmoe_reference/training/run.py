@@ -20,14 +20,15 @@ from leanmoe.errors import InputError
 from leanmoe.files.digest import file_digest, tool_versions
 from leanmoe.files.output import atomic_write_json, atomic_write_text
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.reference.gguf_base import GGUFBase
-from leanmoe_pruning.reference.training import figures, mix
-from leanmoe_pruning.reference.training.blocks import TrainableBlock
-from leanmoe_pruning.reference.training.card import card
-from leanmoe_pruning.reference.training.export import packed, take_stored
-from leanmoe_pruning.reference.training.loop import Recipe, train
-from leanmoe_pruning.reference.training.network import Parent
-from leanmoe_pruning.reference.training.plans import PLANS, Make, TrainingPlan
+from leanmoe_reference.artefact import pack
+from leanmoe_reference.gguf_base import GGUFBase
+from leanmoe_reference.rows import from_rows
+from leanmoe_reference.training import figures, mix
+from leanmoe_reference.training.blocks import TrainableBlock
+from leanmoe_reference.training.card import card
+from leanmoe_reference.training.loop import Recipe, train
+from leanmoe_reference.training.network import Parent
+from leanmoe_reference.training.plans import PLANS, Make, TrainingPlan
 
 Tensor = torch.Tensor
 FIGURES = "figures.json"
@@ -102,6 +103,28 @@ def _train(
 
         train(parent, block, windows, training.recipe, checkpoint, report)
     return block
+
+
+def packed(block: TrainableBlock) -> dict[str, Tensor]:
+    """The tensors of the file that a rebuild reads."""
+    gates, weights = {}, {}
+    for name, value in block.parameters.items():
+        if name.endswith(".gate"):
+            gates[name] = value
+        else:
+            weights[name] = value.T.contiguous() if block.across(name) else value
+    return pack(gates, weights)
+
+
+def take_stored(block: TrainableBlock) -> None:
+    """Give the block the rounded values that its file holds, so that figures are the file's."""
+    held = packed(block)
+    for name in block.parameters:
+        if name.endswith(".gate"):
+            value = held[f"{name}.weight"].float()
+        else:
+            value = from_rows(held[f"{name}.rows"], held[f"{name}.scale"]).float()
+        block.parameters[name] = value.T.contiguous() if block.across(name) else value
 
 
 def _write_artefact(block: TrainableBlock, path: Path) -> None:

@@ -19,8 +19,8 @@ from leanmoe_pruning.checkpoints.shards import (
     write_shard,
 )
 from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.reference.gguf_base import GGUFBase
-from leanmoe_pruning.reference.tokenizer import write_tokenizer
+from leanmoe_reference.gguf_base import GGUFBase
+from leanmoe_reference.tokenizer import write_tokenizer
 
 N_SHARDS = 3
 

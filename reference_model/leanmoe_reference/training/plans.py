@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from leanmoe_pruning.reference import mixtral, small_experts
-from leanmoe_pruning.reference.training.blocks import LowRankExperts, SmallExperts, TrainableBlock
-from leanmoe_pruning.reference.training.network import Parent
+from leanmoe_reference import mixtral, small_experts
+from leanmoe_reference.training.blocks import LowRankExperts, SmallExperts, TrainableBlock
+from leanmoe_reference.training.network import Parent
 
 Make = Callable[[Parent, int], TrainableBlock]
 

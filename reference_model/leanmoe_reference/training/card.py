@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from leanmoe_pruning.reference.training.sources import SOURCES
+from leanmoe_reference.training.sources import SOURCES
 
 NAMES = {"dense": "dense parent", "adapter": "parent + one adapter", "moe": "**this model**"}
 

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from leanmoe_pruning.reference.training.reading import Document
+from leanmoe_reference.training.reading import Document
 
 RUN = 10
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from leanmoe_pruning.reference.gguf_base import GGUFBase
+from leanmoe_reference.gguf_base import GGUFBase
 
 _COPIED = (
     ("input_layernorm", "attn_norm"),

@@ -9,10 +9,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from leanmoe_pruning.reference.dense import dense_tensors
-from leanmoe_pruning.reference.gguf_base import GGUFBase
-from leanmoe_pruning.reference.tokenizer import tokenizer_json
-from leanmoe_pruning.reference.training.own import Turn, chat_text, good_answer, parent_prompts
+from leanmoe_reference.dense import dense_tensors
+from leanmoe_reference.gguf_base import GGUFBase
+from leanmoe_reference.tokenizer import tokenizer_json
+from leanmoe_reference.training.own import Turn, chat_text, good_answer, parent_prompts
 
 END = 2
 MAX_NEW = 96

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 
-from leanmoe_pruning.reference.artefact import FOLDER, Artefact
-from leanmoe_pruning.reference.dense import (
+from leanmoe_reference.artefact import FOLDER, Artefact
+from leanmoe_reference.dense import (
     attention_tensors,
     common_config,
     feed_forward,
     model_tensors,
 )
-from leanmoe_pruning.reference.gguf_base import GGUFBase
+from leanmoe_reference.gguf_base import GGUFBase
 
 Tensor = torch.Tensor
 N_EXPERTS = 8

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from leanmoe.errors import InputError
-from leanmoe_pruning.reference.training.blocks import Routes, TrainableBlock
-from leanmoe_pruning.reference.training.mix import DOMAINS, GROUPS
-from leanmoe_pruning.reference.training.network import Parent
+from leanmoe_reference.training.blocks import Routes, TrainableBlock
+from leanmoe_reference.training.mix import DOMAINS, GROUPS
+from leanmoe_reference.training.network import Parent
 
 Tensor = torch.Tensor
 BETAS = (0.9, 0.98)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from leanmoe_pruning.reference.gguf_base import GGUFBase
+from leanmoe_reference.gguf_base import GGUFBase
 
 _CONTROL = 3
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}

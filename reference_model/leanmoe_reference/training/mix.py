@@ -19,9 +19,9 @@ from tokenizers import Tokenizer
 
 from leanmoe.errors import InputError
 from leanmoe_pruning.data.builtin import builtin_ids
-from leanmoe_pruning.reference.training import own, reading
-from leanmoe_pruning.reference.training.reading import Document
-from leanmoe_pruning.reference.training.splitting import (
+from leanmoe_reference.training import own, reading
+from leanmoe_reference.training.reading import Document
+from leanmoe_reference.training.splitting import (
     order,
     runs,
     without_overlap,

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from leanmoe.errors import InputError
 from leanmoe.files.digest import file_digest
-from leanmoe_pruning.reference.rows import from_rows, to_rows
+from leanmoe_reference.rows import from_rows, to_rows
 
 Tensor = torch.Tensor
 FOLDER = Path(__file__).parent
@@ -24,11 +24,14 @@ def check_artefacts(digests: Mapping[str, str], directory: Path = FOLDER) -> Non
     for name, expected in digests.items():
         path = directory / name
         if not path.is_file():
-            raise InputError(f"{path} is missing from the installation; install leanmoe again")
+            raise InputError(
+                f"{path} is missing from the installation; install leanmoe-reference again"
+            )
         found = file_digest(path)
         if found != expected:
             raise InputError(
-                f"{path} is damaged (found {found}, expected {expected}); install leanmoe again"
+                f"{path} is damaged (found {found}, expected {expected}); "
+                "install leanmoe-reference again"
             )
 
 
