@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from vllm import LLM, SamplingParams
 
-from leanmoe_bench.engines.arm_process import Answer
+Answer = dict[str, Any]
 
 
 class Arm:

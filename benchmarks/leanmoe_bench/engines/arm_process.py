@@ -14,8 +14,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-Answer = dict[str, Any]
-
 
 def serve(arm_class: Callable[..., Any]) -> int:
     """Do as told until stdin ends; the operation ``start`` makes the arm."""
@@ -30,7 +28,7 @@ def serve(arm_class: Callable[..., Any]) -> int:
                 arm = None
                 gc.collect()
                 arm = arm_class(**command)
-                answer: Answer = {"ready": True}
+                answer: dict[str, Any] = {"ready": True}
             else:
                 answer = getattr(arm, operation)(**command)
         except Exception as error:

@@ -19,8 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-from leanmoe_bench.engines.arm import Arm
-from leanmoe_bench.engines.arm_process import Answer
+from leanmoe_bench.engines.arm import Answer, Arm
 from leanmoe_bench.gpu.routing import Choice, gate_statistics, recount
 
 RANDOM = "random"
