@@ -21,11 +21,12 @@ from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.tuned_tables import FOLDER_VARIABLE, Tiles, read_table, recorded_tables
 from leanmoe_bench.tune import card
 from leanmoe_bench.tune.choice import Kept, Timed, choose, gain
-from leanmoe_bench.tune.command import Place, Wanted, run, show
+from leanmoe_bench.tune.command import show
+from leanmoe_bench.tune.kernel_shapes import TuneShape, Weights, shapes_of
 from leanmoe_bench.tune.loop import OTHER_BITS, TilesError, measure_batch
 from leanmoe_bench.tune.rows import RowsFile
-from leanmoe_bench.tune.shapes import TuneShape, Weights, shapes_of
 from leanmoe_bench.tune.space import candidates
+from leanmoe_bench.tune.tuning import Place, Wanted, run
 from tests.tiny import write_json
 from tests.unit.server.test_table_folder import give_manifest, write_config
 

@@ -12,17 +12,27 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from leanmoe.errors import LeanMoEError
 from leanmoe.process.environment import engine_environment
-from leanmoe.process.group import ProcessGroup
+from leanmoe.process.group import ProcessGroup, last_lines
+from leanmoe_bench.engines import arm_process
+
+# What an engine with the plugin is told beside the flags that stock gets too.
+WITH_PLUGIN: dict[str, Any] = {"additional_config": {"leanmoe": {"plugin": True}}}
+
+
+def dotted_name(found: type) -> str:
+    """By which another process imports a class: the worker extension of an engine."""
+    return f"{found.__module__}.{found.__qualname__}"
 
 
 class RemoteArm:
-    """A handle on an ``arm.py`` process and its engine's children.
+    """A handle on an arm's process and its engine's children.
 
-    ``module`` is the arm's, ``settings`` are added to the environment it inherits.
+    ``module`` is what runs in the process, ``settings`` are added to the environment it inherits.
     """
 
     def __init__(
@@ -31,7 +41,7 @@ class RemoteArm:
         *,
         plugin: bool,
         log: Path,
-        module: str = "leanmoe_bench.arm",
+        module: ModuleType = arm_process,
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -39,7 +49,7 @@ class RemoteArm:
         read, write = os.pipe()
         with log.open("w") as out:
             self.group = ProcessGroup(
-                [sys.executable, "-m", module, str(write)],
+                [sys.executable, "-m", module.__name__, str(write)],
                 env=engine_environment(plugin=plugin, base={**os.environ, **(settings or {})}),
                 output=out,
                 stdin=subprocess.PIPE,
@@ -59,7 +69,8 @@ class RemoteArm:
         line = self._answers.readline()
         answer = json.loads(line) if line else {"error": "the engine process ended"}
         if "error" in answer:
-            raise LeanMoEError(f"{self.name} engine failed: {answer['error']}\n{self._tail()}")
+            tail = last_lines(self._log)
+            raise LeanMoEError(f"{self.name} engine failed: {answer['error']}\n{tail}")
         return dict(answer)
 
     def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -74,9 +85,6 @@ class RemoteArm:
             self.group.process.stdin.close()
         self.group.end(grace_seconds=grace_seconds)
         self._answers.close()
-
-    def _tail(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
 
 
 class Pair:
@@ -129,7 +137,7 @@ def engine_pair(
             plugin = name == "ours"
             arm = RemoteArm(name, plugin=plugin, log=logs / f"{name}.log")
             stack.callback(arm.close)
-            extra = {"additional_config": {"leanmoe": {"plugin": True}}} if plugin else {}
+            extra = WITH_PLUGIN if plugin else {}
             arm.call(
                 "start",
                 model=str(models[name]),
