@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leanmoe.families import MoEShape
-from leanmoe_pruning.cutting.plan import LayerPlan, Merge
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.planning.headers import HeaderModel
 from leanmoe_pruning.planning.work import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
 from leanmoe_pruning.forward.passes import run_block
 from leanmoe_pruning.forward.stream import DecoderLayer
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 
 from leanmoe.families.base import PROJECTIONS, Projection
-from leanmoe_pruning.methods.weights.evidence import LayerInputs
 from leanmoe_pruning.methods.weights.layer_weights import LayerWeights
 from leanmoe_pruning.methods.weights.norms import ColumnNorms
 from leanmoe_pruning.methods.weights.pattern import Pattern
+from leanmoe_pruning.methods.weights.schedule import LayerInputs
 from leanmoe_pruning.methods.weights.sparsegpt import Curvature, expert_hessians, prune_matrix
 from leanmoe_pruning.scores.moments import Moments
 

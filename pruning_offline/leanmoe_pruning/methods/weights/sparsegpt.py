@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from leanmoe.errors import CheckpointError
-from leanmoe_pruning.methods.weights.evidence import LayerInputs
 from leanmoe_pruning.methods.weights.pattern import OfEvery, Pattern, Unstructured
+from leanmoe_pruning.methods.weights.schedule import LayerInputs
 
 BLOCK = 128
 DAMPING = 0.01
