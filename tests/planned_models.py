@@ -10,7 +10,7 @@ import torch
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.cli import main
-from leanmoe_pruning.cutting.plan import LayerPlan, Merge, PrunePlan
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge, PrunePlan
 
 
 def mixed_plan(checkpoint: Checkpoint) -> PrunePlan:

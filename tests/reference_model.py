@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
-from leanmoe_pruning.cutting.plan import LayerPlan, PrunePlan
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, PrunePlan
 
 Weights = dict[str, list[torch.Tensor]]
 

@@ -24,8 +24,7 @@ _WARM = (
     "leanmoe_pruning.commands.evaluate",
     "leanmoe_pruning.commands.distill",
     "leanmoe_pruning.commands.report",
-    "leanmoe_pruning.forward.families.mixtral",
-    "leanmoe_pruning.forward.families.deepseek",
+    "leanmoe_pruning.forward.families.known",
 )
 _STUB = """#!{python} -S
 import json, os, socket, sys

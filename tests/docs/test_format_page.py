@@ -10,7 +10,7 @@ from leanmoe.curve import CurvePoint, QualityCurve
 from leanmoe.layout import LayerLayout, Layout
 from leanmoe.manifest import Manifest, Source
 from leanmoe.tuned_tables import TableRecord, TunedRecord
-from leanmoe_pruning.cutting.plan import LayerPlan, Merge, PrunePlan
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge, PrunePlan
 from leanmoe_pruning.scores.bundle import BundleDescription
 from tests.docs.pages import ROOT
 

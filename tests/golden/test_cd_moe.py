@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.manifest import read_manifest
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.forward.passes import embed_all, run_block, step_
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.cd_moe.condensed_layer import Condensed, condensed_output
@@ -88,7 +88,7 @@ def test_the_json_repeats_orders_and_divergences(dumped):
 def test_the_written_checkpoint_is_the_condensed_model(variant, count, tmp_path):
     """Without a dump, candidates given up early: the same choice, and its logits off the disk."""
     assert condense(tmp_path / "lean", count, "--variant", variant) == 0
-    lean = open_checkpoint(tmp_path / "lean")
+    lean = open_model(tmp_path / "lean")
     order = [layer + 1 for layer in golden()[f"layer_order.{variant}"][:count].tolist()]
     settings = read_manifest(lean.path).settings
     assert settings["layer_order"] == order
@@ -108,7 +108,7 @@ def test_the_written_checkpoint_is_the_condensed_model(variant, count, tmp_path)
 
 @torch.inference_mode()
 def test_block_outputs_of_the_first_document():
-    stream = DecoderStream(open_checkpoint(CHECKPOINT))
+    stream = DecoderStream(open_model(CHECKPOINT))
     ids = inputs()["doc.0.input_ids"][None]
     hidden = embed_all(stream, [ids])
     for layer in stream.layers():

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.eep.draws import SeededDraws, Settings
@@ -146,7 +146,7 @@ def test_merged_weights_and_router_transfer(dumped):
 
 
 def logits_of(out: Path) -> torch.Tensor:
-    stream = DecoderStream(open_checkpoint(out))
+    stream = DecoderStream(open_model(out))
     with torch.inference_mode():
         hidden = embed_all(stream, [load_file(DATA / "inputs.safetensors")["probe_input_ids"]])
         for layer in stream.layers():
@@ -157,7 +157,7 @@ def logits_of(out: Path) -> torch.Tensor:
 def test_what_is_written_computes_the_same_unless_something_negative_was_chosen(dumped):
     """The checkpoint clamps mapped probabilities as the runtime does; the manifest says so."""
     case, _, out = dumped
-    notes = " ".join(open_checkpoint(out).manifest.settings.get("notes", []))
+    notes = " ".join(open_model(out).manifest.settings.get("notes", []))
     if "negative" not in notes:
         close(logits_of(out), golden()[f"{case}.probe_logits"])
     else:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leanmoe.checkpoint import open_checkpoint
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.forward.passes import embed_all, run_block, step_
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 
@@ -27,7 +27,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def opened(folder: Path) -> tuple[DecoderStream, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    stream = DecoderStream(open_checkpoint(folder / "checkpoint"))
+    stream = DecoderStream(open_model(folder / "checkpoint"))
     return (
         stream,
         load_file(folder / "inputs.safetensors"),

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import MixtralForCausalLM
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.evaluation.levels import run_levels
 from leanmoe_pruning.forward.stream import DecoderStream
 from tests.golden.moe_pruner_data import (
@@ -94,14 +94,14 @@ def test_probe_logits_in_transformers(run):
 @torch.inference_mode()
 def test_probe_logits_in_the_own_forward(run):
     tag, out, _, _ = run
-    stream = DecoderStream(open_checkpoint(out))
+    stream = DecoderStream(open_model(out))
     passed = run_levels(stream, [probe_ids()], lambda layer: [0.0], 1)
     close_to_golden(stream.logits(passed.hidden[0]), tag)
 
 
 def test_manifest_states_what_was_zeroed_and_what_it_saves(run):
     tag, out, _, dump = run
-    settings = open_checkpoint(out).manifest.settings
+    settings = open_model(out).manifest.settings
     assert settings["zeros"] == {"0": 0.5, "1": 0.5}
     assert settings["schedule"] == tag.rpartition(".")[2]
     assert "neither memory nor time" in settings["notes"][0]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import MixtralForCausalLM
 
-from leanmoe.checkpoint import open_checkpoint
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.evaluation.levels import run_levels
 from leanmoe_pruning.forward.stream import DecoderStream
 from tests.golden.naee_data import CHECKPOINT, RUNS, golden, golden_json, probe_ids
@@ -46,7 +46,7 @@ def test_kept_experts(run):
     name, out, found, _ = run
     expected = golden()[f"{name}.kept"]
     assert torch.equal(found[f"{own_name(name)}.kept"], expected)
-    kept = open_checkpoint(out).manifest.kept
+    kept = open_model(out).manifest.kept
     assert [kept[layer] for layer in sorted(kept)] == expected.tolist()
 
 
@@ -93,7 +93,7 @@ SKIPPING = [
 @torch.inference_mode()
 def test_probe_logits_and_counts_with_skipping(key, model, betas_from, pruned):
     path = CHECKPOINT if model == "full" else pruned[model][0]
-    stream = DecoderStream(open_checkpoint(path))
+    stream = DecoderStream(open_model(path))
     betas = golden()[f"betas.{betas_from}"].tolist()
     run = run_levels(stream, [probe_ids()], lambda layer: [betas[layer]], 1)
     close_to_golden(stream.logits(run.hidden[0]), key)

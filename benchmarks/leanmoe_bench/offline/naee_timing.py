@@ -17,7 +17,7 @@ import torch
 from leanmoe.errors import LeanMoEError
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.routing import RouterRule, route
-from leanmoe_pruning.methods.naee.search import subset_losses
+from leanmoe_pruning.methods.naee.subsets import subset_losses
 from leanmoe_pruning.methods.selection import complement, dropped_subsets
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.gram import centred_gram

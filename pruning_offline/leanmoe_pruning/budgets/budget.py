@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
+from leanmoe_pruning.amounts import parse_bytes, show_bytes
+from leanmoe_pruning.checkpoints.opening import OpenedModel, check_uniform
+from leanmoe_pruning.cutting.cutter import Cutter
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
+from leanmoe_pruning.methods.request import Request
+
+_MARKER_BYTES = 8  # of the tensor that marks a layer with a count of its own
 
 
 @dataclass(frozen=True)
@@ -34,3 +42,41 @@ class Budget:
 def allowed_counts(shape: MoEShape) -> list[int]:
     """Numbers of experts the router can serve, groups equally large, ascending."""
     return list(range(shape.least_keep, shape.n_routed_experts + 1, shape.n_groups))
+
+
+def budget_of(request: Request, checkpoint: OpenedModel) -> Budget:
+    """The budget that was asked for; raise where the router cannot serve it."""
+    if request.total_bytes is None:
+        budget = Budget.uniform(request.experts_to_keep(checkpoint), checkpoint.shape)
+        return Budget(None, budget.total) if request.adaptive else budget
+    if not request.adaptive:
+        raise InputError("--total-bytes is shared out among layers; give --budget adaptive with it")
+    if request.keep is not None or request.ratio is not None:
+        raise InputError("--total-bytes and --keep or --ratio both say how much stays; drop one")
+    check_uniform(checkpoint)
+    return Budget(None, _affordable(checkpoint, request.total_bytes))
+
+
+def _affordable(checkpoint: OpenedModel, size: str) -> int:
+    """Experts over all layers that ``size`` has room for."""
+    limit, shape = parse_bytes(size, "--total-bytes"), checkpoint.shape
+    counts, layers = allowed_counts(shape), len(shape.moe_layers)
+    whole, less = (_bytes_with(checkpoint, count) for count in (counts[-1], counts[0]))
+    if len(counts) == 1:
+        return counts[0] * layers
+    each = (whole - less) // ((counts[-1] - counts[0]) * layers)
+    fixed = less - each * counts[0] * layers + _MARKER_BYTES * layers
+    if limit < fixed + each * counts[0] * layers:
+        raise InputError(
+            f"--total-bytes {size} is too small for {checkpoint.path}: with the {counts[0]} "
+            f"experts per layer that its router needs it has {show_bytes(less)} of weights"
+        )
+    return min((limit - fixed) // each, counts[-1] * layers)
+
+
+def _bytes_with(checkpoint: OpenedModel, count: int) -> int:
+    shape = checkpoint.shape
+    size, share = shape.n_routed_experts // shape.n_groups, count // shape.n_groups
+    kept = [group * size + place for group in range(shape.n_groups) for place in range(share)]
+    plan = LayerPlan(keep=tuple(kept))
+    return Cutter(checkpoint, dict.fromkeys(shape.moe_layers, plan)).weight_bytes

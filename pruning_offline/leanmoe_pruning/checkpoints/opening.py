@@ -1,9 +1,10 @@
-"""Opening the model a command works on, its manifest checked before anything is computed."""
+"""Opening the model a command works on: checked and hashed once, then handed on."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from importlib.util import find_spec
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
@@ -13,30 +14,68 @@ from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files, weights_digest
 from leanmoe_pruning.checkpoints.fp8 import block_of, check_scales
 from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.forward.families import RUNNABLE
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 # The ends of names of tensors that hold no numbers but their codes.
 PACKED = ("_blocks", "_scales")
 
 
-def open_model(path: Path) -> Checkpoint:
+@dataclass(frozen=True)
+class OpenedModel(Checkpoint):
+    """A checkpoint and what was found out about its files, by whoever asked first."""
+
+    # Digests that were taken while the manifest was checked.
+    hashed: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def reader(self) -> ShardReader:
+        """Its tensors: the model that config.json describes, no more and no less."""
+        reader = ShardReader(self.path)
+        check_complete(self, reader)
+        return reader
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Digest of config and weights: what makes this model this model."""
+        return {
+            file.name: self.hashed.get(file.name) or file_digest(file)
+            for file in model_files(self.path)
+            if file.name == "config.json" or file.suffix == ".safetensors"
+        }
+
+    @property
+    def digest(self) -> str:
+        """One digest for config and weights."""
+        known = self.hashed if "config.json" in self.hashed else self.digests
+        return weights_digest(known)
+
+
+def open_headers(path: Path) -> OpenedModel:
+    """The checkpoint at ``path``, no file hashed: a model of any size takes a moment."""
+    found = open_checkpoint(path)
+    return OpenedModel(found.path, found.config, found.family)
+
+
+def open_model(path: Path) -> OpenedModel:
     """The checkpoint at ``path``; raise when its manifest or a file named there was changed."""
-    checkpoint = open_checkpoint(path)
-    if checkpoint.manifest is not None:
-        check_files(path, checkpoint.manifest)
-    return checkpoint
+    model = open_headers(path)
+    if model.manifest is None:
+        return model
+    check_files(path, model.manifest)
+    return replace(model, hashed=model.manifest.files)
 
 
-def open_runnable_model(path: Path) -> Checkpoint:
+def open_runnable_model(path: Path) -> OpenedModel:
     """Like ``open_model``, for work that runs the model: refuses a family known by name only."""
-    checkpoint = open_model(path)
-    check_runnable(checkpoint)
-    return checkpoint
+    model = open_model(path)
+    check_runnable(model)
+    return model
 
 
 def check_runnable(checkpoint: Checkpoint) -> None:
     """Raise unless the offline forward pass computes models of this family."""
-    if find_spec(f"leanmoe_pruning.forward.families.{checkpoint.family.name}") is None:
+    if checkpoint.family.name not in RUNNABLE:
         raise CheckpointError(
             f"{checkpoint.path} is a {checkpoint.family.name} model, whose layers LeanMoE does not "
             "compute by itself: such a model can be pruned with --method random and served, not "
@@ -95,18 +134,3 @@ def model_files(path: Path) -> list[Path]:
         for file in path.iterdir()
         if file.is_file() and not file.name.startswith(".") and file.name != MANIFEST_NAME
     )
-
-
-def source_digests(path: Path) -> dict[str, str]:
-    """Digest of config and weights: what makes this model this model."""
-    return {
-        file.name: file_digest(file)
-        for file in model_files(path)
-        if file.name == "config.json" or file.suffix == ".safetensors"
-    }
-
-
-def model_digest(checkpoint: Checkpoint) -> str:
-    """One digest for config and weights of a model that ``open_model`` opened."""
-    known = checkpoint.manifest.files if checkpoint.manifest is not None else {}
-    return weights_digest(known if "config.json" in known else source_digests(checkpoint.path))

@@ -2,80 +2,86 @@
 
 from __future__ import annotations
 
-import argparse
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from leanmoe.command import Command, Result
+from leanmoe.command import Result
 from leanmoe.curve import QualityCurve
-from leanmoe.errors import InputError
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import open_runnable_model
-from leanmoe_pruning.commands.options import add_compute, add_data, add_model
 from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.evaluation.levels import LevelPass, calibrate_and_run, level_grid
 from leanmoe_pruning.evaluation.quality_curve import build_curve, check_heldout, store_curve
 from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.options import (
+    command_of,
+    compute_option,
+    data_option,
+    model_argument,
+    option,
+    window_option,
+)
 from leanmoe_pruning.progress import progress
 
 DEFAULT_LEVELS = 11
 MIN_LEVELS, MAX_LEVELS = 3, 1001
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    add_data(parser)
-    parser.add_argument(
-        "--calibration",
+@dataclass(frozen=True, kw_only=True)
+class CurveOptions:
+    """What ``leanmoe curve`` takes."""
+
+    model: Path = model_argument()
+    data: str = data_option()
+    window: int = window_option()
+    calibration: str | None = option(
+        "text for the betas (default: calibration split of --data, or a file's first half)",
         metavar="SPEC",
-        help="text for the betas (default: calibration split of --data, or a file's first half)",
     )
-    parser.add_argument(
-        "--levels",
-        type=int,
+    levels: int = option(
+        f"levels measured, 0 and 1 included (default {DEFAULT_LEVELS})",
         default=DEFAULT_LEVELS,
         metavar="N",
-        help=f"levels measured, 0 and 1 included (default {DEFAULT_LEVELS})",
+        within=(MIN_LEVELS, MAX_LEVELS),
     )
-    add_compute(parser)
+    compute: str | None = compute_option()
 
 
-def _load(args: argparse.Namespace, stream: DecoderStream) -> tuple[DataSet, DataSet]:
+def _load(options: CurveOptions, stream: DecoderStream) -> tuple[DataSet, DataSet]:
     """Calibration and held-out text."""
-    checkpoint, window = stream.checkpoint, args.window
-    if args.calibration is None:
-        calibration = load_data(args.data, checkpoint, "calibration", window=window, files="halves")
-        heldout = load_data(args.data, checkpoint, "heldout", window=window, files="halves")
+    checkpoint, window = stream.checkpoint, options.window
+    text, own = options.data, options.calibration
+    if own is None:
+        calibration = load_data(text, checkpoint, "calibration", window=window, files="halves")
+        heldout = load_data(text, checkpoint, "heldout", window=window, files="halves")
     else:
-        calibration = load_data(args.calibration, checkpoint, "calibration", window=window)
-        heldout = load_data(args.data, checkpoint, "heldout", window=window)
+        calibration = load_data(own, checkpoint, "calibration", window=window)
+        heldout = load_data(text, checkpoint, "heldout", window=window)
     check_heldout(heldout)
     return calibration, heldout
 
 
 @torch.inference_mode()
-def _run(args: argparse.Namespace) -> Result:
+def _run(options: CurveOptions) -> Result:
     started = time.monotonic()
-    if not MIN_LEVELS <= args.levels <= MAX_LEVELS:
-        raise InputError(
-            f"--levels is {args.levels}, expected a number from {MIN_LEVELS} to {MAX_LEVELS}"
-        )
-    checkpoint = open_runnable_model(args.model)
-    stream = DecoderStream(checkpoint, args.compute)
-    calibration, heldout = _load(args, stream)
+    checkpoint = open_runnable_model(options.model)
+    stream = DecoderStream(checkpoint, options.compute)
+    calibration, heldout = _load(options, stream)
     with stop_on_signals():
         with progress("levels through layers", stream.n_layers) as tick:
             betas, run = calibrate_and_run(
-                stream, calibration.ids, heldout.ids, level_grid(args.levels), tick
+                stream, calibration.ids, heldout.ids, level_grid(options.levels), tick
             )
         with progress("comparing windows", heldout.windows) as tick:
             sums = run.measure(tick)
         curve = build_curve(betas, run, sums, heldout, calibration)
         manifest = store_curve(checkpoint, curve)
     return {
-        "model": str(args.model),
+        "model": str(options.model),
         "manifest_digest": manifest.digest(),
         "seconds": round(time.monotonic() - started, 1),
         **_curve_json(curve, run),
@@ -106,11 +112,11 @@ def _show(result: Result) -> str:
     return "\n".join(lines)
 
 
-COMMAND = Command(
+COMMAND = command_of(
+    CurveOptions,
+    _run,
     name="curve",
-    help="Measure what each skip level costs and store it in the checkpoint's manifest.",
+    summary="Measure what each skip level costs and store it in the checkpoint's manifest.",
     example="leanmoe curve ./lean --data builtin:gen:4,builtin:c:4",
-    add_arguments=_add_arguments,
-    run=_run,
     show=_show,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leanmoe.checkpoint import Checkpoint
-from leanmoe.command import Command, Result
+from leanmoe.command import Result
 from leanmoe.errors import InputError
 from leanmoe.files.output import atomic_directory, check_output
 from leanmoe.manifest import write_manifest
 from leanmoe.process.interrupts import stop_on_signals
-from leanmoe_pruning.checkpoints.opening import open_runnable_model, source_digests
-from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
+from leanmoe_pruning.checkpoints.opening import OpenedModel, open_runnable_model
 from leanmoe_pruning.cutting.cutter import Cutter
 from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.cutting.spool import WeightSpool
@@ -31,67 +28,71 @@ from leanmoe_pruning.distillation.student import StudentStream
 from leanmoe_pruning.distillation.whole import Progress, WholeModel, batches
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.weights.layer_weights import check_changeable, check_plain
+from leanmoe_pruning.options import (
+    command_of,
+    compute_option,
+    data_option,
+    force_option,
+    model_argument,
+    option,
+    out_option,
+    window_option,
+)
 from leanmoe_pruning.progress import progress
 
 DEFAULT_STEPS, DEFAULT_BATCH = 100, 4
 # The paper's for the whole model; a share of the weights' size for a layer alone.
 DEFAULT_LR, DEFAULT_LOCAL_SHARE = 2e-5, 0.02
 _CURVE_POINTS = 50
+_MOST = 10_000_000  # updates, and windows in one
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    parser.add_argument(
-        "--teacher",
-        type=Path,
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions:
+    """What ``leanmoe distill`` takes."""
+
+    model: Path = model_argument()
+    teacher: Path | None = option(
+        "the model that MODEL was pruned from; without it the text alone teaches",
         metavar="TEACHER",
-        help="the model that MODEL was pruned from; without it the text alone teaches",
     )
-    add_data(parser)
-    parser.add_argument(
-        "--local",
-        action="store_true",
-        help="train each layer's experts on the teacher's inputs, one layer in memory at a time",
+    data: str = data_option()
+    window: int = window_option()
+    local: bool = option(
+        "train each layer's experts on the teacher's inputs, one layer in memory at a time",
+        default=False,
     )
-    parser.add_argument(
-        "--train",
-        choices=tuple(FILTERS),
+    train: str = option(
+        "routed experts (default), what condensed layers run, or every linear layer",
         default="experts",
-        help="routed experts (default), what condensed layers run, or every linear layer",
+        choices=tuple(FILTERS),
     )
-    parser.add_argument(
-        "--steps",
-        type=int,
+    steps: int = option(
+        f"updates; with --local of each layer (default {DEFAULT_STEPS})",
         default=DEFAULT_STEPS,
         metavar="N",
-        help=f"updates; with --local of each layer (default {DEFAULT_STEPS})",
+        within=(1, _MOST),
     )
-    parser.add_argument(
-        "--batch",
-        type=int,
+    batch: int = option(
+        f"windows per update; with --local as many tokens (default {DEFAULT_BATCH})",
         default=DEFAULT_BATCH,
         metavar="WINDOWS",
-        help=f"windows per update; with --local as many tokens (default {DEFAULT_BATCH})",
+        within=(1, _MOST),
     )
-    parser.add_argument(
-        "--lr",
-        type=float,
-        metavar="RATE",
-        help=f"learning rate at the start (default {DEFAULT_LR}; with --local "
+    lr: float | None = option(
+        f"learning rate at the start (default {DEFAULT_LR}; with --local "
         f"{DEFAULT_LOCAL_SHARE} times the root mean square of each layer's weights)",
+        metavar="RATE",
     )
-    parser.add_argument(
-        "--weight-decay", type=float, default=0.0, metavar="RATE", help="AdamW's (default 0)"
+    weight_decay: float = option("AdamW's (default 0)", default=0.0, metavar="RATE")
+    checkpoint_every: int | None = option(
+        "keep the state in OUT.training every N updates, with --local every layer", metavar="N"
     )
-    parser.add_argument(
-        "--checkpoint-every",
-        type=int,
-        metavar="N",
-        help="keep the state in OUT.training every N updates, with --local every layer",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from OUT.training")
-    add_compute(parser)
-    add_output(parser, "trained checkpoint directory to write")
+    resume: bool = option("go on from OUT.training", default=False)
+    compute: str | None = compute_option()
+    out: Path = out_option("trained checkpoint directory to write")
+    force: bool = force_option()
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class _Run:
     """A checked run."""
 
     student: StudentStream
-    teacher: Checkpoint | None
+    teacher: OpenedModel | None
     ancestors: Ancestors
     data: DataSet
     settings: Settings
@@ -113,53 +114,50 @@ class _Run:
         return DecoderStream(self.teacher, self.compute) if self.teacher else None
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    relative = args.local and args.lr is None
+def _settings(options: DistillOptions) -> Settings:
+    relative = options.local and options.lr is None
     default = DEFAULT_LOCAL_SHARE if relative else DEFAULT_LR
-    rate = default if args.lr is None else args.lr
-    for name, value in (("--steps", args.steps), ("--batch", args.batch)):
-        if not 1 <= value <= 10_000_000:
-            raise InputError(f"{name} is {value}, expected a number from 1 to 10000000")
+    rate = default if options.lr is None else options.lr
     if not 0 < rate < 1:
         raise InputError(f"--lr is {rate}, expected a rate above 0 and below 1")
-    if not 0 <= args.weight_decay < 1:
-        raise InputError(f"--weight-decay is {args.weight_decay}, expected 0 to below 1")
-    if args.checkpoint_every is not None and args.checkpoint_every < 1:
-        raise InputError(f"--checkpoint-every is {args.checkpoint_every}, expected at least 1")
-    if args.local and (args.teacher is None or args.train != "experts"):
+    if not 0 <= options.weight_decay < 1:
+        raise InputError(f"--weight-decay is {options.weight_decay}, expected 0 to below 1")
+    if options.checkpoint_every is not None and options.checkpoint_every < 1:
+        raise InputError(f"--checkpoint-every is {options.checkpoint_every}, expected at least 1")
+    if options.local and (options.teacher is None or options.train != "experts"):
         raise InputError(
             "--local teaches routed experts what a teacher's say; give --teacher and leave --train "
             "out, or drop --local"
         )
     return Settings(
-        args.steps,
+        options.steps,
         rate,
         relative,
-        args.batch,
-        args.weight_decay,
-        args.train,
-        args.local,
-        args.seed,
+        options.batch,
+        options.weight_decay,
+        options.train,
+        options.local,
+        options.seed,
     )
 
 
-def _open(args: argparse.Namespace) -> _Run:
+def _open(options: DistillOptions) -> _Run:
     """Refuse whatever can be refused before any work."""
-    settings = _settings(args)
-    inputs = [path for path in (args.model, args.teacher) if path is not None]
-    check_output(args.out, args.force, inputs)
-    checkpoint = open_runnable_model(args.model)
+    settings = _settings(options)
+    inputs = [path for path in (options.model, options.teacher) if path is not None]
+    check_output(options.out, options.force, inputs)
+    checkpoint = open_runnable_model(options.model)
     check_changeable(checkpoint)
     check_plain(checkpoint, "leanmoe distill")
-    teacher = open_runnable_model(args.teacher) if args.teacher else None
-    data = load_data(args.data, checkpoint, "calibration", window=args.window)
-    student = StudentStream(checkpoint, args.compute, FILTERS[args.train])
+    teacher = open_runnable_model(options.teacher) if options.teacher else None
+    data = load_data(options.data, checkpoint, "calibration", window=options.window)
+    student = StudentStream(checkpoint, options.compute, FILTERS[options.train])
     if not any(student.trained(layer) for layer in range(student.n_layers)):
         raise InputError(
-            f"--train {args.train} finds nothing to train in {args.model}; give another"
+            f"--train {options.train} finds nothing to train in {options.model}; give another"
         )
-    source = source_digests(args.model)
-    files = source_digests(args.teacher) if teacher else {}
+    source = checkpoint.digests
+    files = teacher.digests if teacher else {}
     ancestors = find_ancestors(checkpoint, teacher, files) if teacher else {}
     run = {
         "model": source,
@@ -168,29 +166,29 @@ def _open(args: argparse.Namespace) -> _Run:
         "compute": str(student.compute),
         **asdict(settings),
     }
-    wanted = args.checkpoint_every is not None or args.resume
-    state = StateFolder(args.out, run, args.resume) if wanted else None
+    wanted = options.checkpoint_every is not None or options.resume
+    state = StateFolder(options.out, run, options.resume) if wanted else None
     return _Run(
         student,
         teacher,
         ancestors,
         data,
         settings,
-        args.compute,
-        args.checkpoint_every,
+        options.compute,
+        options.checkpoint_every,
         state,
         source,
         files,
     )
 
 
-def _run(args: argparse.Namespace) -> Result:
+def _run(options: DistillOptions) -> Result:
     started = time.monotonic()
-    run = _open(args)
-    with stop_on_signals(), _spool(args.out, run) as spool:
+    run = _open(options)
+    with stop_on_signals(), _spool(options.out, run) as spool:
         found = _train_local(run, spool) if run.settings.local else _train_whole(run, spool)
         cutter = Cutter(run.student.checkpoint, {}, spool)
-        with atomic_directory(args.out, args.force) as directory:
+        with atomic_directory(options.out, options.force) as directory:
             with progress("writing", cutter.n_tensors) as tick:
                 files = cutter.write(directory, tick)
             manifest = cut_manifest(
@@ -206,7 +204,7 @@ def _run(args: argparse.Namespace) -> Result:
     if run.state is not None:
         run.state.remove()
     return {
-        "out": str(args.out),
+        "out": str(options.out),
         "tokens": run.data.tokens,
         "loss_before": found["loss_before"],
         "loss_after": found["loss_after"],
@@ -327,13 +325,13 @@ def _show(result: Result) -> str:
     )
 
 
-COMMAND = Command(
+COMMAND = command_of(
+    DistillOptions,
+    _run,
     name="distill",
-    help="Train a pruned model towards the model it was pruned from; zeroed weights stay zero.",
+    summary="Train a pruned model towards the model it was pruned from; zeroed weights stay zero.",
     example=(
         "leanmoe distill ./sparse --teacher ./reference --local --data builtin:gen -o ./trained"
     ),
-    add_arguments=_add_arguments,
-    run=_run,
     show=_show,
 )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from leanmoe.checkpoint import Checkpoint
-from leanmoe.command import Command, Result
+from leanmoe.command import Result
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.policy import check_level, resolve_betas
 from leanmoe.process.interrupts import stop_on_signals
-from leanmoe_pruning.checkpoints.opening import model_digest, open_runnable_model
-from leanmoe_pruning.commands.options import add_compute, add_data, add_model
+from leanmoe_pruning.checkpoints.opening import OpenedModel, open_runnable_model
 from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.data.tasks.loading import HELP
 from leanmoe_pruning.evaluation.judging import BACKENDS, Judge, judge_model, make_judge
@@ -24,55 +22,58 @@ from leanmoe_pruning.evaluation.perplexity import Against, domain_report, domain
 from leanmoe_pruning.evaluation.remembered import Remembered
 from leanmoe_pruning.evaluation.task_result import TaskResult, task_report
 from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.options import (
+    command_of,
+    compute_option,
+    data_option,
+    model_argument,
+    option,
+    window_option,
+)
 from leanmoe_pruning.progress import progress
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    add_data(parser, required=False)
-    parser.add_argument("--tasks", metavar="TASKS", help=HELP)
-    parser.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="own",
-        help="who judges tasks: our own scorer (default), or lm-evaluation-harness around our "
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What ``leanmoe eval`` takes."""
+
+    model: Path = model_argument()
+    data: str | None = data_option(required=False)
+    window: int = window_option()
+    tasks: str | None = option(HELP, metavar="TASKS")
+    backend: str = option(
+        "who judges tasks: our own scorer (default), or lm-evaluation-harness around our "
         "forward pass, which also knows tasks by name",
+        default="own",
+        choices=BACKENDS,
     )
-    parser.add_argument(
-        "--include-path", type=Path, metavar="DIR", help="folder of lm-eval task files (YAML)"
-    )
-    parser.add_argument(
-        "--against",
-        type=Path,
+    include_path: Path | None = option("folder of lm-eval task files (YAML)", metavar="DIR")
+    against: Path | None = option(
+        "also give KL(MODEL2 || MODEL), top-1 agreement and paired differences on tasks",
         metavar="MODEL2",
-        help="also give KL(MODEL2 || MODEL), top-1 agreement and paired differences on tasks",
     )
-    parser.add_argument(
-        "--remember",
-        type=Path,
-        metavar="DIR",
-        help="keep what MODEL2 said in DIR, so that the next eval against it on the same texts and "
+    remember: Path | None = option(
+        "keep what MODEL2 said in DIR, so that the next eval against it on the same texts and "
         "tasks does not run it again",
+        metavar="DIR",
     )
-    parser.add_argument(
-        "--skip-level", type=float, default=0.0, metavar="L", help="skip level of MODEL (default 0)"
-    )
-    add_compute(parser)
+    skip_level: float = option("skip level of MODEL (default 0)", default=0.0, metavar="L")
+    compute: str | None = compute_option()
 
 
-def _betas(checkpoint: Checkpoint, level: float) -> dict[int, float]:
+def _betas(checkpoint: OpenedModel, level: float) -> dict[int, float]:
     curve = checkpoint.manifest.curve if checkpoint.manifest else None
     return resolve_betas(level, checkpoint.skip_layers, curve)
 
 
-def _pass(checkpoint: Checkpoint, data: DataSet, level: float, compute: str | None) -> LevelPass:
+def _pass(checkpoint: OpenedModel, data: DataSet, level: float, compute: str | None) -> LevelPass:
     stream = DecoderStream(checkpoint, compute)
     betas = _betas(checkpoint, level)
     with progress(f"{checkpoint.path.name}: layers", stream.n_layers) as tick:
         return forward(stream, data, betas, tick)
 
 
-def _open_other(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+def _open_other(path: Path, checkpoint: OpenedModel) -> OpenedModel:
     other = open_runnable_model(path)
     mine, theirs = checkpoint.config["vocab_size"], other.config["vocab_size"]
     if mine != theirs:
@@ -84,30 +85,36 @@ def _open_other(path: Path, checkpoint: Checkpoint) -> Checkpoint:
 
 
 @torch.inference_mode()
-def _run(args: argparse.Namespace) -> Result:
+def _run(options: EvalOptions) -> Result:
     started = time.monotonic()
-    check_level(args.skip_level, "--skip-level")
-    checkpoint = open_runnable_model(args.model)
-    other = _open_other(args.against, checkpoint) if args.against else None
-    if args.remember is not None and other is None:
+    check_level(options.skip_level, "--skip-level")
+    checkpoint = open_runnable_model(options.model)
+    other = _open_other(options.against, checkpoint) if options.against else None
+    if options.remember is not None and other is None:
         raise InputError("--remember keeps what the model of --against said; give --against too")
-    if args.data is None and args.tasks is None:
+    if options.data is None and options.tasks is None:
         raise InputError("nothing to judge by: give --data SPEC, --tasks TASKS or both")
-    data = load_data(args.data, checkpoint, "heldout", window=args.window) if args.data else None
-    judge = make_judge(args.tasks, args.backend, args.include_path) if args.tasks else None
-    _betas(checkpoint, args.skip_level)
-    digest = model_digest(other) if other else None
-    memory = Remembered(args.remember, digest or "", args.compute)
+    data = (
+        load_data(options.data, checkpoint, "heldout", window=options.window)
+        if options.data
+        else None
+    )
+    judge = (
+        make_judge(options.tasks, options.backend, options.include_path) if options.tasks else None
+    )
+    _betas(checkpoint, options.skip_level)
+    digest = other.digest if other else None
+    memory = Remembered(options.remember, digest or "", options.compute)
     with stop_on_signals():
-        texts = _judge_texts(args, checkpoint, other, memory, data) if data else {}
-        tasks = _judge_tasks(args, checkpoint, other, memory, judge) if judge else {}
+        texts = _judge_texts(options, checkpoint, other, memory, data) if data else {}
+        tasks = _judge_tasks(options, checkpoint, other, memory, judge) if judge else {}
     return {
-        "model": str(args.model),
+        "model": str(options.model),
         "manifest_digest": checkpoint.manifest.digest() if checkpoint.manifest else None,
-        "weights_digest": model_digest(checkpoint),
-        "against": str(args.against) if args.against else None,
+        "weights_digest": checkpoint.digest,
+        "against": str(options.against) if options.against else None,
         "against_weights_digest": digest,
-        "skip_level": args.skip_level,
+        "skip_level": options.skip_level,
         **texts,
         **tasks,
         "seconds": round(time.monotonic() - started, 1),
@@ -115,14 +122,14 @@ def _run(args: argparse.Namespace) -> Result:
 
 
 def _judge_texts(
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    other: Checkpoint | None,
+    options: EvalOptions,
+    checkpoint: OpenedModel,
+    other: OpenedModel | None,
     memory: Remembered,
     data: DataSet,
 ) -> Result:
-    run = _pass(checkpoint, data, args.skip_level, args.compute)
-    against = _against(args, other, memory, data) if other else None
+    run = _pass(checkpoint, data, options.skip_level, options.compute)
+    against = _against(options, other, memory, data) if other else None
     with progress("windows", data.windows) as tick:
         sums = domain_sums(run, against, data, tick)
     return {
@@ -134,25 +141,27 @@ def _judge_texts(
 
 
 def _against(
-    args: argparse.Namespace, other: Checkpoint, memory: Remembered, data: DataSet
+    options: EvalOptions, other: OpenedModel, memory: Remembered, data: DataSet
 ) -> Against:
-    hidden = memory.hidden(data.digest(), lambda: _pass(other, data, 0.0, args.compute).hidden)
-    return Against(DecoderStream(other, args.compute), hidden)
+    hidden = memory.hidden(data.digest(), lambda: _pass(other, data, 0.0, options.compute).hidden)
+    return Against(DecoderStream(other, options.compute), hidden)
 
 
 def _judge_tasks(
-    args: argparse.Namespace,
-    checkpoint: Checkpoint,
-    other: Checkpoint | None,
+    options: EvalOptions,
+    checkpoint: OpenedModel,
+    other: OpenedModel | None,
     memory: Remembered,
     judge: Judge,
 ) -> Result:
-    mine = judge_model(judge, checkpoint, _betas(checkpoint, args.skip_level), args.compute)
+    mine = judge_model(judge, checkpoint, _betas(checkpoint, options.skip_level), options.compute)
     theirs: Sequence[TaskResult | None] = [None] * len(mine)
     if other is not None:
-        theirs = memory.tasks(judge.digest(), lambda: judge_model(judge, other, {}, args.compute))
+        theirs = memory.tasks(
+            judge.digest(), lambda: judge_model(judge, other, {}, options.compute)
+        )
     return {
-        "backend": args.backend,
+        "backend": options.backend,
         "tasks": {one.task: task_report(one, two) for one, two in zip(mine, theirs, strict=True)},
     }
 
@@ -196,12 +205,12 @@ def _show_task(name: str, found: Result) -> str:
     return line
 
 
-COMMAND = Command(
+COMMAND = command_of(
+    EvalOptions,
+    _run,
     name="eval",
-    help="Perplexity on held-out text and accuracy on tasks, alone or against another model.",
+    summary="Perplexity on held-out text and accuracy on tasks, alone or against another model.",
     example="leanmoe eval ./lean --against ./reference --data builtin:gen:8,builtin:fr:8 "
     "--tasks builtin:arith,mine.jsonl",
-    add_arguments=_add_arguments,
-    run=_run,
     show=_show,
 )

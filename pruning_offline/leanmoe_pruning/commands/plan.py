@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from leanmoe.command import Command, Result
+from leanmoe.command import Result
 from leanmoe.errors import InputError
 from leanmoe_pruning.amounts import parse_bytes, show_bytes
-from leanmoe_pruning.commands.options import add_model
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.methods.selection import check_keep
+from leanmoe_pruning.options import command_of, model_argument, option
 from leanmoe_pruning.planning.costs import matmul_rate
 from leanmoe_pruning.planning.fit import USABLE, largest_fitting
 from leanmoe_pruning.planning.headers import HeaderModel
@@ -27,116 +27,109 @@ DEFAULT_TOKENS, DEFAULT_KV_TOKENS = 128 * 2048, 8192
 _MOST_TOKENS = 10**12
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    parser.add_argument(
-        "--method", choices=tuple(METHODS), help="only what this method does (default: all)"
-    )
-    parser.add_argument(
-        "--keep",
-        type=int,
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What ``leanmoe plan`` takes."""
+
+    model: Path = model_argument()
+    method: str | None = option("only what this method does (default: all)", choices=tuple(METHODS))
+    keep: tuple[int, ...] | None = option(
+        "experts per layer, once or more (default: three quarters, half and a quarter)",
         action="append",
         metavar="N",
-        help="experts per layer, once or more (default: three quarters, half and a quarter)",
     )
-    parser.add_argument(
-        "--fit", metavar="MEMORY", help="find the largest cut one device holds, such as 80GiB"
+    fit: str | None = option(
+        "find the largest cut one device holds, such as 80GiB", metavar="MEMORY"
     )
-    parser.add_argument(
-        "--kv-tokens",
-        type=int,
+    kv_tokens: int = option(
+        f"tokens of KV to leave room for, over all sequences (default {DEFAULT_KV_TOKENS})",
         default=DEFAULT_KV_TOKENS,
         metavar="N",
-        help=f"tokens of KV to leave room for, over all sequences (default {DEFAULT_KV_TOKENS})",
+        within=(1, _MOST_TOKENS),
     )
-    parser.add_argument(
-        "--tokens",
-        type=int,
+    tokens: int = option(
+        f"calibration tokens (default {DEFAULT_TOKENS})",
         default=DEFAULT_TOKENS,
         metavar="N",
-        help=f"calibration tokens (default {DEFAULT_TOKENS})",
+        within=(1, _MOST_TOKENS),
     )
-    parser.add_argument(
-        "--tflops",
-        type=float,
+    tflops: float | None = option(
+        "speed of the machine that will do the work (default: this one's, measured)",
         metavar="X",
-        help="speed of the machine that will do the work (default: this one's, measured)",
     )
 
 
-def _check(args: argparse.Namespace) -> None:
-    for option in ("tokens", "kv_tokens"):
-        if not 1 <= getattr(args, option) <= _MOST_TOKENS:
-            name, value = option.replace("_", "-"), getattr(args, option)
-            raise InputError(f"--{name} is {value}, expected a number from 1 to {_MOST_TOKENS}")
-    if args.tflops is not None and not 0 < args.tflops < 1e6:
-        raise InputError(f"--tflops is {args.tflops}, expected more than 0 and less than a million")
-    if args.fit is not None and args.keep is not None:
+def _check(options: PlanOptions) -> None:
+    if options.tflops is not None and not 0 < options.tflops < 1e6:
+        raise InputError(
+            f"--tflops is {options.tflops}, expected more than 0 and less than a million"
+        )
+    if options.fit is not None and options.keep is not None:
         raise InputError("--fit finds the budget and --keep gives it; drop one")
 
 
-def _kinds(args: argparse.Namespace, model: HeaderModel) -> list[Kind]:
+def _kinds(options: PlanOptions, model: HeaderModel) -> list[Kind]:
     """What to lay out: nothing for a source whose layers differ, which only plans can cut."""
     if model.checkpoint.layout.layers:
         return []
-    kinds = [kind for kind in known_kinds() if args.method in (None, *kind.methods)]
+    kinds = [kind for kind in known_kinds() if options.method in (None, *kind.methods)]
     fitting = [kind for kind in kinds if kind.applies(model)]
     if kinds and not fitting:
         raise InputError(
-            f"--method {args.method} does not apply to {args.model}: the router of "
+            f"--method {options.method} does not apply to {options.model}: the router of "
             f"{model.checkpoint.family.name} cannot be mapped or condensed; use another method"
         )
     return fitting
 
 
-def _rows(args: argparse.Namespace, model: HeaderModel, kinds: list[Kind]) -> list[Row]:
-    rows = [row_of(model, None, 0, args.kv_tokens)]
-    for keep in args.keep or ():
-        check_keep(keep, model.checkpoint.shape, str(args.model))
+def _rows(options: PlanOptions, model: HeaderModel, kinds: list[Kind]) -> list[Row]:
+    rows = [row_of(model, None, 0, options.kv_tokens)]
+    for keep in options.keep or ():
+        check_keep(keep, model.checkpoint.shape, str(options.model))
     for kind in kinds:
-        given = args.keep if kind.counts_experts else None
+        given = options.keep if kind.counts_experts else None
         budgets = given or kind.usual_budgets(model)
-        rows += [row_of(model, kind, budget, args.kv_tokens) for budget in budgets]
+        rows += [row_of(model, kind, budget, options.kv_tokens) for budget in budgets]
     return rows
 
 
-def _notes(args: argparse.Namespace, model: HeaderModel, rows: list[Row]) -> list[str]:
+def _notes(options: PlanOptions, model: HeaderModel, rows: list[Row]) -> list[str]:
     notes = []
     if model.checkpoint.layout.layers:
         notes.append(
             "Its layers differ: methods that choose experts take models whose layers are alike; "
             "it can be cut by --plan."
         )
-    if args.fit is not None:
+    if options.fit is not None:
         whole = " The whole model fits." if rows[0].kind is None else ""
         notes.append(
-            f"--fit {args.fit}: the largest of each kind in {USABLE:.0%} of "
-            f"{show_bytes(parse_bytes(args.fit, '--fit'))}, vLLM's share.{whole}"
+            f"--fit {options.fit}: the largest of each kind in {USABLE:.0%} of "
+            f"{show_bytes(parse_bytes(options.fit, '--fit'))}, vLLM's share.{whole}"
         )
     return notes
 
 
-def _run(args: argparse.Namespace) -> Result:
-    _check(args)
-    memory = None if args.fit is None else parse_bytes(args.fit, "--fit")
-    model = HeaderModel.open(args.model)
-    kinds = _kinds(args, model)
+def _run(options: PlanOptions) -> Result:
+    _check(options)
+    memory = None if options.fit is None else parse_bytes(options.fit, "--fit")
+    model = HeaderModel.open(options.model)
+    kinds = _kinds(options, model)
     if memory is None:
-        rows = _rows(args, model, kinds)
+        rows = _rows(options, model, kinds)
     else:
-        rows = largest_fitting(model, kinds, memory, args.kv_tokens)
+        rows = largest_fitting(model, kinds, memory, options.kv_tokens)
     dtype = torch.float32 if model.compute_bytes == 4 else torch.bfloat16
-    rate = matmul_rate(dtype) if args.tflops is None else args.tflops * 1e12
+    rate = matmul_rate(dtype) if options.tflops is None else options.tflops * 1e12
     return {
-        **_model_facts(args.model, model),
-        "tokens": args.tokens,
-        "kv_tokens": args.kv_tokens,
+        **_model_facts(options.model, model),
+        "tokens": options.tokens,
+        "kv_tokens": options.kv_tokens,
         "fit_bytes": memory,
         "tflops": rate / 1e12,
-        "tflops_from": "measured here" if args.tflops is None else "as given",
+        "tflops_from": "measured here" if options.tflops is None else "as given",
         "estimates": ["make", "serve", "kv_bytes_per_1k_tokens"],
-        "rows": [facts_of(model, row, args.tokens, rate) for row in rows],
-        "notes": _notes(args, model, rows),
+        "rows": [facts_of(model, row, options.tokens, rate) for row in rows],
+        "notes": _notes(options, model, rows),
     }
 
 
@@ -155,11 +148,11 @@ def _model_facts(path: Path, model: HeaderModel) -> dict[str, Any]:
     }
 
 
-COMMAND = Command(
+COMMAND = command_of(
+    PlanOptions,
+    _run,
     name="plan",
-    help="Say what each method and budget would take and leave, from headers alone.",
+    summary="Say what each method and budget would take and leave, from headers alone.",
     example="leanmoe plan ./Mixtral-8x7B --fit 80GiB --kv-tokens 32768",
-    add_arguments=_add_arguments,
-    run=_run,
     show=render,
 )

@@ -2,60 +2,59 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from leanmoe.command import Command, Result
+from leanmoe.command import Result
 from leanmoe.errors import InputError, OutputError
 from leanmoe.files.output import atomic_write_text
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.options import argument, command_of, option
 from leanmoe_pruning.report.content import content_of
 from leanmoe_pruning.report.evaluations import read_evaluation
 from leanmoe_pruning.report.losses import read_losses
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="OUT", help="lean checkpoint directory")
-    parser.add_argument(
-        "--eval",
-        type=Path,
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What ``leanmoe report`` takes."""
+
+    model: Path = argument("lean checkpoint directory", metavar="OUT")
+    eval: tuple[Path, ...] = option(
+        "what `leanmoe eval OUT --json` wrote: the tables before and after",
+        default=(),
         nargs="+",
-        default=[],
         metavar="JSON",
-        help="what `leanmoe eval OUT --json` wrote: the tables before and after",
     )
-    parser.add_argument(
-        "--dump",
-        type=Path,
-        metavar="DIR",
-        help="what `leanmoe prune --dump DIR` wrote: losses per layer, on the page",
+    dump: Path | None = option(
+        "what `leanmoe prune --dump DIR` wrote: losses per layer, on the page", metavar="DIR"
     )
-    parser.add_argument("--html", type=Path, metavar="PATH", help="also write the page, one file")
-    parser.add_argument("--force", action="store_true", help="replace PATH if it exists")
+    html: Path | None = option("also write the page, one file", metavar="PATH")
+    force: bool = option("replace PATH if it exists", default=False)
 
 
-def _check_page(args: argparse.Namespace) -> None:
-    if args.html is None:
-        if args.dump is not None:
+def _check_page(options: ReportOptions) -> None:
+    if options.html is None:
+        if options.dump is not None:
             raise InputError("--dump is drawn on the page; give --html PATH too, or drop it")
         return
-    target: Path = args.html
+    target: Path = options.html
     if target.is_dir() or target.is_symlink():
         raise InputError(f"--html {target} is a folder or link; give a file, such as report.html")
-    if args.model.resolve() in target.resolve().parents:
+    if options.model.resolve() in target.resolve().parents:
         raise InputError(
             f"--html {target} lies in the checkpoint, whose files are the model's; choose another "
             "path"
         )
-    if target.exists() and not args.force:
+    if target.exists() and not options.force:
         raise InputError(f"--html {target} exists already; choose another path or pass --force")
     if not target.parent.is_dir():
         raise InputError(f"--html {target} cannot be made: {target.parent} is no folder; make it")
 
 
-def _run(args: argparse.Namespace) -> Result:
-    _check_page(args)
+def _run(options: ReportOptions) -> Result:
+    _check_page(options)
     try:
         from leanmoe_pruning.report import model_card, rendering
     except ModuleNotFoundError as error:
@@ -63,27 +62,27 @@ def _run(args: argparse.Namespace) -> Result:
             f"report needs the package {error.name}, which is not installed; run "
             "`pip install 'leanmoe[offline]'`"
         ) from None
-    checkpoint = open_model(args.model)
+    checkpoint = open_model(options.model)
     content = content_of(checkpoint, [])
-    evaluations = [read_evaluation(path, content.weights_digest) for path in args.eval]
+    evaluations = [read_evaluation(path, content.weights_digest) for path in options.eval]
     content = content_of(checkpoint, evaluations)
-    losses = None if args.dump is None else read_losses(args.dump, content.manifest.kept)
-    inherited = model_card.inherited(model_card.source_card(args.model))
+    losses = None if options.dump is None else read_losses(options.dump, content.manifest.kept)
+    inherited = model_card.inherited(model_card.source_card(options.model))
     card = rendering.render_card(content, inherited)
-    page = None if args.html is None else rendering.render_page(content, losses)
+    page = None if options.html is None else rendering.render_page(content, losses)
     try:
         with stop_on_signals():
-            if page is not None:
-                atomic_write_text(args.html, page)
-            manifest = model_card.put_card(args.model, content.manifest, card)
+            if page is not None and options.html is not None:
+                atomic_write_text(options.html, page)
+            manifest = model_card.put_card(options.model, content.manifest, card)
     except OSError as error:
         raise OutputError(
-            f"could not write {error.filename or args.model}: {error.strerror}; the checkpoint is "
-            "whole"
+            f"could not write {error.filename or options.model}: {error.strerror}; the checkpoint "
+            "is whole"
         ) from error
     return {
-        "card": str(args.model / model_card.CARD),
-        "html": None if args.html is None else str(args.html),
+        "card": str(options.model / model_card.CARD),
+        "html": None if options.html is None else str(options.html),
         "losses": losses is not None,
         "manifest_digest": manifest.digest(),
     }
@@ -94,11 +93,11 @@ def _show(result: Result) -> str:
     return f"wrote {result['card']}{page}"
 
 
-COMMAND = Command(
+COMMAND = command_of(
+    ReportOptions,
+    _run,
     name="report",
-    help="Write a lean checkpoint's model card, and a page of what was measured of it.",
+    summary="Write a lean checkpoint's model card, and a page of what was measured of it.",
     example="leanmoe report ./lean --eval eval.json --dump ./dump --html report.html",
-    add_arguments=_add_arguments,
-    run=_run,
     show=_show,
 )

@@ -2,61 +2,73 @@
 
 from __future__ import annotations
 
-import argparse
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from leanmoe.command import Command, Result
+from leanmoe.command import Result
 from leanmoe.files.output import check_output
 from leanmoe.files.resuming import resumable_directory
 from leanmoe.process.interrupts import stop_on_signals
-from leanmoe_pruning.checkpoints.opening import check_uniform, open_runnable_model, source_digests
-from leanmoe_pruning.commands.options import add_compute, add_data, add_model, add_output
+from leanmoe_pruning.checkpoints.opening import check_uniform, open_runnable_model
 from leanmoe_pruning.data import load_data
 from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.options import (
+    command_of,
+    compute_option,
+    data_option,
+    force_option,
+    model_argument,
+    option,
+    out_option,
+    window_option,
+)
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.bundle import BundleDescription, complete_bundle, describe
 from leanmoe_pruning.scores.passing import sampled_tokens, score_into
 from leanmoe_pruning.scores.sampling import ALL_TOKENS_UP_TO, MOST_TOKENS
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    add_data(parser)
-    parser.add_argument(
-        "--gram-tokens",
-        type=int,
-        metavar="N",
-        help=f"with more than {ALL_TOKENS_UP_TO} experts per layer: tokens, evenly spaced, whose "
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What ``leanmoe score`` takes."""
+
+    model: Path = model_argument()
+    data: str = data_option()
+    window: int = window_option()
+    gram_tokens: int | None = option(
+        f"with more than {ALL_TOKENS_UP_TO} experts per layer: tokens, evenly spaced, whose "
         f"expert outputs naee compares (default: up to {MOST_TOKENS}, fewer with very many "
         "experts)",
+        metavar="N",
     )
-    add_compute(parser)
-    add_output(parser, "score bundle directory to write")
+    compute: str | None = compute_option()
+    out: Path = out_option("score bundle directory to write")
+    force: bool = force_option()
 
 
 @torch.inference_mode()
-def _run(args: argparse.Namespace) -> Result:
+def _run(options: ScoreOptions) -> Result:
     started = time.monotonic()
-    check_output(args.out, args.force, [args.model])
-    checkpoint = open_runnable_model(args.model)
+    check_output(options.out, options.force, [options.model])
+    checkpoint = open_runnable_model(options.model)
     check_uniform(checkpoint)
-    data = load_data(args.data, checkpoint, "calibration", window=args.window)
-    stream = DecoderStream(checkpoint, args.compute)
-    sampled = sampled_tokens(stream, data.ids, args.gram_tokens)
-    source = source_digests(args.model)
-    described = describe(checkpoint, source, data, stream.compute, len(sampled))
+    data = load_data(options.data, checkpoint, "calibration", window=options.window)
+    stream = DecoderStream(checkpoint, options.compute)
+    sampled = sampled_tokens(stream, data.ids, options.gram_tokens)
+    described = describe(checkpoint, checkpoint.digests, data, stream.compute, len(sampled))
     with (
         stop_on_signals(),
-        resumable_directory(args.out, _key(described), args.force) as unfinished,
+        resumable_directory(options.out, _key(described), options.force) as unfinished,
         progress("scoring layers", stream.n_layers) as tick,
     ):
         resumed = unfinished.step
         score_into(unfinished, stream, data.ids, sampled, tick)
         found = complete_bundle(unfinished.output, described, unfinished.finished())
     return {
-        "out": str(args.out),
+        "out": str(options.out),
         "digest": found.digest(),
         "tokens": data.tokens,
         "gram_tokens": found.gram_tokens,
@@ -79,11 +91,11 @@ def _show(result: Result) -> str:
     )
 
 
-COMMAND = Command(
+COMMAND = command_of(
+    ScoreOptions,
+    _run,
     name="score",
-    help="Run data through a model once and keep the statistics every pruning method needs.",
+    summary="Run data through a model once and keep the statistics every pruning method needs.",
     example="leanmoe score ./reference --data builtin:gen:4,builtin:c:4 -o ./scores",
-    add_arguments=_add_arguments,
-    run=_run,
     show=_show,
 )

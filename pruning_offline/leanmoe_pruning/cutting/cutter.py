@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.files.digest import file_digest
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
@@ -24,22 +23,21 @@ from leanmoe.tuned_tables import carry_tables
 from leanmoe_pruning.checkpoints.fp8 import scaled_weight
 from leanmoe_pruning.checkpoints.opening import (
     WEIGHT_SUFFIXES,
+    OpenedModel,
     block_sizes,
-    check_complete,
     model_files,
 )
 from leanmoe_pruning.checkpoints.shards import (
     INDEX_NAME,
     SINGLE_NAME,
-    ShardReader,
     TensorInfo,
     is_finite,
     write_index,
     write_shard,
 )
 from leanmoe_pruning.cutting.layer_cut import LayerCut
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, layouts
 from leanmoe_pruning.cutting.pieces import Copied, Given, HeldTensors, Piece
-from leanmoe_pruning.cutting.plan import LayerPlan, layouts
 from leanmoe_pruning.cutting.spool import SpooledReader, WeightSpool
 from leanmoe_pruning.progress import Tick
 
@@ -52,7 +50,7 @@ class Cutter:
     """A cut decided and checked, not yet written."""
 
     def __init__(
-        self, checkpoint: Checkpoint, plans: Plans, replaced: WeightSpool | None = None
+        self, checkpoint: OpenedModel, plans: Plans, replaced: WeightSpool | None = None
     ) -> None:
         self.checkpoint = checkpoint
         self.layouts = layouts(plans, checkpoint)
@@ -65,10 +63,9 @@ class Cutter:
             checkpoint.family.gate_name(layer): self._marker(layer, own)
             for layer, own in self._layout().layers.items()
         }
-        self.reader = ShardReader(checkpoint.path)
+        self.reader = checkpoint.reader
         # Where the output's tensors are read: some may have been replaced.
         self._source = SpooledReader(checkpoint.path, replaced) if replaced else self.reader
-        check_complete(checkpoint, self.reader)
         self._blocks = tuple(
             f"{checkpoint.family.block_prefix(layer)}." for layer in checkpoint.shape.moe_layers
         )

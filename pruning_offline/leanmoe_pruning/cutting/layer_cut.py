@@ -13,6 +13,7 @@ from leanmoe.families.base import ExpertTensor, Projection
 from leanmoe.layout import transfer_name
 from leanmoe_pruning.checkpoints.fp8 import FP8, SCALE
 from leanmoe_pruning.checkpoints.shards import TensorInfo
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
 from leanmoe_pruning.cutting.pieces import (
     Copied,
     Given,
@@ -24,7 +25,6 @@ from leanmoe_pruning.cutting.pieces import (
     Scaled,
     Zeros,
 )
-from leanmoe_pruning.cutting.plan import LayerPlan, Merge
 
 
 class LayerCut:

@@ -9,7 +9,7 @@ from typing import Any
 
 from leanmoe.errors import InputError, OutputError
 from leanmoe.files.output import atomic_write_text
-from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
 
 
 def check_plan_target(target: Path, force: bool, inputs: Iterable[Path]) -> None:

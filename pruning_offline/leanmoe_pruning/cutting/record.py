@@ -8,7 +8,7 @@ from typing import Any
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.files.digest import tool_versions
 from leanmoe.manifest import Manifest, Source
-from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
 
 
 def cut_manifest(

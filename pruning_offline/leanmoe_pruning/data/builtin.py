@@ -14,8 +14,6 @@ from typing import Literal
 import torch
 from safetensors import safe_open
 
-from leanmoe_pruning.data.spec import DOMAINS
-
 Split = Literal["calibration", "heldout"]
 SPLITS: tuple[Split, ...] = ("calibration", "heldout")
 
@@ -41,18 +39,3 @@ def builtin_texts(domain: str, split: Split) -> Iterator[str]:
         window = json.loads(line)
         if window["split"] == split:
             yield window["text"]
-
-
-def write_texts(tokenizer_file: Path) -> None:
-    """Decode the token ids of every domain with SmolLM2's ``tokenizer.json``."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    for domain in DOMAINS:
-        lines = []
-        for split in SPLITS:
-            for row in builtin_ids(domain, split).tolist():
-                text = tokenizer.decode(row, skip_special_tokens=False)
-                # A window may begin or end inside a character.
-                lines.append(json.dumps({"split": split, "text": text.strip("\ufffd")}))
-        text_path(domain).write_text("\n".join(lines) + "\n", encoding="utf-8")

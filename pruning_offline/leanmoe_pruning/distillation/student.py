@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
-from leanmoe.checkpoint import Checkpoint
+from leanmoe_pruning.checkpoints.opening import OpenedModel
 from leanmoe_pruning.distillation.filters import Filter
 from leanmoe_pruning.distillation.trainee import Trainee
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
@@ -20,7 +20,7 @@ from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 class StudentStream(DecoderStream):
     """A stream some of whose tensors are trained."""
 
-    def __init__(self, checkpoint: Checkpoint, compute: str | None, chosen: Filter) -> None:
+    def __init__(self, checkpoint: OpenedModel, compute: str | None, chosen: Filter) -> None:
         super().__init__(checkpoint, compute)
         self._chosen = chosen
         self.reader: Trainee = Trainee(checkpoint.path, self.compute)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
 from leanmoe.files.digest import bytes_digest
+from leanmoe_pruning.checkpoints.opening import OpenedModel
 from leanmoe_pruning.data.tasks.loading import load_tasks
 from leanmoe_pruning.data.tasks.task import Task
 from leanmoe_pruning.evaluation.resident import ResidentModel
@@ -84,7 +84,7 @@ def make_judge(specs: str, backend: str, include_path: Path | None) -> Judge:
 
 
 def judge_model(
-    judge: Judge, checkpoint: Checkpoint, betas: Mapping[int, float], compute: str | None
+    judge: Judge, checkpoint: OpenedModel, betas: Mapping[int, float], compute: str | None
 ) -> list[TaskResult]:
     """Results of one model, which is held in memory only where text is generated."""
     stream = DecoderStream(checkpoint, compute)

@@ -14,13 +14,13 @@ T tokens, E experts, P packed Gram entries (``scores.gram``), L layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
 from leanmoe_pruning.forward.routing import RouterRule, route
 from leanmoe_pruning.scores.gram import squared_distance
 from leanmoe_pruning.scores.layer_scores import LayerScores
@@ -157,23 +157,16 @@ def redundancy(
     )
 
 
-@dataclass
-class Probe:
-    """Keeps a sample of the scores that pass by on their way to a method."""
+def cuts_experts(plans: Mapping[int, LayerPlan]) -> bool:
+    """Whether a decision is one to leave experts out, and nothing else."""
+    lowered = any(plan.top_k is not None for plan in plans.values())
+    return bool(plans) and not lowered and all(plan.keep is not None for plan in plans.values())
 
-    samples: dict[int, LayerSample] = field(default_factory=dict)
 
-    def watch(self, layers: Iterable[LayerScores]) -> Iterator[LayerScores]:
-        """The same scores, looked at."""
-        for scores in layers:
-            self.samples[scores.layer] = LayerSample.of(scores)
-            yield scores
-
-    def of_cut(self, plans: Mapping[int, LayerPlan]) -> Redundancy | None:
-        """Figures of a decided cut; ``None`` where it is not one of experts, or none passed by."""
-        kept = {layer: plan.keep for layer, plan in plans.items() if plan.keep is not None}
-        samples = [self.samples[layer] for layer in sorted(self.samples) if layer in kept]
-        lowered = any(plan.top_k is not None for plan in plans.values())
-        if not samples or lowered or len(kept) < len(plans):
-            return None
-        return redundancy(samples, kept)
+def redundancy_of(
+    samples: Iterable[LayerSample], plans: Mapping[int, LayerPlan]
+) -> Redundancy | None:
+    """Figures of a decided cut of experts; ``None`` where none of its layers was looked at."""
+    kept = {layer: plan.kept for layer, plan in plans.items()}
+    by_layer = {one.layer: one for one in samples if one.layer in kept}
+    return redundancy([by_layer[i] for i in sorted(by_layer)], kept) if by_layer else None

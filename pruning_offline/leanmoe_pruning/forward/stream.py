@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
 from leanmoe.layout import LEAST_PROBABILITY, LayerLayout, transfer_name
 from leanmoe_pruning.checkpoints.fp8 import block_of
-from leanmoe_pruning.checkpoints.opening import check_complete, check_runnable
-from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.checkpoints.opening import OpenedModel, check_runnable
 from leanmoe_pruning.forward.attention import Attention
 from leanmoe_pruning.forward.experts import Experts, FeedForward
 from leanmoe_pruning.forward.families import forward_family
@@ -109,13 +107,12 @@ class DecoderLayer:
 class DecoderStream:
     """The layers of one checkpoint in order, its embedding and its head."""
 
-    def __init__(self, checkpoint: Checkpoint, compute: str | None = None) -> None:
+    def __init__(self, checkpoint: OpenedModel, compute: str | None = None) -> None:
         check_runnable(checkpoint)
         self.checkpoint = checkpoint
-        self.reader = ShardReader(checkpoint.path)
+        self.reader = checkpoint.reader
         self.shape: MoEShape = checkpoint.shape
         self._forward = forward_family(checkpoint.family.name)
-        check_complete(checkpoint, self.reader)
         self.config: Any = self._transformers_config()
         self._scales = self._forward.scales(self.config)
         self._rotary = self._forward.rotary_class(self.config)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from leanmoe.families import MoEShape
-from leanmoe_pruning.methods.evidence import evidence_of
+from leanmoe_pruning.methods.gate_ratios import evidence_of
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
-from leanmoe_pruning.methods.options import experts_to_keep
+from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.selection import LayerChoice, plans_of
+from leanmoe_pruning.options import NoOptions
 
 
 def at_random(shape: MoEShape, keep: int, seed: int) -> Iterator[LayerChoice]:
@@ -46,8 +46,8 @@ class AtRandom:
         return Decision(plans_of(choices), *evidence)
 
 
-def _open_random(args: argparse.Namespace, inputs: Inputs) -> AtRandom:
-    return AtRandom(inputs, experts_to_keep(args, inputs))
+def _open_random(request: Request, options: NoOptions, inputs: Inputs) -> AtRandom:
+    return AtRandom(inputs, request.experts_to_keep(inputs.checkpoint))
 
 
-RANDOM = Method("random", "any experts, drawn by --seed", _open_random, reads_data=False)
+RANDOM = Method("random", "any experts, drawn by --seed", _open_random, NoOptions, reads_data=False)

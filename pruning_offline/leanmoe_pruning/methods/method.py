@@ -5,24 +5,23 @@ A method is one module of this package with a ``METHOD``, named in ``registry.py
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
-from leanmoe_pruning.checkpoints.opening import check_runnable
-from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.checkpoints.opening import OpenedModel, check_runnable
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.data import DataSet
-from leanmoe_pruning.evaluation.redundancy import Probe
+from leanmoe_pruning.evaluation.redundancy import TOKENS, LayerSample
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.progress import no_tick
+from leanmoe_pruning.methods.request import Request
+from leanmoe_pruning.progress import no_tick, progress
 from leanmoe_pruning.scores.bundle import ScoreBundle
 from leanmoe_pruning.scores.layer_scores import LayerScores
 from leanmoe_pruning.scores.passing import score_layers
@@ -40,6 +39,9 @@ class Decision:
     notes: tuple[str, ...] = ()
     # What was found, for the manifest's settings.
     record: dict[str, Any] = field(default_factory=dict)
+    # What it saw of the scores, for the probe of redundancy; where it kept nothing of them, the
+    # probe looks itself.
+    samples: Sequence[LayerSample] = ()
     # Final weights that stand in for the source's.
     replaced: WeightSpool | None = None
     # Called when the output is in its place: what was kept for going on can go.
@@ -50,14 +52,12 @@ class Decision:
 class Inputs:
     """The model and what a method may decide from, opened and checked."""
 
-    checkpoint: Checkpoint
+    checkpoint: OpenedModel
     source: dict[str, str]
     data: DataSet | None
     bundle: ScoreBundle | None
     compute: str | None
     seed: int
-    # Looks at the scores that methods decide from.
-    probe: Probe = field(default_factory=Probe)
 
     @property
     def shape(self) -> MoEShape:
@@ -81,13 +81,21 @@ class Inputs:
 
     def layers(self) -> Iterator[LayerScores]:
         """Scores layer by layer, from the bundle or from a pass over the data."""
-        return self.probe.watch(self._layers())
-
-    def _layers(self) -> Iterator[LayerScores]:
         if self.bundle is not None:
             return self.bundle.layers(RouterRule.of(self.shape))
         assert self.data is not None, "need_scores was asked"
         return score_layers(self.stream(), self.data.ids, no_tick)
+
+    def samples(self) -> list[LayerSample]:
+        """A look at every layer's scores, on a few windows of each source; empty without any."""
+        if self.bundle is not None:
+            return [LayerSample.of(scores) for scores in self.layers()]
+        if self.data is None:
+            return []
+        few = [ids_NT[: -(-TOKENS // ids_NT.shape[1])] for ids_NT in self.data.ids]
+        stream = self.stream()
+        with progress("looking at redundancy", stream.n_layers) as tick:
+            return [LayerSample.of(scores) for scores in score_layers(stream, few, tick)]
 
     @property
     def layout(self) -> list[tuple[int, int]]:
@@ -123,21 +131,19 @@ class Chooser(Protocol):
         ...
 
 
-Arguments = Callable[[argparse._ArgumentGroup], None]
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Generic[Options]):
     """One line of ``--method``."""
 
     name: str
     summary: str
     # Refuses, by InputError, whatever can be refused before any work.
-    open: Callable[[argparse.Namespace, Inputs], Chooser]
-    # Methods that share their options share this function.
-    add_arguments: Arguments | None = None
-    # Names of values, as argparse has them, that another method's options give and this one reads.
-    also_takes: tuple[str, ...] = ()
+    open: Callable[[Request, Options, Inputs], Chooser]
+    # A frozen dataclass; methods that share their options share it.
+    options: type[Options]
     # What --variant may name, the first where it is not given; none where a method has no variants.
     variants: tuple[str, ...] = ()
     # False for methods that look at no data at all.

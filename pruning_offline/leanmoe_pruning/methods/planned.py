@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from leanmoe_pruning.cutting.plan import PrunePlan, read_plan
+from leanmoe_pruning.cutting.layer_plan import PrunePlan, read_plan
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
+from leanmoe_pruning.methods.request import Request
+from leanmoe_pruning.options import NoOptions
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,11 @@ class Planned:
         return Decision(self.plan.layers)
 
 
-def _open(args: argparse.Namespace, inputs: Inputs) -> Planned:
-    return Planned(read_plan(args.plan, inputs.checkpoint))
+def _open(request: Request, options: NoOptions, inputs: Inputs) -> Planned:
+    assert request.plan is not None, "without a plan it is not asked"
+    return Planned(read_plan(request.plan, inputs.checkpoint))
 
 
-METHOD = Method("plan", "what a plan file says", _open, reads_data=False, takes_mixed=True)
+METHOD = Method(
+    "plan", "what a plan file says", _open, NoOptions, reads_data=False, takes_mixed=True
+)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from leanmoe_pruning.budgets.budget import Budget
+from leanmoe_pruning.budgets.budget import Budget, budget_of
 from leanmoe_pruning.budgets.choosing import Chooser, choose_layers
-from leanmoe_pruning.budgets.options import budget_of
-from leanmoe_pruning.methods.evidence import evidence_of
+from leanmoe_pruning.evaluation.redundancy import LayerSample
+from leanmoe_pruning.methods.gate_ratios import evidence_of
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.observed import Observations
+from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.saliency import GATES, SALIENCIES, highest
 from leanmoe_pruning.methods.selection import LayerChoice, plans_of
+from leanmoe_pruning.options import option
 from leanmoe_pruning.scores.layer_scores import LayerScores
-
-# The rankings in which the reading of the gate counts.
-GATED = ("weighted-ean", "reap")
 
 
 class _Ranking:
@@ -29,11 +28,13 @@ class _Ranking:
         self._run = run
         self.seen = Observations() if dump else None
         self.saliencies: list[torch.Tensor] = []
+        self.samples: list[LayerSample] = []
         self.unreached: dict[int, list[int]] = {}
 
     def __call__(self, scores: LayerScores) -> Chooser:
-        saliency_E = SALIENCIES[self._run.metric](scores, self._run.gate)
+        saliency_E = self._run.saliency(scores)
         self.saliencies.append(saliency_E)
+        self.samples.append(LayerSample.of(scores))
         if self.seen is not None:
             self.seen.add(scores)
         idle = (scores.token_counts() == 0).nonzero().flatten().tolist()
@@ -43,7 +44,7 @@ class _Ranking:
         return lambda keep: LayerChoice(scores.layer, highest(values, keep, n_groups))
 
     def notes(self) -> tuple[str, ...]:
-        if not self.unreached or self._run.metric == "soft-activation":
+        if not self.unreached or self._run.name == "soft-activation":
             return ()
         count = sum(map(len, self.unreached.values()))
         layer, idle = next(iter(self.unreached.items()))
@@ -55,57 +56,71 @@ class _Ranking:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A checked run of one of them."""
+    """A checked run of one of them; ``saliency`` gives each expert of a layer its number."""
 
     inputs: Inputs
-    metric: str
-    gate: str
+    name: str
+    saliency: Callable[[LayerScores], torch.Tensor]
     budget: Budget
+    # What the manifest records of how the saliency was taken.
+    own: Mapping[str, Any]
 
     def settings(self) -> dict[str, Any]:
-        gate = {"gate": self.gate} if self.metric in GATED else {}
-        return {**self.budget.settings(), **gate}
+        return {**self.budget.settings(), **self.own}
 
     def decide(self, dump: bool) -> Decision:
         ranking, shape = _Ranking(self, dump), self.inputs.shape
         choices, table = choose_layers(self.inputs.layers(), ranking, self.budget, shape)
         plans, notes = plans_of(choices), ranking.notes()
         if ranking.seen is None:
-            return Decision(plans, notes=notes)
-        run = f"{self.metric}_{self.budget.name}"
+            return Decision(plans, notes=notes, samples=ranking.samples)
+        run = f"{self.name}_{self.budget.name}"
         keeps = [] if self.budget.keep is None else [self.budget.keep]
         tensors = ranking.seen.tensors(keeps, shape.n_groups)
         tensors[f"{run}.saliency"] = torch.stack(ranking.saliencies)
         more, facts = evidence_of(self.inputs, run, choices, table)
-        return Decision(plans, {**tensors, **more}, facts, notes)
+        return Decision(plans, {**tensors, **more}, facts, notes, samples=ranking.samples)
 
 
-def _open(args: argparse.Namespace, inputs: Inputs) -> Ranked:
-    budget = budget_of(args, inputs)
-    inputs.need_scores(args.method)
-    return Ranked(inputs, args.method, args.gate, budget)
+@dataclass(frozen=True)
+class AnyGate:
+    """Where no gate counts its reading changes nothing: one command line for all rankings."""
+
+    gate: str = "model"
 
 
-def _add_gate(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--gate",
-        choices=GATES,
-        default="model",
-        help="gate weights: the model's own (default), over their sum per token, or as the router "
+@dataclass(frozen=True)
+class GateOptions:
+    """How rankings in which the gate counts read it."""
+
+    gate: str = option(
+        "gate weights: the model's own (default), over their sum per token, or as the router "
         "scored them",
+        default="model",
+        choices=GATES,
     )
 
 
-def _ranking(name: str, summary: str) -> Method:
-    add_arguments = _add_gate if name in GATED else None
-    # One command line for all rankings: where no gate counts, its reading changes nothing.
-    return Method(name, summary, _open, add_arguments, also_takes=("gate",), shares_budget=True)
+def _ranking(name: str, summary: str, options: type[AnyGate] | type[GateOptions]) -> Method[Any]:
+    saliency = SALIENCIES[name]
+
+    def open_(request: Request, own: AnyGate | GateOptions, inputs: Inputs) -> Ranked:
+        budget = budget_of(request, inputs.checkpoint)
+        inputs.need_scores(name)
+        settings = {"gate": own.gate} if options is GateOptions else {}
+        return Ranked(inputs, name, lambda scores: saliency(scores, own.gate), budget, settings)
+
+    return Method(name, summary, open_, options, shares_budget=True)
 
 
 RANKINGS = (
-    _ranking("frequency", "the experts most tokens were routed to"),
-    _ranking("soft-activation", "the experts the router finds likeliest"),
-    _ranking("ean", "the experts whose outputs are largest where they are used"),
-    _ranking("weighted-ean", "the experts whose weighted outputs sum to most"),
-    _ranking("reap", "the experts whose mean weighted output is largest"),
+    _ranking("frequency", "the experts most tokens were routed to", AnyGate),
+    _ranking("soft-activation", "the experts the router finds likeliest", AnyGate),
+    _ranking("ean", "the experts whose outputs are largest where they are used", AnyGate),
+    _ranking(
+        "weighted-ean",
+        "the experts whose weighted outputs sum to most",
+        GateOptions,
+    ),
+    _ranking("reap", "the experts whose mean weighted output is largest", GateOptions),
 )

@@ -11,7 +11,7 @@ import torch
 
 from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
-from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
 
 MAX_SUBSETS = 20_000
 
@@ -32,22 +32,22 @@ class LayerChoice:
 
 def check_keep(keep: int, shape: MoEShape, where: str) -> None:
     """Raise unless ``keep`` experts per layer can serve the model's router."""
-    wished = f"give {_allowed(shape)}"
+    advice = f"give {_allowed(shape)}"
     if keep < shape.top_k:
         raise InputError(
             f"--keep {keep} is below the top-{shape.top_k} routing of {where}: each token needs "
-            f"{shape.top_k} experts; {wished}"
+            f"{shape.top_k} experts; {advice}"
         )
     if keep > shape.n_routed_experts:
         raise InputError(
             f"--keep {keep} is more than the {shape.n_routed_experts} experts per layer of "
-            f"{where}; {wished}"
+            f"{where}; {advice}"
         )
     if keep % shape.n_groups or keep < shape.least_keep:
         raise InputError(
             f"--keep {keep} does not fit the router of {where}: its {shape.n_groups} groups of "
             f"experts stay equally large and need {shape.least_keep // shape.n_groups} experts "
-            f"each; {wished}"
+            f"each; {advice}"
         )
 
 

@@ -14,7 +14,7 @@ from math import comb
 import torch
 
 from leanmoe_pruning.amounts import GIB
-from leanmoe_pruning.methods.naee.options import ENUMERATED_UP_TO
+from leanmoe_pruning.methods.naee.naee_options import ENUMERATED_UP_TO
 from leanmoe_pruning.planning.headers import HeaderModel
 from leanmoe_pruning.scores.gram import packed_size
 from leanmoe_pruning.scores.sampling import gram_tokens

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from leanmoe.checkpoint import Checkpoint, open_checkpoint
-from leanmoe_pruning.checkpoints.opening import check_complete
+from leanmoe.checkpoint import Checkpoint
+from leanmoe_pruning.checkpoints.opening import OpenedModel, open_headers
 from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
 
 
@@ -23,16 +23,14 @@ from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
 class HeaderModel:
     """Sizes of one checkpoint; parameters are numbers of weights, not bytes."""
 
-    checkpoint: Checkpoint
+    checkpoint: OpenedModel
     reader: ShardReader
 
     @classmethod
     def open(cls, path: Path) -> HeaderModel:
         """Raise ``CheckpointError`` where config and headers do not make one whole model."""
-        checkpoint = open_checkpoint(path)
-        reader = ShardReader(path)
-        check_complete(checkpoint, reader)
-        return cls(checkpoint, reader)
+        checkpoint = open_headers(path)
+        return cls(checkpoint, checkpoint.reader)
 
     @property
     def infos(self) -> list[TensorInfo]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from leanmoe.families import MoEShape
-from leanmoe_pruning.cutting.plan import LayerPlan, Merge
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.planning.costs import (
     CostOf,

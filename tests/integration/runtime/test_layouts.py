@@ -12,7 +12,7 @@ from leanmoe.cli import main
 from leanmoe.errors import LeanMoEError
 from leanmoe.manifest import read_manifest
 from leanmoe.messages import HandshakeReport
-from leanmoe_pruning.cutting.plan import PrunePlan
+from leanmoe_pruning.cutting.layer_plan import PrunePlan
 from tests.integration.runtime.one_process import FLAGS, one_process, running, start
 from tests.planned_models import condensed_plan, mixed_plan, write_planned
 from tests.reference_model import Reference, planned_blocks

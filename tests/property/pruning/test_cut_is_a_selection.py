@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanmoe.checkpoint import open_checkpoint
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.cutting.cutter import Cutter
-from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderStream
 from tests.golden.naee_data import CHECKPOINT, probe_ids
@@ -33,12 +33,12 @@ def nothing() -> None:
 @torch.inference_mode()
 def test_cut_then_load_is_the_selection_and_runs_like_the_masked_model(sets):
     kept = {layer: sorted(chosen) for layer, chosen in enumerate(sets)}
-    source = open_checkpoint(CHECKPOINT)
+    source = open_model(CHECKPOINT)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         plans = {layer: LayerPlan(keep=tuple(experts)) for layer, experts in kept.items()}
         Cutter(source, plans).write(out, nothing)
-        lean = DecoderStream(open_checkpoint(out))
+        lean = DecoderStream(open_model(out))
         whole = DecoderStream(source)
         check_rows(ShardReader(CHECKPOINT), lean.reader, source, kept)
         small, large = embed_all(lean, [probe_ids()]), embed_all(whole, [probe_ids()])

@@ -13,7 +13,7 @@ from leanmoe.families import MoEShape
 from leanmoe_pruning.data import batch_of_tokens
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.routing import RouterRule, route
-from leanmoe_pruning.methods.naee.search import choose, subset_losses
+from leanmoe_pruning.methods.naee.subsets import choose, subset_losses
 from leanmoe_pruning.scores.gram import centred_gram, packed_size, squared_distance
 from tests.layer_scores import bare_scores
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from leanmoe_pruning.forward.routing import RouterRule, route
 from leanmoe_pruning.methods.naee.greedy import Elimination, refined
 from leanmoe_pruning.methods.naee.removal import Removals
-from leanmoe_pruning.methods.naee.search import Search, choose, chooser_of, subset_losses
+from leanmoe_pruning.methods.naee.subsets import Search, choose, chooser_of, subset_losses
 from leanmoe_pruning.methods.selection import complement
 from leanmoe_pruning.scores.gram import centred_gram
 from leanmoe_pruning.scores.sampling import evenly_spaced

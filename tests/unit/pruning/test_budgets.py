@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.registry import METHODS
@@ -33,7 +33,7 @@ def prune(out, *more: str) -> int:
 
 
 def counts(out) -> list[int]:
-    return [own.n_experts for own in open_checkpoint(out).layers.values()]
+    return [own.n_experts for own in open_model(out).layers.values()]
 
 
 def weight_bytes(path) -> int:
@@ -83,7 +83,7 @@ def test_a_loss_is_the_share_of_the_output_that_changes(bundle, tmp_path):
     arguments = ["--method", "frequency", "--budget", "adaptive", "--keep", "4"]
     assert prune(tmp_path / "out", *arguments, "--scores", bundle, "--dump", str(dump)) == 0
     losses = load_file(dump / "results.safetensors")["budget.losses"]
-    stream = DecoderStream(open_checkpoint(CHECKPOINT))
+    stream = DecoderStream(open_model(CHECKPOINT))
     ids = load_file(CALIBRATION.split(":")[0])["calib_input_ids"]
     hidden = embed_all(stream, [ids])
     for index, layer in enumerate(stream.layers()):
@@ -112,7 +112,7 @@ def test_total_bytes_is_used_up_and_not_passed(bundle, tmp_path):
 def test_groups_stay_equally_large_in_every_layer(tmp_path):
     from leanmoe_pruning.budgets.budget import allowed_counts
 
-    shape = open_checkpoint(write_tiny(tmp_path / "model", "deepseek_v3")).shape
+    shape = open_model(write_tiny(tmp_path / "model", "deepseek_v3")).shape
     assert allowed_counts(shape) == [6, 8]
 
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
-from leanmoe_pruning.cutting.plan import LayerPlan, PrunePlan
+from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, PrunePlan
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.cd_moe import memory
@@ -72,7 +72,7 @@ def test_mixtral_keeps_experts_but_has_nothing_without_them(tmp_path, capsys):
     assert run(MIXTRAL, tmp_path / "s", data, "--layers", "1", "--variant", "S") == 2
     assert "mixtral has no shared expert that would be left" in capsys.readouterr().err
     assert run(MIXTRAL, tmp_path / "sr", data, "--layers", "2", "--experts", "3") == 0
-    lean = open_checkpoint(tmp_path / "sr")
+    lean = open_model(tmp_path / "sr")
     assert sorted(own.n_experts for own in lean.layers.values()) == [3, 3, 8]
 
 
@@ -93,7 +93,7 @@ def test_qwen_s_shared_gate_becomes_its_mean(tmp_path):
 def _plan_of(source: Path, out: Path, ids: torch.Tensor) -> PrunePlan:
     """The plan the cut should have followed, its constants measured here anew."""
     kept = read_manifest(out).kept
-    stream, layers = DecoderStream(open_checkpoint(source)), {}
+    stream, layers = DecoderStream(open_model(source)), {}
     hidden = embed_all(stream, [ids])
     for layer in stream.layers():
         if layer.experts is not None:
@@ -111,7 +111,7 @@ def _plan_of(source: Path, out: Path, ids: torch.Tensor) -> PrunePlan:
 
 @torch.inference_mode()
 def _last(model: Path, ids: torch.Tensor) -> torch.Tensor:
-    stream = DecoderStream(open_checkpoint(model))
+    stream = DecoderStream(open_model(model))
     hidden = embed_all(stream, [ids])
     for layer in stream.layers():
         step_(layer, hidden)
@@ -120,7 +120,7 @@ def _last(model: Path, ids: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def _planned(source: Path, plan: PrunePlan, ids: torch.Tensor) -> torch.Tensor:
-    stream, blocks = DecoderStream(open_checkpoint(source)), planned_blocks(source, plan)
+    stream, blocks = DecoderStream(open_model(source)), planned_blocks(source, plan)
     hidden = embed_all(stream, [ids])
     for layer in stream.layers():
         if layer.index not in blocks:

@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import MixtralForCausalLM
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.files.digest import file_digest
-from leanmoe_pruning.checkpoints.opening import source_digests
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.distillation.filters import FILTERS
 from leanmoe_pruning.distillation.settings import Settings
 from leanmoe_pruning.distillation.student import StudentStream
@@ -35,7 +34,7 @@ def distill(student: Path, out: Path, *options: str, data: str = CALIBRATION) ->
 
 
 def settings_of(path: Path) -> dict:
-    return open_checkpoint(path).manifest.settings
+    return open_model(path).manifest.settings
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_local_loss_falls_in_every_layer_and_is_recorded(sparse, tmp_path):
     for layer, before in found["loss_before"].items():
         assert found["loss_after"][layer] < 0.9 * before
         assert len(found["loss_curve"][layer]) == 12
-    assert found["teacher"]["files"] == source_digests(CHECKPOINT)
+    assert found["teacher"]["files"] == open_model(CHECKPOINT).digests
     assert found["before"]["method"] == "wanda"
     assert (found["steps"], found["local"], found["lr"]) == (12, True, 3e-3)
     assert not found["relative"]
@@ -118,8 +117,8 @@ def student_of(path: Path, train: str, teacher: bool) -> WholeModel:
     from leanmoe_pruning.forward.stream import DecoderStream
 
     settings = Settings(1, 1e-9, False, 3, 0.0, train, False, 0)
-    stream = StudentStream(open_checkpoint(path), None, FILTERS[train])
-    other = DecoderStream(open_checkpoint(CHECKPOINT)) if teacher else None
+    stream = StudentStream(open_model(path), None, FILTERS[train])
+    other = DecoderStream(open_model(CHECKPOINT)) if teacher else None
     everyone = dict.fromkeys(range(2), tuple(range(8)))
     return WholeModel(stream, other, everyone if teacher else {}, settings)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.data.tasks.loading import load_task
 from leanmoe_pruning.evaluation.resident import ResidentModel
@@ -95,9 +95,9 @@ MATRICES = ("population.EM", "population.RM")
 
 def test_what_was_judged_is_what_is_written(folder, whole):
     """The best individual's training score, by the checkpoint that came out of it."""
-    settings = open_checkpoint(whole).manifest.settings
+    settings = open_model(whole).manifest.settings
     train, dev, _ = load_task(str(folder / "task.jsonl")).split(12, 4)
-    model = ResidentModel.load(DecoderStream(open_checkpoint(whole)))
+    model = ResidentModel.load(DecoderStream(open_model(whole)))
     with torch.inference_mode():
         assert 100 * score_task(model, train).accuracy == settings["found"]["score"]
         assert 100 * score_task(model, dev).accuracy == settings["found"]["held_out_score"]
@@ -151,7 +151,7 @@ def test_a_mixture_in_memory_has_the_bits_of_the_one_written(folder, tmp_path):
     out = tmp_path / "out"
     given = ["--method", "matrices", "--matrices", f"{tmp_path / 'm.safetensors'}:x"]
     assert main(["prune", str(folder / "model"), *given, "-o", str(out)]) == 0
-    source = open_checkpoint(folder / "model")
+    source = open_model(folder / "model")
     applied = Applied({0: 0, 1: 1}, 2, stored_dtype(source))
     reader, family = ShardReader(out), source.family
     individual = Individual(matrices["x.W_EM"], matrices["x.W_RM"])
@@ -182,7 +182,7 @@ def test_active_experts_alone(folder, tmp_path):
     assert main(["prune", str(folder / "model"), *options, "-o", str(out)]) == 0
     first = load_file(dump / "results.safetensors")["population.EM"][0]
     assert torch.equal(first, torch.eye(8).expand(2, 8, 8))
-    assert {own.top_k for own in open_checkpoint(out).layers.values()} == {1}
+    assert {own.top_k for own in open_model(out).layers.values()} == {1}
 
 
 def test_a_router_that_does_not_renormalise_keeps_its_lost_mass(tmp_path):
@@ -192,7 +192,7 @@ def test_a_router_that_does_not_renormalise_keeps_its_lost_mass(tmp_path):
     options = ["--method", "eep", "--keep", "4", "--task", str(tmp_path / "task.jsonl")]
     options += ["--evaluations", "3", "--prune-evaluations", "3", "--groups", "1"]
     assert main(["prune", str(model), *options, "-o", str(tmp_path / "out")]) == 0
-    out = open_checkpoint(tmp_path / "out")
+    out = open_model(tmp_path / "out")
     assert all(own.gate_rows == 8 for own in out.layers.values())
     train, _, _ = load_task(str(tmp_path / "task.jsonl")).split(12, 4)
     with torch.inference_mode():
@@ -251,5 +251,5 @@ def test_answers_can_be_generated(folder, tmp_path):
     command = arguments(folder, tmp_path / "out")
     command[command.index("--task") + 1] = str(task)
     assert main(command) == 0
-    settings = open_checkpoint(tmp_path / "out").manifest.settings
+    settings = open_model(tmp_path / "out").manifest.settings
     assert settings["task"]["train"]["items"] == 6 and settings["found"]["evaluated"] == 9

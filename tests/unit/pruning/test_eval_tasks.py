@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.stats import wilson
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.data.builtin import builtin_texts
 from leanmoe_pruning.data.tasks.builtin_tasks import ITEMS, builtin_names
 from leanmoe_pruning.data.tasks.items.make import TEXTS, write
@@ -39,7 +39,7 @@ def run(capsys, *arguments: str) -> dict:
 
 
 def resident(path) -> ResidentModel:
-    return ResidentModel.load(DecoderStream(open_checkpoint(path)))
+    return ResidentModel.load(DecoderStream(open_model(path)))
 
 
 def test_accuracy_with_its_interval(path, capsys):
@@ -89,7 +89,7 @@ def test_texts_and_tasks_at_a_skip_level(path, tmp_path, capsys):
     assert ratio["low"] < ratio["mean"] < ratio["high"]
     # The other model is exact, whatever the level of the first.
     assert skipped["tasks"]["facts"]["against"]["accuracy"] == exact["tasks"]["facts"]["accuracy"]
-    assert skipped["manifest_digest"] == open_checkpoint(lean).manifest.digest()
+    assert skipped["manifest_digest"] == open_model(lean).manifest.digest()
     # The curve made another manifest of the same weights.
     assert skipped["weights_digest"] == exact["weights_digest"]
     assert skipped["against_weights_digest"] == exact["weights_digest"]

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.errors import CheckpointError
 from leanmoe.manifest import read_manifest
-from leanmoe_pruning.checkpoints.opening import check_runnable
+from leanmoe_pruning.checkpoints.opening import check_runnable, open_model
+from leanmoe_pruning.forward.families import RUNNABLE
+from leanmoe_pruning.forward.families.known import TABLE
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
@@ -39,7 +40,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @torch.inference_mode()
 def logits_of(path, kept=None) -> torch.Tensor:
-    stream = DecoderStream(open_checkpoint(path))
+    stream = DecoderStream(open_model(path))
     hidden = embed_all(stream, [IDS])
     for layer in stream.layers():
         step_(layer, hidden, None if kept is None else kept.get(layer.index))
@@ -96,7 +97,7 @@ def test_curve_and_eval_run(name, tmp_path, data, capsys):
     arguments = ["--data", data, "--calibration", data, "--levels", "3"]
     assert main(["curve", str(model), *arguments]) == 0
     points = read_manifest(model).curve.points
-    moe_layers = list(open_checkpoint(model).shape.moe_layers)
+    moe_layers = list(open_model(model).shape.moe_layers)
     assert [sorted(point.betas) for point in points] == [moe_layers] * 3
     assert points[0].skip_rate == 0 < points[-1].skip_rate
     assert main(["eval", str(model), "--data", data, "--skip-level", "0.5"]) == 0
@@ -107,7 +108,7 @@ def test_curve_and_eval_run(name, tmp_path, data, capsys):
 def test_layers_that_differ_compute_their_plan(name, tmp_path):
     source, out = write_tiny(tmp_path / "source", name, dtype="float32"), tmp_path / "lean"
     plan = write_planned(source, out)
-    whole, lean = DecoderStream(open_checkpoint(source)), DecoderStream(open_checkpoint(out))
+    whole, lean = DecoderStream(open_model(source)), DecoderStream(open_model(out))
     blocks = planned_blocks(source, plan)
     found, expected = embed_all(lean, [IDS]), embed_all(whole, [IDS])
     for mine, theirs in zip(lean.layers(), whole.layers(), strict=True):
@@ -121,8 +122,9 @@ def test_layers_that_differ_compute_their_plan(name, tmp_path):
 
 
 def test_every_family_has_a_forward_pass_and_one_without_is_refused(tmp_path):
+    assert set(RUNNABLE) == set(TABLE) == set(FAMILY_NAMES)
     for name in FAMILY_NAMES:
-        checkpoint = open_checkpoint(write_tiny(tmp_path / name, name))
+        checkpoint = open_model(write_tiny(tmp_path / name, name))
         check_runnable(checkpoint)
     unheard = replace(checkpoint, family=replace(checkpoint.family, name="unheard"))
     with pytest.raises(CheckpointError, match="unheard model, whose layers LeanMoE does not"):
@@ -134,7 +136,7 @@ def test_every_family_has_a_forward_pass_and_one_without_is_refused(tmp_path):
 def test_a_bundle_routes_as_the_model_does(name, tmp_path, data):
     model, out = write_telling(tmp_path / "model", name), tmp_path / "scores"
     assert main(["score", str(model), "--data", data, "-o", str(out)]) == 0
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_model(model)
     stored = ScoreBundle(out).layers(RouterRule.of(checkpoint.shape))
     direct = score_layers(DecoderStream(checkpoint), [IDS], no_tick)
     for mine, theirs in zip(stored, direct, strict=True):

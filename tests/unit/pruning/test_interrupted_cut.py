@@ -93,7 +93,7 @@ def test_a_real_refused_write(prune, tmp_path, capsys):
 def test_existing_output_is_refused_before_any_work(prune, tmp_path, monkeypatch, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("mine")
-    monkeypatch.setattr("leanmoe_pruning.commands.prune.source_digests", None)
+    monkeypatch.setattr("leanmoe_pruning.checkpoints.opening.file_digest", None)
     assert prune() == 2
     assert "--force" in capsys.readouterr().err
     assert (tmp_path / "out" / "precious").read_text() == "mine"

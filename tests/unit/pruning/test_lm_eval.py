@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.data.tasks.builtin_tasks import LM_EVAL_TASKS, builtin_names
 from leanmoe_pruning.evaluation.harness import ForwardLM
 from leanmoe_pruning.evaluation.likelihood import Request, log_likelihoods
@@ -46,7 +46,7 @@ def test_same_accuracies_as_our_own_scorer(path, tmp_path, capsys):
 
 
 def test_generated_answers_are_judged_alike(path, tmp_path, capsys):
-    model = ResidentModel.load(DecoderStream(open_checkpoint(path)))
+    model = ResidentModel.load(DecoderStream(open_model(path)))
     text = ForwardLM(model)._generate("the people", {"until": ["\n"], "max_gen_toks": 32})
     task = tmp_path / "task.jsonl"
     lines = [
@@ -77,7 +77,7 @@ def test_tasks_of_a_folder_and_whole_texts(path, tmp_path, capsys):
     )
     arguments = ["--tasks", "words", "--backend", "lm-eval", "--include-path", str(tmp_path)]
     found = run(capsys, str(path), *arguments)["tasks"]["words"]
-    model = ResidentModel.load(DecoderStream(open_checkpoint(path)))
+    model = ResidentModel.load(DecoderStream(open_model(path)))
     ids = model.tokenizer.encode("the people look at the water")
     (one,) = log_likelihoods(model, [Request((model.start_id,), tuple(ids))])
     assert found["metrics"]["word_perplexity,none"] == pytest.approx(
@@ -88,7 +88,7 @@ def test_tasks_of_a_folder_and_whole_texts(path, tmp_path, capsys):
 
 
 def test_whole_texts_longer_than_the_model(path):
-    model = ResidentModel.load(DecoderStream(open_checkpoint(path)))
+    model = ResidentModel.load(DecoderStream(open_model(path)))
     model.stream.config.max_position_embeddings = 8
     text = "the people look at the water and then they go a long way down to see it"
     ids = model.tokenizer.encode(text)

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderStream
@@ -140,7 +140,7 @@ def test_equal_counts_need_no_layout_and_load_anywhere(model, tmp_path, capsys):
 
 def test_layers_that_are_not_named_stay_whole(model, tmp_path):
     code, out = prune(model, {"layers": {"1": {"keep": [0, 5, 6]}}}, tmp_path)
-    lean = open_checkpoint(out)
+    lean = open_model(out)
     assert code == 0
     assert [own.n_experts for own in lean.layers.values()] == [8, 3, 8]
     source, cut = ShardReader(model), ShardReader(out)
@@ -156,7 +156,7 @@ def test_a_planned_checkpoint_can_be_cut_again_where_it_routes(model, tmp_path, 
     again.mkdir()
     code, smaller = prune(out, {"layers": {"0": {"keep": [0, 4]}}}, again)
     assert code == 0
-    assert [own.n_experts for own in open_checkpoint(smaller).layers.values()] == [2, 2, 8]
+    assert [own.n_experts for own in open_model(smaller).layers.values()] == [2, 2, 8]
     told = read_manifest(smaller)
     assert told.kept == {0: [0, 4], 1: [0, 1], 2: EVERY}
     assert told.settings["before"]["settings"]["plan"]["layers"]["1"]["condense"] == {
@@ -183,7 +183,7 @@ def test_a_planned_checkpoint_can_be_cut_again_where_it_routes(model, tmp_path, 
 def test_the_offline_forward_pass_computes_the_plan(family, plan_of, tmp_path):
     source, out = write_tiny(tmp_path / "source", family, dtype="float32"), tmp_path / "lean"
     plan = write_planned(source, out, plan_of)
-    whole, lean = DecoderStream(open_checkpoint(source)), DecoderStream(open_checkpoint(out))
+    whole, lean = DecoderStream(open_model(source)), DecoderStream(open_model(out))
     ids = [torch.arange(7, 39).view(2, 16)]
     expected, found = embed_all(whole, ids), embed_all(lean, ids)
     blocks = planned_blocks(source, plan)
@@ -201,7 +201,7 @@ def test_a_layer_of_its_shared_expert_alone_holds_no_routed_expert(tmp_path, cap
     source, out = write_tiny(tmp_path / "source", "qwen2_moe"), tmp_path / "lean"
     plan = write_planned(source, out, condensed_plan)
     bare, rich = plan.layers
-    lean, prefix = open_checkpoint(out), f"model.layers.{bare}.mlp."
+    lean, prefix = open_model(out), f"model.layers.{bare}.mlp."
     held = {name for name in ShardReader(out).names if name.startswith(prefix)}
     parts = ["shared_expert_gate.weight", "gate.weight", "gate.layout"]
     parts += [f"shared_expert.{one}_proj.weight" for one in ("gate", "up", "down")]
@@ -224,7 +224,7 @@ def test_a_curve_knows_the_layers_that_route(tmp_path, capsys):
     data = ["--data", str(text), "--window", "32", "--levels", "3"]
     assert main(["curve", str(out), *data, "--json"]) == 0
     curve = read_manifest(out).curve
-    assert curve.layers == list(open_checkpoint(out).skip_layers) == [0, 2]
+    assert curve.layers == list(open_model(out).skip_layers) == [0, 2]
     assert curve.points[0].skip_rate == 0.0
     assert curve.points[-1].skip_rate == pytest.approx(0.5)
     assert all(math.isfinite(point.kld) for point in curve.points)

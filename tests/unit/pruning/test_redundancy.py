@@ -18,10 +18,10 @@ def model(tmp_path):
     return write_tiny_mixtral(tmp_path / "model", layers=2, hidden=64, ffn=64, dtype="float32")
 
 
-def cut(model, out, keep: int, *more: str):
+def cut(model, out, keep: int, *more: str, method: str = "frequency"):
     text = out.parent / "text.txt"
     text.write_text(TEXT * 20)
-    arguments = ["--method", "frequency", "--keep", str(keep), "--data", str(text)]
+    arguments = ["--method", method, "--keep", str(keep), "--data", str(text)]
     assert main(["prune", str(model), *arguments, "--window", "32", "-o", str(out), *more]) == 0
     return read_manifest(out).settings
 
@@ -57,6 +57,36 @@ def test_experts_that_are_alike_are_not(model, tmp_path):
     assert 0 < found["mean_loss"] < 0.01
     assert all(cosine > 0.99 for cosine in found["similarity"].values())
     assert not any("may collapse" in note for note in settings.get("notes", []))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("naee",),
+        ("naee", "--variant", "progressive"),
+        ("naee", "--budget", "adaptive"),
+        # Decides from nothing, so the probe looks at the data itself.
+        ("random",),
+    ],
+    ids=" ".join,
+)
+def test_every_method_that_cuts_experts_is_looked_at(method, model, tmp_path):
+    name, *more = method
+    settings = cut(model, tmp_path / "out", 2, *more, method=name)
+    found = settings["redundancy"]
+    assert set(found["loss"]) == {"0", "1"}
+    assert found["mean_loss"] > found["collapse_above"]
+    assert any("may collapse" in note for note in settings["notes"])
+
+
+def test_a_cut_that_nothing_is_known_of_is_not_judged(model, tmp_path):
+    out = tmp_path / "out"
+    assert main(["prune", str(model), "--method", "random", "--keep", "2", "-o", str(out)]) == 0
+    assert "redundancy" not in read_manifest(out).settings
+
+
+def test_merged_experts_are_no_cut(model, tmp_path):
+    assert "redundancy" not in cut(model, tmp_path / "out", 2, method="m-smoe")
 
 
 def test_keeping_everything_loses_nothing(model, tmp_path):

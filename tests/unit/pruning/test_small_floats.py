@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import FP4_VALUES
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderStream
 from tests.family_references import change_config
@@ -24,7 +24,7 @@ FP8_FAMILIES = ("deepseek_v3", "qwen3_moe")
 
 @torch.inference_mode()
 def logits_of(path, kept=None) -> torch.Tensor:
-    stream = DecoderStream(open_checkpoint(path))
+    stream = DecoderStream(open_model(path))
     hidden = embed_all(stream, [IDS])
     for layer in stream.layers():
         step_(layer, hidden, None if kept is None else kept.get(layer.index))
@@ -92,7 +92,7 @@ def test_a_cut_keeps_codes_and_scales_of_the_kept_experts(pair, tmp_path):
     assert main(["prune", str(small), *arguments]) == 0
     kept = read_manifest(out).kept
     family, old, new = (
-        open_checkpoint(small).family,
+        open_model(small).family,
         load_file(small / "model.safetensors"),
         load_file(out / "model.safetensors"),
     )

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, MixtralForCausalLM
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import DataError
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.data.tasks.loading import load_task
 from leanmoe_pruning.data.tasks.task import ChoiceItem, OpenItem, Task
 from leanmoe_pruning.evaluation.generation import generate
@@ -29,7 +29,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(path):
-    return ResidentModel.load(DecoderStream(open_checkpoint(path)))
+    return ResidentModel.load(DecoderStream(open_model(path)))
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_sliding_windows_hold_for_branches_and_caches(tmp_path):
     path = write_tiny_mixtral(tmp_path / "model", layers=2, dtype="float32")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "sliding_window": 3}))
-    model = ResidentModel.load(DecoderStream(open_checkpoint(path)))
+    model = ResidentModel.load(DecoderStream(open_model(path)))
     theirs = MixtralForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     requests = [Request(tuple(range(9, 17)), (token, 30, 31, 32)) for token in (20, 21)]
     for one, request in zip(log_likelihoods(model, requests), requests, strict=True):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.files.digest import file_digest
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.weights.layer_weights import read_layer
@@ -27,7 +27,7 @@ def prune(model: Path, out: Path, *options: str) -> int:
 
 
 def layers_of(path: Path) -> dict:
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_model(path)
     reader = ShardReader(path)
     return {layer: read_layer(reader, checkpoint, layer) for layer in checkpoint.layers}
 
@@ -60,13 +60,13 @@ def test_every_family_is_pruned_to_the_pattern_and_runs(name, method, ids, tmp_p
                     assert torch.equal(new, old * expected)
     assert_outside_unchanged(model, tmp_path / "out")
     with torch.inference_mode():
-        stream = DecoderStream(open_checkpoint(tmp_path / "out"))
+        stream = DecoderStream(open_model(tmp_path / "out"))
         assert sum(1 for _ in stream.layers()) == stream.n_layers
 
 
 def assert_outside_unchanged(model: Path, out: Path) -> None:
     """Whatever is no expert matrix is as it was."""
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_model(model)
     before, after = ShardReader(model), ShardReader(out)
     changed = {n for layer in layers_of(model).values() for n in layer.tensors}
     spare = {n for n in before.names if (checkpoint.family.layer_of(n) or 0) >= 3}
@@ -95,7 +95,7 @@ def deaf(tmp_path) -> Path:
 def test_an_unrouted_expert_is_judged_by_all_tokens(method, deaf, tmp_path, capsys):
     options = ("--method", method, "--sparsity", "0.5", "--data", CALIBRATION)
     assert prune(deaf, tmp_path / "out", *options, "--dump", str(tmp_path / "dump")) == 0
-    notes = open_checkpoint(tmp_path / "out").manifest.settings["notes"]
+    notes = open_model(tmp_path / "out").manifest.settings["notes"]
     assert any("layer 1: 3)" in note and "all tokens" in note for note in notes)
     dense, pruned = layers_of(deaf)[1], layers_of(tmp_path / "out")[1]
     x_TD, hidden_TF = inputs_of_layer_1(deaf)
@@ -110,7 +110,7 @@ def test_an_unrouted_expert_is_judged_by_all_tokens(method, deaf, tmp_path, caps
 @torch.inference_mode()
 def inputs_of_layer_1(model: Path) -> tuple[torch.Tensor, torch.Tensor]:
     file, tensor = CALIBRATION.split(":")
-    stream = DecoderStream(open_checkpoint(model))
+    stream = DecoderStream(open_model(model))
     hidden = stream.embed(load_file(file)[tensor])
     for layer in stream.layers():
         layer.attend_(hidden)
@@ -207,7 +207,7 @@ def first_block_error(pruned: Path) -> float:
     file, tensor = CALIBRATION.split(":")
     outputs = []
     for path in (CHECKPOINT, pruned):
-        stream = DecoderStream(open_checkpoint(path))
+        stream = DecoderStream(open_model(path))
         hidden, layer = stream.embed(load_file(file)[tensor]), stream.layer(0)
         layer.attend_(hidden)
         x_TD = layer.block_input(hidden)
@@ -236,7 +236,7 @@ def cut_then_prune(plan: dict, tmp_path: Path) -> dict[str, float]:
     assert prune(CHECKPOINT, tmp_path / "cut", "--plan", str(tmp_path / "plan.json")) == 0
     options = ("--method", "moe-pruner", "--pattern", "2:4", "--data", CALIBRATION)
     assert prune(tmp_path / "cut", tmp_path / "out", *options, "--schedule", "pruned") == 0
-    cut, out = open_checkpoint(tmp_path / "cut"), open_checkpoint(tmp_path / "out")
+    cut, out = open_model(tmp_path / "cut"), open_model(tmp_path / "out")
     assert cut.layers == out.layers
     assert out.manifest.settings["before"]["method"] == "plan"
     return out.manifest.settings["zeros"]

@@ -6,14 +6,13 @@ layers from 0 as the published files do.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from leanmoe.errors import InputError
 from leanmoe_pruning.checkpoints.opening import check_uniform
-from leanmoe_pruning.cutting.plan import LayerPlan, layer_fault
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, layer_fault
 from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.methods.cd_moe.calibration import Calibration
 from leanmoe_pruning.methods.cd_moe.cd_moe_dump import Evidence
@@ -23,7 +22,8 @@ from leanmoe_pruning.methods.cd_moe.layer_selection import LayerOrder, LayerSear
 from leanmoe_pruning.methods.cd_moe.memory import Layers, Scratch
 from leanmoe_pruning.methods.cd_moe.search_cost import Work, published_forwards
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
-from leanmoe_pruning.methods.options import variant_of
+from leanmoe_pruning.methods.request import Request
+from leanmoe_pruning.options import option
 from leanmoe_pruning.progress import progress
 
 # With routed experts beside the shared one, and without.
@@ -121,37 +121,49 @@ def _notes(calibration: Calibration, plans: Mapping[int, LayerPlan]) -> list[str
     ]
 
 
-def _open(args: argparse.Namespace, inputs: Inputs) -> CdMoe:
-    variant = variant_of(args, VARIANTS)
+@dataclass(frozen=True)
+class CdMoeOptions:
+    """The options of ``--method cd-moe``."""
+
+    layers: int | None = option("how many MoE layers to condense", metavar="N")
+    experts: int | None = option(
+        "routed experts left in a condensed layer of variant SR (default the model's top-k)",
+        metavar="N",
+    )
+    probe: str | None = option("with --dump: windows whose logits are written too", metavar="SPEC")
+
+
+def _open(request: Request, options: CdMoeOptions, inputs: Inputs) -> CdMoe:
+    variant = request.variant_of(VARIANTS)
     check_uniform(inputs.checkpoint)
-    if args.keep is not None or args.ratio is not None:
+    if request.keep is not None or request.ratio is not None:
         raise InputError(
             "--method cd-moe takes --layers N and --experts n; leave --keep and --ratio out"
         )
     if inputs.bundle is not None:
         raise InputError("--method cd-moe runs the model; give --data SPEC instead of --scores")
-    n_layers, n_experts = _counts(args, inputs)
+    n_layers, n_experts = _counts(options, inputs)
     _check_condensable(inputs, n_experts if variant == "SR" else 0)
     data = inputs.need_data("--method cd-moe runs the model on documents")
-    return CdMoe(inputs, data, _probe(args, inputs), variant, n_layers, n_experts)
+    return CdMoe(inputs, data, _probe(request, options, inputs), variant, n_layers, n_experts)
 
 
-def _counts(args: argparse.Namespace, inputs: Inputs) -> tuple[int, int]:
+def _counts(options: CdMoeOptions, inputs: Inputs) -> tuple[int, int]:
     shape = inputs.shape
     most = len(shape.moe_layers)
-    if args.layers is None or not 1 <= args.layers <= most:
-        found = "is missing" if args.layers is None else f"is {args.layers}"
+    if options.layers is None or not 1 <= options.layers <= most:
+        found = "is missing" if options.layers is None else f"is {options.layers}"
         raise InputError(
             f"--layers {found}: --method cd-moe condenses 1 to {most} layers of "
             f"{inputs.checkpoint.path}"
         )
-    n_experts = shape.top_k if args.experts is None else args.experts
+    n_experts = shape.top_k if options.experts is None else options.experts
     if not 1 <= n_experts <= shape.n_routed_experts:
         raise InputError(
             f"--experts is {n_experts}, expected 1 to {shape.n_routed_experts}; --variant S is the "
             "one without routed experts"
         )
-    return args.layers, n_experts
+    return options.layers, n_experts
 
 
 def _check_condensable(inputs: Inputs, n_experts: int) -> None:
@@ -163,31 +175,18 @@ def _check_condensable(inputs: Inputs, n_experts: int) -> None:
             raise InputError(f"{inputs.checkpoint.path}: layer {layer} {fault}")
 
 
-def _probe(args: argparse.Namespace, inputs: Inputs) -> DataSet | None:
-    if args.probe is None:
+def _probe(request: Request, options: CdMoeOptions, inputs: Inputs) -> DataSet | None:
+    if options.probe is None:
         return None
-    if args.dump is None:
+    if request.dump is None:
         raise InputError("--probe writes logits into a dump; give --dump DIR with it")
-    return load_data(args.probe, inputs.checkpoint, "heldout", window=args.window)
-
-
-def _add_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--layers", type=int, metavar="N", help="how many MoE layers to condense")
-    group.add_argument(
-        "--experts",
-        type=int,
-        metavar="N",
-        help="routed experts left in a condensed layer of variant SR (default the model's top-k)",
-    )
-    group.add_argument(
-        "--probe", metavar="SPEC", help="with --dump: windows whose logits are written too"
-    )
+    return load_data(options.probe, inputs.checkpoint, "heldout", window=request.window)
 
 
 METHOD = Method(
     name="cd-moe",
     summary="layers condensed to the shared and some experts with constant weights",
     open=_open,
-    add_arguments=_add_arguments,
+    options=CdMoeOptions,
     variants=VARIANTS,
 )

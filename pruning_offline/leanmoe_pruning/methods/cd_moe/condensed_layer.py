@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.nn import functional
 
-from leanmoe_pruning.cutting.plan import LayerPlan
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
 from leanmoe_pruning.forward.passes import run_block
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,9 @@ from leanmoe_pruning.methods.eep.published_formula import Negatives
 from leanmoe_pruning.methods.eep.store import Store
 from leanmoe_pruning.methods.eep.workers import RayWorkers
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
+from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.selection import check_keep
+from leanmoe_pruning.options import option
 from leanmoe_pruning.progress import progress
 
 # Evaluations until merging begins and in all: search.yml's, and the paper's 40 + 160.
@@ -159,27 +160,60 @@ def _evidence(
     return tensors, {"best": best.index, "num_slots": best.individual.n_slots}
 
 
-def _open(args: argparse.Namespace, inputs: Inputs) -> Eep:
+@dataclass(frozen=True)
+class EepOptions:
+    """The options of ``--method eep``."""
+
+    task: str | None = option(f"what to be good at: {TASK_HELP}", metavar="SPEC")
+    train_items: int | None = option("items to search on (default: all but dev)", metavar="N")
+    dev_items: int | None = option(
+        f"items that pick among the {DEV_NUM} best (default: a quarter; 0: best in training)",
+        metavar="N",
+    )
+    groups: str | None = option(
+        f"depth groups that share their matrices: a number or {PER_LAYER} (default "
+        f"{DEFAULT_GROUPS})",
+        metavar="N",
+    )
+    operators: Operators = option(
+        "as in the released code (default), or in the paper's Algorithm 1",
+        default="released",
+        choices=tuple(BUDGETS),
+    )
+    prune_evaluations: int | None = option(
+        f"until merging begins (default 100, paper 40); the first {INITIAL} are random",
+        metavar="N",
+    )
+    evaluations: int | None = option("in all (default 400, paper 200)", metavar="N")
+    top_k: int | None = option(
+        "lower the active experts per token (--method matrices takes it too)", metavar="K"
+    )
+    workers: int = option(
+        "processes through Ray (default 1)", default=1, metavar="N", within=(1, MAX_WORKERS)
+    )
+
+
+def _open(request: Request, options: EepOptions, inputs: Inputs) -> Eep:
     check_model(inputs, "eep")
-    refuse(args, "eep", "--task and --keep", "data", "scores", "ratio")
-    if args.keep is None:
+    refuse(request, "eep", "--task and --keep", "data", "scores", "ratio")
+    if request.keep is None:
         raise InputError("--method eep takes --keep N, the experts left per layer; give it")
     shape = inputs.shape
-    top_k = top_k_of(args, inputs, shape.n_routed_experts)
-    check_keep(args.keep, replace(shape, top_k=top_k), str(inputs.checkpoint.path))
-    parts = _parts(args)
-    limits = _limits(args, args.keep == shape.n_routed_experts, held_out="dev" in parts)
+    top_k = top_k_of(options.top_k, inputs, shape.n_routed_experts)
+    check_keep(request.keep, replace(shape, top_k=top_k), str(inputs.checkpoint.path))
+    parts = _parts(options)
+    limits = _limits(options, request.keep == shape.n_routed_experts, held_out="dev" in parts)
     if limits.total > limits.pruning or not shape.renormalize:
         check_dtypes(inputs)
     return Eep(
         inputs=inputs,
-        space=Space(_groups(args.groups, inputs), args.keep, shape.n_routed_experts),
+        space=Space(_groups(options.groups, inputs), request.keep, shape.n_routed_experts),
         top_k=top_k,
         parts=parts,
-        operators=args.operators,
+        operators=options.operators,
         limits=limits,
-        workers=_workers(args.workers),
-        out=args.out,
+        workers=options.workers,
+        out=request.out,
     )
 
 
@@ -197,25 +231,25 @@ def _groups(text: str | None, inputs: Inputs) -> int:
     return int(text)
 
 
-def _parts(args: argparse.Namespace) -> dict[str, Task]:
-    if args.task is None:
+def _parts(options: EepOptions) -> dict[str, Task]:
+    if options.task is None:
         raise InputError("--method eep searches for a task; give --task SPEC")
-    task = load_task(args.task, "calibration")
-    dev = len(set(task.items)) // 4 if args.dev_items is None else args.dev_items
-    train = len(set(task.items)) - dev if args.train_items is None else args.train_items
+    task = load_task(options.task, "calibration")
+    dev = len(set(task.items)) // 4 if options.dev_items is None else options.dev_items
+    train = len(set(task.items)) - dev if options.train_items is None else options.train_items
     if train < 1:
         raise InputError(
-            f"--task {args.task!r} leaves {train} items to search on beside {dev} held-out ones; "
-            "give more items or fewer --dev-items"
+            f"--task {options.task!r} leaves {train} items to search on beside {dev} held-out "
+            "ones; give more items or fewer --dev-items"
         )
     first, second, _ = task.split(train, dev)
     return {"train": first, "dev": second} if dev else {"train": first}
 
 
-def _limits(args: argparse.Namespace, whole: bool, held_out: bool) -> Limits:
-    pruning, total = BUDGETS[args.operators]
-    pruning = pruning if args.prune_evaluations is None else args.prune_evaluations
-    total = total if args.evaluations is None else args.evaluations
+def _limits(options: EepOptions, whole: bool, held_out: bool) -> Limits:
+    pruning, total = BUDGETS[options.operators]
+    pruning = pruning if options.prune_evaluations is None else options.prune_evaluations
+    total = total if options.evaluations is None else options.evaluations
     if whole:
         # All experts stay, so there is nothing to prune: merging starts from the model as it is.
         pruning = 0
@@ -227,59 +261,10 @@ def _limits(args: argparse.Namespace, whole: bool, held_out: bool) -> Limits:
     return Limits(pruning, total, DEV_NUM if held_out else 0)
 
 
-def _workers(count: int) -> int:
-    if not 1 <= count <= MAX_WORKERS:
-        raise InputError(f"--workers is {count}, expected a number from 1 to {MAX_WORKERS}")
-    return count
-
-
-def _add_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--task", metavar="SPEC", help=f"what to be good at: {TASK_HELP}")
-    group.add_argument(
-        "--train-items", type=int, metavar="N", help="items to search on (default: all but dev)"
-    )
-    group.add_argument(
-        "--dev-items",
-        type=int,
-        metavar="N",
-        help=f"items that pick among the {DEV_NUM} best (default: a quarter; 0: best in training)",
-    )
-    group.add_argument(
-        "--groups",
-        metavar="N",
-        help=f"depth groups that share their matrices: a number or {PER_LAYER} (default "
-        f"{DEFAULT_GROUPS})",
-    )
-    group.add_argument(
-        "--operators",
-        choices=tuple(BUDGETS),
-        default="released",
-        help="as in the released code (default), or in the paper's Algorithm 1",
-    )
-    group.add_argument(
-        "--prune-evaluations",
-        type=int,
-        metavar="N",
-        help=f"until merging begins (default 100, paper 40); the first {INITIAL} are random",
-    )
-    group.add_argument(
-        "--evaluations", type=int, metavar="N", help="in all (default 400, paper 200)"
-    )
-    group.add_argument(
-        "--top-k",
-        type=int,
-        metavar="K",
-        help="lower the active experts per token (--method matrices takes it too)",
-    )
-    group.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes through Ray (default 1)"
-    )
-
-
 METHOD = Method(
     name="eep",
     summary="searches selections and mixtures of experts by evolution on a task",
     open=_open,
-    add_arguments=_add_arguments,
+    options=EepOptions,
     reads_data=False,
 )

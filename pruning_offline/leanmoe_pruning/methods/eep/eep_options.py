@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
 from leanmoe.errors import InputError
@@ -11,6 +9,7 @@ from leanmoe_pruning.checkpoints.fp8 import FP8
 from leanmoe_pruning.checkpoints.opening import check_runnable, check_uniform
 from leanmoe_pruning.methods.eep.merged_model import stored_dtype
 from leanmoe_pruning.methods.method import Inputs
+from leanmoe_pruning.methods.request import Request
 
 
 def check_model(inputs: Inputs, method: str) -> None:
@@ -24,23 +23,23 @@ def check_model(inputs: Inputs, method: str) -> None:
         )
 
 
-def refuse(args: argparse.Namespace, method: str, decides_by: str, *names: str) -> None:
+def refuse(request: Request, method: str, decides_by: str, *names: str) -> None:
     """Raise where an option was given that the method would pass over."""
     for name in names:
-        if getattr(args, name) is not None:
+        if getattr(request, name) is not None:
             raise InputError(f"--method {method} decides by {decides_by}; leave --{name} out")
 
 
-def top_k_of(args: argparse.Namespace, inputs: Inputs, n_slots: int) -> int:
+def top_k_of(given: int | None, inputs: Inputs, n_slots: int) -> int:
     """``--top-k``, or the model's own."""
     most = min(inputs.shape.top_k, n_slots)
-    top_k = inputs.shape.top_k if args.top_k is None else args.top_k
+    top_k = inputs.shape.top_k if given is None else given
     if not 1 <= top_k <= most:
         raise InputError(
             f"{top_k} active experts per token do not fit {n_slots} experts of a model that routes "
             f"to {inputs.shape.top_k}; give --top-k from 1 to {most}"
         )
-    return int(top_k)
+    return top_k
 
 
 def check_dtypes(inputs: Inputs) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 import torch
 
-from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.checkpoints.opening import open_headers
 from leanmoe_pruning.data.tasks.task import Task
 from leanmoe_pruning.evaluation.resident import ResidentModel
 from leanmoe_pruning.evaluation.task_scoring import score_task
@@ -43,7 +43,7 @@ class Judge:
     @classmethod
     def of(cls, load: Load) -> Self:
         """Open the model and hold it."""
-        stream = DecoderStream(open_model(load.path), load.compute)
+        stream = DecoderStream(open_headers(load.path), load.compute)
         return cls(ResidentModel.load(stream), load.applied, load.parts)
 
     @torch.inference_mode()

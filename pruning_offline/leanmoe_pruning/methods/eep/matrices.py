@@ -6,7 +6,6 @@ tensors ``CASE.W_EM`` and ``CASE.W_RM``, float ``[L, E', E]``, one pair per MoE 
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,8 @@ from leanmoe_pruning.methods.eep.individual import Individual
 from leanmoe_pruning.methods.eep.merged_model import Applied, stored_dtype
 from leanmoe_pruning.methods.eep.published_formula import Evidence
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
+from leanmoe_pruning.methods.request import Request
+from leanmoe_pruning.options import option
 
 
 @dataclass(frozen=True)
@@ -90,21 +91,34 @@ def _individual(spec: str, inputs: Inputs) -> Individual:
     return found
 
 
-def _open(args: argparse.Namespace, inputs: Inputs) -> Matrices:
+@dataclass(frozen=True)
+class MatricesOptions:
+    """The options of ``--method matrices``, and one of EEP's."""
+
+    matrices: str | None = option(
+        "tensors CASE.W_EM and CASE.W_RM, [L, E', E]", metavar="FILE:CASE"
+    )
+    block_input: str | None = option(
+        "with --dump: what every merged block is run on, [N, T, D]", metavar="FILE:TENSOR"
+    )
+    top_k: int | None = None
+
+
+def _open(request: Request, options: MatricesOptions, inputs: Inputs) -> Matrices:
     check_model(inputs, "matrices")
-    refuse(args, "matrices", "--matrices", "scores", "keep", "ratio")
-    if args.matrices is None:
+    refuse(request, "matrices", "--matrices", "scores", "keep", "ratio")
+    if options.matrices is None:
         raise InputError("--method matrices takes --matrices FILE:CASE; give it")
-    if args.block_input is not None and args.dump is None:
+    if options.block_input is not None and request.dump is None:
         raise InputError("--block-input is for the numbers of --dump; give that too")
     check_dtypes(inputs)
-    individual = _individual(args.matrices, inputs)
+    individual = _individual(options.matrices, inputs)
     return Matrices(
         inputs=inputs,
-        case=args.matrices.rpartition(":")[2],
+        case=options.matrices.rpartition(":")[2],
         individual=individual,
-        top_k=top_k_of(args, inputs, individual.n_slots),
-        block_input_NTD=_block_input(args.block_input, inputs.shape.hidden_size),
+        top_k=top_k_of(options.top_k, inputs, individual.n_slots),
+        block_input_NTD=_block_input(options.block_input, inputs.shape.hidden_size),
     )
 
 
@@ -119,22 +133,10 @@ def _block_input(spec: str | None, width: int) -> torch.Tensor | None:
     return found
 
 
-def _add_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--matrices", metavar="FILE:CASE", help="tensors CASE.W_EM and CASE.W_RM, [L, E', E]"
-    )
-    group.add_argument(
-        "--block-input",
-        metavar="FILE:TENSOR",
-        help="with --dump: what every merged block is run on, [N, T, D]",
-    )
-
-
 METHOD = Method(
     name="matrices",
     summary="EEP's matrices of every layer out of a file",
     open=_open,
-    add_arguments=_add_arguments,
-    also_takes=("top_k",),
+    options=MatricesOptions,
     reads_data=False,
 )

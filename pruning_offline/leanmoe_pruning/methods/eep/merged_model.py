@@ -15,8 +15,8 @@ import torch
 from leanmoe.checkpoint import Checkpoint
 from leanmoe_pruning.checkpoints.opening import block_sizes
 from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
 from leanmoe_pruning.cutting.pieces import weighted_sum
-from leanmoe_pruning.cutting.plan import LayerPlan, Merge
 from leanmoe_pruning.evaluation.resident import ResidentModel
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.stream import DecoderLayer

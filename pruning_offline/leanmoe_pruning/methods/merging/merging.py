@@ -9,7 +9,6 @@ both weights, this one a further group.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,15 @@ from typing import Any
 import torch
 
 from leanmoe.errors import CheckpointError, InputError
-from leanmoe_pruning.budgets.budget import Budget
-from leanmoe_pruning.budgets.options import budget_of
-from leanmoe_pruning.checkpoints.shards import ShardReader
-from leanmoe_pruning.cutting.plan import LayerPlan, Merge
+from leanmoe_pruning.budgets.budget import Budget, budget_of
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.methods.merging.alignment import align_
 from leanmoe_pruning.methods.merging.grouping import Grouping, Usage, group, share_out
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
+from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.weights.layer_weights import read_layer
+from leanmoe_pruning.options import option
 from leanmoe_pruning.progress import progress
 
 ROUTERS = ("group", "dominant")
@@ -86,12 +85,11 @@ class Merging:
 
     def _aligned(self, groupings: Sequence[Grouping]) -> WeightSpool:
         """Experts that compute what the source's do, their neurons in the order of their groups."""
-        spool = WeightSpool.beside(self.out)
-        reader = ShardReader(self.inputs.checkpoint.path)
+        spool, source = WeightSpool.beside(self.out), self.inputs.checkpoint
         try:
             with progress("m-smoe: matching neurons", len(groupings)) as tick:
                 for found in groupings:
-                    weights = read_layer(reader, self.inputs.checkpoint, found.layer)
+                    weights = read_layer(source.reader, source, found.layer)
                     align_(weights, found)
                     spool.put(found.layer, weights.tensors)
                     tick()
@@ -101,39 +99,40 @@ class Merging:
         return spool
 
 
-def _open(args: argparse.Namespace, inputs: Inputs) -> Merging:
+@dataclass(frozen=True)
+class MergingOptions:
+    """The options of ``--method m-smoe``."""
+
+    merge_router: str = option(
+        "a merged expert is as probable as its group together (default), or as the group's "
+        "most used expert",
+        default="group",
+        choices=ROUTERS,
+    )
+    align: bool = option(
+        "match the hidden neurons of merged experts first (time grows with width cubed)",
+        default=False,
+    )
+
+
+def _open(request: Request, options: MergingOptions, inputs: Inputs) -> Merging:
     family = inputs.checkpoint.family
     if not family.transfers:
         raise CheckpointError(
             f"{inputs.checkpoint.path} cannot be merged: the router of {family.name} is no plain "
             "softmax, whose probabilities could be summed by group; use --method reap"
         )
-    if args.align and args.plan_only:
+    if options.align and request.plan_only:
         raise InputError("--align reorders single weights, which no plan can say; drop one")
-    budget = budget_of(args, inputs)
+    budget = budget_of(request, inputs.checkpoint)
     inputs.need_scores("m-smoe")
-    return Merging(inputs, budget, args.merge_router, args.align, args.out)
-
-
-def _add_arguments(parser: argparse._ArgumentGroup) -> None:
-    parser.add_argument(
-        "--merge-router",
-        choices=ROUTERS,
-        default="group",
-        help="a merged expert is as probable as its group together (default), or as the group's "
-        "most used expert",
-    )
-    parser.add_argument(
-        "--align",
-        action="store_true",
-        help="match the hidden neurons of merged experts first (time grows with width cubed)",
-    )
+    return Merging(inputs, budget, options.merge_router, options.align, request.out)
 
 
 METHOD = Method(
     name="m-smoe",
     summary="experts merged into the most used, by router logits and usage",
     open=_open,
-    add_arguments=_add_arguments,
+    options=MergingOptions,
     shares_budget=True,
 )

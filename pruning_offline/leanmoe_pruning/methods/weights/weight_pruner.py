@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 
 from leanmoe.errors import InputError
 from leanmoe.families.base import Projection
-from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
+from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.weights.layer_rules import (
     Outcome,
     by_magnitude_,
@@ -36,6 +35,7 @@ from leanmoe_pruning.methods.weights.schedule import (
     Schedule,
     run_schedule,
 )
+from leanmoe_pruning.options import option
 from leanmoe_pruning.progress import Tick, progress
 from leanmoe_pruning.scores.moments import Moments
 
@@ -142,7 +142,8 @@ class WeightPruner:
 
     def _without_model(self, settle: Settle, tick: Tick) -> None:
         """From the weights alone, or from statistics that were taken before."""
-        reader, checkpoint = ShardReader(self.inputs.checkpoint.path), self.inputs.checkpoint
+        checkpoint = self.inputs.checkpoint
+        reader = checkpoint.reader
         if self.method == "magnitude":
             for layer in (i for i, own in checkpoint.layers.items() if own.n_experts):
                 weights = read_layer(reader, checkpoint, layer)
@@ -172,31 +173,48 @@ class WeightPruner:
         run_schedule(stream, data.ids, self.schedule or "unpruned", prune, tick)
 
 
-def _opener(method: str) -> Callable[[argparse.Namespace, Inputs], WeightPruner]:
-    def open_(args: argparse.Namespace, inputs: Inputs) -> WeightPruner:
-        if args.keep is not None or args.ratio is not None:
+@dataclass(frozen=True)
+class WeightOptions:
+    """The options of the four."""
+
+    sparsity: float | None = option("share of each row's weights to zero", metavar="SHARE")
+    pattern: str | None = option(
+        "zero N of every M consecutive weights instead (2:4, 4:8)", metavar="N:M"
+    )
+    schedule: Schedule | None = option(
+        "whether a layer's inputs come from the model as it is (default), or as pruned so far",
+        choices=SCHEDULES,
+    )
+
+
+def _opener(method: str) -> Callable[[Request, WeightOptions, Inputs], WeightPruner]:
+    def open_(request: Request, options: WeightOptions, inputs: Inputs) -> WeightPruner:
+        if request.keep is not None or request.ratio is not None:
             raise InputError(
                 f"--method {method} zeroes single weights and removes no expert; drop --keep and "
                 "--ratio, give --sparsity or --pattern, and cut experts in a run of its own"
             )
         check_changeable(inputs.checkpoint)
-        pattern = read_pattern(args.sparsity, args.pattern)
+        pattern = read_pattern(options.sparsity, options.pattern)
         shape = inputs.shape
         pattern.check(shape.hidden_size, f"the gate and up projections of {inputs.checkpoint.path}")
         pattern.check(shape.expert_ffn_size, f"the down projections of {inputs.checkpoint.path}")
-        schedule = _schedule(args, inputs, method)
-        return WeightPruner(method, inputs, pattern, schedule, args.out)
+        schedule = _schedule(request, options, inputs, method)
+        return WeightPruner(method, inputs, pattern, schedule, request.out)
 
     return open_
 
 
-def _schedule(args: argparse.Namespace, inputs: Inputs, method: str) -> Schedule | None:
+def _schedule(
+    request: Request, options: WeightOptions, inputs: Inputs, method: str
+) -> Schedule | None:
     if method == "magnitude":
-        for name in ("schedule", "data", "scores"):
-            if getattr(args, name) is not None:
+        given = {"schedule": options.schedule, "data": request.data, "scores": request.scores}
+        for name, value in given.items():
+            if value is not None:
                 raise InputError(f"--method magnitude looks at no activations; drop --{name}")
         return None
-    schedule: Schedule = args.schedule or "unpruned"
+    schedule: Schedule = options.schedule or "unpruned"
     inputs.need_scores(method)
     if schedule == "pruned":
         inputs.need_data("--schedule pruned runs the model as it prunes")
@@ -206,25 +224,11 @@ def _schedule(args: argparse.Namespace, inputs: Inputs, method: str) -> Schedule
     return schedule
 
 
-def _add_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--sparsity", type=float, metavar="SHARE", help="share of each row's weights to zero"
-    )
-    group.add_argument(
-        "--pattern", metavar="N:M", help="zero N of every M consecutive weights instead (2:4, 4:8)"
-    )
-    group.add_argument(
-        "--schedule",
-        choices=SCHEDULES,
-        help="whether a layer's inputs come from the model as it is (default), or as pruned so far",
-    )
-
-
 MOE_PRUNER = Method(
     "moe-pruner",
     "zeroes weights of low |W| times the gated norm of their inputs",
     _opener("moe-pruner"),
-    _add_arguments,
+    WeightOptions,
     takes_mixed=True,
     plannable=False,
 )
@@ -232,7 +236,7 @@ WANDA = Method(
     "wanda",
     "the same without the gate",
     _opener("wanda"),
-    _add_arguments,
+    WeightOptions,
     takes_mixed=True,
     plannable=False,
 )
@@ -240,7 +244,7 @@ MAGNITUDE = Method(
     "magnitude",
     "zeroes the smallest weights",
     _opener("magnitude"),
-    _add_arguments,
+    WeightOptions,
     reads_data=False,
     takes_mixed=True,
     plannable=False,
@@ -249,7 +253,7 @@ SPARSEGPT = Method(
     "sparsegpt",
     "zeroes weights and corrects the others",
     _opener("sparsegpt"),
-    _add_arguments,
+    WeightOptions,
     takes_mixed=True,
     plannable=False,
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
-from leanmoe_pruning.methods.naee.search import Search
+from leanmoe_pruning.methods.naee.subsets import Search
 from leanmoe_pruning.methods.selection import check_enumerable
+from leanmoe_pruning.options import option
 
 DEFAULT_BATCH = 8
 MAX_BATCH = 1_000_000
@@ -18,48 +19,39 @@ DEFAULT_WIDTH = 4
 MAX_WIDTH = 64
 
 
-def add_arguments(group: argparse._ArgumentGroup) -> None:
+@dataclass(frozen=True)
+class NaeeOptions:
     """The options of ``--method naee``."""
-    group.add_argument(
-        "--batch-size",
-        type=int,
+
+    batch_size: int = option(
+        f"windows per batch of the loss (default {DEFAULT_BATCH})",
         default=DEFAULT_BATCH,
         metavar="WINDOWS",
-        help=f"windows per batch of the loss (default {DEFAULT_BATCH})",
+        within=(1, MAX_BATCH),
     )
-    group.add_argument(
-        "--search",
-        choices=["auto", "enumerate", "greedy", "beam"],
-        default="auto",
-        help="try every subset, or remove experts one by one and improve by swaps; auto (default) "
+    search: str = option(
+        "try every subset, or remove experts one by one and improve by swaps; auto (default) "
         f"tries every subset of up to {ENUMERATED_UP_TO} experts and is greedy beyond",
+        default="auto",
+        choices=("auto", "enumerate", "greedy", "beam"),
     )
-    group.add_argument(
-        "--beam-width",
-        type=int,
-        metavar="SETS",
-        help=f"--search beam: sets carried along (default {DEFAULT_WIDTH})",
+    beam_width: int | None = option(
+        f"--search beam: sets carried along (default {DEFAULT_WIDTH})", metavar="SETS"
     )
 
 
-def check_batch_size(size: int) -> None:
-    """Raise unless it is a number of windows."""
-    if not 1 <= size <= MAX_BATCH:
-        raise InputError(f"--batch-size is {size}, expected a number from 1 to {MAX_BATCH}")
-
-
-def search_of(args: argparse.Namespace, shape: MoEShape, keeps: Sequence[int]) -> Search:
+def search_of(options: NaeeOptions, shape: MoEShape, keeps: Sequence[int]) -> Search:
     """How to look for the subsets of each size in ``keeps``; raise where they are too many."""
-    if args.beam_width is not None and args.search != "beam":
-        raise InputError(f"--beam-width is for --search beam, not {args.search}; drop one")
+    if options.beam_width is not None and options.search != "beam":
+        raise InputError(f"--beam-width is for --search beam, not {options.search}; drop one")
     few = shape.n_routed_experts <= ENUMERATED_UP_TO
-    if args.search == "enumerate" or (args.search == "auto" and few):
+    if options.search == "enumerate" or (options.search == "auto" and few):
         for keep in keeps:
             check_enumerable(keep, shape)
         return Search("enumerate")
-    if args.search != "beam":
+    if options.search != "beam":
         return Search("greedy")
-    width = DEFAULT_WIDTH if args.beam_width is None else args.beam_width
+    width = DEFAULT_WIDTH if options.beam_width is None else options.beam_width
     if not 1 <= width <= MAX_WIDTH:
         raise InputError(f"--beam-width is {width}, expected a number from 1 to {MAX_WIDTH}")
     return Search("beam", width)

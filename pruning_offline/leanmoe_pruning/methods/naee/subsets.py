@@ -125,10 +125,12 @@ def progressive(
     batch_of_T: torch.Tensor,
     search: Search,
     tick: Tick,
+    look: Callable[[LayerScores], None],
 ) -> Iterator[LayerChoice]:
     """Choose each layer on inputs re-collected after the earlier ones were pruned.
 
-    The output to match is always the unpruned model's, so both are carried along.
+    The output to match is always the unpruned model's, so both are carried along. ``look`` is
+    shown the scores that each layer was chosen from.
     """
     sampled = sampled_tokens(stream, ids, None)
     full = embed_all(stream, ids)
@@ -140,6 +142,7 @@ def progressive(
             tick()
             continue
         scores = _advance_both(layer, full, pruned, sampled)
+        look(scores)
         choice = chooser_of(scores, batch_of_T, search)(keep)
         for chunk_NTD, _ in chunks(pruned):
             output_TD, _ = run_block(layer, chunk_NTD, choice.kept)

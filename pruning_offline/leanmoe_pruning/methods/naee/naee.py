@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from leanmoe_pruning.data import batch_of_tokens
 from leanmoe_pruning.evaluation.ratios import LayerRatios
-from leanmoe_pruning.methods.evidence import measure_model_ratios, ratio_tensors
+from leanmoe_pruning.evaluation.redundancy import LayerSample
+from leanmoe_pruning.methods.gate_ratios import measure_model_ratios, ratio_tensors
 from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
 from leanmoe_pruning.methods.naee.adaptive import open_adaptive
-from leanmoe_pruning.methods.naee.options import (
-    add_arguments,
-    check_batch_size,
+from leanmoe_pruning.methods.naee.naee_options import (
+    NaeeOptions,
     search_notes,
     search_of,
     search_settings,
 )
-from leanmoe_pruning.methods.naee.search import Search, layerwise, progressive
-from leanmoe_pruning.methods.options import experts_to_keep, variant_of
+from leanmoe_pruning.methods.naee.subsets import Search, layerwise, progressive
+from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.selection import (
     LayerChoice,
     complement,
@@ -33,6 +32,23 @@ from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.layer_scores import LayerScores
 
 VARIANTS = ("layerwise", "progressive")
+
+
+@dataclass
+class _Seen:
+    """What is kept of the scores that pass: ratios of the whole model, a sample of any."""
+
+    full: list[LayerRatios] = field(default_factory=list)
+    samples: list[LayerSample] = field(default_factory=list)
+
+    def sample(self, scores: LayerScores) -> None:
+        self.samples.append(LayerSample.of(scores))
+
+    def whole(self, layers: Iterable[LayerScores]) -> Iterator[LayerScores]:
+        for scores in layers:
+            self.full.append(LayerRatios.of(scores.layer, scores.routing()))
+            self.sample(scores)
+            yield scores
 
 
 @dataclass(frozen=True)
@@ -50,24 +66,26 @@ class Naee:
         return {**fixed, **search_settings(self.search)}
 
     def decide(self, dump: bool) -> Decision:
-        full: list[LayerRatios] = []
-        choices = list(self._choices(full))
-        tensors, facts = self._evidence(choices, full) if dump else ({}, {})
+        seen = _Seen()
+        choices = list(self._choices(seen))
+        tensors, facts = self._evidence(choices, seen.full) if dump else ({}, {})
         notes = search_notes(self.search, self.inputs.shape)
-        return Decision(plans_of(choices), tensors, facts, notes)
+        return Decision(plans_of(choices), tensors, facts, notes, samples=seen.samples)
 
-    def _choices(self, full: list[LayerRatios]) -> Iterator[LayerChoice]:
+    def _choices(self, seen: _Seen) -> Iterator[LayerChoice]:
         batches = batch_of_tokens(self.inputs.layout, self.batch_size)
         with progress("naee: choosing experts", self.inputs.shape.n_layers) as tick:
             if self.variant == "layerwise":
-                layers = _noting_ratios(self.inputs.layers(), full)
+                layers = seen.whole(self.inputs.layers())
                 for choice in layerwise(layers, self.keep, batches, self.search):
                     tick()
                     yield choice
                 return
             data = self.inputs.need_data("the progressive variant runs the model as it prunes")
             stream = self.inputs.stream()
-            yield from progressive(stream, data.ids, self.keep, batches, self.search, tick)
+            yield from progressive(
+                stream, data.ids, self.keep, batches, self.search, tick, seen.sample
+            )
 
     def _evidence(
         self, choices: Sequence[LayerChoice], full: list[LayerRatios]
@@ -119,32 +137,23 @@ def _int_rows(rows: Sequence[Sequence[int]]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.int64).view(len(rows), -1)
 
 
-def _noting_ratios(
-    layers: Iterator[LayerScores], found: list[LayerRatios]
-) -> Iterator[LayerScores]:
-    for scores in layers:
-        found.append(LayerRatios.of(scores.layer, scores.routing()))
-        yield scores
-
-
-def _open(args: argparse.Namespace, inputs: Inputs) -> Chooser:
-    check_batch_size(args.batch_size)
-    if args.budget == "adaptive" or args.total_bytes is not None:
-        return open_adaptive(args, inputs)
-    keep = experts_to_keep(args, inputs)
-    variant = variant_of(args, VARIANTS)
+def _open(request: Request, options: NaeeOptions, inputs: Inputs) -> Chooser:
+    if request.adaptive or request.total_bytes is not None:
+        return open_adaptive(request, options, inputs)
+    keep = request.experts_to_keep(inputs.checkpoint)
+    variant = request.variant_of(VARIANTS)
     if variant == "progressive":
         inputs.need_data("the progressive variant runs the model again as it prunes")
     inputs.need_scores("naee")
-    search = search_of(args, inputs.shape, [keep])
-    return Naee(inputs, keep, variant, args.batch_size, search)
+    search = search_of(options, inputs.shape, [keep])
+    return Naee(inputs, keep, variant, options.batch_size, search)
 
 
 METHOD = Method(
     name="naee",
     summary="the subset of experts that changes each layer's output least",
     open=_open,
-    add_arguments=add_arguments,
+    options=NaeeOptions,
     shares_budget=True,
     variants=VARIANTS,
 )

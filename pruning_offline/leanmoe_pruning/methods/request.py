@@ -1,0 +1,97 @@
+"""What ``leanmoe prune`` is asked for, whatever the method: options that several methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe.errors import InputError
+from leanmoe_pruning.checkpoints.opening import check_uniform
+from leanmoe_pruning.methods.selection import check_keep
+from leanmoe_pruning.options import (
+    compute_option,
+    data_option,
+    force_option,
+    model_argument,
+    option,
+    out_option,
+    window_option,
+)
+
+BudgetKind = Literal["uniform", "adaptive"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of the command but those that single methods add."""
+
+    model: Path = model_argument()
+    method: str | None = option("how to decide")
+    keep: int | None = option("experts per layer", metavar="N")
+    ratio: float | None = option("share of the experts to remove, instead of --keep", metavar="R")
+    # Of methods that rank experts; others refuse them.
+    budget: BudgetKind | None = option(
+        "as many experts in every layer (default), or more where losing them costs more: "
+        "--keep is then the mean",
+        choices=get_args(BudgetKind),
+    )
+    total_bytes: str | None = option(
+        "with --budget adaptive: weights the output may have, such as 40GiB, instead of --keep",
+        metavar="SIZE",
+    )
+    plan: Path | None = option("a JSON file that says it for each layer instead", metavar="PLAN")
+    scores: Path | None = option("a bundle to decide from", metavar="SCORES")
+    variant: str | None = option("which form of the method", metavar="NAME")
+    data: str | None = data_option(required=False)
+    window: int = window_option()
+    dump: Path | None = option("write what was decided on", metavar="DIR")
+    compute: str | None = compute_option()
+    plan_only: bool = option(
+        "write the decision to OUT as a plan that can be edited and cut later, nothing else",
+        default=False,
+    )
+    out: Path = out_option("lean checkpoint directory to write, or plan file with --plan-only")
+    force: bool = force_option()
+    seed: int = 0
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether layers may keep differently many experts."""
+        return self.budget == "adaptive"
+
+    def variant_of(self, variants: Sequence[str]) -> str:
+        """``--variant``, the first of a method's where it is not given."""
+        if self.variant is None:
+            return variants[0]
+        if self.variant not in variants:
+            raise InputError(
+                f"--method {self.method} has no variant {self.variant!r}; give "
+                f"{' or '.join(variants)}"
+            )
+        return self.variant
+
+    def experts_to_keep(self, checkpoint: Checkpoint) -> int:
+        """``--keep``, or what ``--ratio`` leaves, per layer; raise where no router serves it."""
+        check_uniform(checkpoint)
+        if (self.keep is None) == (self.ratio is None):
+            given = "both were given" if self.keep is not None else "neither was given"
+            raise InputError(
+                f"--method {self.method} takes --keep N or --ratio R and {given}; give one"
+            )
+        shape = checkpoint.shape
+        keep = self.keep
+        if keep is None:
+            keep = round(shape.n_routed_experts * (1 - self._checked_ratio()))
+        check_keep(keep, shape, str(checkpoint.path))
+        return keep
+
+    def _checked_ratio(self) -> float:
+        assert self.ratio is not None, "it was asked whether it was given"
+        if not 0 <= self.ratio < 1:
+            raise InputError(
+                f"--ratio is {self.ratio}, expected the share to remove, from 0 to below 1"
+            )
+        return self.ratio

@@ -1,0 +1,184 @@
+"""Command-line options as the fields of a frozen dataclass: what is read below the command line.
+
+A field says its type, its default, its help, what it may be; ``add_options`` makes arguments of
+the fields and ``read_options`` makes the object. A plain field, one without ``option`` or
+``argument``, reads an option that somebody else added: ``--seed``, which every command has, or
+another method's.
+
+argparse stays underneath. The parsers of all of ``leanmoe`` are argparse's (``leanmoe.command``),
+the reference of the commands is written from them, and what is wrong with an option mostly takes a
+model to tell. typer and pydantic-settings would each bring a second way to print help and to
+refuse values, and save nothing but the forty lines below.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import partial
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from leanmoe.command import Command, Result
+from leanmoe.errors import InputError
+from leanmoe_pruning.data import DEFAULT_WINDOW
+from leanmoe_pruning.data.spec import HELP
+
+T = TypeVar("T")
+_KEY = "argument"
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of what takes none."""
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """A field on the command line."""
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+    # The least and the largest number.
+    within: tuple[int, int] | None = None
+
+
+def option(
+    help_text: str,
+    *,
+    default: Any = None,
+    short: str | None = None,
+    within: tuple[int, int] | None = None,
+    required: bool = False,
+    **settings: Any,
+) -> Any:
+    """A field that is ``--its-name``; ``settings`` are argparse's (metavar, choices, action)."""
+    if required:
+        default, settings = MISSING, {"required": True, **settings}
+    found = _Argument(() if short is None else (short,), {"help": help_text, **settings}, within)
+    return field(default=default, metadata={_KEY: found})
+
+
+def argument(help_text: str, *, metavar: str) -> Any:
+    """A field that is given by its place."""
+    return field(metadata={_KEY: _Argument((), {"help": help_text, "metavar": metavar})})
+
+
+def add_options(kind: type[Any], parser: argparse._ActionsContainer) -> None:
+    """Make an argument of every field that is one."""
+    hints = get_type_hints(kind)
+    for one in fields(kind):
+        if _KEY in one.metadata:
+            _add(one, hints[one.name], parser)
+
+
+def _add(one: Field[Any], hint: Any, parser: argparse._ActionsContainer) -> None:
+    found: _Argument = one.metadata[_KEY]
+    settings, value = dict(found.settings), _value_type(hint)
+    if one.default is not MISSING:
+        settings["default"] = one.default
+    if value is bool:
+        settings["action"] = "store_true"
+    elif value is not str:
+        settings["type"] = value
+    if one.default is MISSING and not settings.get("required"):
+        parser.add_argument(one.name, **settings)
+    else:
+        parser.add_argument(*found.flags, flag(one.name), **settings)
+
+
+def _value_type(hint: Any) -> Any:
+    """The type of one value of a field."""
+    # `Literal[...] | None` is of typing's kind, `int | None` of the language's.
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (one for one in get_args(hint) if one is not NoneType)
+    if get_origin(hint) is tuple:
+        return get_args(hint)[0]
+    return str if get_origin(hint) is Literal else hint
+
+
+def flag(name: str) -> str:
+    """A field's name as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def own_options(kind: type[Any]) -> dict[str, Any]:
+    """The names of a class's fields and what they are where nothing was given."""
+    return {one.name: one.default for one in fields(kind)}
+
+
+def adds_options(kind: type[Any]) -> bool:
+    """Whether the class has options of its own."""
+    return any(_KEY in one.metadata for one in fields(kind))
+
+
+def read_options(kind: type[T], args: argparse.Namespace) -> T:
+    """The object that a command line says; raises ``InputError`` for a number out of its range."""
+    values = {}
+    for one in fields(kind):  # type: ignore[arg-type]
+        value = getattr(args, one.name)
+        values[one.name] = tuple(value) if isinstance(value, list) else value
+        if (found := one.metadata.get(_KEY)) is not None and found.within and value is not None:
+            _check_within(one.name, value, *found.within)
+    return kind(**values)
+
+
+def _check_within(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise InputError(f"{flag(name)} is {value}, expected a number from {least} to {most}")
+
+
+def command_of(
+    options: type[T],
+    run: Callable[[T], Result],
+    *,
+    name: str,
+    summary: str,
+    example: str,
+    show: Callable[[Result], str],
+) -> Command:
+    """A command whose ``run`` takes its options as an object."""
+    return Command(
+        name=name,
+        help=summary,
+        example=example,
+        add_arguments=partial(add_options, options),
+        run=lambda args: run(read_options(options, args)),
+        show=show,
+    )
+
+
+# What several commands take.
+
+
+def model_argument() -> Any:
+    """``MODEL``."""
+    return argument("checkpoint directory", metavar="MODEL")
+
+
+def data_option(required: bool = True) -> Any:
+    """``--data``."""
+    return option(HELP, metavar="SPEC", required=required)
+
+
+def window_option() -> Any:
+    """``--window``, beside ``--data``."""
+    said = f"length text is cut into (default {DEFAULT_WINDOW})"
+    return option(said, default=DEFAULT_WINDOW, metavar="TOKENS")
+
+
+def compute_option() -> Any:
+    """``--compute``."""
+    said = "dtype of matrix products (default: float32 for float32 weights, else bfloat16)"
+    return option(said, choices=("float32", "bfloat16"))
+
+
+def out_option(what: str) -> Any:
+    """``-o``, ``--out``."""
+    return option(what, short="-o", metavar="OUT", required=True)
+
+
+def force_option() -> Any:
+    """``--force``, beside ``--out``."""
+    return option("replace OUT if it exists", default=False)
