@@ -48,7 +48,10 @@ class LayerReport(_Message):
 
 
 class HandshakeReport(_Message):
-    """One worker's answer to "did you wrap every MoE layer?"."""
+    """One worker's answer to "did you wrap every MoE layer?".
+
+    ``draft_layers`` names those of a draft model: they stay exact at every level.
+    """
 
     worker: str
     pid: int
@@ -56,6 +59,7 @@ class HandshakeReport(_Message):
     vllm_version: str
     layers: list[LayerReport]
     weight_bytes: int
+    draft_layers: list[str] = []
     # Why single requests can have no level of their own here, or None.
     request_levels_unavailable: str | None = None
 

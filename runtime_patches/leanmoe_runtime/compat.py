@@ -31,13 +31,20 @@ def _check_version() -> None:
 _check_version()
 
 try:
+    from vllm import envs
     from vllm._custom_ops import cpu_fused_moe, cpu_prepack_moe_weight
+    from vllm.compilation import backends
     from vllm.config import get_current_vllm_config
     from vllm.distributed import tensor_model_parallel_all_reduce
-    from vllm.forward_context import get_forward_context
+    from vllm.forward_context import (
+        get_forward_context,
+        is_forward_context_available,
+        set_forward_context,
+    )
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
     from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+    from vllm.model_executor.layers.fused_moe.fused_moe import try_get_optimal_moe_config
     from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
     from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
         MoEPrepareAndFinalizeNoDPEPModular,
@@ -49,6 +56,7 @@ try:
     from vllm.platforms import current_platform
     from vllm.utils.torch_utils import direct_register_custom_op
     from vllm.v1.worker.worker_base import WorkerBase
+    from vllm.v1.worker.workspace import current_workspace_manager
 except ImportError as error:
     raise RuntimeSeamError(
         f"a symbol of vLLM is not where it was: {error}; "
@@ -78,6 +86,7 @@ __all__ = [
     "get_current_vllm_config",
     "get_forward_context",
     "grouped_in_one_kernel",
+    "is_draft_built",
     "is_routing_simulated",
     "model_runner_class",
     "no_padding",
@@ -143,22 +152,25 @@ def device_of_worker() -> str:
 
 def forward_context(vllm_config: Any, tokens: int) -> Any:
     """The context vLLM runs a layer in, without a model runner around it."""
-    from vllm.forward_context import set_forward_context
-
     return set_forward_context(None, vllm_config, num_tokens=tokens)
 
 
 def scratch_tensors() -> list[Any]:
     """The memory vLLM's modular kernels share for what lies between their steps."""
-    from vllm.v1.worker.workspace import current_workspace_manager
-
     return [held for held in current_workspace_manager()._current_workspaces if held is not None]
+
+
+# What vLLM calls the model that it builds, by how it drafts.
+_DRAFT_TAGS = frozenset({"draft_model", "eagle_head", "dflash_head", "dspark_head"})
+
+
+def is_draft_built() -> bool:
+    """Whether the model that is being built proposes tokens for another to verify."""
+    return backends.model_tag in _DRAFT_TAGS
 
 
 def is_routing_simulated() -> bool:
     """Whether vLLM was told to route by chance, which no layer's own numbers reach."""
-    from vllm import envs
-
     return bool(envs.VLLM_MOE_ROUTING_SIMULATION_STRATEGY)
 
 
@@ -168,8 +180,6 @@ def grouped_in_one_kernel(router: Any) -> bool:
     The conditions of ``grouped_topk`` in ``router/grouped_topk_router.py`` and of
     ``invokeNoAuxTc`` in ``csrc/moe/grouped_topk_kernels.cu``.
     """
-    from vllm import envs
-
     experts, groups = router.global_num_experts, router.num_expert_group
     return bool(
         envs.VLLM_USE_FUSED_MOE_GROUPED_TOPK
@@ -186,9 +196,6 @@ def grouped_in_one_kernel(router: Any) -> bool:
 
 def padding_mask(tokens: int) -> torch.Tensor | None:
     """The rows of the step that are padding, whose ids stock's routers set to -1; or ``None``."""
-    from vllm import envs
-    from vllm.forward_context import is_forward_context_available
-
     if not envs.VLLM_MOE_SKIP_PADDING or not is_forward_context_available():
         return None
     padding: torch.Tensor | None = get_forward_context().is_padding
@@ -198,8 +205,6 @@ def padding_mask(tokens: int) -> torch.Tensor | None:
 @contextmanager
 def no_padding() -> Iterator[None]:
     """Let routers see no padding meanwhile, for calls outside of any step."""
-    from vllm.forward_context import is_forward_context_available
-
     if not is_forward_context_available():
         yield
         return
@@ -213,8 +218,6 @@ def no_padding() -> Iterator[None]:
 
 def triton_block_rows(layer: Any, tokens: int, dtype: torch.dtype) -> int:
     """Rows of a block that ``TritonExperts`` will ask for at so many tokens of that type."""
-    from vllm.model_executor.layers.fused_moe.fused_moe import try_get_optimal_moe_config
-
     experts = layer.quant_method.moe_kernel.fused_experts
     config = try_get_optimal_moe_config(
         layer.w13_weight.size(),

@@ -21,18 +21,21 @@ using InPython = Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t);
 using Kernel = void(Tensor&, const Tensor&, const Tensor&, const Tensor&, const Bias&, const Bias&,
                     const Tensor&, const Tensor&, bool, const std::string&, const std::string&);
 
-// Of one layer; without counts it neither skips nor counts. Both lie in its LayerState. Its first
-// call is Python's in any case, which notes for the handshake that the layer ran.
+// Of one layer; without counts it neither skips nor counts. Counts and beta lie in its LayerState,
+// steady in its Engine: said in Python by the layer that begins the engine's pass, that the pass is
+// traffic and no token of it has a level of its own. A layer's first call is Python's in any case,
+// which notes for the handshake that the layer ran.
 struct Layer {
     void* counts;
     const float* beta;
+    const int64_t* steady;
     int64_t experts;
+    bool begins;
     bool ran;
 };
 
 Count count_whole = nullptr;
 std::vector<Layer> layers;
-int64_t latest = -1;
 
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> operator_of(const char* name) {
@@ -46,25 +49,20 @@ bool is_plain(const Tensor& weights, const Tensor& ids) {
 
 }  // namespace
 
-// Said in Python by the first layer of a pass: it is traffic, and no token has wishes of its own.
-extern "C" {
-int64_t leanmoe_steady = 0;
-
-void leanmoe_add_layer(int64_t slot, void* counts, const float* beta, int64_t experts, Count count) {
-    leanmoe_steady = 0;
+extern "C" void leanmoe_add_layer(int64_t slot, void* counts, const float* beta,
+                                  const int64_t* steady, int64_t experts, int64_t begins,
+                                  Count count) {
     count_whole = count;
     if (static_cast<int64_t>(layers.size()) <= slot) layers.resize(slot + 1);
-    layers[slot] = {counts, beta, experts, false};
-}
+    layers[slot] = {counts, beta, steady, experts, begins != 0, false};
 }
 
 namespace {
 
-// Layers run in the order of their slots: one that is not behind the latest begins a pass.
-bool goes_on(int64_t slot) {
-    const bool behind = slot > latest;
-    latest = slot;
-    return behind && leanmoe_steady;
+// Whether nothing but the kernel is to be called, and the step counted.
+bool is_whole(const Layer& layer, const Tensor& weights, const Tensor& ids) {
+    if (!layer.counts) return true;
+    return !layer.begins && *layer.steady && *layer.beta == 0.0f && is_plain(weights, ids);
 }
 
 Tensor direct_experts(const Tensor& x, const Tensor& weights, const Tensor& ids, const Tensor& w13,
@@ -73,10 +71,9 @@ Tensor direct_experts(const Tensor& x, const Tensor& weights, const Tensor& ids,
     static const auto in_python = operator_of<InPython>("leanmoe::experts");
     static const auto kernel = operator_of<Kernel>("_C::cpu_fused_moe");
     Layer& layer = layers.at(slot);
-    const bool is_first = !layer.ran, continues = goes_on(slot);
+    const bool is_first = !layer.ran;
     layer.ran = true;
-    const bool whole = !layer.counts || (*layer.beta == 0.0f && is_plain(weights, ids));
-    if (is_first || !continues || !whole) return in_python.call(x, weights, ids, slot);
+    if (is_first || !is_whole(layer, weights, ids)) return in_python.call(x, weights, ids, slot);
     if (layer.counts)
         count_whole(layer.counts, weights.const_data_ptr<float>(), ids.const_data_ptr<int32_t>(),
                     weights.size(0), weights.size(1), layer.experts);

@@ -1,9 +1,10 @@
 """The operator ``leanmoe::direct_experts`` (direct.cpp): level 0 on a CPU without Python.
 
-A layer whose kernel can be called directly goes through it. The first layer of every pass, every
-layer's first call and every layer that may skip it hands on to ``leanmoe::experts`` with its body
-in Python; that says whether the rest of the pass is steady: traffic, no request with a level of its
-own, no budget. The other layers then are counted and computed in C++ while their beta is 0.
+A layer whose kernel can be called directly goes through it. The first layer of each of an engine's
+passes, every layer's first call and every layer that may skip it hands on to ``leanmoe::experts``
+with its body in Python; that says whether the rest of the pass is steady: traffic, no request with
+a level of its own, no budget. The other layers then are counted and computed in C++ while their
+beta is 0.
 """
 
 from __future__ import annotations
@@ -12,32 +13,37 @@ import ctypes
 
 import torch
 
+from leanmoe_runtime.engine import Engine
 from leanmoe_runtime.native import library, operator_library
 from leanmoe_runtime.state import LayerState
 
 
 class DirectExperts:
-    """What Python tells the operator; one per process."""
+    """What Python tells the operator; one per process, as the operator is."""
 
     def __init__(self, fragment: torch.library.Library) -> None:
         loaded = operator_library()
         self._add = loaded.leanmoe_add_layer
         self._add.argtypes = [
-            *(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p),
-            *(ctypes.c_int64, ctypes.c_void_p),
+            *(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
+            *(ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p),
         ]
         self._add.restype = None
         self._count = ctypes.cast(library().leanmoe_count_whole, ctypes.c_void_p)
-        self.steady = ctypes.c_int64.in_dll(loaded, "leanmoe_steady")
         fragment._register_fake("direct_experts", _fake)  # type: ignore[no-untyped-call]
 
-    def add(self, slot: int, state: LayerState | None) -> None:
-        """Take a layer; without a state it neither skips nor counts."""
-        if state is None:
-            self._add(slot, None, None, 0, self._count)
-        else:
-            betas = state.betas.data_ptr()
-            self._add(slot, state.counters_address, betas, state.n_experts, self._count)
+    def add(self, slot: int) -> None:
+        """Take a layer that neither skips nor counts."""
+        self._add(slot, None, None, None, 0, 0, self._count)
+
+    def attach(self, slot: int, state: LayerState, engine: Engine) -> None:
+        """Let a layer skip and count; the first of an engine's begins its passes."""
+        if engine.first_slot is None:
+            engine.first_slot = slot
+        engine.steady.value = 0
+        counts, betas = state.counters_address, state.betas.data_ptr()
+        steady, begins = ctypes.addressof(engine.steady), engine.first_slot == slot
+        self._add(slot, counts, betas, steady, state.n_experts, begins, self._count)
 
 
 def _fake(x: torch.Tensor, *rest: object) -> torch.Tensor:

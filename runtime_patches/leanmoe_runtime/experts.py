@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import count
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -24,15 +26,19 @@ from leanmoe_runtime.compat import (
     current_platform,
     direct_register_custom_op,
     get_forward_context,
+    is_draft_built,
 )
 from leanmoe_runtime.device.experts import SkipExpertsMixin
 from leanmoe_runtime.direct import DirectExperts
 from leanmoe_runtime.drop import Budget, Kernel, Planner, run
-from leanmoe_runtime.layers import LeanGateLinear
-from leanmoe_runtime.state import SKIP_STATE, LayerState
+from leanmoe_runtime.engine import current_engine
+from leanmoe_runtime.state import LayerState
 
 _LIBRARY = torch.library.Library("leanmoe", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LAYERS: list[LeanRoutedExperts] = []
+# What the operators are told a layer by; an engine's layers go with it.
+_SLOTS = count()
+_LAYERS: WeakValueDictionary[int, LeanRoutedExperts] = WeakValueDictionary()
+# One runs at a time in a process: vLLM's forward context is the process's, too.
 _planner = cache(Planner)
 
 
@@ -46,16 +52,18 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.engine = current_engine()
         self.skip_state: LayerState | None = None
         self.condensed = False
+        # A draft proposes what the model then decides at its own level: it stays exact, by stock.
+        self.of_draft = is_draft_built()
         self._logits: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._kernel: Kernel | None = None
-        self._slot = len(_LAYERS)
+        self._slot = _slot_of(self)
         if current_platform.is_cpu():
             # What cannot be built must fail here, not at the first change of level.
             _planner()
-            _direct().add(self._slot, None)
-        _LAYERS.append(self)
+            _direct().add(self._slot)
 
     def forward_modular(
         self,
@@ -66,6 +74,10 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         shared_experts_input: torch.Tensor | None = None,
     ) -> Any:
         """Stock ``forward_modular``; on CPU through the opaque operator."""
+        if self.of_draft:
+            return super().forward_modular(
+                x, topk_weights, topk_ids, shared_experts, shared_experts_input
+            )
         if current_platform.is_cpu():
             # The runner has run shared experts already: it leaves them to the kernel only where
             # dispatch is asynchronous, which it is nowhere on a CPU.
@@ -81,13 +93,13 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
             x, topk_weights, topk_ids, shared_experts, shared_experts_input
         )
 
-    def attach(self, state: LayerState, gate: LeanGateLinear | None, *, condensed: bool) -> None:
+    def attach(self, state: LayerState, *, condensed: bool) -> None:
         """Take what the runner knows; without a gate that fits, no assignment can be moved."""
         self.skip_state, self.condensed = state, condensed
-        # The method, not the module: that would become a part of this one, weights and all.
-        self._logits = gate.logits if gate is not None and self.can_move() else None
+        logits = self.engine.logits.get(state.layer)
+        self._logits = logits if logits is not None and self.can_move() else None
         if current_platform.is_cpu() and not condensed:
-            _direct().add(self._slot, state)
+            _direct().attach(self._slot, state, self.engine)
 
     def can_move(self) -> bool:
         """Whether router logits say what another expert would weigh."""
@@ -97,7 +109,7 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
 
     def budget(self, x: torch.Tensor) -> Budget | None:
         """The budget on distinct experts in force, with the scores that moving needs."""
-        union = SKIP_STATE.union
+        union = self.engine.state.union
         if union is None:
             return None
         if union.mode is UnionMode.VANISH or self._logits is None:
@@ -122,6 +134,12 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
             shared_experts_input=None,
         )
         return out
+
+
+def _slot_of(layer: LeanRoutedExperts) -> int:
+    slot = next(_SLOTS)
+    _LAYERS[slot] = layer
+    return slot
 
 
 # The Transformers backend routes by the library's own modules: no layer's own numbers reach them.
@@ -199,14 +217,14 @@ def _experts(
     state, kernel = layer.skip_state, layer.kernel()
     # Profile and warm-up runs carry no attention metadata and are not traffic.
     traffic = get_forward_context().attn_metadata is not None
-    plain = SKIP_STATE.token_rows_T is None and SKIP_STATE.union is None
-    _direct().steady.value = traffic and plain
+    engine, rows_T = layer.engine, layer.engine.state.token_rows_T
+    engine.steady.value = traffic and rows_T is None and engine.state.union is None
     if state is None:
         return kernel(x, topk_weights, topk_ids)
     state.calls += 1
     if layer.condensed or not traffic:
         return kernel(x, topk_weights, topk_ids)
-    plan = _planner().plan(topk_weights, topk_ids, state, SKIP_STATE.token_rows_T, layer.budget(x))
+    plan = _planner().plan(topk_weights, topk_ids, state, rows_T, layer.budget(x))
     return kernel(x, topk_weights, topk_ids) if plan is None else run(kernel, x, plan)
 
 

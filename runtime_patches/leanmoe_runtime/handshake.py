@@ -18,9 +18,10 @@ from leanmoe_runtime.runner import LeanRunner
 
 def report(worker: Any) -> HandshakeReport:
     """Every layer vLLM counts as MoE, wrapped or not, and the weights this worker holds."""
-    compilation = worker.vllm_config.compilation_config
-    context, model = compilation.static_forward_context, worker.model_runner.get_model()
-    layers = [_layer(name, context[name]) for name in compilation.static_all_moe_layers]
+    compilation, model = worker.vllm_config.compilation_config, worker.model_runner.get_model()
+    context, own = compilation.static_forward_context, set(map(id, model.modules()))
+    names = compilation.static_all_moe_layers
+    layers = [_layer(name, context[name]) for name in names if id(context[name]) in own]
     layers += [_shared_only(one) for one in model.modules() if isinstance(one, SharedOnly)]
     return HandshakeReport(
         worker=f"rank{worker.rank}",
@@ -29,6 +30,7 @@ def report(worker: Any) -> HandshakeReport:
         vllm_version=vllm_version(),
         layers=sorted(layers, key=lambda layer: layer.layer),
         weight_bytes=weight_bytes(model),
+        draft_layers=[name for name in names if id(context[name]) not in own],
         request_levels_unavailable=_request_levels_unavailable(worker.vllm_config),
     )
 

@@ -29,12 +29,12 @@ from leanmoe_runtime.compat import (
     MoERunner,
     factory_holders,
     get_current_vllm_config,
+    is_draft_built,
     tensor_model_parallel_all_reduce,
 )
+from leanmoe_runtime.engine import current_engine
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-
-GATES: dict[int, LeanGateLinear] = {}
 
 
 def layer_index(layer_name: str) -> int:
@@ -44,9 +44,14 @@ def layer_index(layer_name: str) -> int:
 
 
 def current_layout() -> Layout:
-    """The layout of the model that is being built."""
-    model = get_current_vllm_config().model_config
-    if model is None:
+    """The layout of the model that is being built.
+
+    A draft's head is built under the model's config and numbers its layers anew: it has none.
+    """
+    config = get_current_vllm_config()
+    model, drafts = config.model_config, config.speculative_config
+    is_head = is_draft_built() and drafts is not None and model is not drafts.draft_model_config
+    if model is None or is_head:
         return Layout()
     stated = getattr(model.hf_text_config, LAYOUT_KEY, None)
     return read_layout({LAYOUT_KEY: stated}, f"{model.model}/config.json")
@@ -78,7 +83,9 @@ class LeanGateLinear(GateLinear):  # type: ignore[misc]
             size = (own.n_experts, own.gate_rows)
             empty = torch.empty(size, dtype=torch.float32, device=self.weight.device)
             self.transfer = torch.nn.Parameter(empty, requires_grad=False)
-        GATES[layer_index(prefix)] = self
+        if not is_draft_built():
+            # The method, not the module: the layer's experts would take that for a part of them.
+            current_engine().logits[layer_index(prefix)] = self.logits
         self._rows = rows
         if not rows:
             self.quant_method = None  # a kernel for no rows would be chosen after loading

@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 
 from leanmoe.messages import Phases
 from leanmoe.policy import RequestLevel
-from leanmoe_runtime.compat import model_runner_class
 from leanmoe_runtime.state import (
     ENGINE_ROW,
     EXACT_ROW,
     MANDATORY,
-    SKIP_STATE,
     SkipState,
     request_row,
 )
@@ -101,19 +99,3 @@ def first_runner_batch(runner: Any, tokens_R: Counts) -> Batch:
         held.num_prompt_tokens[:count],
         runner.requests,
     )
-
-
-def watch_requests() -> None:
-    """Make this process's model runner lay out the rows before every step; once per process."""
-    runner = model_runner_class()
-    stock = runner._prepare_inputs
-    if getattr(stock, "leanmoe", False):
-        return
-    rows = RequestRows(SKIP_STATE)
-
-    def prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
-        rows.begin_step(scheduler_output, first_runner_batch(self, num_scheduled_tokens))
-        return stock(self, scheduler_output, num_scheduled_tokens)
-
-    prepare_inputs.leanmoe = True  # type: ignore[attr-defined]
-    runner._prepare_inputs = prepare_inputs

@@ -14,8 +14,9 @@ import torch
 
 from leanmoe.messages import LevelTable, PolicyInForce, PolicyUpdate, SkipSnapshot
 from leanmoe_runtime.compat import WorkerBase
+from leanmoe_runtime.engine import engine_of
 from leanmoe_runtime.handshake import report
-from leanmoe_runtime.state import SKIP_STATE
+from leanmoe_runtime.state import SkipState
 
 
 def leanmoe_handshake(worker: Any) -> str:
@@ -25,13 +26,13 @@ def leanmoe_handshake(worker: Any) -> str:
 
 def leanmoe_set_policy(worker: Any, update_json: str) -> str:
     """Apply a ``PolicyUpdate``; JSON of the ``PolicyInForce`` after it."""
-    SKIP_STATE.apply(PolicyUpdate.model_validate_json(update_json))
+    _state(worker).apply(PolicyUpdate.model_validate_json(update_json))
     return PolicyInForce(**_in_force(worker)).model_dump_json()
 
 
 def leanmoe_set_levels(worker: Any, table_json: str) -> str:
     """Take a ``LevelTable``; JSON of the ``PolicyInForce`` after it."""
-    SKIP_STATE.set_levels(LevelTable.model_validate_json(table_json))
+    _state(worker).set_levels(LevelTable.model_validate_json(table_json))
     return PolicyInForce(**_in_force(worker)).model_dump_json()
 
 
@@ -39,19 +40,24 @@ def leanmoe_snapshot(worker: Any) -> str:
     """JSON of a ``SkipSnapshot``."""
     return SkipSnapshot(
         **_in_force(worker),
-        layers=SKIP_STATE.counts(),
+        layers=_state(worker).counts(),
         resident_bytes=psutil.Process().memory_info().rss,
         device_bytes=_device_bytes(),
     ).model_dump_json()
 
 
+def _state(worker: Any) -> SkipState:
+    return engine_of(worker.vllm_config).state
+
+
 def _in_force(worker: Any) -> dict[str, Any]:
+    state = _state(worker)
     return {
         "worker": f"rank{worker.rank}",
         "pid": os.getpid(),
-        "policy_version": SKIP_STATE.version,
-        "level": SKIP_STATE.level,
-        "union_budget": 0 if SKIP_STATE.union is None else SKIP_STATE.union.experts,
+        "policy_version": state.version,
+        "level": state.level,
+        "union_budget": 0 if state.union is None else state.union.experts,
     }
 
 

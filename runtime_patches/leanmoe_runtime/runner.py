@@ -8,9 +8,9 @@ from leanmoe.messages import SkipMode
 from leanmoe_runtime.compat import MoERunner, current_platform
 from leanmoe_runtime.device.attach import attach
 from leanmoe_runtime.experts import LeanRoutedExperts
-from leanmoe_runtime.layers import GATES, keep_transferred_mass, layer_index, own_layout
-from leanmoe_runtime.requests import watch_requests
-from leanmoe_runtime.state import SKIP_STATE, LayerState
+from leanmoe_runtime.hook import watch_requests
+from leanmoe_runtime.layers import keep_transferred_mass, layer_index, own_layout
+from leanmoe_runtime.state import LayerState
 
 
 class LeanRunner(MoERunner):  # type: ignore[misc]
@@ -23,6 +23,8 @@ class LeanRunner(MoERunner):  # type: ignore[misc]
         experts = self.routed_experts
         if not isinstance(experts, LeanRoutedExperts):
             return  # the handshake names it
+        if experts.of_draft:
+            return  # the handshake says that it stays exact
         layer, own = layer_index(self.layer_name), own_layout(self.layer_name)
         self.condensed = own is not None and own.condensed
         self.skip_state = LayerState(
@@ -32,20 +34,20 @@ class LeanRunner(MoERunner):  # type: ignore[misc]
             n_experts=experts.global_num_experts,
         )
         if not self.condensed:
-            SKIP_STATE.add(self.skip_state)
+            experts.engine.state.add(self.skip_state)
         if own is not None and own.gate_rows is not None and not experts.renormalize:
             keep_transferred_mass(self.router)
         if current_platform.is_cpu():
-            experts.attach(self.skip_state, GATES.get(layer), condensed=self.condensed)
+            experts.attach(self.skip_state, condensed=self.condensed)
             watch_requests()
         elif self.condensed:
-            experts.attach(self.skip_state, None, condensed=True)
+            experts.attach(self.skip_state, condensed=True)
         else:
             attach(self.router, experts, self.skip_state)
 
     @property
     def skip_mode(self) -> SkipMode:
-        """How a skipped assignment is dropped here."""
+        """How a skipped assignment is left out here."""
         if current_platform.is_cpu():
             return SkipMode.COMPACT
         experts = self.routed_experts

@@ -88,6 +88,7 @@ AT_START: tuple[Seam, ...] = (
         ),
     ),
     _in("vllm.model_executor.custom_op", "PluggableLayer.register_oot", takes=("name",)),
+    _in("vllm.compilation.backends", "set_model_tag", leading=("tag",)),
     _in(f"{_MOE}.config", "RoutingMethodType", members=("Unspecified", "DeepseekV4")),
     _in(f"{_MOE}.config", "FusedMoEConfig", members=("routing_method", "num_logical_experts")),
     _in(

@@ -97,11 +97,11 @@ class LayerState:
 
 
 class SkipState:
-    """All layers of the model in this process and the policy in force."""
+    """All layers of one engine's model in this process, and the policy in force."""
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerState] = {}
-        # Whether the policy has a threshold above 0 for any layer of this process.
+        # Whether the policy has a threshold above 0 for any of these layers.
         self.skips = False
         self.level = 0.0
         self.version = 0
@@ -114,17 +114,17 @@ class SkipState:
         self.token_rows_T: torch.Tensor | None = None
 
     def add(self, state: LayerState) -> LayerState:
-        """Take a layer; two of one number, as with a draft model of experts, are refused."""
+        """Take a layer; two of one number are refused."""
         if state.layer in self.layers:
             raise RuntimeSeamError(
-                f"two MoE layers of this process are number {state.layer}, so one would never "
-                "skip: a draft model with experts of its own cannot run beside the model"
+                f"two MoE layers of the model are number {state.layer}, so one would never skip; "
+                "serve it with stock vLLM"
             )
         self.layers[state.layer] = state
         return state
 
     def apply(self, update: PolicyUpdate) -> None:
-        """Put a policy in force on every layer, or on none: each of this process must be named.
+        """Put a policy in force on every layer, or on none: each of these must be named.
 
         Others may be: under pipeline parallelism a process holds some of the model's layers.
         """
@@ -177,6 +177,3 @@ class SkipState:
 
 def _clamped(beta: float) -> float:
     return min(max(beta, 0.0), 1.0)
-
-
-SKIP_STATE = SkipState()

@@ -146,9 +146,9 @@ def _union_unavailable(least: int) -> str | None:
 
 
 def _drafts_with_experts(speculative: Any) -> bool:
-    """False where a draft surely has no MoE layers, so that the model alone runs any.
+    """False where a draft surely leaves the order of the model's tokens as it was.
 
-    A draft model of its own is dense or stops the start (``SkipState.add``).
+    A draft model's own experts stay exact and see no levels (``LeanRoutedExperts.of_draft``).
     """
     method = (speculative or {}).get("method")
     return speculative is not None and method not in ("ngram", "suffix", "draft_model")

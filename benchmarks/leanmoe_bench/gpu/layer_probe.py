@@ -14,11 +14,9 @@ import torch
 from leanmoe.messages import SkipMode
 from leanmoe_bench.gpu.layer_checks import Inputs, run_all
 from leanmoe_runtime.compat import forward_context, scratch_tensors
-from leanmoe_runtime.device.attach import process_step
 from leanmoe_runtime.device.layer import DeviceLayer
 from leanmoe_runtime.device.modes import is_naive
 from leanmoe_runtime.device.tiles import TILES
-from leanmoe_runtime.state import SKIP_STATE
 
 _TIMED_ROWS = (1, 8, 32, 256, 1024)
 
@@ -29,6 +27,7 @@ class RealLayer:
     def __init__(self, runner: Any, vllm_config: Any, device: torch.device) -> None:
         self.router, self.experts = runner.router, runner.routed_experts
         self.state, self.vllm_config, self._device = runner.skip_state, vllm_config, device
+        self.engine: Any = self.experts.engine
         self.decide: DeviceLayer = self.router._compute_routing.decide
         self.stock_routing = type(self.router)._compute_routing.__get__(self.router)
 
@@ -115,8 +114,9 @@ class RealLayer:
     def _begin(self, tokens: int, beta: float) -> None:
         self.state.set_beta(beta)
         # Rows of the step, so that level 0 launches as well.
-        SKIP_STATE.token_rows_T = torch.zeros(tokens, dtype=torch.int32, device="cpu")
-        process_step().begin(SKIP_STATE.token_rows_T, tokens)
+        rows_T = torch.zeros(tokens, dtype=torch.int32, device="cpu")
+        self.engine.state.token_rows_T = rows_T
+        self.engine.step.begin(rows_T, tokens)
 
 
 def _milliseconds(call: Callable[[], object], rounds: int = 50) -> float:
@@ -164,8 +164,8 @@ def probe_layer(vllm_config: Any, device: torch.device, tolerance: float) -> dic
         for rows in _TIMED_ROWS
     }
     layer.state.set_beta(0.0)
-    SKIP_STATE.token_rows_T = None
-    process_step().reset()
+    layer.engine.state.token_rows_T = None
+    layer.engine.step.reset()
     return {
         "layer": name,
         "experts_class": type(kernel).__name__,

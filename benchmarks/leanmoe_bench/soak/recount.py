@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from leanmoe_runtime.compat import get_forward_context
 from leanmoe_runtime.drop import Budget
 from leanmoe_runtime.runner import LeanRunner
-from leanmoe_runtime.state import MANDATORY, SKIP_STATE, LayerState
+from leanmoe_runtime.state import MANDATORY, LayerState
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -137,7 +137,8 @@ def _listen(runner: LeanRunner, state: LayerState, counted: Recounted) -> None:
     def compute_routing(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         weights_TK, ids_TK = stock(hidden_states, *args, **kwargs)
         if get_forward_context().attn_metadata is not None:
-            _count(weights_TK, ids_TK, experts.budget(hidden_states), state, counted)
+            rows_T, budget = experts.engine.state.token_rows_T, experts.budget(hidden_states)
+            _count(weights_TK, ids_TK, rows_T, budget, state, counted)
         return weights_TK, ids_TK
 
     router._compute_routing = compute_routing
@@ -146,12 +147,13 @@ def _listen(runner: LeanRunner, state: LayerState, counted: Recounted) -> None:
 def _count(
     weights: torch.Tensor,
     ids: torch.Tensor,
+    token_rows: torch.Tensor | None,
     budget: Budget | None,
     state: LayerState,
     counted: Recounted,
 ) -> None:
     weights_TK, ids_TK = weights.float().numpy().copy(), ids.int().numpy()
-    rows_T = _rows(len(weights_TK))
+    rows_T = np.zeros(len(weights_TK), np.int32) if token_rows is None else token_rows.numpy()
     finite_T = np.isfinite(weights_TK.sum(1))
     betas_T = np.where(finite_T, state.betas.numpy()[rows_T & _ROW_MASK], 0).astype(np.float32)
     bound_T = (rows_T & MANDATORY).astype(bool) | ~finite_T
@@ -161,11 +163,6 @@ def _count(
     decision = decide(weights_TK, ids_TK, betas_T, bound_T, state.n_experts, most, logits_TE)
     counted.add(weights_TK, finite_T, decision)
     counted.skipped_weight += _dropped(weights_TK, ids_TK, decision)
-
-
-def _rows(tokens: int) -> Ids:
-    rows_T = SKIP_STATE.token_rows_T
-    return np.zeros(tokens, dtype=np.int32) if rows_T is None else rows_T.numpy()
 
 
 def _dropped(weights_TK: Floats, ids_TK: Ids, decision: Decision) -> float:

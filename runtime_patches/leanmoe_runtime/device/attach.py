@@ -1,9 +1,8 @@
-"""Ties a layer's router to its decision on the device, and the process to its step's rows."""
+"""Ties a layer's router to its decision on the device, and the engine to its step's rows."""
 
 from __future__ import annotations
 
 import logging
-from functools import cache
 from typing import Any
 
 from leanmoe_runtime.compat import (
@@ -15,25 +14,27 @@ from leanmoe_runtime.compat import (
 )
 from leanmoe_runtime.device.alignment import device_supports_request_rows
 from leanmoe_runtime.device.assignment import with_blocks
-from leanmoe_runtime.device.hook import watch_device_requests
 from leanmoe_runtime.device.layer import DeviceLayer, step_rows
 from leanmoe_runtime.device.routing import NotCoveredError, Routing, routing_of
 from leanmoe_runtime.device.rows import StepRows
 from leanmoe_runtime.device.tiles import with_finer_tiles
+from leanmoe_runtime.engine import Engine
+from leanmoe_runtime.hook import watch_device_requests
 from leanmoe_runtime.router import wrap_router
-from leanmoe_runtime.state import SKIP_STATE, LayerState
+from leanmoe_runtime.state import LayerState
 
 _LOG = logging.getLogger(__name__)
 
 
-@cache
-def process_step() -> StepRows:
-    """The process's one buffer, filled from its first layer's making on."""
+def step_of(engine: Engine) -> StepRows:
+    """The one buffer of an engine's steps, filled from its first layer's making on."""
+    if engine.step is not None:
+        return engine.step
     config = get_current_vllm_config()
     aligned = device_supports_request_rows(config) is None
     step = step_rows(config, device_of_worker(), aligned=aligned, least_union=least_union(config))
-    SKIP_STATE.device_union = step.union
-    watch_device_requests(SKIP_STATE, step)
+    engine.step, engine.state.device_union = step, step.union
+    watch_device_requests()
     if current_platform.is_cuda():
         wrap_triton_call("_prepare_expert_assignment", with_blocks)
         wrap_triton_call("invoke_fused_moe_triton_kernel", with_finer_tiles)
@@ -48,9 +49,8 @@ def least_union(vllm_config: Any) -> int:
 
 def attach(router: Any, experts: Any, state: LayerState) -> None:
     """Let ``router`` skip on its device, in the mode its ``experts`` can take."""
-    layer = DeviceLayer(
-        state, SKIP_STATE, process_step(), experts, _routing(router, state), padding_mask
-    )
+    shared, step = experts.engine.state, step_of(experts.engine)
+    layer = DeviceLayer(state, shared, step, experts, _routing(router, state), padding_mask)
     wrap_router(router, layer)
 
 

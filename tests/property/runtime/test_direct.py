@@ -1,5 +1,6 @@
 """The operator that spares Python counts and computes what the one in Python does."""
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -15,13 +16,14 @@ from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
 
 from leanmoe.messages import UnionBudget, UnionMode
 from leanmoe_runtime import experts
+from leanmoe_runtime.engine import Engine
 from leanmoe_runtime.experts import LeanRoutedExperts, register_operator
-from leanmoe_runtime.state import SKIP_STATE, LayerState
+from leanmoe_runtime.state import LayerState
 
 E, K, D, F, LAYERS = 8, 3, 32, 32, 3
 
 
-def bare(index: int) -> LeanRoutedExperts:
+def bare(index: int, engine: Engine) -> LeanRoutedExperts:
     """Experts that were built and loaded, without the engine around them."""
     layer = LeanRoutedExperts.__new__(LeanRoutedExperts)
     torch.nn.Module.__init__(layer)
@@ -37,9 +39,9 @@ def bare(index: int) -> LeanRoutedExperts:
     layer.__dict__["quant_method"] = SimpleNamespace(moe_kernel=kernel)
     layer.apply_router_weight_on_input, layer.activation = False, SimpleNamespace(value="silu")
     layer._logits = layer._kernel = None
-    layer._slot = len(experts._LAYERS)
-    experts._LAYERS.append(layer)
-    layer.attach(state_of(index), None, condensed=False)
+    layer.engine, layer.of_draft = engine, False
+    layer._slot = experts._slot_of(layer)
+    layer.attach(state_of(index), condensed=False)
     return layer
 
 
@@ -49,13 +51,23 @@ def state_of(index: int) -> LayerState:
 
 @pytest.fixture(scope="module")
 def layers():
+    return layers_of(Engine())
+
+
+@pytest.fixture(scope="module")
+def others():
+    """Another model in the same process."""
+    return layers_of(Engine())
+
+
+def layers_of(engine):
     register_operator()
-    return [bare(index) for index in range(LAYERS)]
+    return [bare(index, engine) for index in range(LAYERS)]
 
 
 def fresh(layers, betas):
     for index, (layer, beta) in enumerate(zip(layers, betas, strict=True)):
-        layer.attach(state_of(index), None, condensed=False)
+        layer.attach(state_of(index), condensed=False)
         layer.skip_state.set_beta(beta)
 
 
@@ -151,16 +163,54 @@ def test_a_run_that_is_no_traffic_is_not_counted(layers):
     assert counts(layers) == before
 
 
-def test_wishes_of_requests_and_budgets_are_seen_from_the_next_pass_on(layers, monkeypatch):
+def test_levels_of_requests_and_budgets_are_seen_from_the_next_pass_on(layers, monkeypatch):
     warmed_up(layers)
     assert passing(layers) == [1, 0, 0]
+    state = layers[0].engine.state
     with monkeypatch.context() as patch:
-        patch.setattr(SKIP_STATE, "token_rows_T", torch.zeros(4, dtype=torch.int32))
+        patch.setattr(state, "token_rows_T", torch.zeros(4, dtype=torch.int32))
         assert passing(layers) == [1, 1, 1]
     with monkeypatch.context() as patch:
-        patch.setattr(SKIP_STATE, "union", UnionBudget(experts=2, mode=UnionMode.VANISH))
+        patch.setattr(state, "union", UnionBudget(experts=2, mode=UnionMode.VANISH))
         assert passing(layers) == [1, 1, 1]
     assert passing(layers) == [1, 0, 0]
+
+
+def test_each_model_s_passes_follow_what_its_own_first_layer_found(layers, others, monkeypatch):
+    warmed_up(layers)
+    warmed_up(others)
+    with monkeypatch.context() as patch:
+        state = others[0].engine.state
+        patch.setattr(state, "token_rows_T", torch.zeros(4, dtype=torch.int32))
+        # The other model is built later, so its layers' numbers go on where these end.
+        assert passing(layers) == [1, 0, 0]
+        assert passing(others) == [1, 1, 1]
+        assert passing(layers) == [1, 0, 0]
+    assert passing(others) == [1, 0, 0]
+    before = counts(layers)
+    assert passing(others, traffic=False) == [1, 1, 1]
+    assert counts(layers) == before and passing(layers) == [1, 0, 0]
+
+
+def test_layers_of_two_models_may_take_turns(layers, others):
+    warmed_up(layers)
+    warmed_up(others)
+    others[1].skip_state.set_beta(0.7)
+    both = [layer for pair in zip(layers, others, strict=True) for layer in pair]
+    before = in_python(both)
+    one_pass(both, [routed(4, index, False) for index in range(2 * LAYERS)], direct=True)
+    ran = [new - old for old, new in zip(before, in_python(both), strict=True)]
+    assert ran == [1, 1, 0, 1, 0, 0]
+    assert {layer.skip_state.counters.tokens for layer in both} == {4}
+    assert [layer.skip_state.counters.skipped > 0 for layer in others] == [False, True, False]
+
+
+def test_a_layer_that_is_gone_leaves_nothing_behind(layers):
+    engine = Engine()
+    slots = [layer._slot for layer in layers_of(engine)]
+    gc.collect()
+    assert not any(slot in experts._LAYERS for slot in slots)
+    assert passing(layers)[0] == 1
 
 
 def test_weights_of_another_width_or_layout_are_left_to_python(layers):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from leanmoe.messages import LevelTable, Phases
-from leanmoe_runtime.device import hook
+from leanmoe_runtime import hook
 from leanmoe_runtime.device.alignment import device_supports_request_rows
 from leanmoe_runtime.device.rows import StepRows
-from leanmoe_runtime.state import EXACT_ROW, LayerState, SkipState
+from leanmoe_runtime.engine import Engine, engine_of
+from leanmoe_runtime.state import EXACT_ROW, LayerState
 
 KEY = "key"
 
@@ -60,15 +61,25 @@ class SecondRunner:
 @pytest.fixture
 def watched(monkeypatch):
     """(state, step, first runner class, second runner class), hooked."""
-    first = type("First", (FirstRunner,), {})
-    second = type("Second", (SecondRunner,), {})
+    config = config_of_an_engine()
+    first = type("First", (FirstRunner,), {"vllm_config": config})
+    second = type("Second", (SecondRunner,), {"vllm_config": config})
     monkeypatch.setattr(hook, "model_runner_class", lambda: first)
     monkeypatch.setattr(hook, "second_model_runner_class", lambda: second)
-    state, step = SkipState(), StepRows(8, "cpu")
-    state.add(LayerState(layer=0, top_k=2, renormalize=True))
-    state.set_levels(LevelTable(key=KEY, betas={40: {0: 0.4}}))
-    hook.watch_device_requests(state, step)
-    return state, step, first, second
+    engine = with_one_layer(engine_of(config))
+    engine.step = StepRows(8, "cpu")
+    hook.watch_device_requests()
+    return engine.state, engine.step, first, second
+
+
+def config_of_an_engine():
+    return SimpleNamespace(compilation_config=SimpleNamespace())
+
+
+def with_one_layer(engine: Engine) -> Engine:
+    engine.state.add(LayerState(layer=0, top_k=2, renormalize=True))
+    engine.state.set_levels(LevelTable(key=KEY, betas={40: {0: 0.4}}))
+    return engine
 
 
 def scheduled(*levels):
@@ -140,10 +151,48 @@ def test_requests_that_vllm_makes_up_at_its_start_are_nobody_s(watched):
 
 
 def test_hooking_again_changes_nothing(watched):
-    state, step, first, _ = watched
+    _, _, first, _ = watched
     once = first._prepare_inputs
-    hook.watch_device_requests(state, step)
+    hook.watch_device_requests()
     assert first._prepare_inputs is once
+
+
+def test_each_engine_s_runner_lays_out_its_own_steps(watched):
+    state, step, _, second = watched
+    other = second()
+    other.vllm_config = config_of_an_engine()
+    theirs = with_one_layer(engine_of(other.vllm_config))
+    theirs.step = StepRows(8, "cpu")
+    second().prepare_inputs(
+        scheduled(("a", None), ("b", 40)), laid_out_as(["a", "b"], tokens(1, 1)), None, 0
+    )
+    other.prepare_inputs(
+        scheduled(("b", None), ("a", 40)), laid_out_as(["b", "a"], tokens(2, 2)), None, 0
+    )
+    assert step.rows_T.tolist() == [0, 41, -1, -1, -1, -1, -1, -1]
+    assert theirs.step.rows_T.tolist() == [0, 0, 41, 41, -1, -1, -1, -1]
+    other._dummy_run(5)
+    assert (step.tokens, theirs.step.tokens) == (2, 0)
+    assert state.token_rows_T.tolist() == [0, 41]
+
+
+def test_a_model_without_experts_is_left_alone(watched):
+    _, step, _, second = watched
+    dense = second()
+    dense.vllm_config = config_of_an_engine()
+    answer = dense.prepare_inputs(scheduled(("a", None)), laid_out_as(["a"], tokens(3)), None, 0)
+    assert answer[0] == "second" and dense._dummy_run(5) == 5
+    assert step.tokens == 0
+
+
+def test_on_a_cpu_the_rows_stay_on_the_host(monkeypatch):
+    config = config_of_an_engine()
+    first = type("First", (FirstRunner,), {"vllm_config": config})
+    monkeypatch.setattr(hook, "model_runner_class", lambda: first)
+    engine = with_one_layer(engine_of(config))
+    hook.watch_requests()
+    first(["b", "a"])._prepare_inputs(scheduled(("a", None), ("b", 40)), tokens(2, 1))
+    assert engine.state.token_rows_T.tolist() == [41, 41, 0]
 
 
 PLAIN = {

@@ -1,0 +1,51 @@
+"""What the plugin holds for one engine; a process may run several.
+
+vLLM has one ``CompilationConfig`` per engine, which lists the engine's layers and which the configs
+derived from the engine's (of a draft, of the language model inside a multimodal one) share. Ours
+hangs on it: what ends with the engine ends with it, too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from leanmoe_runtime.compat import get_current_vllm_config
+from leanmoe_runtime.device.rows import StepRows
+from leanmoe_runtime.requests import RequestRows
+from leanmoe_runtime.state import SkipState
+
+_NAME = "leanmoe_engine"
+
+
+class Engine:
+    """One engine's policy and counters, and what its layers share within a step."""
+
+    def __init__(self) -> None:
+        self.state = SkipState()
+        self.requests = RequestRows(self.state)
+        # Layer number -> what gives a layer's router logits.
+        self.logits: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}
+        # An accelerator's buffers, from its first layer's making on.
+        self.step: StepRows | None = None
+        # Read by direct.cpp: this pass is traffic, all at the engine's level, without a budget.
+        self.steady = ctypes.c_int64(0)
+        # The layer whose experts begin a pass.
+        self.first_slot: int | None = None
+
+
+def engine_of(vllm_config: Any) -> Engine:
+    """The engine that a ``VllmConfig`` is of, its own or one derived from it."""
+    held = vars(vllm_config.compilation_config)
+    if _NAME not in held:
+        held[_NAME] = Engine()
+    engine: Engine = held[_NAME]
+    return engine
+
+
+def current_engine() -> Engine:
+    """The engine whose model is being built."""
+    return engine_of(get_current_vllm_config())
