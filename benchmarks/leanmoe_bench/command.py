@@ -14,7 +14,7 @@ from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.process.interrupts import stop_on_signals
 
 if TYPE_CHECKING:
-    from leanmoe_bench.cases import Case
+    from leanmoe_bench.engines.cases import Case
 
 _MEASURES = ("decode_b1", "decode_b8", "decode_b32", "prefill_1024")
 
@@ -178,7 +178,7 @@ def _kernel(args: argparse.Namespace) -> Result:
 
 
 def _measure(args: argparse.Namespace, work: Path) -> Result:
-    from leanmoe_bench.measures import MEASURES
+    from leanmoe_bench.engines.measures import MEASURES
     from leanmoe_bench.serve import compare, environment, rows_to_json
     from leanmoe_bench.shapes import SHAPES
 
@@ -201,7 +201,7 @@ def _measure(args: argparse.Namespace, work: Path) -> Result:
 
 
 def _cases(args: argparse.Namespace) -> list[Case]:
-    from leanmoe_bench.cases import cases_for
+    from leanmoe_bench.engines.cases import cases_for
     from leanmoe_bench.shapes import SHAPES
 
     shape = SHAPES[args.shape]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from leanmoe_bench.control import Control
-from leanmoe_bench.measures import Measure, Sample
-from leanmoe_bench.pair import Pair
+from leanmoe_bench.engines.control import Control
+from leanmoe_bench.engines.measures import Measure, Sample
+from leanmoe_bench.engines.pair import Pair
 
 
 class Comparison(Control):

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from leanmoe.messages import HandshakeReport, PolicyUpdate
-from leanmoe_bench.pair import RemoteArm
+from leanmoe_bench.engines.pair import RemoteArm
 from leanmoe_bench.reference import reference_model
 
 BETAS = (0.0, 0.5, 1.0)

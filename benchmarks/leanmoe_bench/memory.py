@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 
 from leanmoe.messages import HandshakeReport, PolicyUpdate
-from leanmoe_bench.pair import RemoteArm
+from leanmoe_bench.engines.pair import RemoteArm
 from leanmoe_bench.shapes import Shape, write_checkpoint
 
 _PROMPTS, _LONGEST, _TOKENS, _READ_EVERY = 64, 100, 16, 10

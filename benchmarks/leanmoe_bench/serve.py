@@ -9,11 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from leanmoe_bench.cases import Case
 from leanmoe_bench.comparison import Comparison
-from leanmoe_bench.control import Betas
-from leanmoe_bench.measures import PREFILL, Measure, Row, Sample
-from leanmoe_bench.pair import engine_pair
+from leanmoe_bench.engines.cases import Case
+from leanmoe_bench.engines.control import Betas
+from leanmoe_bench.engines.measures import PREFILL, Measure, Row, Sample
+from leanmoe_bench.engines.pair import engine_pair
 from leanmoe_bench.reference import leanmoe
 from leanmoe_bench.shapes import Shape, write_checkpoint
 

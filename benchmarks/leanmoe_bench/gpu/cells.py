@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import LeanMoEError
+from leanmoe_bench.engines.pair import RemoteArm
 from leanmoe_bench.gpu.models import CHECKED
 from leanmoe_bench.gpu.settings import ENVIRONMENT
-from leanmoe_bench.pair import RemoteArm
 from leanmoe_bench.shapes import write_checkpoint
 
 _PROBE = "leanmoe_runtime.device.probe.LayerProbe"

@@ -8,7 +8,7 @@ from typing import Any
 
 from leanmoe.errors import InputError
 from leanmoe.messages import UnionBudget
-from leanmoe_bench.cases import Case
+from leanmoe_bench.engines.cases import Case
 from leanmoe_bench.shapes import PlainShape, Shape
 
 _WIDTHS = {"bfloat16": 2, "float32": 4}

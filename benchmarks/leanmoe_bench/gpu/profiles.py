@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from leanmoe_bench.cases import Case
+from leanmoe_bench.engines.cases import Case
+from leanmoe_bench.engines.measures import Measure, decode
 from leanmoe_bench.gpu.deadline import Deadline
 from leanmoe_bench.gpu.session import Row, Session
 from leanmoe_bench.gpu.speed import steps_of
-from leanmoe_bench.measures import Measure, decode
 
 _BATCHES = (1, 8)
 _TOKENS, _REHEARSED_TOKENS = 16, 4

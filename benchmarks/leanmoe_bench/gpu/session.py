@@ -10,14 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from leanmoe_bench.cases import Case
-from leanmoe_bench.control import Betas, Control
+from leanmoe_bench.engines.cases import Case
+from leanmoe_bench.engines.control import Betas, Control
+from leanmoe_bench.engines.measures import Counted, Measure
+from leanmoe_bench.engines.pair import Pair, RemoteArm
+from leanmoe_bench.gpu import gpu_arm_process
 from leanmoe_bench.gpu.models import GpuModel
 from leanmoe_bench.gpu.settings import ENVIRONMENT, Settings
-from leanmoe_bench.measures import Counted, Measure
-from leanmoe_bench.pair import Pair, RemoteArm
 
-_ARM = "leanmoe_bench.gpu.arm"
 _GRACE_SECONDS = 8.0
 _BANDWIDTH_BYTES = 1 << 29
 _GATE_TOKENS = 256
@@ -147,7 +147,7 @@ class Engines:
         """One engine, told to start: both load at the same time."""
         plugin = name == "ours"
         log = folder / f"{name}.log"
-        arm = RemoteArm(name, plugin=plugin, log=log, module=_ARM, settings=ENVIRONMENT)
+        arm = RemoteArm(name, plugin=plugin, log=log, module=gpu_arm_process, settings=ENVIRONMENT)
         self._stack.callback(arm.close, _GRACE_SECONDS)
         own: dict[str, Any] = {"plugin": True}
         if budget is not None:

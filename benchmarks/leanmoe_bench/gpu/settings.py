@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from leanmoe_bench.engines.measures import Measure, decode, prefill
 from leanmoe_bench.gpu.fit import KV_BYTES, Card, share
 from leanmoe_bench.gpu.models import GpuModel
-from leanmoe_bench.measures import Measure, decode, prefill
 
 BATCHES = (1, 4, 8, 16, 32, 64)
 _STEPS = {1: 64, 4: 40, 8: 40, 16: 32, 32: 24, 64: 20}

@@ -9,11 +9,11 @@ from statistics import median
 from typing import Any
 
 from leanmoe.errors import LeanMoEError
-from leanmoe_bench.cases import Case
+from leanmoe_bench.engines.cases import Case
+from leanmoe_bench.engines.measures import Counted, Measure
 from leanmoe_bench.gpu.deadline import Deadline
 from leanmoe_bench.gpu.session import Row, Session
 from leanmoe_bench.gpu.targets import target
-from leanmoe_bench.measures import Counted, Measure
 from leanmoe_bench.ratio import paired_range
 
 _STOCK = "stock"

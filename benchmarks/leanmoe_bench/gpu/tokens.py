@@ -9,8 +9,8 @@ import numpy as np
 
 from leanmoe.errors import LeanMoEError
 from leanmoe.messages import LayerCounts, LevelTable
-from leanmoe_bench.cases import Case
-from leanmoe_bench.control import Betas
+from leanmoe_bench.engines.cases import Case
+from leanmoe_bench.engines.control import Betas
 from leanmoe_bench.gpu.session import NO_PYTHON, Row, Session
 
 _PROMPTS, _PROMPT_TOKENS = 9, 6

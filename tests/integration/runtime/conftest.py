@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from leanmoe.messages import HandshakeReport, PolicyUpdate, SkipSnapshot
-from leanmoe_bench.pair import RemoteArm
+from leanmoe_bench.engines.pair import RemoteArm
 from tests.tiny import write_tiny_mixtral
 
 ENGINE = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from leanmoe_bench.pair import RemoteArm
+from leanmoe_bench.engines.pair import RemoteArm
 from tests.integration.runtime.conftest import ENGINE, Engine
 
 VOCABULARY = 512

@@ -13,20 +13,20 @@ from safetensors.torch import load_file
 
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import LayerCounts
-from leanmoe_bench.cases import Case
+from leanmoe_bench.engines.cases import Case
+from leanmoe_bench.engines.measures import Counted, decode, prefill
 from leanmoe_bench.gpu import cells, command, fit, parts, profiles, speed, tokens
 from leanmoe_bench.gpu import kernel as kernel_part
 from leanmoe_bench.gpu import run as whole
-from leanmoe_bench.gpu.arm import draw
 from leanmoe_bench.gpu.deadline import Deadline, OutOfTime, TooLateError
 from leanmoe_bench.gpu.fit import GIB, Card
+from leanmoe_bench.gpu.gpu_arm import draw
 from leanmoe_bench.gpu.models import CHECKED, MODELS, Qwen3Shape
 from leanmoe_bench.gpu.parts import PARTS, Part
 from leanmoe_bench.gpu.routing import Choice, gate_statistics, recount
 from leanmoe_bench.gpu.settings import Settings
 from leanmoe_bench.gpu.summary import show
 from leanmoe_bench.gpu.targets import TARGETS, target
-from leanmoe_bench.measures import Counted, decode, prefill
 from leanmoe_bench.shapes import write_checkpoint
 
 DOOR = Path(__file__).parents[3] / "benchmarks" / "gpu_check.py"

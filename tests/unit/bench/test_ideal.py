@@ -2,8 +2,8 @@
 
 import pytest
 
-from leanmoe_bench.cases import cases_for
-from leanmoe_bench.ideal import Step, bytes_read, ideal_ratio, operations
+from leanmoe_bench.engines.cases import cases_for
+from leanmoe_bench.engines.ideal import Step, bytes_read, ideal_ratio, operations
 from leanmoe_bench.ratio import paired_ratio
 from leanmoe_bench.shapes import SHAPES
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from leanmoe_bench.cases import Case
+from leanmoe_bench.engines.cases import Case
 from leanmoe_bench.shapes import Shape
 
 _BYTES = 2  # bf16

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import median
 
-from leanmoe_bench.cases import Case
-from leanmoe_bench.ideal import Step, ideal_ratio
+from leanmoe_bench.engines.cases import Case
+from leanmoe_bench.engines.ideal import Step, ideal_ratio
 from leanmoe_bench.ratio import paired_ratio
 from leanmoe_bench.shapes import Shape
 

@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-from leanmoe_bench import arm
+from leanmoe_bench.engines.arm import Answer, Arm
 from leanmoe_bench.gpu.routing import Choice, gate_statistics, recount
 
 RANDOM = "random"
@@ -31,8 +34,6 @@ def register_random_weights(spread: float) -> None:
     anything, and layers so weak that no token would show what was skipped. Here a layer's output
     is as large as its input, and router logits deviate by ``spread``.
     """
-    from vllm.model_executor.model_loader import register_model_loader
-    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
     @register_model_loader(RANDOM)
     class RandomLoader(BaseModelLoader):  # type: ignore[misc]
@@ -136,7 +137,7 @@ class Compilations:
         self.count += 1
 
 
-class GpuArm(arm.Arm):
+class GpuArm(Arm):
     """An engine that can be profiled and listened to."""
 
     def __init__(
@@ -147,13 +148,13 @@ class GpuArm(arm.Arm):
         self._ears: dict[int, Ear] = {}
         self._compilations = Compilations()
 
-    def quiet_change(self, update: str) -> arm.Answer:
+    def quiet_change(self, update: str) -> Answer:
         """Put a policy in force without waiting for the GPU; kernels compiled up to then."""
         with _not_waited_for():
             self._engine.collective_rpc("leanmoe_set_policy", args=(update,))
         return {"compiled": self._compilations.count}
 
-    def listen(self, top_k: int) -> arm.Answer:
+    def listen(self, top_k: int) -> Answer:
         """Take down what every router chooses, until ``gates`` or ``recount``."""
         found: list[dict[int, Any]] = self._engine.apply_model(lambda m: dict(routers_of(m)))
         self._ears = {layer: Ear(router) for layer, router in found[0].items()}
@@ -168,19 +169,17 @@ class GpuArm(arm.Arm):
         self._ears = {}
         return heard
 
-    def gates(self, shares: list[float]) -> arm.Answer:
+    def gates(self, shares: list[float]) -> Answer:
         """How far apart the weights of all layers' choices lay."""
         choices = [choice for layer in self._heard().values() for choice in layer]
         return gate_statistics(choices, tuple(shares)) if choices else {"tokens": 0}
 
-    def recount(self, betas: dict[str, float]) -> arm.Answer:
+    def recount(self, betas: dict[str, float]) -> Answer:
         """What each layer must have counted at its beta."""
         return {str(n): recount(heard, betas[str(n)]) for n, heard in self._heard().items()}
 
-    def profile(self, what: str, **arguments: Any) -> arm.Answer:
+    def profile(self, what: str, **arguments: Any) -> Answer:
         """Kernels that the operation ``what`` launched: name, microseconds in all, launches."""
-        from torch.profiler import ProfilerActivity, profile
-
         on_device = torch.accelerator.is_available()
         kind = ProfilerActivity.CUDA if on_device else ProfilerActivity.CPU
         with profile(activities=[kind]) as seen:
@@ -189,7 +188,7 @@ class GpuArm(arm.Arm):
         events = [(e.key, e.self_device_time_total, e.count) for e in seen.key_averages()]
         return {"kernels": [event for event in events if event[1] > 0]}
 
-    def bandwidth(self, size: int) -> arm.Answer:
+    def bandwidth(self, size: int) -> Answer:
         """Bytes per second of the engine's device: a copy (read and written) and a sum (read)."""
         device = torch.accelerator.current_accelerator() or torch.device("cpu")
         source = torch.ones(size // 4, dtype=torch.float32, device=device)
@@ -197,7 +196,3 @@ class GpuArm(arm.Arm):
         copied = _seconds(lambda: target.copy_(source), 20)
         read = _seconds(lambda: torch.sum(source, dim=0, out=total), 20)
         return {"device": device.type, "copy": 2 * size / copied, "read": size / read}
-
-
-if __name__ == "__main__":
-    raise SystemExit(arm.main(GpuArm))

@@ -1,18 +1,15 @@
-"""One arm of a comparison: an engine in its own process, driven line by line over pipes.
+"""One arm of a comparison: an offline engine that is timed.
 
-Reads one JSON command per line on stdin, answers one per line on the descriptor
-named in its first argument, so that nothing an engine prints can mix in. The same
-code runs stock vLLM (no plugin) and ours; only the environment differs.
+The same code runs stock vLLM (no plugin) and ours; only the environment differs.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import os
-import sys
 import time
 from typing import Any
+
+import numpy as np
+from vllm import LLM, SamplingParams
 
 Answer = dict[str, Any]
 
@@ -21,9 +18,6 @@ class Arm:
     """An offline engine that decodes and prefills random tokens on command."""
 
     def __init__(self, model: str, engine: dict[str, Any], vocabulary: int, seed: int) -> None:
-        import numpy as np
-        from vllm import LLM
-
         self._draw = np.random.default_rng
         self._seed = seed
         self._vocabulary = vocabulary
@@ -44,8 +38,6 @@ class Arm:
         extras: list[dict[str, Any] | None] | None = None,
         temperature: float = 0.0,
     ) -> tuple[float, list[Any]]:
-        from vllm import SamplingParams
-
         sampling = [
             SamplingParams(
                 temperature=temperature,
@@ -93,28 +85,3 @@ class Arm:
     def rpc(self, method: str, args: list[Any]) -> Answer:
         """A worker method on every rank."""
         return {"results": self._engine.collective_rpc(method, args=tuple(args))}
-
-
-def main(arm_class: type[Arm] = Arm) -> int:
-    answers = os.fdopen(int(sys.argv[1]), "w", buffering=1)
-    arm: Arm | None = None
-    for line in sys.stdin:
-        command = json.loads(line)
-        operation = command.pop("op")
-        try:
-            if operation == "start":
-                # What ends with an engine is the process's, and must not end under the next one.
-                arm = None
-                gc.collect()
-                arm = arm_class(**command)
-                answer: Answer = {"ready": True}
-            else:
-                answer = getattr(arm, operation)(**command)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

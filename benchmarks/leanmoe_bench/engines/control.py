@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from leanmoe.errors import LeanMoEError
 from leanmoe.messages import HandshakeReport, LayerCounts, PolicyUpdate, SkipSnapshot
-from leanmoe_bench.cases import Case
-from leanmoe_bench.measures import Counted
-from leanmoe_bench.pair import Pair
+from leanmoe_bench.engines.cases import Case
+from leanmoe_bench.engines.measures import Counted
+from leanmoe_bench.engines.pair import Pair
 
 _CALIBRATION_TOKENS = 256
 _CALIBRATION_ROUNDS = 7

@@ -12,17 +12,19 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from leanmoe.errors import LeanMoEError
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.group import ProcessGroup
+from leanmoe_bench.engines import arm_process
 
 
 class RemoteArm:
-    """A handle on an ``arm.py`` process and its engine's children.
+    """A handle on an arm's process and its engine's children.
 
-    ``module`` is the arm's, ``settings`` are added to the environment it inherits.
+    ``module`` is what runs in the process, ``settings`` are added to the environment it inherits.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class RemoteArm:
         *,
         plugin: bool,
         log: Path,
-        module: str = "leanmoe_bench.arm",
+        module: ModuleType = arm_process,
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -39,7 +41,7 @@ class RemoteArm:
         read, write = os.pipe()
         with log.open("w") as out:
             self.group = ProcessGroup(
-                [sys.executable, "-m", module, str(write)],
+                [sys.executable, "-m", module.__name__, str(write)],
                 env=engine_environment(plugin=plugin, base={**os.environ, **(settings or {})}),
                 output=out,
                 stdin=subprocess.PIPE,
