@@ -169,7 +169,7 @@ def _soak(args: argparse.Namespace, work: Path) -> Result:
 
 
 def _kernel(args: argparse.Namespace) -> Result:
-    from leanmoe_bench.kernel import measure
+    from leanmoe_bench.kernel.command import measure
     from leanmoe_bench.serve import environment
     from leanmoe_bench.shapes import SHAPES
 

@@ -23,9 +23,9 @@ class Measure:
     step: Step
     share: float = 1.0
 
-    def rounds(self, wished: int) -> int:
+    def rounds(self, asked: int) -> int:
         """Pairs to take: a long operation averages by itself and needs fewer."""
-        return max(1, round(wished * self.share))
+        return max(1, round(asked * self.share))
 
 
 def decode(batch: int, tokens: int, **more: int) -> Measure:

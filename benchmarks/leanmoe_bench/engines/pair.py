@@ -21,6 +21,11 @@ from leanmoe.process.group import ProcessGroup
 from leanmoe_bench.engines import arm_process
 
 
+def dotted_name(found: type) -> str:
+    """By which another process imports a class: the worker extension of an engine."""
+    return f"{found.__module__}.{found.__qualname__}"
+
+
 class RemoteArm:
     """A handle on an arm's process and its engine's children.
 

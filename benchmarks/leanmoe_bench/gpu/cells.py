@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import LeanMoEError
-from leanmoe_bench.engines.pair import RemoteArm
+from leanmoe_bench.engines.pair import RemoteArm, dotted_name
 from leanmoe_bench.gpu.models import CHECKED
+from leanmoe_bench.gpu.prober import LayerProber
 from leanmoe_bench.gpu.settings import ENVIRONMENT
 from leanmoe_bench.shapes import write_checkpoint
-
-_PROBE = "leanmoe_runtime.device.probe.LayerProbe"
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,10 @@ def _flags(cell: Cell) -> dict[str, Any]:
     }
 
 
-_OWN = {"worker_extension_cls": _PROBE, "additional_config": {"leanmoe": {"plugin": True}}}
+_OWN = {
+    "worker_extension_cls": dotted_name(LayerProber),
+    "additional_config": {"leanmoe": {"plugin": True}},
+}
 
 
 def check(cell: Cell, work: Path, seed: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from leanmoe.errors import InputError, LeanMoEError
-from leanmoe_bench.gpu import cells, kernel, profiles, speed, tokens
+from leanmoe_bench.gpu import cells, kernels, profiles, speed, tokens
 from leanmoe_bench.gpu.deadline import Deadline
 from leanmoe_bench.gpu.fit import GIB, engine_bytes
 from leanmoe_bench.gpu.models import MODELS, GpuModel
@@ -49,7 +49,7 @@ class Part:
 
 def _kernels(context: Context, deadline: Deadline) -> Iterator[Row]:
     device = "cpu" if context.settings.rehearses else "cuda"
-    yield {"row": "kernels", **kernel.check(device)}
+    yield {"row": "kernels", **kernels.check(device)}
 
 
 def _layers(cell: cells.Cell, context: Context, deadline: Deadline) -> Iterator[Row]:

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from leanmoe.errors import LeanMoEError
+from leanmoe_bench.offline import naee_timing
+from leanmoe_bench.offline.naee_timing import LayerCut
 from leanmoe_bench.ratio import paired_ratio
 from leanmoe_bench.shapes import Shape
 
-# Run by name in a process of its own: the parts do not import each other.
-_MODULE = "leanmoe_pruning.methods.naee.timing"
 _KEEPS = [6, 4]
 TARGET = 15.0
 
 
 def measure(shape: Shape, tokens: int, rounds: int, seed: int) -> dict[str, Any]:
     """One row: seconds of both ways and the ratio with its spread."""
-    wish = {
-        "experts": shape.experts,
-        "top_k": shape.top_k,
-        "hidden": shape.hidden,
-        "ffn": shape.ffn,
-        "tokens": tokens,
-        "keeps": _KEEPS,
-        "rounds": rounds,
-        "seed": seed,
-    }
-    command = [sys.executable, "-m", _MODULE, json.dumps(wish)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise LeanMoEError(f"the measurement of naee ended with code {done.returncode}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    cut = LayerCut(
+        experts=shape.experts,
+        top_k=shape.top_k,
+        hidden=shape.hidden,
+        ffn=shape.ffn,
+        tokens=tokens,
+        keeps=_KEEPS,
+        rounds=rounds,
+        seed=seed,
+    )
+    found = naee_timing.measure(cut)
     gram, runs = found["seconds"]["gram"], found["seconds"]["runs"]
     ratio = paired_ratio(runs, gram)
     return {
-        **wish,
+        **asdict(cut),
         "subsets": found["subsets"],
         "pairs": len(gram),
         "best_dropped": found["best"],

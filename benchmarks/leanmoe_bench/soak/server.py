@@ -18,10 +18,10 @@ from leanmoe.process.environment import engine_environment
 from leanmoe.process.group import ProcessGroup
 from leanmoe.process.ports import free_port
 from leanmoe.wire import METRICS_PATH, READY_PATH
+from leanmoe_bench.engines.pair import dotted_name
+from leanmoe_bench.soak.recounter import Recounter
 
 _START_SECONDS = 420.0
-# By name: the parts do not import each other.
-_RECOUNTER = "leanmoe_runtime.recount.Recounter"
 
 
 def _resident(process: psutil.Process) -> int:
@@ -85,7 +85,7 @@ def soak_server(model: Path, log: Path, concurrency: int) -> Iterator[SoakServer
         *(sys.executable, "-P", "-m", "leanmoe.cli", "serve", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "soak"),
         *("--max-model-len", "512", "--max-num-seqs", str(concurrency), "--enforce-eager"),
-        *("--kv-cache-memory-bytes", "300000000", "--worker-extension-cls", _RECOUNTER),
+        *("--kv-cache-memory-bytes", "300000000", "--worker-extension-cls", dotted_name(Recounter)),
     ]
     environment = {**engine_environment(base=os.environ), "VLLM_SERVER_DEV_MODE": "1"}
     with log.open("wb") as out:

@@ -13,7 +13,7 @@ import httpx
 from leanmoe.wire import CONTROL_PATH, REQUEST_KEY
 from leanmoe_bench.soak.server import SoakServer
 
-_WISHES: tuple[Any, ...] = (
+_LEVELS: tuple[Any, ...] = (
     None,
     "off",
     {"level": 0.3},
@@ -48,14 +48,14 @@ class Traffic:
 async def _client(client: httpx.AsyncClient, seed: int, deadline: float, traffic: Traffic) -> None:
     draw = random.Random(seed)
     while time.monotonic() < deadline:
-        wish = draw.choice(_WISHES)
+        level = draw.choice(_LEVELS)
         body = {
             "model": "soak",
             "prompt": " ".join(draw.choices(_WORDS, k=draw.randint(4, 60))),
             "max_tokens": draw.randint(1, 24),
             "temperature": draw.choice((0.0, 1.0)),
             "stream": draw.random() < 0.5,
-            **({} if wish is None else {REQUEST_KEY: wish}),
+            **({} if level is None else {REQUEST_KEY: level}),
         }
         try:
             answer = await client.post("/v1/completions", json=body)

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from leanmoe.messages import Phases, PolicyUpdate, UnionBudget, UnionMode
+from leanmoe_bench.engines.pair import dotted_name
+from leanmoe_bench.soak.recounter import Recounter
 from tests.integration.runtime.conftest import Engine
 from tests.integration.runtime.one_process import running
 from tests.tiny_families import write_tiny
@@ -17,7 +19,7 @@ from tests.tiny_families import write_tiny
 LAYERS, TOP_K, TOKENS = 3, 4, 12
 PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(4 + i % 5)] for i in range(8)]
 PROMPT_TOKENS = sum(map(len, PROMPTS))
-RECOUNTER = "leanmoe_runtime.recount.Recounter"
+RECOUNTER = dotted_name(Recounter)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanmoe.messages import SkipMode
+from leanmoe_bench.gpu import kernels
 from leanmoe_runtime.rule import decide
 from tests.property.runtime.kernel_process import KernelProcess
 
@@ -355,16 +355,9 @@ def test_logits_that_are_no_numbers_choose_the_first_experts(kernel):
 
 
 def test_every_kernel_passes_its_own_check_under_the_interpreter():
-    """Routing with groups, bias and blocks, the budget, the sum: ``device/selfcheck.py``."""
-    done = subprocess.run(
-        [sys.executable, "-m", "leanmoe_runtime.device.selfcheck", "cpu"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    """Routing with groups, bias and blocks, the budget, the sum: ``gpu/selfcheck.py``."""
+    found = kernels.check("cpu")
+    assert found["status"] == "ran", found
     assert found["failed"] == [] and found["cases"] > 50
 
 

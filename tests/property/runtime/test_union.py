@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leanmoe_bench.soak.recount import decide
 from leanmoe_runtime.drop import Budget, Planner, run
-from leanmoe_runtime.recount import decide
 from leanmoe_runtime.state import MANDATORY
 from tests.property.runtime.planning import layer_of
 from tests.property.runtime.test_drop import CountingKernel, D, E

@@ -16,7 +16,7 @@ from leanmoe.messages import LayerCounts
 from leanmoe_bench.engines.cases import Case
 from leanmoe_bench.engines.measures import Counted, decode, prefill
 from leanmoe_bench.gpu import cells, command, fit, parts, profiles, speed, tokens
-from leanmoe_bench.gpu import kernel as kernel_part
+from leanmoe_bench.gpu import kernels as kernel_part
 from leanmoe_bench.gpu import run as whole
 from leanmoe_bench.gpu.deadline import Deadline, OutOfTime, TooLateError
 from leanmoe_bench.gpu.fit import GIB, Card
@@ -116,7 +116,7 @@ def test_the_rehearsed_kernels_are_checked_and_layer_checks_say_why_they_did_not
 
 
 def test_a_kernel_that_does_not_even_run_is_a_failure(monkeypatch):
-    monkeypatch.setattr(kernel_part, "_MODULE", "leanmoe_runtime.no_such_module")
+    monkeypatch.setattr(kernel_part, "__name__", "leanmoe_bench.no_such_module")
     found = kernel_part.check("cpu")
     assert found["status"] == "failed" and "no_such_module" in found["reason"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from leanmoe.messages import SkipMode
-from leanmoe_runtime.device.checks import run_all
+from leanmoe_bench.gpu.layer_checks import run_all
 from leanmoe_runtime.rule import decide
 
 E, D, K = 8, 4, 2

@@ -1,6 +1,5 @@
 """Seconds that NAEE's losses take from Gram matrices, and by running the block per subset.
 
-Run as ``python -m leanmoe_pruning.methods.naee.timing WISH``; WISH and the answer are JSON.
 Both ways see the same random experts, tokens and router logits in bfloat16. The published way
 runs the routed experts of the block for each subset, once over all subsets, in as many
 portions as there are rounds; after each portion the Gram way runs whole, every expert's output
@@ -9,14 +8,13 @@ included. Where the two find different best subsets, that is an error.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from leanmoe.errors import LeanMoEError
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.routing import RouterRule, route
 from leanmoe_pruning.methods.naee.search import subset_losses
@@ -30,7 +28,7 @@ _WINDOW = 256  # tokens per batch of the loss
 
 
 @dataclass(frozen=True)
-class Wish:
+class LayerCut:
     """One layer and how it is to be cut: every subset of each size in ``keeps``."""
 
     experts: int
@@ -58,23 +56,23 @@ class Layer:
     batch_of_T: torch.Tensor
 
     @classmethod
-    def random(cls, wish: Wish) -> Layer:
-        generator = torch.Generator().manual_seed(wish.seed)
+    def random(cls, cut: LayerCut) -> Layer:
+        generator = torch.Generator().manual_seed(cut.seed)
 
         def normal(*size: int) -> torch.Tensor:
             drawn = torch.empty(size, dtype=torch.bfloat16)
             return drawn.normal_(0.0, size[-1] ** -0.5, generator=generator)
 
-        gate_up = [(normal(wish.ffn, wish.hidden)) for _ in range(2 * wish.experts)]
-        down = [normal(wish.hidden, wish.ffn) for _ in range(wish.experts)]
-        x_TD = torch.randn(wish.tokens, wish.hidden, generator=generator)
-        router_ED = torch.randn(wish.experts, wish.hidden, generator=generator)
+        gate_up = [(normal(cut.ffn, cut.hidden)) for _ in range(2 * cut.experts)]
+        down = [normal(cut.hidden, cut.ffn) for _ in range(cut.experts)]
+        x_TD = torch.randn(cut.tokens, cut.hidden, generator=generator)
+        router_ED = torch.randn(cut.experts, cut.hidden, generator=generator)
         return cls(
             Experts(gate_up[::2], gate_up[1::2], down),
             x_TD,
-            x_TD @ router_ED.T * wish.hidden**-0.5,
-            RouterRule(wish.top_k, True),
-            torch.arange(wish.tokens) // _WINDOW,
+            x_TD @ router_ED.T * cut.hidden**-0.5,
+            RouterRule(cut.top_k, True),
+            torch.arange(cut.tokens) // _WINDOW,
         )
 
     def output(self, kept: tuple[int, ...] | None = None) -> torch.Tensor:
@@ -115,14 +113,14 @@ class Layer:
 
 
 @torch.inference_mode()
-def measure(wish: Wish) -> dict[str, Any]:
+def measure(cut: LayerCut) -> dict[str, Any]:
     """Seconds per round of both ways, the published one's scaled to all subsets."""
-    layer, subsets = Layer.random(wish), wish.subsets
+    layer, subsets = Layer.random(cut), cut.subsets
     target_TD = layer.output()
     direct: list[float] = []
     seconds: dict[str, list[float]] = {"gram": [], "runs": []}
     losses = torch.empty(0)
-    portion = -(-len(subsets) // wish.rounds)
+    portion = -(-len(subsets) // cut.rounds)
     with progress("naee both ways", len(subsets)) as tick:
         for start in range(0, len(subsets), portion):
             began, part = time.perf_counter(), subsets[start : start + portion]
@@ -134,21 +132,19 @@ def measure(wish: Wish) -> dict[str, Any]:
             began = time.perf_counter()
             losses = layer.gram_losses(subsets)
             seconds["gram"].append(time.perf_counter() - began)
-    return {"subsets": len(subsets), "seconds": seconds, "best": _best(wish, losses, direct)}
+    return {"subsets": len(subsets), "seconds": seconds, "best": _best(cut, losses, direct)}
 
 
-def _best(wish: Wish, gram: torch.Tensor, direct: list[float]) -> dict[str, list[int]]:
+def _best(cut: LayerCut, gram: torch.Tensor, direct: list[float]) -> dict[str, list[int]]:
     """The dropped experts that both ways find best, per size; raise where they differ."""
     found, start = {}, 0
-    for keep in wish.keeps:
-        subsets = dropped_subsets(wish.experts, keep)
+    for keep in cut.keeps:
+        subsets = dropped_subsets(cut.experts, keep)
         own = slice(start, start := start + len(subsets))
         one, other = int(gram[own].argmin()), int(torch.tensor(direct[own]).argmin())
         if one != other:
-            raise AssertionError(f"keeping {keep}: {subsets[one]} from Gram, {subsets[other]} run")
+            raise LeanMoEError(
+                f"keeping {keep}: {subsets[one]} are best from Gram matrices, {subsets[other]} run"
+            )
         found[str(keep)] = list(subsets[one])
     return found
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(Wish(**json.loads(sys.argv[1])))))

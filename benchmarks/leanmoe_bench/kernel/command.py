@@ -13,13 +13,10 @@ from leanmoe.process.environment import engine_environment
 from leanmoe_bench.ratio import paired_ratio
 from leanmoe_bench.shapes import Shape
 
-# Run by name in a process of its own: the parts do not import each other.
-_MODULE = "leanmoe_runtime.crossover"
-
 
 def measure(shape: Shape, rounds: int, seed: int) -> list[dict[str, Any]]:
     """Ratios of redirect and compact to the full kernel at each number of rows."""
-    wish = {
+    layer = {
         "experts": shape.experts,
         "top_k": shape.top_k,
         "hidden": shape.hidden,
@@ -28,7 +25,7 @@ def measure(shape: Shape, rounds: int, seed: int) -> list[dict[str, Any]]:
         "seed": seed,
     }
     done = subprocess.run(
-        [sys.executable, "-m", _MODULE, json.dumps(wish)],
+        [sys.executable, "-m", __name__, json.dumps(layer)],
         env=engine_environment(),
         stdout=subprocess.PIPE,
         text=True,
@@ -51,3 +48,9 @@ def _row(shape: str, row: dict[str, Any]) -> dict[str, Any]:
         ratio = paired_ratio(seconds["full"], seconds[way])
         result[way] = {"ratio": ratio.middle, "low": ratio.low, "high": ratio.high}
     return result
+
+
+if __name__ == "__main__":
+    from leanmoe_bench.kernel.crossover import main
+
+    main()

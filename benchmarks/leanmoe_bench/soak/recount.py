@@ -1,15 +1,14 @@
 """The decisions of drop.c made a second time, in NumPy and from the same rules, to check counts.
 
-``Recounter`` is mixed into a worker by vLLM's ``--worker-extension-cls``; eager mode only,
-because it listens to the routers. Used by ``leanmoe bench soak`` and by tests.
+``listen_to_all`` runs in a worker (``recounter.py``); eager mode only, because it listens to the
+routers. Used by ``leanmoe bench soak``, by the check of the device's budget and by tests.
 T tokens, K top-k, E experts.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,23 +118,16 @@ def _move(found_E: Floats, ratios_E: Floats, loaded_E: Flags, beta: float, lost:
     return moved
 
 
-class Recounter:
-    """Mixed into vLLM's worker."""
-
-    def leanmoe_recount_start(self: Any) -> int:
-        """Listen to every layer that can skip; the number of layers."""
-        self.recounted: dict[int, Recounted] = {}
-        context = self.vllm_config.compilation_config.static_forward_context
-        runners = [r for r in context.values() if isinstance(r, LeanRunner) and not r.condensed]
-        for runner in runners:
-            assert runner.skip_state is not None
-            counted = self.recounted.setdefault(runner.skip_state.layer, Recounted())
-            _listen(runner, runner.skip_state, counted)
-        return len(runners)
-
-    def leanmoe_recount(self: Any) -> str:
-        """JSON: layer -> what was counted since the start of listening."""
-        return json.dumps({layer: asdict(one) for layer, one in self.recounted.items()})
+def listen_to_all(vllm_config: Any) -> tuple[dict[int, Recounted], int]:
+    """Listen to every layer that can skip: what will be counted of each, and how many they are."""
+    recounted: dict[int, Recounted] = {}
+    context = vllm_config.compilation_config.static_forward_context
+    runners = [r for r in context.values() if isinstance(r, LeanRunner) and not r.condensed]
+    for runner in runners:
+        assert runner.skip_state is not None
+        counted = recounted.setdefault(runner.skip_state.layer, Recounted())
+        _listen(runner, runner.skip_state, counted)
+    return recounted, len(runners)
 
 
 def _listen(runner: LeanRunner, state: LayerState, counted: Recounted) -> None:

@@ -1,6 +1,7 @@
-"""Times the ways of leaving assignments out against the full kernel, for `leanmoe bench kernel`.
+"""Times the ways of leaving assignments out against the full kernel.
 
-Run as a module in the engine's environment: prints one JSON list of raw seconds.
+``command.py`` runs it in a process with the engine's environment: it prints one JSON list of raw
+seconds.
 Weights are random and larger than the caches; half the tokens lose their weakest
 experts: one, half, or all but one. The ways are timed in turns.
 """
@@ -53,14 +54,14 @@ def _ways(
     layer = LayerState(layer=0, top_k=top_k, renormalize=True, n_experts=experts)
     layer.set_beta(0.5)
 
-    def dropping(redirect_max_rows: int) -> torch.Tensor:
+    def skipping(redirect_max_rows: int) -> torch.Tensor:
         plan = planner.plan(weights, ids_TK, layer, redirect_max_rows=redirect_max_rows)
         return kernel(x_TD, weights, ids_TK) if plan is None else run(kernel, x_TD, plan)
 
     return {
         "full": lambda: kernel(x_TD, weights, ids_TK),
-        "redirect": lambda: dropping(rows),
-        "compact": lambda: dropping(0),
+        "redirect": lambda: skipping(rows),
+        "compact": lambda: skipping(0),
     }
 
 
@@ -80,19 +81,15 @@ def seconds_per_way(
 
 def main() -> None:
     """Arguments: one JSON object with experts, top_k, hidden, ffn, rounds, seed."""
-    wish: dict[str, Any] = json.loads(sys.argv[1])
-    torch.manual_seed(wish["seed"])
-    kernel = _kernel(wish["experts"], wish["hidden"], wish["ffn"])
+    layer: dict[str, Any] = json.loads(sys.argv[1])
+    torch.manual_seed(layer["seed"])
+    kernel = _kernel(layer["experts"], layer["hidden"], layer["ffn"])
     results = []
-    top_k = wish["top_k"]
+    top_k = layer["top_k"]
     for lost in sorted({1, top_k // 2, top_k - 1} - {0}):
         for rows in ROWS:
-            ways = _ways(kernel, rows, wish["experts"], top_k, wish["hidden"], lost)
-            seconds = seconds_per_way(ways, wish["rounds"])
+            ways = _ways(kernel, rows, layer["experts"], top_k, layer["hidden"], lost)
+            seconds = seconds_per_way(ways, layer["rounds"])
             skipped = (rows + 1) // 2 * lost / (rows * top_k)
             results.append({"rows": rows, "skipped": round(skipped, 4), "seconds": seconds})
     print(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """The kernels against their references on random steps, on a GPU or under Triton's interpreter.
 
-Run as a module: prints one JSON object. ``TRITON_INTERPRET=1`` in its environment runs it on the
-CPU; its argument is the device.
+``kernels.py`` runs it in a process of its own: it prints one JSON object. Its argument is the
+device; ``TRITON_INTERPRET=1`` in its environment runs it on the CPU.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import torch
 
 from leanmoe.messages import SkipMode, UnionBudget, UnionMode
+from leanmoe_bench.soak.recount import decide as decide_budget
 from leanmoe_runtime.device.blocks import empty_blocks, may_lay_out
 from leanmoe_runtime.device.launch import Step, decide, route, spend
 from leanmoe_runtime.device.routing import SIGMOID, SOFTMAX, TANH_SIGMOID, Routing
 from leanmoe_runtime.device.rows import Union
 from leanmoe_runtime.device.sum_kernel import sum_computed
 from leanmoe_runtime.device.table import DeviceTable
-from leanmoe_runtime.recount import decide as decide_budget
 from leanmoe_runtime.rule import Decision
 from leanmoe_runtime.rule import decide as decide_rule
 from leanmoe_runtime.state import MANDATORY, N_ROWS
@@ -260,7 +260,3 @@ def main() -> None:
     found = {name: check() for name, check in cases(sys.argv[1])}
     failed = [name for name, passed in found.items() if not passed]
     print(json.dumps({"passed": not failed, "cases": len(found), "failed": failed}))
-
-
-if __name__ == "__main__":
-    main()

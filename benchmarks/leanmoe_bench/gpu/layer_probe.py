@@ -1,12 +1,10 @@
-"""A worker extension that puts the checks of ``checks.py`` to the first MoE layer of a real engine.
+"""Puts the checks of ``layer_checks.py`` to the first MoE layer of a real engine, in its worker.
 
-For ``benchmarks/gpu_check.py``: give the engine ``worker_extension_cls`` this class and eager mode.
 Not for serving: it runs the layer outside of any step. Not yet run on a GPU.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -14,9 +12,9 @@ from typing import Any
 import torch
 
 from leanmoe.messages import SkipMode
+from leanmoe_bench.gpu.layer_checks import Inputs, run_all
 from leanmoe_runtime.compat import forward_context, scratch_tensors
 from leanmoe_runtime.device.attach import process_step
-from leanmoe_runtime.device.checks import Inputs, run_all
 from leanmoe_runtime.device.layer import DeviceLayer
 from leanmoe_runtime.device.modes import is_naive
 from leanmoe_runtime.device.tiles import TILES
@@ -26,7 +24,7 @@ _TIMED_ROWS = (1, 8, 32, 256, 1024)
 
 
 class RealLayer:
-    """``checks.Subject`` on a loaded layer."""
+    """``layer_checks.Subject`` on a loaded layer."""
 
     def __init__(self, runner: Any, vllm_config: Any, device: torch.device) -> None:
         self.router, self.experts = runner.router, runner.routed_experts
@@ -148,36 +146,31 @@ def routing_microseconds(layer: RealLayer, rows: int, beta: float | None) -> flo
     return 1e3 * _milliseconds(graph.replay, 20) / 100
 
 
-class LayerProbe:
-    """Mixed into vLLM's worker by ``worker_extension_cls``."""
-
-    def leanmoe_probe_layer(self: Any, tolerance: float) -> str:
-        """JSON: the four checks of the first MoE layer, its mode, and what its routing takes."""
-        compilation = self.vllm_config.compilation_config
-        name = compilation.static_all_moe_layers[0]
-        runner = compilation.static_forward_context[name]
-        layer = RealLayer(runner, self.vllm_config, self.device)
-        kernel = layer.experts.quant_method.moe_kernel.fused_experts
-        border = layer.border()
-        checks = run_all(layer, border, tolerance)
-        times = {
-            str(rows): {
-                "stock_us": round(routing_microseconds(layer, rows, None), 2),
-                "exact_us": round(routing_microseconds(layer, rows, 0.0), 2),
-                "skipping_us": round(routing_microseconds(layer, rows, 0.6), 2),
-            }
-            for rows in _TIMED_ROWS
+def probe_layer(vllm_config: Any, device: torch.device, tolerance: float) -> dict[str, Any]:
+    """The four checks of the engine's first MoE layer, its mode, and what its routing takes."""
+    compilation = vllm_config.compilation_config
+    name = compilation.static_all_moe_layers[0]
+    runner = compilation.static_forward_context[name]
+    layer = RealLayer(runner, vllm_config, device)
+    kernel = layer.experts.quant_method.moe_kernel.fused_experts
+    border = layer.border()
+    checks = run_all(layer, border, tolerance)
+    times = {
+        str(rows): {
+            "stock_us": round(routing_microseconds(layer, rows, None), 2),
+            "exact_us": round(routing_microseconds(layer, rows, 0.0), 2),
+            "skipping_us": round(routing_microseconds(layer, rows, 0.6), 2),
         }
-        layer.state.set_beta(0.0)
-        SKIP_STATE.token_rows_T = None
-        process_step().reset()
-        return json.dumps(
-            {
-                "layer": name,
-                "experts_class": type(kernel).__name__,
-                "mode": layer.experts.device_mode().value,
-                "naive_border": border,
-                "checks": checks,
-                "routing_us": times,
-            }
-        )
+        for rows in _TIMED_ROWS
+    }
+    layer.state.set_beta(0.0)
+    SKIP_STATE.token_rows_T = None
+    process_step().reset()
+    return {
+        "layer": name,
+        "experts_class": type(kernel).__name__,
+        "mode": layer.experts.device_mode().value,
+        "naive_border": border,
+        "checks": checks,
+        "routing_us": times,
+    }
