@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from leanmoe.command import Command, Result
 from leanmoe.messages import HandshakeReport, PolicyUpdate
+from leanmoe_bench import options
 from leanmoe_bench.engines.pair import RemoteArm
+from leanmoe_bench.machine import environment
 from leanmoe_bench.reference import reference_model
 
 BETAS = (0.0, 0.5, 1.0)
@@ -39,7 +43,16 @@ _TEXTS = (
 )
 
 
-def measure(work: Path, seed: int) -> list[dict[str, Any]]:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_work(parser, "keep the reference model here")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    with options.work_folder(args.work) as work:
+        return {"environment": environment(), "drafts": _measure(work, args.seed)}
+
+
+def _measure(work: Path, seed: int) -> list[dict[str, Any]]:
     """Drafted and accepted tokens of the same prompts, greedy, at each beta."""
     model = reference_model(work)
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -75,10 +88,19 @@ def _row(
     }
 
 
-def show(rows: list[dict[str, Any]]) -> str:
-    """For people."""
+def _show(result: Result) -> str:
     return "\n".join(
         f"beta {row['beta']:.2f}: {row['accepted']:.0f} of {row['drafted']:.0f} drafted tokens "
         f"accepted ({row['acceptance'] or 0.0:.1%})"
-        for row in rows
+        for row in result["drafts"]
     )
+
+
+COMMAND = Command(
+    name="bench drafts",
+    help="How many n-gram drafts the reference model accepts at which beta.",
+    example="leanmoe bench drafts --json",
+    add_arguments=_add_arguments,
+    run=_run,
+    show=_show,
+)

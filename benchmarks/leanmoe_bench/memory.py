@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
+from leanmoe.command import Command, Result
 from leanmoe.messages import HandshakeReport, PolicyUpdate
+from leanmoe_bench import options
 from leanmoe_bench.engines.pair import RemoteArm
+from leanmoe_bench.machine import environment
 from leanmoe_bench.shapes import Shape, write_checkpoint
 
 _PROMPTS, _LONGEST, _TOKENS, _READ_EVERY = 64, 100, 16, 10
@@ -23,7 +27,20 @@ _ENGINE = {
 _BETA = 0.5
 
 
-def measure(shape: Shape, work: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_shape(parser)
+    options.add_rounds(parser, "how often memory is read, after ten batches each time")
+    options.add_work(parser, "keep checkpoints here (4.4 GB for M)")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    shape, rounds = options.shape_of(args), options.rounds_of(args)
+    with options.work_folder(args.work) as work:
+        rows = _measure(shape, work, rounds, args.seed)
+    return {"environment": environment(), "memory": rows}
+
+
+def _measure(shape: Shape, work: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
     """Resident bytes of an engine and its children after every ten rounds of 64 prompts."""
     model = write_checkpoint(shape, work / f"shape-{shape.name}-{seed}", seed)
     return [row for name in ("stock", "ours") for row in _engine(name, shape, model, rounds, seed)]
@@ -66,11 +83,21 @@ def _rounds(
     return found
 
 
-def show(rows: list[dict[str, Any]]) -> str:
-    """For people."""
+def _show(result: Result) -> str:
+    rows = result["memory"]
     lines = [f"{'rounds':>7}{'stock MB':>10}{'ours MB':>10}"]
     half = len(rows) // 2
     for stock, ours in zip(rows[:half], rows[half:], strict=True):
         sizes = (stock["resident_bytes"] / 1e6, ours["resident_bytes"] / 1e6)
         lines.append(f"{stock['round']:>7}{sizes[0]:>10.0f}{sizes[1]:>10.0f}")
     return "\n".join(lines)
+
+
+COMMAND = Command(
+    name="bench memory",
+    help="Resident memory of ours and of stock vLLM over time, on the same prompts.",
+    example="leanmoe bench memory --shape tiny --rounds 6 --json",
+    add_arguments=_add_arguments,
+    run=_run,
+    show=_show,
+)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
-from leanmoe.command import Command, run_command
-from leanmoe.extras import missing_package
+from leanmoe import __version__
+from leanmoe.dispatch import Group
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("leanmoe_demo.command", "the whole main job on the embedded model"),
@@ -35,45 +34,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "loadtest": ("leanmoe_loadtest.command", "load a running server with Locust"),
     "bench": ("leanmoe_bench.command", "side by side with stock vLLM in one run"),
 }
-
-
-def usage() -> str:
-    """The text of ``leanmoe --help``."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()]
-    return "\n".join(
-        ["usage: leanmoe COMMAND [options]", "", *lines, "", "leanmoe COMMAND --help says more."]
-    )
+LEANMOE = Group(name="", table=COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage(), file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else 2
-    name, *rest = arguments
-    if name == "--version":
-        from leanmoe import __version__
-
+    if arguments[:1] == ["--version"]:
         print(f"leanmoe {__version__}")
         return 0
-    if name not in COMMANDS:
-        print(
-            f"leanmoe: no command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr
-        )
-        return 2
-    try:
-        command: Command = import_module(COMMANDS[name][0]).COMMAND
-        return run_command(command, rest)
-    except ModuleNotFoundError as error:
-        if (missing := missing_package(name, error)) is None:
-            raise
-        print(missing, file=sys.stderr)
-        return missing.exit_code
-    except KeyboardInterrupt:
-        print(f"leanmoe {name}: interrupted before it began", file=sys.stderr)
-        return 130
+    return LEANMOE.main(arguments)
 
 
 if __name__ == "__main__":

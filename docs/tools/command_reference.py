@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
-from leanmoe.cli import COMMANDS
+from leanmoe.cli import LEANMOE
 from leanmoe.command import Command, parser_of
+from leanmoe.dispatch import Group
 
 PAGE = Path(__file__).parents[1] / "commands.md"
 COMMON = ("help", "json", "seed", "verbose")
@@ -30,32 +30,42 @@ interrupted. Results go to standard output, progress and warnings to standard er
 """
 
 
-def commands() -> list[Command]:
-    """Every subcommand, in the order of ``leanmoe --help``."""
-    return [import_module(module).COMMAND for module, _ in COMMANDS.values()]
+def commands() -> list[Command | Group]:
+    """Every subcommand in the order of ``leanmoe --help``, a group's own after it."""
+    return list(LEANMOE.every())
 
 
 def page() -> str:
     """The whole page."""
-    rows = [
-        f"| [`leanmoe {name}`](#leanmoe-{name}) | {line} |" for name, (_, line) in COMMANDS.items()
-    ]
     common = ["## Every command", "", *_table(_common_actions())]
-    parts = ["\n".join([*rows, "", *common]), *("\n".join(_section(one)) for one in commands())]
+    parts = ["\n".join([*_rows(LEANMOE), "", *common])]
+    parts += ["\n".join(_section(one)) for one in commands()]
     return _HEAD + "\n\n".join(parts) + "\n"
 
 
+def _rows(group: Group) -> Iterator[str]:
+    for name, (_, line) in group.table.items():
+        called = f"{group.called} {name}"
+        yield f"| [`{called}`](#{called.replace(' ', '-')}) | {line} |"
+
+
 def _common_actions() -> list[argparse.Action]:
-    parser = parser_of(commands()[0])
-    return [action for action in parser._actions if action.dest in COMMON]
+    first = next(one for one in commands() if isinstance(one, Command))
+    return [action for action in parser_of(first)._actions if action.dest in COMMON]
 
 
-def _section(command: Command) -> Iterator[str]:
-    parser = parser_of(command)
+def _section(command: Command | Group) -> Iterator[str]:
     yield f"## leanmoe {command.name}"
     yield ""
     yield _cell(command.help)
     yield from ("", "```text", command.example, "```")
+    if isinstance(command, Group):
+        yield from ("", "| command | does |", "|---|---|", *_rows(command))
+    else:
+        yield from _options(parser_of(command))
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
     for group in parser._action_groups:
         actions = [one for one in group._group_actions if one.dest not in COMMON]
         if actions:

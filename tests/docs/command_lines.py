@@ -6,13 +6,14 @@ import argparse
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 
-from leanmoe.cli import COMMANDS
+from leanmoe.cli import LEANMOE
 from leanmoe.command import Command, parser_of
+from leanmoe.dispatch import Group
 
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_:]*|…|\.\.\.")
 _MORE = ("…", "...")
+_OF_GROUPS = ("COMMAND", "--help", "--version", "…")
 _ENDS = set("|&;<>()")
 _ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
 _SAMPLES = {int: "1", float: "0.5"}
@@ -61,14 +62,12 @@ def check(words: Sequence[str], *, whole: bool) -> None:
     ``whole``: a line to type, nothing missing. Otherwise a mention: what is there must be right.
     Words in capitals stand for any value.
     """
-    if not words or words[0] in ("COMMAND", "--help", "--version", "…"):
+    command, words = _found(words)
+    if command is None:
         return
-    if words[0] not in COMMANDS:
-        raise RefusedError(f"no command {words[0]!r}")
-    command: Command = import_module(COMMANDS[words[0]][0]).COMMAND
     parser = parser_of(command)
     parser.__class__ = _Parser
-    given = list(_filled(words[1:], parser))
+    given = list(_filled(words, parser))
     if not whole:
         _ask_nothing(parser)
         if command.passes_through and given and given[0].startswith("-"):
@@ -79,6 +78,18 @@ def check(words: Sequence[str], *, whole: bool) -> None:
         _check_engine_arguments(rest)
     elif rest:
         raise RefusedError(f"unknown: {' '.join(rest)}")
+
+
+def _found(words: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
+    """The command that the first words name, and the other words; none for a group's own help."""
+    found: Command | Group = LEANMOE
+    while isinstance(found, Group):
+        if not words or words[0] in _OF_GROUPS:
+            return None, ()
+        if words[0] not in found.table:
+            raise RefusedError(f"{found.called}: no command {words[0]!r}")
+        found, words = found.load(words[0]), words[1:]
+    return found, words
 
 
 def _ask_nothing(parser: argparse.ArgumentParser) -> None:

@@ -51,7 +51,8 @@ def test_the_pages_have_many_commands():
         ("leanmoe prune ./m --method nae -o ./lean", "invalid choice"),
         ("leanmoe prune ./m --method naee --keep", "expected one argument"),
         ("leanmoe prune ./m --method naee --keep 5", "-o"),
-        ("leanmoe bench sevre", "invalid choice"),
+        ("leanmoe bench sevre", "no command"),
+        ("leanmoe bench kernel --mode eager", "--mode"),
         ("leanmoe serve ./m --max-kld 0.05 --max-modl-len 7", "--max-modl-len"),
     ],
 )

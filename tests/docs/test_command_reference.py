@@ -6,8 +6,9 @@ import importlib.util
 
 import pytest
 
-from leanmoe.cli import COMMANDS
+from leanmoe.cli import LEANMOE
 from leanmoe.command import parser_of
+from leanmoe.dispatch import Group
 from tests.docs.pages import ROOT
 
 
@@ -25,11 +26,13 @@ def test_the_page_is_current(script):
     assert written == script.page(), "run python docs/tools/command_reference.py"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_of_every_command_is_there(name, script):
-    section = script.page().split(f"\n## leanmoe {name}\n")[1].split("\n## ")[0]
-    command = next(one for one in script.commands() if one.name == name)
+@pytest.mark.parametrize("command", LEANMOE.every(), ids=lambda command: command.name)
+def test_every_option_of_every_command_is_there(command, script):
+    section = script.page().split(f"\n## leanmoe {command.name}\n")[1].split("\n## ")[0]
     assert command.example in section
+    if isinstance(command, Group):
+        assert all(f"`{command.called} {name}`" in section for name in command.table)
+        return
     for action in parser_of(command)._actions:
         if action.dest not in script.COMMON:
             shown = action.option_strings[-1:] or [action.metavar or action.dest]

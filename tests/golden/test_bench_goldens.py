@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from leanmoe.cli import main
-from leanmoe_bench.goldens.cases import cases_of
+from leanmoe_bench.goldens.golden_cases import cases_of
 
 DATA = Path(__file__).parent / "data"
 

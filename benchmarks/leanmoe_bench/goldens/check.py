@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from leanmoe.cli import main
 from leanmoe.errors import InputError
-from leanmoe_bench.goldens.cases import RESULTS, Case, cases_of
+from leanmoe_bench.goldens.golden_cases import RESULTS, Case, cases_of
 
 TOLERANCE = 1e-4
 # Whole tensors of activations and weights: single entries near zero say nothing.
@@ -104,12 +104,3 @@ def relative_error(name: str, found: Any, expected: Any) -> float:
     if any(part in name for part in _TENSORS):
         return float(gap.max() / max(size.max(), 1e-30))
     return float((gap / np.maximum(size, 1e-30)).max())
-
-
-def show(rows: list[dict[str, Any]]) -> str:
-    """For people."""
-    lines = [f"{'case':<42}{'equal':>7}{'close':>7}{'worst':>9}"]
-    for row in rows:
-        lines.append(f"{row['case']:<42}{row['equal']:>7}{row['close']:>7}{row['worst']:>9.0e}")
-        lines += [f"  {fault}" for fault in row["wrong"][:4]]
-    return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Any
 from leanmoe.errors import InputError
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_bench.gpu import fit
-from leanmoe_bench.gpu.card import find_card
+from leanmoe_bench.gpu.fit import find_card
 from leanmoe_bench.gpu.models import MODELS
 from leanmoe_bench.gpu.parts import Part, chosen, listed
 from leanmoe_bench.gpu.run import Rows, run, say

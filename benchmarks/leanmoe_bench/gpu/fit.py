@@ -1,7 +1,10 @@
-"""Whether two engines of a model fit a GPU, from the config alone, before either is started."""
+"""The GPU of this machine, and whether two engines of a model fit it, from the config alone."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass
 
 from leanmoe.errors import InputError
@@ -12,6 +15,16 @@ KV_BYTES = 2 * GIB
 # Driver, kernels, captured graphs and activations of one engine: an estimate, on the safe side.
 _BESIDE_BYTES = 4 * GIB
 _BESIDES = "weights, 2 GiB of KV cache and 4 GiB for what else an engine takes"
+# Asked in a process of its own: this one is to hold nothing of the GPU.
+_ASK = """
+import json, torch
+if torch.cuda.is_available():
+    found, (free, _) = torch.cuda.get_device_properties(0), torch.cuda.mem_get_info()
+    print(json.dumps({
+        "name": found.name, "memory_bytes": found.total_memory, "free_bytes": free,
+        "capability": f"{found.major}.{found.minor}", "cuda": torch.version.cuda,
+    }))
+"""
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,13 @@ class Card:
     free_bytes: int
     capability: str
     cuda: str
+
+
+def find_card() -> Card | None:
+    """The first GPU, ``None`` where there is none to compute on."""
+    done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=False)
+    answer = done.stdout.strip()
+    return Card(**json.loads(answer)) if done.returncode == 0 and answer else None
 
 
 def engine_bytes(model: GpuModel) -> int:

@@ -17,7 +17,7 @@ from leanmoe_bench.gpu.deadline import Deadline, OutOfTime, TooLateError
 from leanmoe_bench.gpu.parts import Context, Part
 from leanmoe_bench.gpu.session import Engines, Row
 from leanmoe_bench.gpu.settings import Settings
-from leanmoe_bench.serve import environment
+from leanmoe_bench.machine import environment
 
 
 def say(text: str) -> None:

@@ -6,12 +6,16 @@ adds to the server's p99 gap between tokens as the events per second rise.
 
 from __future__ import annotations
 
+import argparse
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from leanmoe.command import Command, Result
+from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_bench.load.known_server import Pace
 from leanmoe_bench.load.loadtest_run import PERCENTILES, observe
+from leanmoe_bench.machine import environment
 
 MOST_OFF_MS, MOST_ADDED_MS = 2.0, 5.0
 _TRUTH_SECONDS, _CAPACITY_SECONDS = 20.0, 12.0
@@ -47,7 +51,16 @@ class Capacity:
         return self.client_itl_p99_ms - self.server_itl_p99_ms
 
 
-def measure(seed: int) -> dict[str, Any]:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None of its own."""
+
+
+def _run(args: argparse.Namespace) -> Result:
+    with stop_on_signals():
+        return {"environment": environment(), "load": _measure(args.seed)}
+
+
+def _measure(seed: int) -> dict[str, Any]:
     """Truth and capacity, and what they depend on."""
     before = os.getloadavg()[0]
     truth = [_truth(name, arguments, seed) for name, arguments in _TRUTH.items()]
@@ -93,8 +106,9 @@ def _capacity(users: int, processes: int, seed: int) -> Capacity:
     )
 
 
-def show(found: dict[str, Any]) -> str:
+def _show(result: Result) -> str:
     """Two tables."""
+    found = result["load"]
     lines = [f"scheduling: {found['scheduling']}, load {found['load_average_before']:.1f}", ""]
     lines.append(
         f"{'reported - server, ms':36}{'':6}" + "".join(f"{f'p{p}':>8}" for p in PERCENTILES)
@@ -114,3 +128,13 @@ def _capacity_line(row: dict[str, Any]) -> str:
         f"{row['events_per_second']:>9.0f}{row['processes']:>11}{row['client_cores']:>8.2f}"
         f"{row['server_itl_p99_ms']:>12.2f}{row['added_ms']:>+10.2f}"
     )
+
+
+COMMAND = Command(
+    name="bench load",
+    help="Whether the load test's figures are true, and how many events per second it takes.",
+    example="leanmoe bench load --json",
+    add_arguments=_add_arguments,
+    run=_run,
+    show=_show,
+)

@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-_MODULE = "leanmoe_bench.load.known_server"
-
 
 @dataclass
 class Pace:
@@ -208,7 +206,7 @@ class KnownServer:
 def known_server(pace: Pace) -> Iterator[KnownServer]:
     """A known server on a free port of this machine, gone after the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", _MODULE, json.dumps(asdict(pace))],
+        [sys.executable, "-m", __name__, json.dumps(asdict(pace))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

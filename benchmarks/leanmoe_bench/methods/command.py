@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
+from leanmoe_bench import options
+from leanmoe_bench.machine import environment
 from leanmoe_bench.methods.measure import finished, measure
 from leanmoe_bench.methods.page import page
 from leanmoe_bench.methods.runs import Calibration, Judging, Run, every_run, source_name
@@ -49,7 +53,7 @@ def selected(cases: Sequence[str] | None) -> list[Run]:
     return [run for run in runs if not cases or run.method in cases]
 
 
-def compare(cases: Sequence[str] | None, work: Path, done: bool = False) -> list[dict[str, Any]]:
+def _compare(cases: Sequence[str] | None, work: Path, done: bool = False) -> list[dict[str, Any]]:
     """Rows as they are done, the full model's first; with ``done`` those that ``work`` holds."""
     if done:
         return finished(selected(cases), work)
@@ -60,6 +64,29 @@ def compare(cases: Sequence[str] | None, work: Path, done: bool = False) -> list
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> str:
+def _show(result: Result) -> str:
     """``docs/results.md``."""
-    return page(rows, _INTRO, source_name(CALIBRATION.domain))
+    return page(result["methods"], _INTRO, source_name(CALIBRATION.domain))
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_case(parser, "methods to compare (default: all)")
+    parser.add_argument(
+        "--done", action="store_true", help="only the rows that --work holds, run nothing"
+    )
+    options.add_work(parser, "keep every finished run here, and go on from there")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    with options.work_folder(args.work) as work:
+        return {"environment": environment(), "methods": _compare(args.case, work, args.done)}
+
+
+COMMAND = Command(
+    name="bench methods",
+    help="Every pruning method on the reference model, by the same judge.",
+    example="leanmoe bench methods --work ./methods --json",
+    add_arguments=_add_arguments,
+    run=_run,
+    show=_show,
+)

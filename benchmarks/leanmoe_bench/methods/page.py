@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from leanmoe_bench.methods.shapes import change, findings, joint, ratios
+from leanmoe_bench.methods.findings import change, findings, joint, ratios
 
 _HEAD = "| method | calibrated on | {columns} | all | KLD | top-1 same | {tasks} | seconds, CPU |"
 

@@ -1,14 +1,18 @@
-"""The cases of ``leanmoe bench offline``."""
+"""``leanmoe bench offline``: arguments and cases."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
-from leanmoe_bench.offline import memory, naee
+from leanmoe_bench import options
+from leanmoe_bench.machine import environment
+from leanmoe_bench.offline import naee, scoring
 from leanmoe_bench.shapes import SHAPES
 
 CASES = ("naee", "memory")
@@ -17,7 +21,23 @@ _TINY_TOKENS = 512
 LEAST_TOKENS, MOST_TOKENS = 256, 1 << 20
 
 
-def measure(
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_case(parser, "naee or memory (default: both)")
+    parser.add_argument("--shape", default="M", help="tiny: small models, to see that it works")
+    parser.add_argument("--tokens", type=int, help="calibration tokens (default 2048)")
+    options.add_rounds(parser, "portions in which naee times both ways in turns")
+    options.add_work(parser, "keep the checkpoint here (11 GB)")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    tiny = options.shape_of(args).name == "tiny"
+    size = {"tokens": args.tokens, "rounds": options.rounds_of(args), "seed": args.seed}
+    with options.work_folder(args.work) as work:
+        rows = _measure(args.case, work, tiny=tiny, **size)
+    return {"environment": environment(), "offline": rows}
+
+
+def _measure(
     cases: Sequence[str] | None,
     work: Path,
     *,
@@ -30,7 +50,6 @@ def measure(
     unknown = sorted(set(cases or ()) - set(CASES))
     if unknown:
         raise InputError(f"bench offline has no case {unknown[0]!r}; give {' or '.join(CASES)}")
-    work.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Any] = {}
     if tokens is None:
         tokens = _TINY_TOKENS if tiny else _TOKENS
@@ -42,11 +61,21 @@ def measure(
         rows["naee"] = naee.measure(layer, tokens, rounds, seed)
     if not cases or "memory" in cases:
         model = small if tiny else replace(SHAPES["M"], name="M16", layers=16)
-        rows["memory"] = memory.measure(model, work, tokens, seed)
+        rows["memory"] = scoring.measure(model, work, tokens, seed)
     return rows
 
 
-def show(rows: dict[str, Any]) -> str:
-    """For people."""
-    shown = {"naee": naee.show, "memory": memory.show}
-    return "\n".join(shown[name](row) for name, row in rows.items())
+def _show(result: Result) -> str:
+    shown = {"naee": naee.show, "memory": scoring.show}
+    return "\n".join(shown[name](row) for name, row in result["offline"].items())
+
+
+COMMAND = Command(
+    name="bench offline",
+    help="How fast experts are chosen beside the published procedure, and within which memory a "
+    "checkpoint is scored.",
+    example="leanmoe bench offline --case naee --rounds 2 --json",
+    add_arguments=_add_arguments,
+    run=_run,
+    show=_show,
+)

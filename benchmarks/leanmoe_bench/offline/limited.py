@@ -39,7 +39,7 @@ def run_limited(arguments: list[str], limit: int, log: Path) -> Peaks:
     """Run ``leanmoe ARGUMENTS``; raise with what it said where it fails."""
     with _own_cgroup(limit) as group, log.open("w") as out:
         where = _NONE if group is None else str(group)
-        command = [sys.executable, "-m", "leanmoe_bench.offline.limited", str(limit), where]
+        command = [sys.executable, "-m", __name__, str(limit), where]
         child = subprocess.Popen([*command, *arguments], stdout=out, stderr=out)
         peaks = _watch(child)
     if child.returncode != 0:

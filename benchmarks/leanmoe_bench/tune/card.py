@@ -35,8 +35,8 @@ from vllm.platforms import current_platform
 from leanmoe.errors import InputError
 from leanmoe.tuned_tables import Tiles
 from leanmoe_bench.tune.choice import Kept
+from leanmoe_bench.tune.kernel_shapes import TuneShape
 from leanmoe_bench.tune.loop import TilesError
-from leanmoe_bench.tune.shapes import TuneShape
 
 TABLES = Path(vllm.__file__).parent / "model_executor/layers/fused_moe/configs"
 VERSIONS = {"vllm": vllm.__version__, "triton": triton.__version__, "torch": torch.__version__}

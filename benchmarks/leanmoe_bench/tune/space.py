@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 from leanmoe.tuned_tables import Tiles
-from leanmoe_bench.tune.shapes import TuneShape
+from leanmoe_bench.tune.kernel_shapes import TuneShape
 
 # From so many rows on Hopper multiplies by other instructions (wgmma), which sum in another order.
 _WIDE_M = 64

@@ -11,7 +11,7 @@ import pytest
 
 from leanmoe.cli import COMMANDS, main
 from leanmoe.command import parse
-from leanmoe_bench.methods.command import CALIBRATION, JUDGING, selected, show
+from leanmoe_bench.methods.command import CALIBRATION, COMMAND, JUDGING, selected
 from leanmoe_bench.methods.runs import every_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,6 +28,10 @@ def test_every_command_line_is_one_that_leanmoe_takes(run):
 
 def test_no_two_runs_share_a_file():
     assert len({run.name for run in RUNS}) == len(RUNS)
+
+
+def show(rows: list[dict]) -> str:
+    return COMMAND.show({"methods": rows})
 
 
 def row(method: str, budget: str, ratio: float) -> dict:

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
-from importlib import import_module
 
 import pytest
 
-from leanmoe.cli import COMMANDS, main
+from leanmoe.cli import COMMANDS, LEANMOE, main
+from leanmoe_bench.command import BENCHES
+
+# Every command that has arguments.
+ALONE = [*(name for name in COMMANDS if name != "bench"), *(f"bench {name}" for name in BENCHES)]
 
 
 def test_no_command_prints_the_usage_and_fails(capsys):
@@ -26,19 +29,34 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("leanmoe 0.")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_an_example_and_the_common_options(name, capsys):
+def test_a_group_lists_its_commands(capsys):
+    assert main(["bench", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: leanmoe bench COMMAND") and "example:" in text
+    assert all(f"  {name} " in text for name in BENCHES)
+
+
+@pytest.mark.parametrize("arguments", [["bench"], ["bench", "serv"], ["bench", "--shape", "M"]])
+def test_a_group_without_a_command_of_its_own_is_refused(arguments, capsys):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and all(name in captured.err for name in BENCHES)
+
+
+@pytest.mark.parametrize("words", ALONE)
+def test_every_command_has_help_with_an_example_and_the_common_options(words, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
+        main([*words.split(), "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert "example:" in text and f"leanmoe {name}" in text
+    assert "example:" in text and f"leanmoe {words}" in text
     assert "--json" in text and "--seed" in text
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_called_what_the_command_line_calls_it(name):
-    assert import_module(COMMANDS[name][0]).COMMAND.name == name
+def test_every_command_is_called_what_the_command_line_calls_it():
+    assert [LEANMOE.load(name).name for name in COMMANDS] == list(COMMANDS)
+    bench = LEANMOE.load("bench")
+    assert [bench.load(name).name for name in BENCHES] == [f"bench {name}" for name in BENCHES]
 
 
 def test_the_core_imports_neither_torch_nor_an_engine():

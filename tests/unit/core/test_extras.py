@@ -80,7 +80,7 @@ def test_the_command_line_says_it_and_exits_2(when, monkeypatch, capsys):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
     if when == "import":
-        monkeypatch.setattr("leanmoe.cli.import_module", gone)
+        monkeypatch.setattr("leanmoe.dispatch.import_module", gone)
         arguments = ["plan", "model"]
     else:
         command = import_module("leanmoe_pruning.commands.plan").COMMAND

@@ -1,21 +1,37 @@
-"""``leanmoe bench serve``: throughput of ours against stock vLLM, one run, interleaved."""
+"""Throughput of ours against stock vLLM: one run, measured in turns."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from leanmoe_bench.comparison import Comparison
 from leanmoe_bench.engines.cases import Case
-from leanmoe_bench.engines.control import Betas
+from leanmoe_bench.engines.control import Betas, Control
 from leanmoe_bench.engines.measures import PREFILL, Measure, Row, Sample
-from leanmoe_bench.engines.pair import engine_pair
+from leanmoe_bench.engines.pair import Pair, engine_pair
 from leanmoe_bench.reference import leanmoe
 from leanmoe_bench.shapes import Shape, write_checkpoint
+
+
+class Comparison(Control):
+    """Stock and ours on one shape."""
+
+    def __init__(self, pair: Pair, stock_bytes: int) -> None:
+        super().__init__(pair)
+        self._bytes_ratio = self.report.weight_bytes / stock_bytes
+
+    def take(self, measure: Measure, rounds: int, sample: Sample) -> None:
+        """Add interleaved pairs of one measure under the policy already set."""
+        sample.counted.add(self.counted(), sign=-1)
+        stock, ours = self.pair.ratios(
+            measure.operation, measure.rounds(rounds), **measure.arguments
+        )
+        sample.counted.add(self.counted())
+        sample.stock += stock
+        sample.ours += ours
+        sample.weight_bytes_ratio = self._bytes_ratio
 
 
 def compare(
@@ -83,28 +99,4 @@ def engine_flags(eager: bool) -> dict[str, Any]:
         "enable_prefix_caching": False,
         "kv_cache_memory_bytes": 1 << 30,
         "enforce_eager": eager,
-    }
-
-
-def rows_to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]
-
-
-def environment() -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
-    import os
-    import platform
-
-    from leanmoe.files.digest import tool_versions
-
-    cpu = Path("/proc/cpuinfo")
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in (cpu.read_text().splitlines() if cpu.exists() else [])
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "tools": json.loads(json.dumps(tool_versions())),
     }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from leanmoe.errors import LeanMoEError
+from leanmoe.command import Command, Result
+from leanmoe.errors import InputError, LeanMoEError
+from leanmoe_bench import options
+from leanmoe_bench.machine import environment
 from leanmoe_bench.soak.model import soak_model
 from leanmoe_bench.soak.server import SoakServer, soak_server
 from leanmoe_bench.soak.traffic import Traffic, run_traffic
@@ -23,7 +27,23 @@ _EXACT = {
 _ROUTED = "leanmoe_routed_assignments_total"
 
 
-def soak(work: Path, concurrency: int, seconds: float, seed: int) -> dict[str, Any]:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--concurrency", type=int, default=64, help="clients (default 64)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long (default 120)")
+    options.add_work(parser, "keep the models here")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    if not (1 <= args.concurrency <= 1024 and 1 <= args.seconds <= 3600):
+        raise InputError("a soak takes 1 to 1024 clients (--concurrency) and 1 to 3600 --seconds")
+    with options.work_folder(args.work) as work:
+        found = _soak(work, args.concurrency, args.seconds, args.seed)
+    if found["errors"] or not found["exact"]:
+        raise LeanMoEError(f"the soak failed: {found['errors'][:3]} {found['differences'][:3]}")
+    return {"environment": environment(), "soak": found}
+
+
+def _soak(work: Path, concurrency: int, seconds: float, seed: int) -> dict[str, Any]:
     """Serve, press, recount; ``exact`` says whether every sum is the same."""
     model = soak_model(work)
     with soak_server(model, work / "server.log", concurrency) as server:
@@ -89,8 +109,8 @@ def _growth(traffic: Traffic) -> dict[str, float]:
     }
 
 
-def show(result: dict[str, Any]) -> str:
-    """For people."""
+def _show(found: Result) -> str:
+    result = found["soak"]
     verdict = "equal an independent recount" if result["exact"] else "DIFFER from the recount"
     return (
         f"{result['answered']} answers to {result['concurrency']} clients in "
@@ -98,3 +118,14 @@ def show(result: dict[str, Any]) -> str:
         f"{len(result['errors'])} errors; the counters of {result['layers']} layers {verdict}; "
         f"memory {result['growth']:+.1%} from the second quarter to the last"
     )
+
+
+COMMAND = Command(
+    name="bench soak",
+    help="Press a server with many mixed requests while the policy changes; every counter "
+    "against a recount.",
+    example="leanmoe bench soak --concurrency 64 --seconds 120 --json",
+    add_arguments=_add_arguments,
+    run=_run,
+    show=_show,
+)

@@ -1,0 +1,1 @@
+"""``leanmoe bench serve``: whole engines, ours beside stock vLLM."""

@@ -1,0 +1,1 @@
+"""``leanmoe bench tools``: do other load generators see what ours sees?"""
