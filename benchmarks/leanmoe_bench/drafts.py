@@ -9,9 +9,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from leanmoe.command import Command, Result
-from leanmoe.messages import HandshakeReport, PolicyUpdate
 from leanmoe_bench import options
-from leanmoe_bench.engines.pair import RemoteArm
+from leanmoe_bench.engines.control import Control
+from leanmoe_bench.engines.pair import WITH_PLUGIN, RemoteArm
 from leanmoe_bench.machine import environment
 from leanmoe_bench.reference import reference_model
 
@@ -29,7 +29,7 @@ _ENGINE = {
     "enforce_eager": True,
     "kv_cache_memory_bytes": 500_000_000,
     "speculative_config": _NGRAM,
-    "additional_config": {"leanmoe": {"plugin": True}},
+    **WITH_PLUGIN,
 }
 _COUNTERS = ("vllm:spec_decode_num_draft_tokens", "vllm:spec_decode_num_accepted_tokens")
 # Texts that come back to their own words, as code and tables do.
@@ -60,22 +60,14 @@ def _measure(work: Path, seed: int) -> list[dict[str, Any]]:
     arm = RemoteArm("ours", plugin=True, log=work / "drafts.log")
     try:
         arm.call("start", model=str(model), engine=_ENGINE, vocabulary=1000, seed=seed)
-        layers = _layers(arm)
-        return [_row(arm, prompts, layers, version, beta) for version, beta in enumerate(BETAS, 1)]
+        control = Control(arm)
+        return [_row(arm, control, prompts, beta) for beta in BETAS]
     finally:
         arm.close()
 
 
-def _layers(arm: RemoteArm) -> list[int]:
-    [text] = arm.call("rpc", method="leanmoe_handshake", args=[])["results"]
-    return [layer.layer for layer in HandshakeReport.model_validate_json(text).layers]
-
-
-def _row(
-    arm: RemoteArm, prompts: list[list[int]], layers: list[int], version: int, beta: float
-) -> dict[str, Any]:
-    update = PolicyUpdate(level=beta, betas=dict.fromkeys(layers, beta), version=version)
-    arm.call("rpc", method="leanmoe_set_policy", args=[update.model_dump_json()])
+def _row(arm: RemoteArm, control: Control, prompts: list[list[int]], beta: float) -> dict[str, Any]:
+    control.set_policy(dict.fromkeys(control.layers, beta))
     before = arm.call("counters", names=_COUNTERS)["values"]
     arm.call("generate", prompts=prompts, tokens=_TOKENS)
     after = arm.call("counters", names=_COUNTERS)["values"]

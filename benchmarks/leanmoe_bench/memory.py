@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from leanmoe.command import Command, Result
-from leanmoe.messages import HandshakeReport, PolicyUpdate
 from leanmoe_bench import options
-from leanmoe_bench.engines.pair import RemoteArm
+from leanmoe_bench.engines.control import Control
+from leanmoe_bench.engines.pair import WITH_PLUGIN, RemoteArm
 from leanmoe_bench.machine import environment
+from leanmoe_bench.resident import resident_bytes
 from leanmoe_bench.shapes import Shape, write_checkpoint
 
 _PROMPTS, _LONGEST, _TOKENS, _READ_EVERY = 64, 100, 16, 10
@@ -49,36 +49,27 @@ def _measure(shape: Shape, work: Path, rounds: int, seed: int) -> list[dict[str,
 def _engine(name: str, shape: Shape, model: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
     plugin = name == "ours"
     arm = RemoteArm(name, plugin=plugin, log=model.with_name(f"memory-{name}.log"))
-    extra = {"additional_config": {"leanmoe": {"plugin": True}}} if plugin else {}
-    flags = {**_ENGINE, **extra}
+    flags = {**_ENGINE, **(WITH_PLUGIN if plugin else {})}
     try:
         arm.call("start", model=str(model), engine=flags, vocabulary=shape.vocabulary, seed=seed)
         if plugin:
-            _skip(arm)
+            control = Control(arm)
+            control.set_policy(dict.fromkeys(control.layers, _BETA))
         return _rounds(name, arm, shape, rounds * _READ_EVERY, seed)
     finally:
         arm.close()
-
-
-def _skip(arm: RemoteArm) -> None:
-    [text] = arm.call("rpc", method="leanmoe_handshake", args=[])["results"]
-    layers = [layer.layer for layer in HandshakeReport.model_validate_json(text).layers]
-    update = PolicyUpdate(level=_BETA, betas=dict.fromkeys(layers, _BETA), version=1)
-    arm.call("rpc", method="leanmoe_set_policy", args=[update.model_dump_json()])
 
 
 def _rounds(
     name: str, arm: RemoteArm, shape: Shape, rounds: int, seed: int
 ) -> list[dict[str, Any]]:
     draw, found = np.random.default_rng(seed), []
-    leader = psutil.Process(arm.group.process.pid)
     for turn in range(1, rounds + 1):
         lengths = draw.integers(4, _LONGEST, size=_PROMPTS)
         prompts = [draw.integers(3, shape.vocabulary, size=n).tolist() for n in lengths]
         arm.call("generate", prompts=prompts, tokens=_TOKENS)
         if turn % _READ_EVERY == 0:
-            tree = [leader, *leader.children(recursive=True)]
-            size = sum(process.memory_info().rss for process in tree)
+            size = resident_bytes(arm.group.process.pid)
             found.append({"engine": name, "round": turn, "resident_bytes": size})
     return found
 

@@ -1,4 +1,4 @@
-"""The policy and the counters of ours, in a running pair of engines."""
+"""The policy and the counters of an engine of ours, alone or in a running pair."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from leanmoe.errors import LeanMoEError
 from leanmoe.messages import HandshakeReport, LayerCounts, PolicyUpdate, SkipSnapshot
 from leanmoe_bench.engines.cases import Case
 from leanmoe_bench.engines.measures import Counted
-from leanmoe_bench.engines.pair import Pair
+from leanmoe_bench.engines.pair import Pair, RemoteArm
 
 _CALIBRATION_TOKENS = 256
 _CALIBRATION_ROUNDS = 7
@@ -17,10 +17,9 @@ Betas = dict[int, float]
 class Control:
     """What is asked of ours beside the work that is timed."""
 
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-        answer = pair.ours.call("rpc", method="leanmoe_handshake", args=[])["results"]
-        self.report = HandshakeReport.model_validate_json(answer[0])
+    def __init__(self, ours: RemoteArm) -> None:
+        self._ours = ours
+        self.report = HandshakeReport.model_validate_json(self.tell("leanmoe_handshake"))
         if self.report.problems:
             raise LeanMoEError(f"ours would not skip: {self.report.problems[0]}")
         self.layers = [layer.layer for layer in self.report.layers]
@@ -39,6 +38,33 @@ class Control:
             version=self._version,
             union=None if case is None else case.union,
         )
+
+    def tell(self, method: str, *args: str) -> str:
+        """The answer of a worker's method, as JSON."""
+        results = self._ours.call("rpc", method=method, args=list(args))["results"]
+        return str(results[0])
+
+    def counts(self) -> list[LayerCounts]:
+        """What each layer ran since the start."""
+        return SkipSnapshot.model_validate_json(self.tell("leanmoe_snapshot")).layers
+
+    def counted(self) -> Counted:
+        """The sums over all layers."""
+        counts = self.counts()
+        return Counted(
+            routed=sum(c.routed for c in counts),
+            skipped=sum(c.skipped for c in counts),
+            steps=sum(c.steps for c in counts),
+            distinct=sum(c.distinct_experts for c in counts),
+        )
+
+
+class PairControl(Control):
+    """Of ours beside stock: betas can be found on it while the other stands still."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__(pair.ours)
+        self.pair = pair
 
     def betas_of(self, case: Case) -> Betas:
         """One beta everywhere, or each layer's found on the running engine."""
@@ -60,22 +86,3 @@ class Control:
                 side = high if skipped > routed * share else low
                 side[after.layer] = betas[after.layer]
         return {layer: (low[layer] + high[layer]) / 2 for layer in self.layers}
-
-    def tell(self, method: str, *args: str) -> str:
-        """The answer of a worker's method, as JSON."""
-        results = self.pair.ours.call("rpc", method=method, args=list(args))["results"]
-        return str(results[0])
-
-    def counts(self) -> list[LayerCounts]:
-        """What each layer ran since the start."""
-        return SkipSnapshot.model_validate_json(self.tell("leanmoe_snapshot")).layers
-
-    def counted(self) -> Counted:
-        """The sums over all layers."""
-        counts = self.counts()
-        return Counted(
-            routed=sum(c.routed for c in counts),
-            skipped=sum(c.skipped for c in counts),
-            steps=sum(c.steps for c in counts),
-            distinct=sum(c.distinct_experts for c in counts),
-        )

@@ -17,8 +17,11 @@ from typing import Any
 
 from leanmoe.errors import LeanMoEError
 from leanmoe.process.environment import engine_environment
-from leanmoe.process.group import ProcessGroup
+from leanmoe.process.group import ProcessGroup, last_lines
 from leanmoe_bench.engines import arm_process
+
+# What an engine with the plugin is told beside the flags that stock gets too.
+WITH_PLUGIN: dict[str, Any] = {"additional_config": {"leanmoe": {"plugin": True}}}
 
 
 def dotted_name(found: type) -> str:
@@ -66,7 +69,8 @@ class RemoteArm:
         line = self._answers.readline()
         answer = json.loads(line) if line else {"error": "the engine process ended"}
         if "error" in answer:
-            raise LeanMoEError(f"{self.name} engine failed: {answer['error']}\n{self._tail()}")
+            tail = last_lines(self._log)
+            raise LeanMoEError(f"{self.name} engine failed: {answer['error']}\n{tail}")
         return dict(answer)
 
     def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -81,9 +85,6 @@ class RemoteArm:
             self.group.process.stdin.close()
         self.group.end(grace_seconds=grace_seconds)
         self._answers.close()
-
-    def _tail(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
 
 
 class Pair:
@@ -136,7 +137,7 @@ def engine_pair(
             plugin = name == "ours"
             arm = RemoteArm(name, plugin=plugin, log=logs / f"{name}.log")
             stack.callback(arm.close)
-            extra = {"additional_config": {"leanmoe": {"plugin": True}}} if plugin else {}
+            extra = WITH_PLUGIN if plugin else {}
             arm.call(
                 "start",
                 model=str(models[name]),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import LeanMoEError
-from leanmoe_bench.engines.pair import RemoteArm, dotted_name
+from leanmoe_bench.engines.pair import WITH_PLUGIN, RemoteArm, dotted_name
 from leanmoe_bench.gpu.models import CHECKED
 from leanmoe_bench.gpu.prober import LayerProber
 from leanmoe_bench.gpu.settings import ENVIRONMENT
@@ -70,10 +70,7 @@ def _flags(cell: Cell) -> dict[str, Any]:
     }
 
 
-_OWN = {
-    "worker_extension_cls": dotted_name(LayerProber),
-    "additional_config": {"leanmoe": {"plugin": True}},
-}
+_OWN = {"worker_extension_cls": dotted_name(LayerProber), **WITH_PLUGIN}
 
 
 def check(cell: Cell, work: Path, seed: int) -> dict[str, Any]:

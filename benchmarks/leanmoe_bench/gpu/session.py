@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe_bench.engines.cases import Case
-from leanmoe_bench.engines.control import Betas, Control
+from leanmoe_bench.engines.control import Betas, PairControl
 from leanmoe_bench.engines.measures import Counted, Measure
 from leanmoe_bench.engines.pair import Pair, RemoteArm
 from leanmoe_bench.gpu import gpu_arm_process
@@ -32,7 +32,7 @@ class Session:
 
     def __init__(self, model: GpuModel, settings: Settings, pair: Pair) -> None:
         self.model, self.settings, self.pair = model, settings, pair
-        self.control = Control(pair)
+        self.control = PairControl(pair)
         self._betas: dict[str, Betas] = {}
         self._bandwidth: float | None = None
 

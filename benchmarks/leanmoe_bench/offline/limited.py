@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanmoe.errors import LeanMoEError
+from leanmoe.process.group import last_lines
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _EVERY_SECONDS = 0.02
@@ -43,7 +44,7 @@ def run_limited(arguments: list[str], limit: int, log: Path) -> Peaks:
         child = subprocess.Popen([*command, *arguments], stdout=out, stderr=out)
         peaks = _watch(child)
     if child.returncode != 0:
-        said = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        said = last_lines(log)
         raise LeanMoEError(f"leanmoe {arguments[0]} ended with code {child.returncode}:\n{said}")
     return Peaks("RLIMIT_DATA" if group is None else "cgroup v2", *peaks)
 

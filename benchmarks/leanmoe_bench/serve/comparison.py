@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe_bench.engines.cases import Case
-from leanmoe_bench.engines.control import Betas, Control
+from leanmoe_bench.engines.control import Betas, PairControl
 from leanmoe_bench.engines.measures import PREFILL, Measure, Row, Sample
 from leanmoe_bench.engines.pair import Pair, engine_pair
 from leanmoe_bench.reference import leanmoe
 from leanmoe_bench.shapes import Shape, write_checkpoint
 
 
-class Comparison(Control):
+class Comparison(PairControl):
     """Stock and ours on one shape."""
 
     def __init__(self, pair: Pair, stock_bytes: int) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 
@@ -35,3 +36,8 @@ class ProcessGroup:
             # Also when a second Ctrl-C cuts the waiting short: the group sees no terminal.
             self.signal(signal.SIGKILL)
             self.process.wait()
+
+
+def last_lines(log: Path, count: int = 15) -> str:
+    """How the log of a process ends."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-count:])

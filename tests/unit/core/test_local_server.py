@@ -1,0 +1,74 @@
+"""A server of ours: waited for until ready, asked, ended with the block, its last words told."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from leanmoe.errors import LeanMoEError
+from leanmoe.process.group import last_lines
+from leanmoe.process.local_server import LocalServer
+
+ECHO = """
+import argparse
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--host")
+parser.add_argument("--port", type=int)
+place = parser.parse_args()
+asked = []
+
+
+class Echo(BaseHTTPRequestHandler):
+    def answer(self, status, body):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        asked.append(self.path)
+        ready = len(asked) > 1
+        self.answer(200 if ready else 503, str(len(asked)).encode())
+
+    def do_POST(self):
+        self.answer(200, self.rfile.read(int(self.headers["Content-Length"])))
+
+
+HTTPServer((place.host, place.port), Echo).serve_forever()
+"""
+
+
+@pytest.fixture
+def script(tmp_path) -> Path:
+    path = tmp_path / "echo.py"
+    path.write_text(ECHO)
+    return path
+
+
+def test_it_is_ready_when_it_says_so_and_ends_with_the_block(script, tmp_path):
+    with LocalServer("echo", [str(script)], tmp_path / "log") as server:
+        server.wait("/ready")
+        assert server.get("/ready") == "3"  # refused once, then ready, then this
+        assert server.post("/echo", {"a": [1]}) == {"a": [1]}
+        process = server.group.process
+        assert process.poll() is None
+    assert process.poll() is not None
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_one_that_ends_while_starting_says_its_last_words(tmp_path):
+    (tmp_path / "gone.py").write_text("raise SystemExit('no such model')")
+    log = tmp_path / "log"
+    with (
+        pytest.raises(LeanMoEError, match="the lean server ended while starting:\nno such model"),
+        LocalServer("lean", [str(tmp_path / "gone.py")], log) as server,
+    ):
+        server.wait("/ready")
+
+
+def test_the_last_lines_of_a_log(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("".join(f"line {n}\n" for n in range(40)))
+    assert last_lines(log, 2) == "line 38\nline 39"
