@@ -98,7 +98,7 @@ def test_the_rehearsed_kernels_are_checked_and_layer_checks_say_why_they_did_not
     out.write_text('{"row": "earlier"}\n')
     wanted = ["kernels", "layers:triton-bf16"]
     done = subprocess.run(
-        [sys.executable, DOOR, "--rehearse", *wanted, "--out", out],
+        [sys.executable, DOOR, "--rehearse", *wanted, "--limit", "1800", "--out", out],
         capture_output=True,
         text=True,
         check=True,
