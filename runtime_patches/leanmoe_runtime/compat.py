@@ -1,9 +1,10 @@
 """Every vLLM symbol LeanMoE touches, imported in one place and checked at start.
 
-Nothing else in this package imports vLLM. ``check_seams`` runs when the plugin
-registers: a symbol that moved or changed its signature stops the process with a
-sentence that names it. A plugin that silently does nothing is the worst outcome.
-What is expected of each symbol stands in ``seams.py``.
+Nothing else in this package imports vLLM. Functions here do only where a process that builds no
+model should not load a module: the model runners and what CUDA's experts call. ``check_seams`` runs
+when the plugin registers: a symbol that moved or changed its signature stops the process with a
+sentence that names it. A plugin that silently does nothing is the worst outcome. What is expected
+of each symbol stands in ``seams.py``.
 """
 
 from __future__ import annotations

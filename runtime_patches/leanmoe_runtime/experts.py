@@ -28,10 +28,10 @@ from leanmoe_runtime.compat import (
     get_forward_context,
     is_draft_built,
 )
-from leanmoe_runtime.device.experts import SkipExpertsMixin
+from leanmoe_runtime.device.masking import SkipExpertsMixin
 from leanmoe_runtime.direct import DirectExperts
-from leanmoe_runtime.drop import Budget, Kernel, Planner, run
 from leanmoe_runtime.engine import current_engine
+from leanmoe_runtime.skip.cpu import Budget, Kernel, Planner, run
 from leanmoe_runtime.state import LayerState
 
 _LIBRARY = torch.library.Library("leanmoe", "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -19,9 +19,9 @@ from leanmoe_runtime.runner import LeanRunner
 def report(worker: Any) -> HandshakeReport:
     """Every layer vLLM counts as MoE, wrapped or not, and the weights this worker holds."""
     compilation, model = worker.vllm_config.compilation_config, worker.model_runner.get_model()
-    context, own = compilation.static_forward_context, set(map(id, model.modules()))
-    names = compilation.static_all_moe_layers
-    layers = [_layer(name, context[name]) for name in names if id(context[name]) in own]
+    runners = {n: compilation.static_forward_context[n] for n in compilation.static_all_moe_layers}
+    drafts = _draft_layers(worker, runners)
+    layers = [_layer(name, runner) for name, runner in runners.items() if name not in drafts]
     layers += [_shared_only(one) for one in model.modules() if isinstance(one, SharedOnly)]
     return HandshakeReport(
         worker=f"rank{worker.rank}",
@@ -30,9 +30,17 @@ def report(worker: Any) -> HandshakeReport:
         vllm_version=vllm_version(),
         layers=sorted(layers, key=lambda layer: layer.layer),
         weight_bytes=weight_bytes(model),
-        draft_layers=[name for name in names if id(context[name]) not in own],
+        draft_layers=drafts,
         request_levels_unavailable=_request_levels_unavailable(worker.vllm_config),
     )
+
+
+def _draft_layers(worker: Any, runners: dict[str, Any]) -> list[str]:
+    """vLLM lists the layers of a draft with those of the model that it proposes to."""
+    if worker.vllm_config.speculative_config is None:
+        return []
+    own = set(map(id, worker.model_runner.get_model().modules()))
+    return [name for name, runner in runners.items() if id(runner) not in own]
 
 
 def _request_levels_unavailable(vllm_config: Any) -> str | None:

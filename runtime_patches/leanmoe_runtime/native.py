@@ -1,4 +1,4 @@
-"""The plugin's compiled code, built once per machine: drop.c and the operator of direct.cpp.
+"""The plugin's compiled code, built once per machine: skip/cpu.c and the operator of direct.cpp.
 
 vLLM's CPU build needs both compilers at run time for ``torch.compile`` anyway. A library is
 named by a digest of its source, its flags, the processor and, where it is linked to it, torch;
@@ -22,7 +22,7 @@ import torch
 from leanmoe.errors import RuntimeSeamError
 from leanmoe.files.digest import bytes_digest
 
-_SOURCE = Path(__file__).with_name("drop.c")
+_SOURCE = Path(__file__).parent / "skip" / "cpu.c"
 _OPERATOR_SOURCE = Path(__file__).with_name("direct.cpp")
 _FLAGS = ("-O3", "-std=c11", "-shared", "-fPIC")
 _OPERATOR_FLAGS = ("-O2", "-std=c++20", "-shared", "-fPIC")

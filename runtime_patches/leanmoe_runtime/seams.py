@@ -339,7 +339,7 @@ PASSAGES: tuple[Passage, ...] = (
     Passage(
         _TRITON,
         ("self.moe_sum(intermediate_cache3, output)",),
-        "experts of 4 and 8 bits add up without ids, so nothing may be dropped there",
+        "experts of 4 and 8 bits add up without ids, so none may be left out there",
     ),
     Passage(
         f"{_FOLDER}/unquantized_fused_moe_method.py",

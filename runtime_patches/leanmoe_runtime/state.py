@@ -17,7 +17,6 @@ import torch
 from leanmoe.errors import LevelError, RuntimeSeamError
 from leanmoe.messages import LayerCounts, LevelTable, Phases, PolicyUpdate, UnionBudget
 from leanmoe.policy import HUNDREDTHS
-from leanmoe_runtime.counters import Counters
 from leanmoe_runtime.device.table import DeviceCounts, DeviceTable
 
 ENGINE_ROW = 0
@@ -41,6 +40,28 @@ def request_row(hundredths: int) -> int:
 
 
 EXACT_ROW = request_row(0) | MANDATORY
+
+
+class Counters(ctypes.Structure):
+    """``struct counts`` of skip/cpu.c; ``leanmoe.messages.LayerCounts`` says what each means."""
+
+    _fields_ = (
+        ("tokens", ctypes.c_int64),
+        ("skipped", ctypes.c_int64),
+        ("substituted", ctypes.c_int64),
+        ("steps", ctypes.c_int64),
+        ("distinct_experts", ctypes.c_int64),
+        ("nonfinite", ctypes.c_int64),
+        ("skipped_weight", ctypes.c_double),
+    )
+
+    tokens: int
+    skipped: int
+    substituted: int
+    steps: int
+    distinct_experts: int
+    nonfinite: int
+    skipped_weight: float
 
 
 @dataclass

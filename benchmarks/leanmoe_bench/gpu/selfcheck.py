@@ -21,8 +21,8 @@ from leanmoe_runtime.device.routing import SIGMOID, SOFTMAX, TANH_SIGMOID, Routi
 from leanmoe_runtime.device.rows import Union
 from leanmoe_runtime.device.sum_kernel import sum_computed
 from leanmoe_runtime.device.table import DeviceTable
-from leanmoe_runtime.rule import Decision
-from leanmoe_runtime.rule import decide as decide_rule
+from leanmoe_runtime.skip.rule import Decision
+from leanmoe_runtime.skip.rule import decide as decide_rule
 from leanmoe_runtime.state import MANDATORY, N_ROWS
 
 MODES = (SkipMode.MASK, SkipMode.REDIRECT, SkipMode.ZERO)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from leanmoe_runtime.compat import cpu_fused_moe, cpu_prepack_moe_weight
-from leanmoe_runtime.drop import Kernel, Planner, run
+from leanmoe_runtime.skip.cpu import Kernel, Planner, run
 from leanmoe_runtime.state import LayerState
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 256)

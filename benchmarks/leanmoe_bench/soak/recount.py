@@ -1,4 +1,4 @@
-"""The decisions of drop.c made a second time, in NumPy and from the same rules, to check counts.
+"""The decisions of skip/cpu.c made a second time, from the same rules, to check counts.
 
 ``listen_to_all`` runs in a worker (``recounter.py``); eager mode only, because it listens to the
 routers. Used by ``leanmoe bench soak``, by the check of the device's budget and by tests.
@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from leanmoe_runtime.compat import get_forward_context
-from leanmoe_runtime.drop import Budget
 from leanmoe_runtime.runner import LeanRunner
+from leanmoe_runtime.skip.cpu import Budget
+from leanmoe_runtime.skip.rule import kept
 from leanmoe_runtime.state import MANDATORY, LayerState
 
 Floats = NDArray[np.float32]
@@ -84,8 +85,7 @@ def decide(
     logits_TE: Floats | None = None,
 ) -> Decision:
     """What each token keeps; with ``logits_TE`` the budget moves assignments."""
-    top_T1 = weights_TK.max(1, keepdims=True)
-    keep_TK = weights_TK >= betas_T[:, None] * top_T1
+    keep_TK = kept(torch.from_numpy(weights_TK), torch.from_numpy(betas_T)).numpy()
     loaded_E = np.ones(experts, dtype=bool)
     if budget is not None:
         loaded_E = loaded_experts(weights_TK, ids_TK, keep_TK, bound_T, budget, experts)

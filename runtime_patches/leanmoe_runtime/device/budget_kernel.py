@@ -2,7 +2,7 @@
 
 The first adds up what each expert weighs and marks those that no budget may leave out (every
 token's top expert, all experts of tokens that opted out); the second fills the budget with the
-heaviest of the others and decides each token by it. ``drop.c`` holds the same rules for the CPU.
+heaviest of the others and decides each token by it. ``skip/cpu.c`` has the same rules.
 Weights are added up as whole numbers, so that the choice depends on no order of additions, and
 every program of the second launch makes the same choice for itself: nobody waits for another.
 

@@ -1,7 +1,7 @@
 """The skip rule and its counting as Triton functions, for every kernel that decides.
 
-``rule.py`` says the same in torch. T tokens of a program, K slots of a token (padded to a power
-of two), E experts, W words of 32 experts each.
+``skip/rule.py`` tells the same plainly. T tokens of a program, K slots of a token (padded to a
+power of two), E experts, W words of 32 experts each.
 """
 
 # Triton reads the functions' names and types itself.
@@ -24,7 +24,7 @@ from leanmoe_runtime.device.table import (
     SUBSTITUTED,
     TOKENS,
 )
-from leanmoe_runtime.rule import ROW_BITS
+from leanmoe_runtime.skip.rule import ROW_BITS
 
 _ROW_BITS = tl.constexpr(ROW_BITS)
 _LARGEST = tl.constexpr(torch.finfo(torch.float32).max)

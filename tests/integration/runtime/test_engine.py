@@ -49,8 +49,8 @@ def test_counters_know_every_token_and_top_one_skips_the_rest(ours, request):
 
 def test_skip_counts_equal_a_recount_from_the_router_logits(ours_eager):
     assert ours_eager.rpc("record_logits") == LAYERS
-    wished = {layer: 0.5 + 0.1 * layer for layer in range(LAYERS)}
-    before = ours_eager.set_betas(wished)
+    wanted = {layer: 0.5 + 0.1 * layer for layer in range(LAYERS)}
+    before = ours_eager.set_betas(wanted)
     ours_eager.rpc("take_logits")
     ours_eager.generate(PROMPTS, 12)
     logits = ours_eager.rpc("take_logits")
@@ -58,10 +58,10 @@ def test_skip_counts_equal_a_recount_from_the_router_logits(ours_eager):
         rows_TE = np.asarray(logits[str(new.layer)], dtype=np.float32)
         top_T2 = np.sort(rows_TE, axis=1)[:, -2:]
         ratio_T = np.exp(top_T2[:, 0] - top_T2[:, 1])
-        near = np.abs(ratio_T - wished[new.layer]) < 1e-6
+        near = np.abs(ratio_T - wanted[new.layer]) < 1e-6
         assert not near.any(), "a ratio lies on the threshold: the recount would be ambiguous"
         assert new.tokens - old.tokens == len(rows_TE)
-        assert new.skipped - old.skipped == int((ratio_T < wished[new.layer]).sum())
+        assert new.skipped - old.skipped == int((ratio_T < wanted[new.layer]).sum())
 
 
 @pytest.mark.parametrize("ours", ["ours_eager", "ours_compiled"])

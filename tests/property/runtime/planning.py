@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from leanmoe.messages import SkipMode
-from leanmoe_runtime.drop import REDIRECT_MAX_ROWS, Plan, Planner
-from leanmoe_runtime.rule import decide
+from leanmoe_runtime.skip.cpu import REDIRECT_MAX_ROWS, Plan, Planner
+from leanmoe_runtime.skip.rule import decide
 from leanmoe_runtime.state import LayerState
 
 N_EXPERTS = 8
@@ -43,7 +43,7 @@ def masked(
     renormalize: bool,
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Kept weights [T, K], keep mask [T, K]) by the device's rule; skipped weights are zero."""
+    """(Kept weights [T, K], keep mask [T, K]) by the plain rule; skipped weights are zero."""
     made = decide(
         weights,
         torch.zeros(weights.shape, dtype=torch.int32),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from leanmoe.messages import SkipMode
 from leanmoe_bench.gpu import kernels
-from leanmoe_runtime.rule import decide
+from leanmoe_runtime.skip.rule import decide
 from tests.property.runtime.kernel_process import KernelProcess
 
 NAN, INF = float("nan"), float("inf")
@@ -127,7 +127,7 @@ def test_thousands_of_tokens(kernel, mode):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-def test_all_but_one_are_dropped_at_beta_one(kernel, mode, renormalize, dtype):
+def test_all_but_one_are_skipped_at_beta_one(kernel, mode, renormalize, dtype):
     weights = torch.tensor([[0.1, 0.2, 0.5, 0.15, 0.05]]).to(dtype)
     ids = torch.tensor([[9, 7, 5, 3, 1]], dtype=torch.int32)
     rows = torch.zeros(1, dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""The budget on distinct experts against the same rule told a second time in NumPy."""
+"""The budget on distinct experts against the same rule told a second time."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanmoe_bench.soak.recount import decide
-from leanmoe_runtime.drop import Budget, Planner, run
+from leanmoe_runtime.skip.cpu import Budget, Planner, run
 from leanmoe_runtime.state import MANDATORY
 from tests.property.runtime.planning import layer_of
-from tests.property.runtime.test_drop import CountingKernel, D, E
+from tests.property.runtime.test_cpu_forms import CountingKernel, D, E
 
 PLANNER = Planner()
 

@@ -5,7 +5,7 @@ import torch
 
 from leanmoe.messages import SkipMode
 from leanmoe_bench.gpu.layer_checks import run_all
-from leanmoe_runtime.rule import decide
+from leanmoe_runtime.skip.rule import decide
 
 E, D, K = 8, 4, 2
 EXPERTS_EDD = torch.randn(E, D, D, generator=torch.Generator().manual_seed(0))

@@ -96,3 +96,30 @@ def test_a_model_that_adds_up_rows_by_itself_is_named():
     experts = bare(LeanRoutedExperts, post_gemm2_hook=print)
     assert "post_gemm2_hook" in problem_of(Runner(experts))
     assert problem_of(Runner(bare(LeanRoutedExperts, post_gemm2_hook=None))) is None
+
+
+def worker_of(names, own, speculative):
+    """A worker whose vLLM lists layers of these names, those of ``own`` in its model."""
+    runners = {name: Runner(bare(LeanRoutedExperts)) for name in names}
+    model = torch.nn.ModuleList(runners[name] for name in own)
+    config = SimpleNamespace(
+        compilation_config=SimpleNamespace(
+            static_forward_context=runners, static_all_moe_layers=list(names)
+        ),
+        speculative_config=speculative,
+    )
+    return SimpleNamespace(
+        rank=0, vllm_config=config, model_runner=SimpleNamespace(get_model=lambda: model)
+    )
+
+
+def test_layers_of_a_draft_are_named_apart():
+    names = [NAME, "draft_model.model.layers.0.mlp.experts"]
+    report = handshake.report(worker_of(names, [NAME], object()))
+    assert [layer.name for layer in report.layers] == [NAME]
+    assert report.draft_layers == names[1:]
+
+
+def test_without_a_draft_every_layer_is_the_model_s():
+    report = handshake.report(worker_of([NAME], [], None))
+    assert [layer.name for layer in report.layers] == [NAME] and report.draft_layers == []

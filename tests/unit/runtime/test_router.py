@@ -28,7 +28,7 @@ from leanmoe_runtime.device.table import (
     TOKENS,
 )
 from leanmoe_runtime.router import wrap_router
-from leanmoe_runtime.rule import decide
+from leanmoe_runtime.skip.rule import decide
 from leanmoe_runtime.state import LayerState, SkipState
 
 E, K, T = 8, 3, 64

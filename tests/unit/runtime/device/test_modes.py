@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from leanmoe.messages import SkipMode
-from leanmoe_runtime.device import experts as experts_module
-from leanmoe_runtime.device import modes, sum_kernel
-from leanmoe_runtime.device.experts import SkipExpertsMixin
+from leanmoe_runtime.device import masking, modes, sum_kernel
+from leanmoe_runtime.device.masking import SkipExpertsMixin
 
 NO_DISPATCH = "MoEPrepareAndFinalizeNoDPEPModular"
 
@@ -133,7 +132,7 @@ class Layer(SkipExpertsMixin, StockExperts):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    monkeypatch.setattr(experts_module, "current_platform", SimpleNamespace(is_cuda=lambda: True))
+    monkeypatch.setattr(masking, "current_platform", SimpleNamespace(is_cuda=lambda: True))
 
 
 def layer_of(stock_map=None, method="Renormalize"):
@@ -218,7 +217,7 @@ def test_a_map_of_expert_parallelism_stays(cuda):
 def test_blocks_are_laid_out_in_the_routing_launch_where_steps_are_small(
     cuda, monkeypatch, tokens, changed, has_room
 ):
-    monkeypatch.setattr(experts_module, "triton_block_rows", lambda layer, tokens, dtype: 16)
+    monkeypatch.setattr(masking, "triton_block_rows", lambda layer, tokens, dtype: 16)
     layer, _ = layer_of()
     layer.quant_method.moe_kernel = kernel_of(experts_of("TritonExperts", moe_sum=print, **changed))
     layer.before_experts()

@@ -20,7 +20,7 @@ from leanmoe_runtime.device import table as table_module
 from leanmoe_runtime.device.blocks import empty_blocks
 from leanmoe_runtime.device.rows import StepRows, Union
 from leanmoe_runtime.device.table import DeviceTable
-from leanmoe_runtime.drop import Planner
+from leanmoe_runtime.skip.cpu import Planner
 from leanmoe_runtime.state import LayerState
 
 MAKERS = {"arange", "empty", "full", "ones", "rand", "randint", "randn", "tensor", "zeros"}

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanmoe_runtime.drop import REDIRECT_MAX_ROWS, Plan, Planner, run
+from leanmoe_runtime.skip.cpu import REDIRECT_MAX_ROWS, Plan, Planner, run
 from leanmoe_runtime.state import MANDATORY
 from tests.property.runtime.planning import layer_of, masked, plan_of
 

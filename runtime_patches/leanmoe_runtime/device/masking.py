@@ -1,6 +1,6 @@
 """What the experts of a layer need on CUDA so that an id of -1 is left out, and safely so.
 
-vLLM's Triton experts drop an id of -1 from the alignment and then add the row nobody wrote: stale
+vLLM's Triton experts leave an id of -1 out of the alignment, then add the row nobody wrote: stale
 workspace. They get a sum of our own that reads computed rows only. The other classes that can
 leave an assignment out do so where they are given an expert map: the identity.
 """

@@ -1,5 +1,5 @@
 // The CPU's share of skipping that runs at every step: the skip rule of rule.py, the budget on
-// distinct experts, the forms of drop.py, the counters, and the sum of gathered outputs. Between
+// distinct experts, the forms of cpu.py, the counters, and the sum of gathered outputs. Between
 // two kernels that stream weights through the caches, the same in Python costs more than skipping
 // saves in a small model.
 #include <math.h>
@@ -11,7 +11,7 @@ enum { ROW_MASK = 255, MANDATORY = 256 };
 // Less than one assignment in so many skipped is few; measured by `leanmoe bench kernel`.
 enum { FEW_SKIPPED = 8 };
 
-// What one layer ran since the start (counters.py).
+// What one layer ran since the start (Counters in state.py).
 struct counts {
     int64_t tokens, skipped, substituted, steps, distinct, nonfinite;
     double skipped_weight;
@@ -191,9 +191,9 @@ static void count(const struct plan *plan, const struct step *s, const int32_t *
     for (int64_t i = 0; i < s->t; i++) {
         const float *weights = s->weights + i * s->k;
         const float total = total_of(weights, s->k);
-        float dropped = 0.0f;
-        for (int64_t j = 0; j < s->k; j++) dropped += plan->keep[i * s->k + j] ? 0.0f : weights[j];
-        if (dropped > 0.0f) counts->skipped_weight += dropped / total;
+        float skipped = 0.0f;
+        for (int64_t j = 0; j < s->k; j++) skipped += plan->keep[i * s->k + j] ? 0.0f : weights[j];
+        if (skipped > 0.0f) counts->skipped_weight += skipped / total;
     }
 }
 

@@ -1,8 +1,14 @@
-"""The skip rule in tensor operations, for devices; drop.c holds it for the CPU.
+"""The skip rule, told plainly in tensor operations: what every other telling is tested against.
 
 Keep expert j of a token when w_j >= beta * w_max. The largest always survives.
 Kept weights are renormalised where the model's router renormalises. NAEE
 (arXiv 2402.14800), generalised from k = 2 to any k.
+
+It is repeated where it runs at every step. On a CPU in C (``keep_row`` and ``scale_of`` in
+``cpu.c``): a handful of tensor operations between two kernels costs more there than skipping
+saves. On a device in Triton (``kept_slots`` and ``scaled`` in ``device/rule_kernel.py``, shared by
+the routing, the decision and the budget kernel): a decision may cost no launch of its own, and
+must be in a captured graph. ``tests/property/runtime`` holds both against ``decide``.
 """
 
 from __future__ import annotations
@@ -43,7 +49,7 @@ def decide(
     renormalize: bool,
     mode: SkipMode,
 ) -> Decision:
-    """The whole decision of one layer and step, as the device's kernel makes it.
+    """The whole decision of one layer and step.
 
     A token of row ``r >= 0`` uses ``betas_R[r & ROW_BITS]``; below 0 it keeps everything and is
     not counted. Weights that are no numbers keep everything too. Computed in float32; tokens
@@ -53,8 +59,9 @@ def decide(
     given_TK = weights_TK.float()
     strange_T = ~given_TK.isfinite().all(dim=1)
     sound_TK = torch.where(strange_T[:, None], 0.0, given_TK)
-    keep_TK = _kept(sound_TK, betas_R, rows_T) | ~counted_T[:, None] | strange_T[:, None]
-    dropped_TK = torch.where(keep_TK, 0.0, sound_TK)
+    betas_T = _betas(betas_R, rows_T[: len(weights_TK)])
+    keep_TK = kept(sound_TK, betas_T) | ~counted_T[:, None] | strange_T[:, None]
+    skipped_TK = torch.where(keep_TK, 0.0, sound_TK)
     read_TK = keep_TK if mode is not SkipMode.ZERO else torch.ones_like(keep_TK)
     return Decision(
         weights_TK=_weights(weights_TK, keep_TK, renormalize),
@@ -64,15 +71,19 @@ def decide(
         skipped=int((~keep_TK).sum()),
         nonfinite=int((strange_T & counted_T).sum()),
         distinct_experts=len(set(ids_TK[read_TK & counted_T[:, None]].tolist())),
-        skipped_weight=_mass(dropped_TK, sound_TK),
+        skipped_weight=_mass(skipped_TK, sound_TK),
     )
 
 
-def _kept(sound_TK: torch.Tensor, betas_R: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
-    rows = (rows_T[: len(sound_TK)] & ROW_BITS).long()
-    beta_T1 = torch.where(rows < len(betas_R), betas_R[rows.clamp(max=len(betas_R) - 1)], 0.0)
-    top_T1 = sound_TK.amax(dim=1, keepdim=True)
-    return (sound_TK >= beta_T1[:, None] * top_T1) | (sound_TK == top_T1)
+def kept(weights_TK: torch.Tensor, betas_T: torch.Tensor) -> torch.Tensor:
+    """The rule itself: which assignments stay, by each token's threshold."""
+    top_T1 = weights_TK.amax(dim=1, keepdim=True)
+    return (weights_TK >= betas_T[:, None] * top_T1) | (weights_TK == top_T1)
+
+
+def _betas(betas_R: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
+    rows_T = (rows_T & ROW_BITS).long()
+    return torch.where(rows_T < len(betas_R), betas_R[rows_T.clamp(max=len(betas_R) - 1)], 0.0)
 
 
 def _weights(given_TK: torch.Tensor, keep_TK: torch.Tensor, renormalize: bool) -> torch.Tensor:
@@ -96,6 +107,6 @@ def _ids(
     return ids_TK
 
 
-def _mass(dropped_TK: torch.Tensor, sound_TK: torch.Tensor) -> float:
+def _mass(skipped_TK: torch.Tensor, sound_TK: torch.Tensor) -> float:
     total_T = sound_TK.sum(dim=1).double()
-    return float((dropped_TK.sum(dim=1).double() / torch.where(total_T != 0, total_T, 1)).sum())
+    return float((skipped_TK.sum(dim=1).double() / torch.where(total_T != 0, total_T, 1)).sum())
