@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leanmoe.messages import SkipSnapshot
-from leanmoe_bench.pair import RemoteArm
+from leanmoe_bench.engines.pair import RemoteArm
 from tests.integration.runtime.conftest import Engine
 from tests.integration.runtime.one_process import VOCABULARY, WITH_PLUGIN
 from tests.tiny import write_tiny_mixtral

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leanmoe_bench.arm import Answer, Arm, main
+from leanmoe_bench.engines.arm import Answer, Arm, main
 
 
 class Engines:
