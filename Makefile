@@ -14,7 +14,9 @@ CUDA_PYTHON ?= python3.12
 RELEASE := .venv-release
 RELEASE_BIN := $(RELEASE)/bin
 
-ALONE := tests/integration tests/load
+# Two files at once; a library's threads must not spin while the other half waits for a core.
+PYTEST2 := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup \
+	--no-loadscope-reorder --durations 10
 
 .PHONY: demo test test-fast docs install lint chart-readme clean
 .PHONY: constraints constraints-cuda constraints-verify dist sbom audit check-vllm
@@ -22,16 +24,14 @@ ALONE := tests/integration tests/load
 demo: install
 	$(BIN)/leanmoe demo --output demo.json
 
-# Engines, and loads whose pace is measured, need the cores to themselves.
-test: test-fast
-	$(BIN)/python -m pytest --durations 10 $(ALONE)
+# Loads whose pace is measured need the cores to themselves.
+test: install lint
+	$(PYTEST2) --ignore tests/load
+	$(BIN)/python -m pytest --durations 10 tests/load
 
-# What starts no engine, two files at once. A library's threads must not spin while the other half
-# waits for a core.
+# What starts no engine.
 test-fast: install lint
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		--durations 10 \
-		$(patsubst %,--ignore %,$(ALONE))
+	$(PYTEST2) --ignore tests/integration --ignore tests/load
 
 install: $(STAMP)
 

@@ -1,16 +1,18 @@
 """Every family in a real engine: loaded, wrapped, skipping, and at level 0 what stock vLLM says.
 
-Stock vLLM takes all models one after the other; ours starts anew for each.
+Both processes take all models one after the other: imports take most of a start.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.cli import main
+from leanmoe_bench.engines.pair import RemoteArm
 from tests.integration.runtime.conftest import Engine
 from tests.integration.runtime.one_process import FLAGS, WITH_PLUGIN, one_process, start
 from tests.tiny_families import CONFIGS, write_tiny
@@ -41,6 +43,12 @@ def stock(lean, tmp_path_factory) -> dict[str, list[list[int]]]:
         }
 
 
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory) -> Iterator[RemoteArm]:
+    with one_process(tmp_path_factory.mktemp("ours") / "engine.log", plugin=True) as arm:
+        yield arm
+
+
 def generate_at(engine: Engine, layers: tuple[int, ...], beta: float):
     """Tokens generated at ``beta``, and (tokens, skipped assignments) of each layer meanwhile."""
     before = engine.set_betas(dict.fromkeys(layers, beta))
@@ -53,16 +61,15 @@ def generate_at(engine: Engine, layers: tuple[int, ...], beta: float):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_family_is_wrapped_skips_and_is_exact_at_level_zero(name, lean, stock, tmp_path):
+def test_a_family_is_wrapped_skips_and_is_exact_at_level_zero(name, lean, stock, ours):
     checkpoint = open_checkpoint(lean[name])
     shape = checkpoint.shape
-    with one_process(tmp_path / "engine.log", plugin=True) as arm:
-        engine = start(arm, lean[name], WITH_PLUGIN)
-        exact, counts = generate_at(engine, shape.moe_layers, 0.0)
-        assert exact == stock[name]
-        assert {skipped for _, skipped in counts} == {0}
-        top_one, counts = generate_at(engine, shape.moe_layers, 1.0)
-        report = engine.handshake()
+    engine = start(ours, lean[name], WITH_PLUGIN)
+    exact, counts = generate_at(engine, shape.moe_layers, 0.0)
+    assert exact == stock[name]
+    assert {skipped for _, skipped in counts} == {0}
+    top_one, counts = generate_at(engine, shape.moe_layers, 1.0)
+    report = engine.handshake()
     assert top_one != exact
     for seen, skipped in counts:
         check_skipped(checkpoint, seen, skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from leanmoe.cli import main
 from leanmoe.errors import LeanMoEError
 from leanmoe.manifest import read_manifest
 from leanmoe.messages import HandshakeReport
+from leanmoe_bench.engines.pair import RemoteArm
 from leanmoe_pruning.cutting.layer_plan import PrunePlan
-from tests.integration.runtime.one_process import FLAGS, one_process, running, start
+from tests.integration.runtime.one_process import FLAGS, WITH_PLUGIN, one_process, start
 from tests.planned_models import condensed_plan, mixed_plan, write_planned
 from tests.reference_model import Reference, planned_blocks
 from tests.tiny_families import write_tiny
@@ -27,22 +29,29 @@ FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe")
 BLOCK_BY_BLOCK = ("deepseek", "deepseek_v2", "deepseek_v3")
 
 
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory) -> Iterator[RemoteArm]:
+    """One process that takes all models, one after the other: imports take most of a start."""
+    with one_process(tmp_path_factory.mktemp("ours") / "log", plugin=True) as arm:
+        yield arm
+
+
 @pytest.mark.parametrize(
     ("family", "plan_of"),
     [*((family, mixed_plan) for family in FAMILIES), ("qwen2_moe", condensed_plan)],
 )
-def test_a_planned_checkpoint_computes_its_plan(family, plan_of, tmp_path):
+def test_a_planned_checkpoint_computes_its_plan(family, plan_of, ours, tmp_path):
     source, out = write_tiny(tmp_path / "source", family, dtype="float32"), tmp_path / "lean"
     plan = write_planned(source, out, plan_of)
     lean = open_checkpoint(out)
     recorded = PrunePlan.model_validate(read_manifest(out).settings["plan"])
     assert recorded == plan
-    with running(out, tmp_path / "log", dtype="float32") as engine:
-        found = engine.generate(PROMPTS, TOKENS)
-        report = engine.handshake()
-        engine.set_betas(dict.fromkeys(lean.skip_layers, 1.0) or {0: 1.0})
-        top_one = engine.generate(PROMPTS, TOKENS)
-        counts = {one.layer: one for one in engine.snapshot().layers}
+    engine = start(ours, out, {**WITH_PLUGIN, "dtype": "float32"})
+    found = engine.generate(PROMPTS, TOKENS)
+    report = engine.handshake()
+    engine.set_betas(dict.fromkeys(lean.skip_layers, 1.0) or {0: 1.0})
+    top_one = engine.generate(PROMPTS, TOKENS)
+    counts = {one.layer: one for one in engine.snapshot().layers}
     assert found == Reference(source, plan).generate(PROMPTS, TOKENS)
     assert (top_one != found) == bool(lean.skip_layers)
     assert sorted(counts) == list(lean.skip_layers)
@@ -54,14 +63,14 @@ def test_a_planned_checkpoint_computes_its_plan(family, plan_of, tmp_path):
     [(family, plan_of) for family in BLOCK_BY_BLOCK for plan_of in (mixed_plan, condensed_plan)],
 )
 @torch.inference_mode()
-def test_every_block_of_a_planned_checkpoint_computes_its_plan(family, plan_of, tmp_path):
+def test_every_block_of_a_planned_checkpoint_computes_its_plan(family, plan_of, ours, tmp_path):
     source, out = write_tiny(tmp_path / "source", family, dtype="float32"), tmp_path / "lean"
     plan = write_planned(source, out, plan_of)
     lean, flags = open_checkpoint(out), {"dtype": "float32", "worker_extension_cls": RECORDER}
-    with running(out, tmp_path / "log", **flags) as engine:
-        assert engine.rpc("record_blocks") == list(plan.layers)
-        engine.generate(PROMPTS, TOKENS)
-        seen, report = engine.rpc("take_blocks"), engine.handshake()
+    engine = start(ours, out, {**WITH_PLUGIN, **flags})
+    assert engine.rpc("record_blocks") == list(plan.layers)
+    engine.generate(PROMPTS, TOKENS)
+    seen, report = engine.rpc("take_blocks"), engine.handshake()
     for layer, block in planned_blocks(source, plan).items():
         inputs_TD, outputs_TD = map(torch.tensor, seen[str(layer)])
         assert len(inputs_TD) >= sum(map(len, PROMPTS))

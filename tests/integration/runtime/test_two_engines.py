@@ -6,6 +6,7 @@ import pytest
 
 from leanmoe.messages import SkipSnapshot
 from leanmoe_bench.engines.pair import RemoteArm
+from tests.integration.runtime import two_engines
 from tests.integration.runtime.conftest import Engine
 from tests.integration.runtime.one_process import VOCABULARY, WITH_PLUGIN
 from tests.tiny import write_tiny_mixtral
@@ -38,8 +39,7 @@ def process(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         log = tmp_path_factory.mktemp("process") / "engines.log"
-        module = "tests.integration.runtime.two_engines"
-        arm = RemoteArm("ours", plugin=True, log=log, module=module)
+        arm = RemoteArm("ours", plugin=True, log=log, module=two_engines)
     arm.call("start")
     yield arm
     arm.close()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from leanmoe_bench.engines.arm import Answer, Arm, main
+from leanmoe_bench.engines.arm_process import serve
+
+Answer = dict[str, Any]
 
 
 class Engines:
     """Each operation names the engine it is for; the first to name one starts it."""
 
     def __init__(self) -> None:
-        self._engines: dict[str, Arm] = {}
+        self._engines: dict[str, Any] = {}
 
     def begin(self, name: str, **how: Any) -> Answer:
+        # Whoever starts this process imports this module for its name, and no vLLM.
+        from leanmoe_bench.engines.arm import Arm
+
         self._engines[name] = Arm(**how)
         return {"ready": True}
 
@@ -27,4 +32,4 @@ class Engines:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Engines))  # type: ignore[arg-type]
+    raise SystemExit(serve(Engines))
