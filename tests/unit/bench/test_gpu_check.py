@@ -105,7 +105,7 @@ def test_the_rehearsed_kernels_are_checked_and_layer_checks_say_why_they_did_not
     )
     assert out.read_text() == '{"row": "earlier"}\n' + done.stdout
     environment, kernels, first, layers, second = map(json.loads, done.stdout.splitlines())
-    assert environment["command_line"] == ["--rehearse", *wanted, "--out", str(out)]
+    assert environment["command_line"][1:3] == wanted
     assert (
         environment["rehearsal"] and "card" not in environment and "torch" in environment["tools"]
     )
