@@ -29,9 +29,9 @@ test: install lint
 	$(PYTEST2) --ignore tests/load
 	$(BIN)/python -m pytest --durations 10 tests/load
 
-# What starts no engine.
+# The code itself: no engine, no chart, page, wheel or image, nothing that takes long.
 test-fast: install lint
-	$(PYTEST2) --ignore tests/integration --ignore tests/load
+	$(PYTEST2) -m 'not slow' $(addprefix tests/,structure unit property golden contract)
 
 install: $(STAMP)
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from leanmoe.process.environment import engine_environment
 
 
@@ -13,6 +15,7 @@ def test_nothing_that_breaks_transformers_is_installed():
         assert importlib.util.find_spec(name) is None, f"{name} does not import beside this torch"
 
 
+@pytest.mark.slow
 def test_the_vllm_command_of_the_cpu_wheel_starts():
     command = Path(sys.executable).with_name("vllm")
     done = subprocess.run(

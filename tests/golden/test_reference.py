@@ -13,6 +13,8 @@ from leanmoe_reference import build
 from leanmoe_reference.artefact import check_artefacts
 from leanmoe_reference.models import MODELS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):

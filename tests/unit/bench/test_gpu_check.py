@@ -93,7 +93,9 @@ def test_the_list_names_every_part_and_what_it_needs(capsys):
     }
 
 
+@pytest.mark.slow
 def test_the_rehearsed_kernels_are_checked_and_layer_checks_say_why_they_did_not_run(tmp_path):
+    """``selfcheck.py``: routing with groups, bias and blocks, the budget, the sum."""
     out = tmp_path / "gpu.jsonl"
     out.write_text('{"row": "earlier"}\n')
     wanted = ["kernels", "layers:triton-bf16"]
@@ -109,7 +111,7 @@ def test_the_rehearsed_kernels_are_checked_and_layer_checks_say_why_they_did_not
     assert (
         environment["rehearsal"] and "card" not in environment and "torch" in environment["tools"]
     )
-    assert kernels["passed"] and kernels["on"] == "interpreter" and kernels["cases"] > 0
+    assert kernels["passed"] and kernels["on"] == "interpreter" and kernels["cases"] > 50
     assert layers["status"] == "not run" and "no GPU" in layers["reason"]
     assert first["status"] == second["status"] == "done"
     assert "kernels" in done.stderr and "passed" in done.stderr

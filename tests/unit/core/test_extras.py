@@ -44,8 +44,13 @@ def brings(*extras):
     return set(lock.closure(lock.declared(extras)))
 
 
+@cache
+def owners_by_package():
+    return metadata.packages_distributions()
+
+
 def owners(package):
-    return {canonicalize_name(one) for one in metadata.packages_distributions().get(package, [])}
+    return {canonicalize_name(one) for one in owners_by_package().get(package, [])}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

@@ -23,6 +23,8 @@ from leanmoe_reference.training.splitting import (
     without_repeats,
 )
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 16
 
 

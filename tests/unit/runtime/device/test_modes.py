@@ -142,6 +142,7 @@ def layer_of(stock_map=None, method="Renormalize"):
     return Layer("model.layers.0", torch.bfloat16, config, stock_map=stock_map), config
 
 
+@staticmethod
 def stock_sum():
     """Stands for vLLM's own."""
 
@@ -164,7 +165,7 @@ def test_triton_experts_have_a_sum_of_ours_instead_of_a_map(cuda):
     experts = with_triton(layer)
     assert layer.expert_map is None and "moe_sum" in vars(experts)
     layer.take_mode(SkipMode.ZERO)  # stock's sum again
-    assert experts.moe_sum is stock_sum and layer.expert_map is None
+    assert experts.moe_sum is stock_sum.__func__ and layer.expert_map is None
 
 
 def test_a_kernel_made_anew_is_fitted_again(cuda):
@@ -223,7 +224,9 @@ def test_blocks_are_laid_out_in_the_routing_launch_where_steps_are_small(
 ):
     monkeypatch.setattr(masking, "triton_block_rows", lambda layer, tokens, dtype: 16)
     layer, _ = layer_of()
-    layer.quant_method.moe_kernel = kernel_of(experts_of("TritonExperts", moe_sum=stock_sum, **changed))
+    layer.quant_method.moe_kernel = kernel_of(
+        experts_of("TritonExperts", moe_sum=stock_sum, **changed)
+    )
     layer.before_experts()
     blocks = layer.empty_blocks(tokens, torch.zeros(tokens, 64))
     assert (blocks is not None) is has_room
