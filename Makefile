@@ -15,7 +15,7 @@ RELEASE := .venv-release
 RELEASE_BIN := $(RELEASE)/bin
 
 # Two files at once; a library's threads must not spin while the other half waits for a core.
-PYTEST2 := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup \
+PYTEST2 := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile \
 	--no-loadscope-reorder --durations 10
 
 .PHONY: demo test test-fast docs install lint chart-readme clean
