@@ -18,7 +18,7 @@ from leanmoe.errors import LeanMoEError
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.routing import RouterRule, route
 from leanmoe_pruning.methods.naee.subsets import subset_losses
-from leanmoe_pruning.methods.selection import complement, dropped_subsets
+from leanmoe_pruning.methods.selection import complement, pruned_subsets
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.gram import centred_gram
 from leanmoe_pruning.scores.layer_scores import LayerScores
@@ -42,7 +42,7 @@ class LayerCut:
 
     @property
     def subsets(self) -> list[tuple[int, ...]]:
-        return [one for keep in self.keeps for one in dropped_subsets(self.experts, keep)]
+        return [one for keep in self.keeps for one in pruned_subsets(self.experts, keep)]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _best(cut: LayerCut, gram: torch.Tensor, direct: list[float]) -> dict[str, l
     """The dropped experts that both ways find best, per size; raise where they differ."""
     found, start = {}, 0
     for keep in cut.keeps:
-        subsets = dropped_subsets(cut.experts, keep)
+        subsets = pruned_subsets(cut.experts, keep)
         own = slice(start, start := start + len(subsets))
         one, other = int(gram[own].argmin()), int(torch.tensor(direct[own]).argmin())
         if one != other:

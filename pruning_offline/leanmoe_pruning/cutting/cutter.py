@@ -1,7 +1,7 @@
 """The cutter: a smaller checkpoint out of a checkpoint, shard by shard.
 
 What becomes of a MoE layer's tensors its plan says (layer_cut.py); layers for speculative
-decoding are dropped, everything else is copied byte for byte. All shards are read and
+decoding are left out, everything else is copied byte for byte. All shards are read and
 checked before the first byte is written; the index is written last.
 """
 

@@ -1,4 +1,4 @@
-"""The methods that rank a layer's experts by one number and drop the lowest."""
+"""The methods that rank a layer's experts by one number and prune the lowest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One number per expert, by which the lowest are dropped.
+"""One number per expert, by which the lowest are pruned.
 
 Every saliency is a function of a layer's scores and costs no forward pass. An expert that no
 token was routed to has saliency 0. T tokens, E experts, K top-k; g is an expert's gate weight

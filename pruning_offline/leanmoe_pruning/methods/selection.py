@@ -21,7 +21,7 @@ class LayerChoice:
     """Kept experts of one layer, ascending.
 
     NAEE gives their ``loss`` and, where it tried them all, ``losses`` in the order of
-    ``dropped_subsets``.
+    ``pruned_subsets``.
     """
 
     layer: int
@@ -68,8 +68,8 @@ def check_enumerable(keep: int, shape: MoEShape) -> None:
         )
 
 
-def dropped_subsets(n_experts: int, keep: int, n_groups: int = 1) -> list[tuple[int, ...]]:
-    """Every set of dropped experts in lexicographic order, as many of each group."""
+def pruned_subsets(n_experts: int, keep: int, n_groups: int = 1) -> list[tuple[int, ...]]:
+    """Every set of pruned experts in lexicographic order, as many of each group."""
     size, share = n_experts // n_groups, (n_experts - keep) // n_groups
     groups = [combinations(range(g * size, (g + 1) * size), share) for g in range(n_groups)]
     return [tuple(chain(*parts)) for parts in product(*groups)]
@@ -86,9 +86,9 @@ def first_of_groups(order: Sequence[int], keep: int, n_groups: int = 1) -> tuple
     return tuple(sorted(kept))
 
 
-def complement(dropped: Sequence[int], n_experts: int) -> tuple[int, ...]:
+def complement(pruned: Sequence[int], n_experts: int) -> tuple[int, ...]:
     """The experts that stay, ascending."""
-    return tuple(expert for expert in range(n_experts) if expert not in dropped)
+    return tuple(expert for expert in range(n_experts) if expert not in pruned)
 
 
 def plans_of(choices: Iterable[LayerChoice]) -> dict[int, LayerPlan]:

@@ -2,7 +2,7 @@
 
 Backward elimination removes the expert whose removal loses least, of every group of
 experts one per round; ``width`` sets are carried along (a beam), of equal losses those first
-whose dropped experts come first in lexicographic order. Then a kept and a dropped expert of one
+whose pruned experts come first in lexicographic order. Then a kept and a pruned expert of one
 group change places as long as that lowers the loss: what is left is a set that no single
 swap improves. It need not be the best set, and among sets of equal loss it is not always the
 lexicographically first.

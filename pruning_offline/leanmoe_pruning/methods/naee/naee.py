@@ -25,8 +25,8 @@ from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.selection import (
     LayerChoice,
     complement,
-    dropped_subsets,
     plans_of,
+    pruned_subsets,
 )
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.layer_scores import LayerScores
@@ -108,7 +108,7 @@ class Naee:
             chosen = [choice.loss for choice in choices]
             return {f"{run}.loss": torch.tensor(chosen, dtype=torch.float64)}
         shape = self.inputs.shape
-        subsets = dropped_subsets(shape.n_routed_experts, self.keep, shape.n_groups)
+        subsets = pruned_subsets(shape.n_routed_experts, self.keep, shape.n_groups)
         return {
             f"dropped_subsets.r{self.keep}": _int_rows(subsets),
             f"{run}.losses": torch.stack(losses),

@@ -70,6 +70,6 @@ def search_notes(search: Search, shape: MoEShape) -> tuple[str, ...]:
     how = "greedily" if search.kind == "greedy" else f"by a beam of {search.width} sets"
     return (
         f"naee did not try every subset of {shape.n_routed_experts} experts: it removed experts "
-        f"{how} and then swapped kept for dropped ones until no single swap lowered the "
+        f"{how} and then swapped kept for pruned ones until no single swap lowered the "
         "loss, so each layer's subset may not be the best one",
     )

@@ -1,9 +1,9 @@
 """NAEE: keep the subset of experts that changes the layer's output least (arXiv 2402.14800).
 
 The loss of a subset is the sum over batches of the Frobenius norm, in float64, of
-(block output with the dropped experts' logits at -inf) - (unpruned output), so it
+(block output with the pruned experts' logits at -inf) - (unpruned output), so it
 depends on the batch size. Equal losses go to the first in lexicographic order of
-the dropped experts. Computed from per-token Gram matrices (see ``gram``), of which layers of
+the pruned experts. Computed from per-token Gram matrices (see ``gram``), of which layers of
 many experts have a sample: the loss is then of these tokens. Few subsets are all tried; where
 they are too many, ``greedy`` searches.
 """
@@ -21,7 +21,7 @@ from leanmoe_pruning.forward.routing import route
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.methods.naee.greedy import Elimination, refined
 from leanmoe_pruning.methods.naee.removal import Removals
-from leanmoe_pruning.methods.selection import LayerChoice, complement, dropped_subsets
+from leanmoe_pruning.methods.selection import LayerChoice, complement, pruned_subsets
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.gram import squared_distance
 from leanmoe_pruning.scores.layer_scores import LayerScores, joined
@@ -43,35 +43,35 @@ class Search:
 
 def subset_losses(
     scores: LayerScores,
-    dropped: Sequence[Sequence[int]],
+    pruned_S: Sequence[Sequence[int]],
     batch_of_T: torch.Tensor,
 ) -> torch.Tensor:
-    """Loss of each set of dropped experts, float64; ``batch_of_T`` is each token's batch.
+    """Loss of each set of pruned experts, float64; ``batch_of_T`` is each token's batch.
 
     Of all tokens that were scored; those without a Gram matrix are left out here.
     """
     batch_of_T = batch_of_T[scores.gram_tokens]
     at_once = max(1, MAX_ROWS // len(batch_of_T))
     parts = [
-        _losses(scores, dropped[start : start + at_once], batch_of_T)
-        for start in range(0, len(dropped), at_once)
+        _losses(scores, pruned_S[start : start + at_once], batch_of_T)
+        for start in range(0, len(pruned_S), at_once)
     ]
     return torch.cat(parts)
 
 
 def _losses(
     scores: LayerScores,
-    dropped: Sequence[Sequence[int]],
+    pruned_S: Sequence[Sequence[int]],
     batch_of_T: torch.Tensor,
 ) -> torch.Tensor:
-    absent_SE = torch.zeros(len(dropped), scores.n_experts, dtype=torch.bool)
-    for row, experts in enumerate(dropped):
+    absent_SE = torch.zeros(len(pruned_S), scores.n_experts, dtype=torch.bool)
+    for row, experts in enumerate(pruned_S):
         absent_SE[row, list(experts)] = True
     logits_STE = scores.router_logits_TE[scores.gram_tokens].masked_fill(
         absent_SE[:, None], float("-inf")
     )
     routing = route(logits_STE.flatten(0, 1), scores.rule)
-    size = (len(dropped), len(batch_of_T), scores.rule.top_k)
+    size = (len(pruned_S), len(batch_of_T), scores.rule.top_k)
     squared_ST = squared_distance(
         scores.output_gram_TP,
         routing.applied().view(size),
@@ -79,8 +79,8 @@ def _losses(
         scores.n_experts,
     )
     n_batches = int(batch_of_T[-1]) + 1
-    sums_SB = torch.zeros(len(dropped), n_batches, dtype=torch.float64)
-    sums_SB.scatter_add_(1, batch_of_T.expand(len(dropped), -1), squared_ST)
+    sums_SB = torch.zeros(len(pruned_S), n_batches, dtype=torch.float64)
+    sums_SB.scatter_add_(1, batch_of_T.expand(len(pruned_S), -1), squared_ST)
     return sums_SB.sqrt().sum(1)
 
 
@@ -102,7 +102,7 @@ def chooser_of(
 
 def choose(scores: LayerScores, keep: int, batch_of_T: torch.Tensor) -> LayerChoice:
     """The best subset of one layer and the losses of all."""
-    subsets = dropped_subsets(scores.n_experts, keep, scores.rule.n_groups)
+    subsets = pruned_subsets(scores.n_experts, keep, scores.rule.n_groups)
     losses = subset_losses(scores, subsets, batch_of_T)
     values = losses.tolist()
     best = min(range(len(values)), key=values.__getitem__)
