@@ -12,6 +12,7 @@ from leanmoe.families import Family, MoEShape, family_of
 from leanmoe.files.digest import parse_json
 from leanmoe.layout import LayerLayout, Layout, read_layout
 from leanmoe.manifest import Manifest, read_manifest
+from leanmoe.sparse.sparse_format import SparseFormat, read_sparse_format
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Checkpoint:
         shape = self.shape
         usual = LayerLayout(n_experts=shape.n_routed_experts, top_k=shape.top_k)
         return {layer: self.layout.layers.get(layer, usual) for layer in shape.moe_layers}
+
+    @cached_property
+    def packing(self) -> SparseFormat | None:
+        """How its experts are packed, or ``None``; ``CheckpointError`` where that cannot be."""
+        return read_sparse_format(self.config, str(self.path / "config.json"))
 
     @property
     def skip_layers(self) -> tuple[int, ...]:

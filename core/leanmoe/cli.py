@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "leanmoe_pruning.commands.distill",
         "train a pruned model towards the one it came from",
     ),
+    "pack": ("leanmoe_pruning.commands.pack", "store a weight-sparse model without its zeros"),
+    "unpack": ("leanmoe_pruning.commands.unpack", "write a packed model dense again"),
     "curve": ("leanmoe_pruning.commands.curve", "measure betas and the quality of each level"),
     "eval": (
         "leanmoe_pruning.commands.evaluate",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from leanmoe.errors import CheckpointError
+from leanmoe.sparse.sparse_format import own_quantization
 from leanmoe_pruning.checkpoints.shards import ShardReader
 
 FP8 = torch.float8_e4m3fn
@@ -21,8 +22,8 @@ Block = tuple[int, int]
 
 def block_of(config: Mapping[str, Any]) -> Block:
     """Rows and columns of a block, (128, 128) where the config says nothing."""
-    settings = config.get("quantization_config")
-    stated = settings.get("weight_block_size") if isinstance(settings, dict) else None
+    settings = own_quantization(config)
+    stated = settings.get("weight_block_size") if settings is not None else None
     if stated is None:
         return 128, 128
     match stated:

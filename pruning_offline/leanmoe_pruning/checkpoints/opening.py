@@ -109,6 +109,22 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
         if not (shape.packed and name.endswith(PACKED)):
             reader.check_is_weight(name)
     check_scales(reader, block_of(checkpoint.config))
+    _check_packing(checkpoint, reader)
+
+
+def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:
+    """Raise unless all experts are packed as config.json says, or none are."""
+    how = checkpoint.packing
+    experts = [name for name in reader.names if checkpoint.family.parse_expert(name) is not None]
+    for name in dict.fromkeys((*reader.packed, *(experts if how is not None else ()))):
+        one = reader.packed.get(name)
+        found = "dense" if one is None else f"packed with {one.keep} of every 32 weights"
+        said = "dense" if how is None else f"packed with {how.keep} of every 32 weights"
+        if found != said:
+            raise CheckpointError(
+                f"tensor {name} in {checkpoint.path} is {found} and config.json says experts are "
+                f"{said}; config and shards are of different models"
+            )
 
 
 def block_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import CheckpointError
 from leanmoe.files.digest import parse_json
+from leanmoe_pruning.checkpoints.packed import PackedTensor, find_packed, is_part
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -124,15 +125,20 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 class ShardReader:
-    """The tensors of a checkpoint directory, one file or many, read when asked for."""
+    """The tensors of a checkpoint directory, one file or many, read when asked for.
+
+    ``shards`` names them by file; a packed matrix is one dense tensor there.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         index = directory / INDEX_NAME
         self._file_of = self._from_index(index) if index.is_file() else {}
         names = sorted(set(self._file_of.values())) or [SINGLE_NAME]
-        self.shards = {name: read_header(self._shard_path(name)) for name in names}
+        self.stored = {name: read_header(self._shard_path(name)) for name in names}
         self._check_index()
+        self.packed: dict[str, PackedTensor] = {}
+        self.shards = {name: self._shown(held) for name, held in self.stored.items()}
         self._check_once()
         self._file_of = {tensor: name for name, held in self.shards.items() for tensor in held}
 
@@ -152,11 +158,17 @@ class ShardReader:
 
     def _check_index(self) -> None:
         for tensor, name in self._file_of.items():
-            if tensor not in self.shards[name]:
+            if tensor not in self.stored[name]:
                 raise CheckpointError(
                     f"{self.directory / INDEX_NAME} says that {name} holds {tensor} and it does "
                     "not; fetch index and shard from the same revision"
                 )
+
+    def _shown(self, held: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        packed = find_packed({name: (info.dtype, info.shape) for name, info in held.items()})
+        self.packed |= {one.name: one for one in packed}
+        plain = {name: info for name, info in held.items() if not is_part(name)}
+        return plain | {one.name: TensorInfo(one.name, one.dtype, one.shape) for one in packed}
 
     def _check_once(self) -> None:
         held: dict[str, str] = {}
@@ -225,8 +237,22 @@ class ShardReader:
     def _load(self, file: str, name: str) -> torch.Tensor:
         # A copy out of a short-lived mapping: mapped pages would count as the process's own.
         with safe_open(self.directory / file, framework="pt") as shard:
+            if name in self.packed:
+                return self.packed[name].read(shard.get_tensor)
             tensor: torch.Tensor = shard.get_tensor(name).clone()
         return tensor
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors in the files."""
+        return sum(info.nbytes for held in self.stored.values() for info in held.values())
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes that a tensor takes in its file."""
+        if name not in self.packed:
+            return self.info(name).nbytes
+        one, held = self.packed[name], self.stored[self._file_of[name]]
+        return sum(held[one.part_name(end)].nbytes for end in one.parts)
 
     def validate(self, tick: Callable[[], None] = lambda: None) -> None:
         """Read every tensor of every shard once; raise at the first that is not finite."""

@@ -19,6 +19,7 @@ from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import OpenedModel, open_model
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.cutting.cutter import Cutter
+from leanmoe_pruning.cutting.packing import Packer, packer_of, pattern_of
 from leanmoe_pruning.cutting.plan_file import check_plan_target, plan_note, write_plan
 from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.data import load_data
@@ -54,6 +55,10 @@ class PruneOptions(Request):
         "which form of the method, the first if not given. "
         + "; ".join(f"{m.name}: {', '.join(m.variants)}" for m in METHODS.values() if m.variants),
         metavar="NAME",
+    )
+    compress: bool = option(
+        "store the experts packed, without their zeros; loads in `leanmoe serve` only",
+        default=False,
     )
 
 
@@ -166,7 +171,8 @@ def _run(args: argparse.Namespace) -> Result:
         if request.plan_only:
             return _plan(request, method, inputs, chooser, decision)
         with decision.replaced or nullcontext():
-            cutter = Cutter(inputs.checkpoint, decision.layers, decision.replaced)
+            packer = _packer(request, inputs, chooser)
+            cutter = Cutter(inputs.checkpoint, decision.layers, decision.replaced, packer)
             with progress("checking shards", cutter.n_tensors) as tick:
                 cutter.validate(tick)
             # First: where the dump cannot be written, there is no checkpoint without it either.
@@ -174,6 +180,12 @@ def _run(args: argparse.Namespace) -> Result:
             manifest = _write(request, method, inputs, chooser, decision, cutter)
         decision.finished()
     return {**_result(request, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
+
+
+def _packer(request: PruneOptions, inputs: Inputs, chooser: Chooser) -> Packer | None:
+    if not request.compress:
+        return None
+    return packer_of(inputs.checkpoint, pattern_of(chooser.settings()))
 
 
 def _probed(inputs: Inputs, decision: Decision) -> Decision:
@@ -268,11 +280,11 @@ def _result(request: Request, cutter: Cutter, manifest: Manifest) -> Result:
         "zeros": manifest.settings.get("zeros"),
         "experts": {str(layer): own.n_experts for layer, own in cutter.layouts.items()},
         "condensed": [layer for layer, own in cutter.layouts.items() if own.condensed],
-        "loads_in_stock_vllm": not cutter.has_layout,
+        "loads_in_stock_vllm": not (cutter.has_layout or cutter.is_packed),
         "n_routed_experts": cutter.checkpoint.shape.n_routed_experts,
         "kept": {str(layer): kept for layer, kept in manifest.kept.items()},
         "weight_bytes": cutter.weight_bytes,
-        "source_weight_bytes": sum(reader.info(name).nbytes for name in reader.names),
+        "source_weight_bytes": reader.weight_bytes,
         "manifest_digest": manifest.digest(),
     }
 

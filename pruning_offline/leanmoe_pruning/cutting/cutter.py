@@ -19,6 +19,7 @@ import torch
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.files.digest import file_digest
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
+from leanmoe.sparse.sparse_format import CONFIG_KEY
 from leanmoe.tuned_tables import carry_tables
 from leanmoe_pruning.checkpoints.fp8 import scaled_weight
 from leanmoe_pruning.checkpoints.opening import (
@@ -37,6 +38,7 @@ from leanmoe_pruning.checkpoints.shards import (
 )
 from leanmoe_pruning.cutting.layer_cut import LayerCut
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, layouts
+from leanmoe_pruning.cutting.packing import Packer
 from leanmoe_pruning.cutting.pieces import Copied, Given, HeldTensors, Piece
 from leanmoe_pruning.cutting.spool import SpooledReader, WeightSpool
 from leanmoe_pruning.progress import Tick
@@ -50,11 +52,15 @@ class Cutter:
     """A cut decided and checked, not yet written."""
 
     def __init__(
-        self, checkpoint: OpenedModel, plans: Plans, replaced: WeightSpool | None = None
+        self,
+        checkpoint: OpenedModel,
+        plans: Plans,
+        replaced: WeightSpool | None = None,
+        packer: Packer | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.layouts = layouts(plans, checkpoint)
-        self._held = HeldTensors()
+        self._held, self._packer = HeldTensors(), packer
         self._cuts = {
             layer: LayerCut(checkpoint, layer, plan, self._held) for layer, plan in plans.items()
         }
@@ -99,9 +105,14 @@ class Cutter:
     def _pieces(self, info: TensorInfo) -> list[Piece]:
         if self._is_spare(info.name) or info.name in self._old_markers:
             return []
-        pieces = self._cut_pieces(info)
+        pieces = self._packed(self._cut_pieces(info))
         marker = self._markers.get(info.name)
         return pieces if marker is None else [*pieces, marker]
+
+    def _packed(self, pieces: list[Piece]) -> list[Piece]:
+        if self._packer is None:
+            return pieces
+        return [part for piece in pieces for part in self._packer.pieces(piece, self._source)]
 
     def _cut_pieces(self, info: TensorInfo) -> list[Piece]:
         family = self.checkpoint.family
@@ -144,6 +155,11 @@ class Cutter:
     def has_layout(self) -> bool:
         """Whether the output needs a runtime that knows layers that differ."""
         return bool(self._layout().layers)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the output needs a runtime that knows packed experts."""
+        return self._packer is not None
 
     @property
     def n_tensors(self) -> int:
@@ -198,6 +214,7 @@ class Cutter:
         source, layout = self.checkpoint, self._layout()
         config = source.family.cut_config({**source.config}, self._most)
         config.pop(LAYOUT_KEY, None)
+        _say_packing_(config, source, self._packer)
         return {**config, LAYOUT_KEY: layout.to_config()} if layout.layers else config
 
     @property
@@ -218,3 +235,13 @@ class Cutter:
                 continue
             shutil.copyfile(file, directory / file.name)
             yield file.name, file_digest(directory / file.name)
+
+
+def _say_packing_(config: dict[str, Any], source: OpenedModel, packer: Packer | None) -> None:
+    """Let a config say how experts are packed, or what it said before they were."""
+    if source.packing is not None:
+        config.pop(CONFIG_KEY)
+        if source.packing.inner is not None:
+            config[CONFIG_KEY] = source.packing.inner
+    if packer is not None:
+        config[CONFIG_KEY] = packer.how.to_config()

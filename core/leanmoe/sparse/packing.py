@@ -1,0 +1,180 @@
+"""One matrix packed and unpacked, as raw words: no number is ever rounded.
+
+R rows, C columns, G groups of 32 columns, V values of a row, B bytes of a row's mask, N entries of
+the overflow list. Words are unsigned integers of the size of a value, so that bfloat16 and float8,
+which numpy does not know, are packed as any other. The highest bit is the sign; a zero's is lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanmoe.errors import CheckpointError
+from leanmoe.sparse.sparse_format import GROUP, NARROW_COLUMNS
+
+Words = NDArray[np.unsignedinteger[Any]]
+Bits = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """What groups have beyond their share: entries of row r from ``rows[r]`` to ``rows[r + 1]``."""
+
+    rows: NDArray[np.int32]
+    columns_N: NDArray[np.int16] | NDArray[np.int32]
+    values_N: Words
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed matrix: ``keep`` values of every group, one bit for each weight."""
+
+    values_RV: Words
+    mask_RB: Bytes
+    overflow: Overflow | None = None
+
+
+def pack(words_RC: Words, keep: int, what: str, *, overflow: bool = False) -> Packed:
+    """Pack a matrix ``[R, C]``; groups with fewer values store zeros too.
+
+    Raises ``CheckpointError`` naming ``what`` where a group holds more than ``keep`` and there is
+    to be no overflow list, or where rows are no whole groups.
+    """
+    rows, columns = _whole(words_RC, what)
+    used_RGM = nonzero(words_RC).reshape(rows, columns // GROUP, GROUP)
+    spilled = _spill_(used_RGM, keep)
+    if spilled.any() and not overflow:
+        row, group, _ = (int(place) for place in np.argwhere(spilled)[0])
+        found = keep + int(spilled[row, group].sum())
+        raise CheckpointError(
+            f"{what} breaks its pattern: weights {GROUP * group} to {GROUP * group + GROUP - 1} "
+            f"of row {row} hold {found} that are not zero, expected at most {keep}; prune the "
+            f"model with --pattern {keep}:{GROUP}, or pack it with another pattern"
+        )
+    _fill_(used_RGM, keep)
+    used_RC = used_RGM.reshape(rows, columns)
+    values_RV = words_RC[used_RC].reshape(rows, columns // GROUP * keep)
+    mask_RB = np.packbits(used_RC, axis=1, bitorder="little")
+    rest = _listed(words_RC, spilled.reshape(rows, columns)) if overflow else None
+    return Packed(values_RV, mask_RB, rest)
+
+
+def nonzero(words: Words) -> Bits:
+    """Where a word is of no zero, whatever its sign."""
+    found: Bits = (words << words.dtype.type(1)) != 0
+    return found
+
+
+def _whole(words_RC: Words, what: str) -> tuple[int, int]:
+    rows, columns = words_RC.shape
+    if columns % GROUP:
+        raise CheckpointError(
+            f"{what} cannot be packed: its rows have {columns} weights, no multiple of {GROUP}; "
+            "leave the model as it is"
+        )
+    return rows, columns
+
+
+def _spill_(used_RGM: Bits, keep: int) -> Bits:
+    """Take out of ``used_RGM``, and return, what a group has beyond its first ``keep``."""
+    spilled = np.zeros_like(used_RGM)
+    full = np.nonzero(used_RGM.sum(-1, dtype=np.int16) > keep)
+    if len(full[0]):
+        held = used_RGM[full]
+        spilled[full] = held & (held.cumsum(-1, dtype=np.int16) > keep)
+        used_RGM ^= spilled
+    return spilled
+
+
+def _fill_(used_RGM: Bits, keep: int) -> None:
+    """Let every group have ``keep`` values, zeros where it has fewer."""
+    counts_RG = used_RGM.sum(-1, dtype=np.int16)
+    short = np.nonzero(counts_RG < keep)
+    if len(short[0]):
+        free = ~used_RGM[short]
+        missing = (keep - counts_RG[short])[:, None]
+        used_RGM[short] |= free & (free.cumsum(-1, dtype=np.int16) <= missing)
+
+
+def _listed(words_RC: Words, spilled_RC: Bits) -> Overflow:
+    columns = words_RC.shape[1]
+    number = np.int16 if columns <= NARROW_COLUMNS else np.int32
+    counts_R = spilled_RC.sum(1, dtype=np.int32)
+    rows = np.concatenate([np.zeros(1, np.int32), counts_R.cumsum(dtype=np.int32)])
+    columns_N = np.nonzero(spilled_RC)[1].astype(number)
+    return Overflow(rows, columns_N, words_RC[spilled_RC])
+
+
+def unpack(packed: Packed, keep: int, what: str) -> Words:
+    """The matrix ``[R, C]`` again; ``CheckpointError`` where its parts disagree."""
+    check(packed, keep, what)
+    rows, width = packed.mask_RB.shape
+    used_RC = np.unpackbits(packed.mask_RB, axis=1, bitorder="little").view(np.bool_)
+    words_RC = np.zeros((rows, 8 * width), packed.values_RV.dtype)
+    words_RC[used_RC] = packed.values_RV.reshape(-1)
+    if packed.overflow is not None:
+        listed = packed.overflow
+        at_row = np.repeat(np.arange(rows), np.diff(listed.rows))
+        words_RC[at_row, listed.columns_N] = listed.values_N
+    return words_RC
+
+
+def check(packed: Packed, keep: int, what: str) -> None:
+    """Raise ``CheckpointError`` unless nothing lies outside and values and bits agree."""
+    values_RV, mask_RB = packed.values_RV, packed.mask_RB
+    rows, width = mask_RB.shape
+    if width % (GROUP // 8) or values_RV.shape != (rows, 8 * width // GROUP * keep):
+        raise CheckpointError(
+            f"{what}: values of {list(values_RV.shape)} and a mask of {list(mask_RB.shape)} bytes "
+            f"are not of one matrix that keeps {keep} of every {GROUP}; pack the model again"
+        )
+    counts_RG = np.bitwise_count(np.ascontiguousarray(mask_RB).view(np.uint32))
+    if (counts_RG != keep).any():
+        row, group = (int(place) for place in np.argwhere(counts_RG != keep)[0])
+        raise CheckpointError(
+            f"{what}: values and bitmask disagree: group {group} of row {row} marks "
+            f"{int(counts_RG[row, group])} weights, expected {keep}; fetch or pack the model again"
+        )
+    if packed.overflow is not None:
+        _check_overflow(packed.overflow, rows, 8 * width, what)
+
+
+def _check_overflow(listed: Overflow, rows: int, columns: int, what: str) -> None:
+    starts, count = listed.rows, len(listed.columns_N)
+    whole = starts.shape == (rows + 1,) and starts[0] == 0 and starts[-1] == count
+    inside = not count or (listed.columns_N.min() >= 0 and listed.columns_N.max() < columns)
+    if not (whole and inside and (np.diff(starts) >= 0).all() and len(listed.values_N) == count):
+        raise CheckpointError(
+            f"{what}: its overflow list of {count} entries does not belong to {rows} rows of "
+            f"{columns} weights; fetch or pack the model again"
+        )
+
+
+def to_indices(mask_RB: Bytes) -> Bytes:
+    """A 2:4 mask as two bits a value: per 4 weights a nibble, the first place in its low bits."""
+    table = np.zeros(16, np.uint8)
+    for first in range(4):
+        for second in range(first + 1, 4):
+            table[1 << first | 1 << second] = first | second << 2
+    found: Bytes = table[mask_RB & 15] | table[mask_RB >> 4] << 4
+    return found
+
+
+def from_indices(indices_RB: Bytes, what: str) -> Bytes:
+    """The mask that such nibbles stand for; ``CheckpointError`` where one is of no two places."""
+    nibbles = np.stack([indices_RB & 15, indices_RB >> 4])
+    first, second = nibbles & 3, nibbles >> 2
+    if (first >= second).any():
+        _, row, place = (int(found) for found in np.argwhere(first >= second)[0])
+        raise CheckpointError(
+            f"{what}: the indices at byte {place} of row {row} do not rise, so they name no two "
+            "of four weights; fetch or pack the model again"
+        )
+    bits = (1 << first) | (1 << second)
+    mask: Bytes = (bits[0] | bits[1] << 4).astype(np.uint8)
+    return mask

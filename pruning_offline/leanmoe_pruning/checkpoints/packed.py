@@ -1,0 +1,151 @@
+"""Packed experts in a checkpoint's files, as the one dense tensor that they stand for.
+
+A reader shows ``NAME.weight`` where a file holds ``NAME.weight_values`` and what belongs to it, so
+that everything that reads weights reads packed ones too. Columns that were packed in another order
+are put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leanmoe.errors import CheckpointError
+from leanmoe.sparse.packing import Overflow, Packed, Words, from_indices, unpack
+from leanmoe.sparse.sparse_format import (
+    GROUP,
+    INDICES,
+    INPUT_ORDER,
+    MASK,
+    OVERFLOW_COLUMNS,
+    OVERFLOW_ROWS,
+    OVERFLOW_VALUES,
+    PARTS,
+    VALUES,
+    WEIGHT,
+)
+
+_SUFFIXES = tuple(sorted({INPUT_ORDER, *(part for parts in PARTS.values() for part in parts)}))
+# Types of parts that have one; values have the matrix's.
+_TYPES: Mapping[str, tuple[torch.dtype, ...]] = {
+    MASK: (torch.uint8,),
+    INDICES: (torch.uint8,),
+    INPUT_ORDER: (torch.int32,),
+    OVERFLOW_ROWS: (torch.int32,),
+    OVERFLOW_COLUMNS: (torch.int16, torch.int32),
+}
+_WORDS: Mapping[int, tuple[torch.dtype, type[Any]]] = {
+    1: (torch.uint8, np.uint8),
+    2: (torch.int16, np.uint16),
+    4: (torch.int32, np.uint32),
+}
+
+
+def to_words(tensor: torch.Tensor) -> Words:
+    """A tensor's numbers as raw words."""
+    signed, unsigned = _WORDS[tensor.dtype.itemsize]
+    words: Words = tensor.contiguous().view(signed).numpy().view(unsigned)
+    return words
+
+
+def to_tensor(words: Words, dtype: torch.dtype) -> torch.Tensor:
+    """Raw words as the numbers they are."""
+    signed = np.int8 if words.itemsize == 1 else np.dtype(f"i{words.itemsize}")
+    return torch.from_numpy(words.view(signed)).view(dtype)
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A matrix that a file holds in parts, by the ends of their names."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, int]
+    keep: int
+    parts: tuple[str, ...]
+
+    def read(self, part: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """The dense matrix; ``part`` gives a tensor of the file by its name."""
+        held = {end: part(self.part_name(end)) for end in self.parts}
+        packed = Packed(to_words(held[VALUES]), self._mask(held), _overflow(held))
+        words_RC = unpack(packed, self.keep, self.name)
+        if INPUT_ORDER in held:
+            words_RC = _put_back(words_RC, held[INPUT_ORDER].numpy(), self.name)
+        return to_tensor(words_RC, self.dtype)
+
+    def part_name(self, end: str) -> str:
+        return self.name.removesuffix(WEIGHT) + end
+
+    def _mask(self, held: Mapping[str, torch.Tensor]) -> NDArray[np.uint8]:
+        if INDICES in held:
+            return from_indices(held[INDICES].numpy(), self.name)
+        found: NDArray[np.uint8] = held[MASK].numpy()
+        return found
+
+
+def _overflow(held: Mapping[str, torch.Tensor]) -> Overflow | None:
+    if OVERFLOW_ROWS not in held:
+        return None
+    rows, columns = held[OVERFLOW_ROWS].numpy(), held[OVERFLOW_COLUMNS].numpy()
+    return Overflow(rows, columns, to_words(held[OVERFLOW_VALUES]))
+
+
+def _put_back(words_RC: Words, order_C: NDArray[np.int32], name: str) -> Words:
+    columns = words_RC.shape[1]
+    if order_C.shape != (columns,) or (np.sort(order_C) != np.arange(columns)).any():
+        raise CheckpointError(
+            f"{name}: its input order does not name each of {columns} columns once; fetch or pack "
+            "the model again"
+        )
+    found = np.empty_like(words_RC)
+    found[:, order_C] = words_RC
+    return found
+
+
+def is_part(name: str) -> bool:
+    """Whether a name in a file is of a part of a packed matrix."""
+    return name.endswith(_SUFFIXES)
+
+
+def find_packed(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[PackedTensor]:
+    """The packed matrices among the tensors of one file; ``CheckpointError`` where one lacks parts."""
+    ends: dict[str, set[str]] = {}
+    for name in shapes:
+        for end in _SUFFIXES:
+            if name.endswith(end):
+                ends.setdefault(name.removesuffix(end) + WEIGHT, set()).add(end)
+    return [_packed(name, found, shapes) for name, found in ends.items()]
+
+
+def _packed(
+    name: str, ends: set[str], shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> PackedTensor:
+    stem = name.removesuffix(WEIGHT)
+    if (ends - {INPUT_ORDER}) not in [set(parts) for parts in PARTS.values()]:
+        raise CheckpointError(
+            f"of the packed matrix {stem} a file holds {', '.join(sorted(ends))} and not what "
+            "belongs together; fetch or pack the model again"
+        )
+    dtype, values = shapes[stem + VALUES]
+    for end in ends:
+        found = shapes[stem + end][0]
+        if found not in _TYPES.get(end, (dtype,)) or dtype.itemsize not in _WORDS:
+            raise CheckpointError(
+                f"{stem}{end} is of {found}, which is not what it is packed as; fetch or pack the "
+                "model again"
+            )
+    bits = shapes[stem + (INDICES if INDICES in ends else MASK)][1]
+    if len(values) != 2 or len(bits) != 2 or values[0] != bits[0] or bits[1] % (GROUP // 8):
+        raise CheckpointError(
+            f"the packed matrix {stem} has values of {list(values)} and bits of {list(bits)}, "
+            f"which are of no rows in groups of {GROUP}; fetch or pack the model again"
+        )
+    groups = 8 * bits[1] // GROUP
+    return PackedTensor(
+        name, dtype, (values[0], 8 * bits[1]), values[1] // max(groups, 1), tuple(sorted(ends))
+    )

@@ -1,0 +1,220 @@
+"""The routed experts of a cut checkpoint packed as they are written, one matrix in memory at a time.
+
+What is written in the place of a dense tensor: ``leanmoe.sparse.sparse_format`` names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe.errors import CheckpointError, InputError
+from leanmoe.families.base import Family
+from leanmoe.sparse.packing import Packed, pack, to_indices
+from leanmoe.sparse.sparse_format import (
+    GROUP,
+    INDICES,
+    INPUT_ORDER,
+    MASK,
+    NARROW_COLUMNS,
+    OVERFLOW_COLUMNS,
+    OVERFLOW_ROWS,
+    OVERFLOW_VALUES,
+    PARTS,
+    VALUES,
+    WEIGHT,
+    SparseFormat,
+    Values,
+    own_quantization,
+)
+from leanmoe_pruning.checkpoints.opening import OpenedModel
+from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
+from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
+from leanmoe_pruning.cutting.pieces import Piece
+
+_DTYPES: dict[torch.dtype, Values] = {
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.float32: "float32",
+    torch.float8_e4m3fn: "float8_e4m3fn",
+}
+Order = NDArray[np.int32]
+
+
+def _values_of(info: TensorInfo) -> Values:
+    if info.dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{info.name} holds {info.dtype}, expected one of {', '.join(_DTYPES.values())}; "
+            "convert the model first"
+        )
+    return _DTYPES[info.dtype]
+
+
+class HeldMatrix:
+    """The matrix that was packed last: its parts are written one after the other."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._packed: Packed | None = None
+
+    def packed(
+        self, piece: Piece, reader: ShardReader, how: SparseFormat, order: Order | None
+    ) -> Packed:
+        """A piece's content packed."""
+        if self._packed is None or self._name != piece.info.name:
+            words_RC = to_words(piece.read(reader))
+            if order is not None:
+                words_RC = words_RC[:, order]
+            name, overflow = piece.info.name, how.layout == "overflow"
+            self._name, self._packed = name, pack(words_RC, how.keep, name, overflow=overflow)
+        return self._packed
+
+
+@dataclass(frozen=True)
+class PackedPart:
+    """One of the tensors that a packed matrix is written as."""
+
+    info: TensorInfo
+    end: str
+    dense: Piece
+    how: SparseFormat
+    held: HeldMatrix
+    order: Order | None
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        if self.end == INPUT_ORDER:
+            assert self.order is not None
+            return torch.from_numpy(self.order)
+        return _part(self._packed(reader), self.end, self.dense.info.dtype)
+
+    def _packed(self, reader: ShardReader) -> Packed:
+        return self.held.packed(self.dense, reader, self.how, self.order)
+
+
+def _part(packed: Packed, end: str, dtype: torch.dtype) -> torch.Tensor:
+    if end == VALUES:
+        return to_tensor(packed.values_RV, dtype)
+    if end == MASK:
+        return torch.from_numpy(packed.mask_RB)
+    if end == INDICES:
+        return torch.from_numpy(to_indices(packed.mask_RB))
+    listed = packed.overflow
+    assert listed is not None, "only a format with an overflow list has such parts"
+    if end == OVERFLOW_VALUES:
+        return to_tensor(listed.values_N, dtype)
+    return torch.from_numpy(listed.rows if end == OVERFLOW_ROWS else listed.columns_N)
+
+
+class Packer:
+    """Writes a checkpoint's routed experts packed; ``orders`` are input orders by expert prefix."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, how: SparseFormat, orders: Mapping[str, Order] | None = None
+    ) -> None:
+        if checkpoint.family.stacked or checkpoint.shape.packed:
+            raise InputError(
+                f"{checkpoint.path}: a {checkpoint.family.name} model holds all experts of a layer "
+                "in one tensor, which is not packed; leave --compress out"
+            )
+        inner = own_quantization(checkpoint.config)
+        self.how = how.model_copy(update={"inner": dict(inner) if inner else None})
+        self._family, self._orders = checkpoint.family, dict(orders or {})
+        if self._orders:
+            self.how = self.how.model_copy(update={"input_orders": True})
+        self._held = HeldMatrix()
+
+    def pieces(self, piece: Piece, reader: ShardReader) -> list[Piece]:
+        """What is written for a piece: itself, or the parts of an expert's matrix."""
+        part = self._family.parse_expert(piece.info.name)
+        if part is None:
+            return [piece]
+        order = None if part.projection == "down_proj" else self._order(piece.info.name)
+        ends = (*PARTS[self.how.layout], *([INPUT_ORDER] if order is not None else []))
+        infos = self._infos(piece, reader, order)
+        return [PackedPart(infos[end], end, piece, self.how, self._held, order) for end in ends]
+
+    def _order(self, name: str) -> Order | None:
+        if not self.how.input_orders:
+            return None
+        prefix = name.removesuffix(WEIGHT).rpartition(".")[0]
+        if prefix not in self._orders:
+            raise CheckpointError(
+                f"no input order is known of {prefix} and others have one; prune the model again"
+            )
+        return self._orders[prefix]
+
+    def _infos(
+        self, piece: Piece, reader: ShardReader, order: Order | None
+    ) -> dict[str, TensorInfo]:
+        name, (rows, columns) = piece.info.name, piece.info.shape
+        dtype = piece.info.dtype
+        self._check(piece.info)
+        wide = torch.int32 if columns > NARROW_COLUMNS else torch.int16
+        entries = 0
+        if self.how.layout == "overflow":
+            listed = self._held.packed(piece, reader, self.how, order).overflow
+            assert listed is not None
+            entries = len(listed.columns_N)
+        parts: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            VALUES: (dtype, (rows, self.how.values_per_row(columns))),
+            MASK: (torch.uint8, (rows, columns // 8)),
+            INDICES: (torch.uint8, (rows, columns // 8)),
+            INPUT_ORDER: (torch.int32, (columns,)),
+            OVERFLOW_ROWS: (torch.int32, (rows + 1,)),
+            OVERFLOW_COLUMNS: (wide, (entries,)),
+            OVERFLOW_VALUES: (dtype, (entries,)),
+        }
+        stem = name.removesuffix(WEIGHT)
+        return {end: TensorInfo(stem + end, *part) for end, part in parts.items()}
+
+    def _check(self, info: TensorInfo) -> None:
+        if (found := _values_of(info)) != self.how.dtype:
+            raise CheckpointError(
+                f"{info.name} holds {found}, other experts {self.how.dtype}, and packed experts "
+                "are of one type; convert the model first"
+            )
+        if info.shape[1] % GROUP:
+            raise CheckpointError(
+                f"{info.name} cannot be packed: its rows have {info.shape[1]} weights, no multiple "
+                f"of {GROUP}; leave --compress out"
+            )
+
+
+def expert_dtype(checkpoint: Checkpoint, reader: ShardReader) -> Values:
+    """The type of its experts' weights as formats name it."""
+    family: Family = checkpoint.family
+    for name in reader.names:
+        if family.parse_expert(name) is not None:
+            return _values_of(reader.info(name))
+    raise CheckpointError(f"{checkpoint.path} has no experts of a tensor each to pack")
+
+
+def pattern_of(settings: Mapping[str, Any]) -> str | None:
+    """The pattern of the last step that zeroed weights, from a manifest's settings."""
+    link: Mapping[str, Any] | None = settings
+    while link is not None:
+        found = link.get("pattern") or link.get("sparsity")
+        if found is not None:
+            return str(found)
+        before = link.get("before")
+        link = before["settings"] if before else None
+    return None
+
+
+def packer_of(
+    model: OpenedModel, pattern: str | None, orders: Mapping[str, Order] | None = None
+) -> Packer:
+    """A packer for a pattern, or for the one that the model's manifest tells of."""
+    told = None if model.manifest is None else pattern_of(model.manifest.settings)
+    if (found := pattern or told) is None:
+        raise InputError(
+            f"{model.path} has no manifest that says by which pattern its weights were zeroed; "
+            "give --pattern"
+        )
+    return Packer(model, SparseFormat.of_pattern(found, expert_dtype(model, model.reader)), orders)

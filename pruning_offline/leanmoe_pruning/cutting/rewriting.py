@@ -1,0 +1,48 @@
+"""A whole model written again, its experts packed or dense, nothing cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from leanmoe.command import Result
+from leanmoe.files.output import atomic_directory
+from leanmoe.manifest import write_manifest
+from leanmoe.process.interrupts import stop_on_signals
+from leanmoe_pruning.checkpoints.opening import OpenedModel
+from leanmoe_pruning.cutting.cutter import Cutter
+from leanmoe_pruning.cutting.packing import Packer
+from leanmoe_pruning.cutting.record import cut_manifest
+from leanmoe_pruning.progress import progress
+
+
+def rewrite(
+    model: OpenedModel, out: Path, force: bool, method: str, packer: Packer | None
+) -> Result:
+    """Write ``model`` to ``out``, packed by ``packer`` or dense without one; what it weighs."""
+    settings = {} if packer is None else {"format": packer.how.text}
+    with stop_on_signals():
+        cutter = Cutter(model, {}, packer=packer)
+        with progress("checking shards", cutter.n_tensors) as tick:
+            cutter.validate(tick)
+        with atomic_directory(out, force) as directory:
+            with progress("writing", cutter.n_tensors) as tick:
+                files = cutter.write(directory, tick)
+            manifest = cut_manifest(model, model.digests, method, settings, {}, None, files)
+            write_manifest(directory, manifest)
+    return {
+        "out": str(out),
+        **settings,
+        "weight_bytes": cutter.weight_bytes,
+        "source_weight_bytes": model.reader.weight_bytes,
+    }
+
+
+def show_rewritten(result: Result) -> str:
+    """The result in a sentence."""
+    share = result["weight_bytes"] / result["source_weight_bytes"]
+    how = f"packed as {result['format']}" if "format" in result else "unpacked"
+    where = "`leanmoe serve` only" if "format" in result else "any engine"
+    return (
+        f"{how}: {result['weight_bytes'] / 1e6:.0f} MB of weights, {share:.0%} of the source, in "
+        f"{result['out']}; loads in {where}"
+    )

@@ -1,0 +1,327 @@
+// Products of packed rows with tokens, one set for each kind of processor. A row is divided into
+// groups of 32 weights of which `keep` are stored in turn; a bit of the group's mask says where each
+// belongs. A tile is 4 rows by up to 4 tokens: what is expanded is used 4 times, and 16 sums fit
+// beside it into registers. The 4 rows of a tile lie group by group in turn, so that memory is read
+// in one long stream: 4 streams of a row each would end before a processor learns to fetch ahead.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace sparse {
+
+constexpr int GROUP = 32;
+constexpr int TILE_ROWS = 4;
+constexpr int TILE_TOKENS = 4;
+
+struct Bfloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+// One expert's packed matrix, its rows in blocks of 4.
+template <class Value>
+struct Matrix {
+    const Value* values;   // [rows / 4, groups, 4, keep]
+    const uint32_t* mask;  // [rows / 4, groups, 4]
+    int64_t groups;
+    int64_t keep;
+    const Value* end;
+
+    // Of a block's first row.
+    const Value* values_of(int64_t row) const { return values + row * groups * keep; }
+    const uint32_t* mask_of(int64_t row) const { return mask + row * groups; }
+};
+
+using Sums = float[TILE_ROWS][TILE_TOKENS];
+
+inline float bits_to_float(uint32_t bits) {
+    float found;
+    std::memcpy(&found, &bits, sizeof found);
+    return found;
+}
+
+inline float to_float(float value) { return value; }
+inline float to_float(Bfloat16 value) {
+    return bits_to_float(static_cast<uint32_t>(value.bits) << 16);
+}
+inline float to_float(Float16 value) {
+    const uint32_t sign = (value.bits & 0x8000u) << 16, rest = value.bits & 0x7fffu;
+    const uint32_t fraction = rest & 0x3ffu, exponent = rest >> 10;
+    if (exponent == 31) return bits_to_float(sign | 0x7f800000u | fraction << 13);
+    if (exponent) return bits_to_float(sign | ((exponent + 112) << 23 | fraction << 13));
+    return bits_to_float(sign | 0x33800000u) * static_cast<float>(fraction);  // of 2^-24
+}
+
+inline void from_float(float value, float* out) { *out = value; }
+inline void from_float(float value, Bfloat16* out) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    const uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+    out->bits = static_cast<uint16_t>(is_nan ? bits >> 16 | 0x40u : rounded >> 16);
+}
+inline void from_float(float value, Float16* out) {
+    // Of C++ compilers that know no half precision: round to nearest even by hand.
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+    uint32_t found;
+    if (size > 0x7f800000u) {
+        found = 0x7e00u;
+    } else if (size >= 0x477ff000u) {
+        found = 0x7c00u;
+    } else if (size < 0x38800000u) {
+        const float steps = bits_to_float(size) * 16777216.0f;  // of 2^-24
+        const uint32_t whole = static_cast<uint32_t>(steps);
+        const float rest = steps - static_cast<float>(whole);
+        found = whole + (rest > 0.5f || (rest == 0.5f && (whole & 1u)));
+    } else {
+        const uint32_t shifted = size - 0x38000000u;
+        found = (shifted + 0xfffu + (shifted >> 13 & 1u)) >> 13;
+    }
+    out->bits = static_cast<uint16_t>(sign | found);
+}
+
+// Any processor, any type: one kept weight after the other.
+template <class Value_>
+struct Plain {
+    using Value = Value_;
+    using Input = float;
+
+    template <int T>
+    static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x, Sums& sums) {
+        const Value* values = matrix.values_of(row);
+        const uint32_t* mask = matrix.mask_of(row);
+        float found[TILE_ROWS][T] = {};
+        for (int64_t g = 0; g < matrix.groups; g++)
+            for (int r = 0; r < TILE_ROWS; r++, values += matrix.keep) {
+                int64_t next = 0;
+                for (uint32_t left = *mask++; left; left &= left - 1) {
+                    const int64_t column = g * GROUP + __builtin_ctz(left);
+                    const float weight = to_float(values[next++]);
+                    for (int t = 0; t < T; t++) found[r][t] += weight * x[t][column];
+                }
+            }
+        for (int r = 0; r < TILE_ROWS; r++) std::copy(found[r], found[r] + T, sums[r]);
+    }
+};
+
+#if defined(__x86_64__)
+
+#define LEANMOE_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define LEANMOE_AVX512 \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,avx2,fma,f16c")))
+#define LEANMOE_AVX512_BF16 \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,avx512bf16,avx2,fma,f16c")))
+
+// For each byte of a mask: which of up to eight values that lie in turn belongs in each place.
+struct Places {
+    __m256i of[256];
+    __m256i used[256];
+
+    Places() {
+        for (int byte = 0; byte < 256; byte++) {
+            alignas(32) int32_t from[8], bits[8];
+            for (int place = 0, next = 0; place < 8; place++) {
+                const bool is_used = byte >> place & 1;
+                bits[place] = is_used ? -1 : 0;
+                from[place] = is_used ? next++ : 0;
+            }
+            std::memcpy(of + byte, from, sizeof from);
+            std::memcpy(used + byte, bits, sizeof bits);
+        }
+    }
+};
+
+inline const Places& places() {
+    static const Places found;
+    return found;
+}
+
+LEANMOE_AVX2 inline __m256 load8(const float* values) { return _mm256_loadu_ps(values); }
+LEANMOE_AVX2 inline __m256 load8(const Bfloat16* values) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+LEANMOE_AVX2 inline __m256 load8(const Float16* values) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
+}
+
+LEANMOE_AVX2 inline float total8(__m256 sums) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+// Eight weights at a time, put in their places by a table.
+template <class Value_>
+struct Avx2 {
+    using Value = Value_;
+    using Input = float;
+
+    template <int T>
+    LEANMOE_AVX2 static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x,
+                                  Sums& sums) {
+        const Places& table = places();
+        const Value* values = matrix.values_of(row);
+        const uint32_t* mask = matrix.mask_of(row);
+        __m256 found[TILE_ROWS][T];
+        for (int r = 0; r < TILE_ROWS; r++)
+            for (int t = 0; t < T; t++) found[r][t] = _mm256_setzero_ps();
+        for (int64_t g = 0; g < matrix.groups; g++)
+            for (int r = 0; r < TILE_ROWS; r++) {
+                const uint32_t bits = *mask++;
+                for (int part = 0; part < 4; part++) {
+                    const uint32_t byte = bits >> 8 * part & 255u;
+                    const int kept = __builtin_popcount(byte);
+                    const __m256 spread = _mm256_permutevar8x32_ps(
+                        load_some(values, kept, matrix.end), _mm256_load_si256(table.of + byte));
+                    const __m256 weights = _mm256_and_ps(
+                        spread, _mm256_castsi256_ps(_mm256_load_si256(table.used + byte)));
+                    const int64_t column = g * GROUP + 8 * part;
+                    for (int t = 0; t < T; t++)
+                        found[r][t] = _mm256_fmadd_ps(weights, _mm256_loadu_ps(x[t] + column),
+                                                      found[r][t]);
+                    values += kept;
+                }
+            }
+        for (int r = 0; r < TILE_ROWS; r++)
+            for (int t = 0; t < T; t++) sums[r][t] = total8(found[r][t]);
+    }
+
+    // Eight values; what lies behind the matrix's last is not read.
+    LEANMOE_AVX2 static __m256 load_some(const Value* values, int kept, const Value* end) {
+        if (end - values >= 8) return load8(values);
+        Value last[8] = {};
+        std::memcpy(last, values, kept * sizeof(Value));
+        return load8(last);
+    }
+};
+
+LEANMOE_AVX512 inline __mmask32 first_of(int64_t count) {
+    return static_cast<__mmask32>((uint64_t{1} << count) - 1);
+}
+
+template <int KEEP>
+LEANMOE_AVX512 inline __m512i words(const void* values, int64_t keep) {
+    if (KEEP == 16)
+        return _mm512_castsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(values)));
+    if (KEEP == 8)
+        return _mm512_castsi128_si512(_mm_loadu_si128(static_cast<const __m128i*>(values)));
+    return _mm512_maskz_loadu_epi16(first_of(keep), values);
+}
+
+template <int KEEP>
+LEANMOE_AVX512 inline __m512i expanded(const void* values, uint32_t mask, int64_t keep) {
+    return _mm512_maskz_expand_epi16(mask, words<KEEP>(values, keep));
+}
+
+struct Halves {
+    __m512 low, high;
+};
+
+template <int KEEP>
+LEANMOE_AVX512 inline Halves halves(const Bfloat16* values, uint32_t mask, int64_t keep) {
+    const __m512i all = expanded<KEEP>(values, mask, keep);
+    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(all));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(all, 1));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(low, 16)),
+            _mm512_castsi512_ps(_mm512_slli_epi32(high, 16))};
+}
+template <int KEEP>
+LEANMOE_AVX512 inline Halves halves(const Float16* values, uint32_t mask, int64_t keep) {
+    const __m512i all = expanded<KEEP>(values, mask, keep);
+    return {_mm512_cvtph_ps(_mm512_castsi512_si256(all)),
+            _mm512_cvtph_ps(_mm512_extracti64x4_epi64(all, 1))};
+}
+template <int KEEP>
+LEANMOE_AVX512 inline Halves halves(const float* values, uint32_t mask, int64_t) {
+    const __mmask16 low = mask & 0xffffu, high = mask >> 16;
+    const float* rest = values + __builtin_popcount(low);
+    return {_mm512_maskz_expandloadu_ps(low, values), _mm512_maskz_expandloadu_ps(high, rest)};
+}
+
+// How far ahead memory is fetched: the processor itself stops at the end of a page.
+constexpr int64_t AHEAD = 4096;
+
+// 32 weights at a time, multiplied in float32.
+template <class Value_, int KEEP>
+struct Avx512 {
+    using Value = Value_;
+    using Input = float;
+
+    template <int T>
+    LEANMOE_AVX512 static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x,
+                                    Sums& sums) {
+        __m512 found[TILE_ROWS][T];
+        for (int r = 0; r < TILE_ROWS; r++)
+            for (int t = 0; t < T; t++) found[r][t] = _mm512_setzero_ps();
+        const int64_t keep = KEEP ? KEEP : matrix.keep;
+        const Value* values = matrix.values_of(row);
+        const uint32_t* mask = matrix.mask_of(row);
+        for (int64_t g = 0; g < matrix.groups; g++)
+            for (int r = 0; r < TILE_ROWS; r++, values += keep) {
+                const Halves weights = halves<KEEP>(values, *mask++, keep);
+                for (int t = 0; t < T; t++) {
+                    const float* from = x[t] + g * GROUP;
+                    found[r][t] =
+                        _mm512_fmadd_ps(weights.low, _mm512_loadu_ps(from), found[r][t]);
+                    found[r][t] =
+                        _mm512_fmadd_ps(weights.high, _mm512_loadu_ps(from + 16), found[r][t]);
+                }
+            }
+        for (int r = 0; r < TILE_ROWS; r++)
+            for (int t = 0; t < T; t++) sums[r][t] = _mm512_reduce_add_ps(found[r][t]);
+    }
+};
+
+// 32 weights at a time, multiplied in pairs of bfloat16.
+template <int KEEP>
+struct Avx512Bf16 {
+    using Value = Bfloat16;
+    using Input = Bfloat16;
+
+    template <int T>
+    LEANMOE_AVX512_BF16 static void tile(const Matrix<Value>& matrix, int64_t row,
+                                         const Input* const* x, Sums& sums) {
+        __m512 found[TILE_ROWS][T];
+        for (int r = 0; r < TILE_ROWS; r++)
+            for (int t = 0; t < T; t++) found[r][t] = _mm512_setzero_ps();
+        const int64_t keep = KEEP ? KEEP : matrix.keep;
+        const Value* values = matrix.values_of(row);
+        const uint32_t* mask = matrix.mask_of(row);
+        for (int64_t g = 0; g < matrix.groups; g++, values += TILE_ROWS * keep, mask += TILE_ROWS) {
+            fetch(values, TILE_ROWS * keep * sizeof(Value));
+            // Into a register each: one for all would let every row wait for the one before it.
+            __m512bh weights[TILE_ROWS];
+            for (int r = 0; r < TILE_ROWS; r++)
+                weights[r] = reinterpret_cast<__m512bh>(
+                    expanded<KEEP>(values + r * keep, mask[r], keep));
+            for (int t = 0; t < T; t++) {
+                const auto input =
+                    reinterpret_cast<__m512bh>(_mm512_loadu_si512(x[t] + g * GROUP));
+                for (int r = 0; r < TILE_ROWS; r++)
+                    found[r][t] = _mm512_dpbf16_ps(found[r][t], weights[r], input);
+            }
+        }
+        for (int r = 0; r < TILE_ROWS; r++)
+            for (int t = 0; t < T; t++) sums[r][t] = _mm512_reduce_add_ps(found[r][t]);
+    }
+
+    LEANMOE_AVX512_BF16 static void fetch(const void* from, int64_t bytes) {
+        for (int64_t at = 0; at < bytes; at += 64)
+            _mm_prefetch(static_cast<const char*>(from) + AHEAD + at, _MM_HINT_T0);
+    }
+};
+
+#endif  // x86_64
+
+}  // namespace sparse
