@@ -43,9 +43,13 @@ try:
         set_forward_context,
     )
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
-    from vllm.model_executor.layers.fused_moe.config import RoutingMethodType
+    from vllm.model_executor.layers.fused_moe.config import (
+        FUSED_MOE_UNQUANTIZED_CONFIG,
+        RoutingMethodType,
+    )
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
     from vllm.model_executor.layers.fused_moe.fused_moe import try_get_optimal_moe_config
+    from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
     from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
     from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
         MoEPrepareAndFinalizeNoDPEPModular,
@@ -54,6 +58,9 @@ try:
     from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
     from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+    from vllm.model_executor.layers.quantization import register_quantization_config
+    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
     from vllm.platforms import current_platform
     from vllm.utils.torch_utils import direct_register_custom_op
     from vllm.v1.worker.worker_base import WorkerBase
@@ -65,15 +72,20 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "FUSED_MOE_UNQUANTIZED_CONFIG",
     "BaseRouter",
     "CPUUnquantizedExperts",
     "FusedMoEFactory",
+    "FusedMoEMethodBase",
     "GateLinear",
+    "LinearBase",
     "MoEPrepareAndFinalizeNoDPEPModular",
     "MoERunner",
     "PluggableLayer",
+    "QuantizationConfig",
     "RoutedExperts",
     "RoutingMethodType",
+    "UnquantizedLinearMethod",
     "WorkerBase",
     "check_seams",
     "cpu_fused_moe",
@@ -93,6 +105,7 @@ __all__ = [
     "no_padding",
     "op_registry_oot",
     "padding_mask",
+    "register_quantization_config",
     "scratch_tensors",
     "second_model_runner_class",
     "tensor_model_parallel_all_reduce",

@@ -1,4 +1,4 @@
-"""The plugin's compiled code, built once per machine: skip/cpu.c and the operator of direct.cpp.
+"""The plugin's compiled code, built once per machine: skip/cpu.c, direct.cpp, sparse/experts.cpp.
 
 vLLM's CPU build needs both compilers at run time for ``torch.compile`` anyway. A library is
 named by a digest of its source, its flags, the processor and, where it is linked to it, torch;
@@ -24,8 +24,10 @@ from leanmoe.files.digest import bytes_digest
 
 _SOURCE = Path(__file__).parent / "skip" / "cpu.c"
 _OPERATOR_SOURCE = Path(__file__).with_name("direct.cpp")
+_SPARSE_SOURCE = Path(__file__).parent / "sparse" / "experts.cpp"
 _FLAGS = ("-O3", "-std=c11", "-shared", "-fPIC")
 _OPERATOR_FLAGS = ("-O2", "-std=c++20", "-shared", "-fPIC")
+_SPARSE_FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp")
 
 
 class _Build(NamedTuple):
@@ -37,6 +39,7 @@ class _Build(NamedTuple):
     flags: tuple[str, ...]
     linked: tuple[str, ...] = ()
     version: str = ""  # of what it is linked to
+    headers: tuple[Path, ...] = ()
 
     @property
     def compiler(self) -> list[str]:
@@ -45,7 +48,8 @@ class _Build(NamedTuple):
     @property
     def name(self) -> str:
         how = " ".join((*self.flags, platform.machine(), self.version))
-        key = bytes_digest([self.source.read_bytes(), how.encode()])
+        read = [path.read_bytes() for path in (self.source, *self.headers)]
+        key = bytes_digest([*read, how.encode()])
         return f"{self.source.stem}-{key.removeprefix('sha256:')[:16]}.so"
 
     def compile(self, target: Path) -> None:
@@ -107,7 +111,18 @@ def library() -> ctypes.CDLL:
 @cache
 def operator_library() -> ctypes.CDLL:
     """The library that defines ``leanmoe::direct_experts``, built against the installed torch."""
+    return _loaded(_beside_torch(_OPERATOR_SOURCE, _OPERATOR_FLAGS))
+
+
+@cache
+def sparse_library() -> ctypes.CDLL:
+    """The library that defines ``leanmoe::sparse_experts``, built against the installed torch."""
+    headers = tuple(_SPARSE_SOURCE.with_name(name) for name in ("layer.h", "products.h"))
+    return _loaded(_beside_torch(_SPARSE_SOURCE, _SPARSE_FLAGS, headers))
+
+
+def _beside_torch(source: Path, flags: tuple[str, ...], headers: tuple[Path, ...] = ()) -> _Build:
     root = Path(torch.__file__).parent
-    flags = (*_OPERATOR_FLAGS, f"-I{root / 'include'}")
     linked = (f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10")
-    return _loaded(_Build(_OPERATOR_SOURCE, "CXX", "c++", flags, linked, torch.__version__))
+    found = (*flags, f"-I{root / 'include'}")
+    return _Build(source, "CXX", "c++", found, linked, torch.__version__, headers)

@@ -30,6 +30,7 @@ def register() -> None:
     from leanmoe_runtime.layers import LeanGateLinear, replace_factory
     from leanmoe_runtime.rpc import add_worker_methods
     from leanmoe_runtime.runner import LeanRunner
+    from leanmoe_runtime.sparse.method import register_method
 
     check_seams()
     if op_registry_oot.get(MoERunner.__name__) is LeanRunner:
@@ -40,3 +41,4 @@ def register() -> None:
     replace_factory(lean_experts)
     register_operator()
     add_worker_methods()
+    register_method()

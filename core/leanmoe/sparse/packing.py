@@ -26,7 +26,7 @@ class Overflow:
     """What groups have beyond their share: entries of row r from ``rows[r]`` to ``rows[r + 1]``."""
 
     rows: NDArray[np.int32]
-    columns_N: NDArray[np.int16] | NDArray[np.int32]
+    columns_N: NDArray[np.signedinteger[Any]]
     values_N: Words
 
 
@@ -106,7 +106,7 @@ def _listed(words_RC: Words, spilled_RC: Bits) -> Overflow:
     number = np.int16 if columns <= NARROW_COLUMNS else np.int32
     counts_R = spilled_RC.sum(1, dtype=np.int32)
     rows = np.concatenate([np.zeros(1, np.int32), counts_R.cumsum(dtype=np.int32)])
-    columns_N = np.nonzero(spilled_RC)[1].astype(number)
+    columns_N: NDArray[np.signedinteger[Any]] = np.nonzero(spilled_RC)[1].astype(number)
     return Overflow(rows, columns_N, words_RC[spilled_RC])
 
 
@@ -122,6 +122,31 @@ def unpack(packed: Packed, keep: int, what: str) -> Words:
         at_row = np.repeat(np.arange(rows), np.diff(listed.rows))
         words_RC[at_row, listed.columns_N] = listed.values_N
     return words_RC
+
+
+def take_rows(packed: Packed, start: int, stop: int) -> Packed:
+    """Some rows of a packed matrix."""
+    listed = packed.overflow
+    if listed is not None:
+        first, last = int(listed.rows[start]), int(listed.rows[stop])
+        rows = listed.rows[start : stop + 1] - listed.rows[start]
+        listed = Overflow(rows, listed.columns_N[first:last], listed.values_N[first:last])
+    return Packed(packed.values_RV[start:stop], packed.mask_RB[start:stop], listed)
+
+
+def take_groups(packed: Packed, keep: int, start: int, stop: int) -> Packed:
+    """Some groups of columns of a packed matrix."""
+    size, listed = GROUP // 8, packed.overflow
+    if listed is not None:
+        columns_N = listed.columns_N
+        inside_N = (columns_N >= start * GROUP) & (columns_N < stop * GROUP)
+        before = np.concatenate([np.zeros(1, np.int32), inside_N.cumsum(dtype=np.int32)])
+        inner_N: NDArray[np.signedinteger[Any]] = columns_N[inside_N] - columns_N.dtype.type(
+            start * GROUP
+        )
+        listed = Overflow(before[listed.rows], inner_N, listed.values_N[inside_N])
+    values_RV = packed.values_RV[:, start * keep : stop * keep]
+    return Packed(values_RV, packed.mask_RB[:, start * size : stop * size], listed)
 
 
 def check(packed: Packed, keep: int, what: str) -> None:

@@ -133,3 +133,15 @@ def own_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if isinstance(stated, Mapping) and stated.get("quant_method") == QUANT_METHOD:
         stated = stated.get("inner")
     return stated if isinstance(stated, Mapping) else None
+
+
+def pattern_of(settings: Mapping[str, Any]) -> str | None:
+    """The pattern of the last step that zeroed weights, from a manifest's settings."""
+    link: Mapping[str, Any] | None = settings
+    while link is not None:
+        found = link.get("pattern") or link.get("sparsity")
+        if found is not None:
+            return str(found)
+        before = link.get("before")
+        link = before["settings"] if before else None
+    return None

@@ -113,7 +113,7 @@ def is_part(name: str) -> bool:
 
 
 def find_packed(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[PackedTensor]:
-    """The packed matrices among the tensors of one file; ``CheckpointError`` where one lacks parts."""
+    """The packed matrices among a file's tensors; ``CheckpointError`` where one lacks parts."""
     ends: dict[str, set[str]] = {}
     for name in shapes:
         for end in _SUFFIXES:

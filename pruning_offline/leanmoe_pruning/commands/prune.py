@@ -16,10 +16,11 @@ from leanmoe.errors import CheckpointError, InputError
 from leanmoe.files.output import atomic_directory, atomic_write_json, check_output
 from leanmoe.manifest import Manifest, write_manifest
 from leanmoe.process.interrupts import stop_on_signals
+from leanmoe.sparse.sparse_format import pattern_of
 from leanmoe_pruning.checkpoints.opening import OpenedModel, open_model
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.cutting.cutter import Cutter
-from leanmoe_pruning.cutting.packing import Packer, packer_of, pattern_of
+from leanmoe_pruning.cutting.packing import Packer, packer_of
 from leanmoe_pruning.cutting.plan_file import check_plan_target, plan_note, write_plan
 from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.data import load_data

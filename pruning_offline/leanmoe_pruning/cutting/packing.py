@@ -1,4 +1,4 @@
-"""The routed experts of a cut checkpoint packed as they are written, one matrix in memory at a time.
+"""The routed experts of a cut checkpoint, packed as they are written, one matrix at a time.
 
 What is written in the place of a dense tensor: ``leanmoe.sparse.sparse_format`` names it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from leanmoe.sparse.sparse_format import (
     SparseFormat,
     Values,
     own_quantization,
+    pattern_of,
 )
 from leanmoe_pruning.checkpoints.opening import OpenedModel
 from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
@@ -117,11 +117,6 @@ class Packer:
     def __init__(
         self, checkpoint: Checkpoint, how: SparseFormat, orders: Mapping[str, Order] | None = None
     ) -> None:
-        if checkpoint.family.stacked or checkpoint.shape.packed:
-            raise InputError(
-                f"{checkpoint.path}: a {checkpoint.family.name} model holds all experts of a layer "
-                "in one tensor, which is not packed; leave --compress out"
-            )
         inner = own_quantization(checkpoint.config)
         self.how = how.model_copy(update={"inner": dict(inner) if inner else None})
         self._family, self._orders = checkpoint.family, dict(orders or {})
@@ -195,22 +190,19 @@ def expert_dtype(checkpoint: Checkpoint, reader: ShardReader) -> Values:
     raise CheckpointError(f"{checkpoint.path} has no experts of a tensor each to pack")
 
 
-def pattern_of(settings: Mapping[str, Any]) -> str | None:
-    """The pattern of the last step that zeroed weights, from a manifest's settings."""
-    link: Mapping[str, Any] | None = settings
-    while link is not None:
-        found = link.get("pattern") or link.get("sparsity")
-        if found is not None:
-            return str(found)
-        before = link.get("before")
-        link = before["settings"] if before else None
-    return None
+def _check_separate(checkpoint: Checkpoint) -> None:
+    if checkpoint.family.stacked or checkpoint.shape.packed:
+        raise InputError(
+            f"{checkpoint.path}: a {checkpoint.family.name} model holds all experts of a layer "
+            "in one tensor, which is not packed; leave --compress out"
+        )
 
 
 def packer_of(
     model: OpenedModel, pattern: str | None, orders: Mapping[str, Order] | None = None
 ) -> Packer:
     """A packer for a pattern, or for the one that the model's manifest tells of."""
+    _check_separate(model)
     told = None if model.manifest is None else pattern_of(model.manifest.settings)
     if (found := pattern or told) is None:
         raise InputError(

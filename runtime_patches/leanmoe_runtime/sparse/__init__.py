@@ -1,0 +1,1 @@
+"""Weight-sparse experts that stay packed in memory: loading them into vLLM, computing with them."""

@@ -1,0 +1,143 @@
+"""The operator on packed experts against the sum over experts in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import gelu, silu
+
+from leanmoe.sparse.packing import pack
+from leanmoe_runtime.sparse.kernel import PackedProjection, instruction_sets, sparse_experts
+from leanmoe_runtime.sparse.storage import first_kept, joined, put_rows
+
+ACTIVATIONS = {
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": lambda x: gelu(x, approximate="tanh"),
+}
+WORDS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+# What half precision of hidden values and outputs leaves of a sum of these sizes.
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
+KINDS = [
+    (dtype, isa)
+    for dtype in WORDS
+    for isa in instruction_sets()
+    if dtype == torch.bfloat16 or isa != "avx512_bf16"
+]
+
+
+def matrices(random, experts, rows, columns, share, dtype) -> torch.Tensor:
+    weight = random.standard_normal((experts, rows, columns)) / columns**0.5
+    kept = random.random(weight.shape) < share
+    # Some groups hold nothing, some everything.
+    kept.reshape(-1, 32)[:: max(2, rows)] = False
+    kept.reshape(-1, 32)[1 :: max(3, rows)] = True
+    return torch.from_numpy(np.where(kept, weight, 0)).to(dtype)
+
+
+def stored(weight_ERC: torch.Tensor, keep: int) -> PackedProjection:
+    experts, rows, columns = weight_ERC.shape
+    dtype, listed = weight_ERC.dtype, []
+    values = torch.empty(experts, rows, columns // 32 * keep, dtype=dtype)
+    mask = first_kept((experts, rows, columns // 8), keep)
+    for expert, weight in enumerate(weight_ERC):
+        words = weight.view(WORDS[dtype]).numpy().view(f"u{dtype.itemsize}")
+        packed = pack(words, keep, "w", overflow=True)
+        signed = torch.from_numpy(packed.values_RV.view(f"i{dtype.itemsize}"))
+        put_rows(values[expert], 0, signed.view(dtype), columns // 32)
+        put_rows(mask[expert], 0, torch.from_numpy(packed.mask_RB), columns // 32)
+        listed.append(packed.overflow)
+    overflow = joined(listed, dtype)
+    return PackedProjection(values, mask, overflow if len(overflow[1]) else ())
+
+
+def expected(x, weights, ids, gate_up, down, activate) -> torch.Tensor:
+    out = torch.zeros(x.shape, dtype=torch.float64)
+    for token, row in enumerate(ids.tolist()):
+        for place, expert in enumerate(row):
+            if expert < 0:
+                continue
+            gate, up = (gate_up[expert].double() @ x[token].double()).chunk(2)
+            hidden = activate(gate) * up
+            out[token] += weights[token, place].double() * (down[expert].double() @ hidden)
+    return out
+
+
+def compare(seed, tokens, groups, keep, share, dtype, isa, activation="silu", ordered=False):
+    random = np.random.default_rng(seed)
+    experts, top_k, wide, hidden = 3, 2, 32 * groups[0], 32 * groups[1]
+    gate_up = matrices(random, experts, 2 * hidden, wide, share, dtype)
+    down = matrices(random, experts, wide, hidden, share, dtype)
+    x = torch.from_numpy(random.standard_normal((tokens, wide))).to(dtype)
+    weights = torch.from_numpy(random.random((tokens, top_k), dtype=np.float32))
+    ids = np.stack([random.permutation(experts)[:top_k] for _ in range(tokens)] or [[0, 0]])
+    ids = torch.from_numpy(np.where(random.random(ids.shape) < 0.3, -1, ids)[:tokens]).int()
+    orders = torch.from_numpy(np.stack([random.permutation(wide) for _ in range(experts)])).int()
+    packed = torch.stack([w[:, order] for w, order in zip(gate_up, orders.long(), strict=True)])
+    found = sparse_experts(
+        x,
+        weights,
+        ids,
+        stored(packed if ordered else gate_up, keep),
+        stored(down, keep),
+        orders if ordered else None,
+        activation,
+        isa,
+    )
+    assert found.dtype == dtype
+    assert found.shape == x.shape
+    error = found.double() - expected(x, weights, ids, gate_up, down, ACTIVATIONS[activation])
+    assert error.abs().max() <= TOLERANCE[dtype] if tokens else True
+
+
+@pytest.mark.parametrize(("dtype", "isa"), KINDS, ids=str)
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 13),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.integers(1, 31),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_packed_experts_compute_their_sum(dtype, isa, seed, tokens, groups, keep, share, ordered):
+    compare(seed, tokens, groups, keep, share, dtype, isa, ordered=ordered)
+
+
+@pytest.mark.parametrize(("dtype", "isa"), KINDS, ids=str)
+@pytest.mark.parametrize("keep", [8, 16, 24])
+def test_the_patterns_of_the_format_with_many_rows(dtype, isa, keep):
+    compare(7, 200, (4, 2), keep, keep / 32, dtype, isa)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation):
+    compare(3, 5, (2, 2), 16, 0.5, torch.float32, "", activation)
+
+
+def test_an_expert_that_is_not_there_is_refused():
+    weights = torch.zeros(1, 64, 32)
+    ids = torch.tensor([[1]], dtype=torch.int32)
+    gate_up, down = stored(weights, 16), stored(torch.zeros(1, 32, 32), 16)
+    with pytest.raises(RuntimeError, match="expert 1 of 1"):
+        sparse_experts(torch.zeros(1, 32), torch.ones(1, 1), ids, gate_up, down, None, "silu")
+
+
+def test_threads_change_no_bit():
+    random = np.random.default_rng(0)
+    gate_up = matrices(random, 2, 128, 64, 0.5, torch.float32)
+    down = matrices(random, 2, 64, 64, 0.5, torch.float32)
+    x = torch.from_numpy(random.standard_normal((9, 64), dtype=np.float32))
+    ids = torch.tensor([[0, 1]] * 9, dtype=torch.int32)
+    given_ = (x, torch.full((9, 2), 0.5), ids, stored(gate_up, 16), stored(down, 16), None, "silu")
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(sparse_experts(*given_))
+    torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

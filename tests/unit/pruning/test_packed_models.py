@@ -1,0 +1,236 @@
+"""``leanmoe pack`` and ``unpack``, and every other command on a packed model."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from leanmoe.cli import main
+from leanmoe.errors import CheckpointError
+from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.checkpoints.shards import ShardReader, write_tensors
+from tests.tiny_families import write_tiny
+
+EXPERT = "model.layers.0.mlp.experts.0.gate_proj"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("source") / "model", "olmoe")
+
+
+def run(*arguments: object) -> int:
+    return main([str(one) for one in arguments])
+
+
+def pruned(source: Path, out: Path, *how: str) -> Path:
+    assert run("prune", source, "--method", "magnitude", *how, "-o", out) == 0
+    return out
+
+
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    reader = ShardReader(path)
+    return {name: reader.read(name) for name in reader.names}
+
+
+def same(left: Path, right: Path) -> bool:
+    one, other = tensors_of(left), tensors_of(right)
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+HOW = {
+    "16:32": ("--pattern", "16:32"),
+    "8:32": ("--pattern", "8:32"),
+    "2:4": ("--pattern", "2:4"),
+    "4:8": ("--pattern", "4:8"),
+    "unstructured": ("--sparsity", "0.6"),
+}
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+def test_packed_and_unpacked_it_is_the_same_model(how, source, tmp_path):
+    dense = pruned(source, tmp_path / "dense", *how)
+    assert run("pack", dense, "-o", tmp_path / "packed") == 0
+    assert same(dense, tmp_path / "packed")
+    assert run("unpack", tmp_path / "packed", "-o", tmp_path / "again") == 0
+    files = [load_file(path / "model.safetensors") for path in (dense, tmp_path / "again")]
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+    assert len(files[0]) == len(files[1])
+    configs = [
+        json.loads((path / "config.json").read_text()) for path in (dense, tmp_path / "again")
+    ]
+    assert configs[0] == configs[1]
+
+
+def test_prune_can_write_it_packed_at_once(source, tmp_path):
+    dense = pruned(source, tmp_path / "dense", "--pattern", "16:32")
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    assert same(dense, packed)
+    assert json.loads((packed / "config.json").read_text())["quantization_config"] == {
+        "quant_method": "leanmoe_sparse",
+        "schema_version": 1,
+        "keep": 16,
+        "group": 32,
+        "layout": "bitmask",
+        "dtype": "bfloat16",
+        "input_orders": False,
+    }
+
+
+@pytest.mark.parametrize(("pattern", "most"), [("16:32", 0.5625), ("8:32", 0.3125)])
+def test_expert_bytes_are_those_of_the_formula(pattern, most, source, tmp_path):
+    packed = pruned(source, tmp_path / "packed", "--pattern", pattern, "--compress")
+    reader = ShardReader(packed)
+    family = open_model(packed).family
+    experts = [name for name in reader.names if family.parse_expert(name) is not None]
+    dense = sum(reader.info(name).nbytes for name in experts)
+    assert sum(map(reader.stored_bytes, experts)) == most * dense
+
+
+def test_a_model_without_a_manifest_needs_a_pattern(source, tmp_path, capsys):
+    dense = pruned(source, tmp_path / "dense", "--pattern", "16:32")
+    (dense / "leanmoe.json").unlink()
+    assert run("pack", dense, "-o", tmp_path / "packed") == 2
+    assert "give --pattern" in capsys.readouterr().err
+    assert run("pack", dense, "-o", tmp_path / "packed", "--pattern", "16:32") == 0
+
+
+REFUSED = {
+    "breaks its pattern": ("pack", "--pattern", "8:32"),
+    "is no pattern to pack by": ("pack", "--pattern", "32:16"),
+    "is not packed": ("unpack",),
+}
+
+
+@pytest.mark.parametrize(("said", "how"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_be_packed_is_said_and_leaves_nothing(said, how, source, tmp_path, capsys):
+    command, *options = how
+    dense = pruned(source, tmp_path / "dense", "--pattern", "16:32")
+    assert run(command, dense, "-o", tmp_path / "out", *options) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_packed_twice_is_refused(source, tmp_path, capsys):
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    assert run("pack", packed, "-o", tmp_path / "out") == 2
+    assert "is packed already" in capsys.readouterr().err
+
+
+def test_a_stacked_family_is_refused(tmp_path, capsys):
+    source = write_tiny(tmp_path / "granite", "granitemoe")
+    arguments = ("--method", "magnitude", "--pattern", "16:32", "--compress")
+    assert run("prune", source, *arguments, "-o", tmp_path / "out") == 2
+    assert "holds all experts of a layer in one tensor" in capsys.readouterr().err
+
+
+def damaged(packed: Path, change) -> Path:
+    """The packed model with other tensors and no manifest that would tell."""
+    tensors = load_file(packed / "model.safetensors")
+    change(tensors)
+    (packed / "model.safetensors").unlink()
+    save_file(
+        {name: tensor.clone() for name, tensor in tensors.items()}, packed / "model.safetensors"
+    )
+    (packed / "leanmoe.json").unlink()
+    return packed
+
+
+def _flip(tensors):
+    tensors[f"{EXPERT}.weight_mask"][0, 0] ^= 1
+
+
+def _drop_mask(tensors):
+    del tensors[f"{EXPERT}.weight_mask"]
+
+
+def _shorten(tensors):
+    tensors[f"{EXPERT}.weight_values"] = tensors[f"{EXPERT}.weight_values"][:, :-16].clone()
+
+
+def _retype(tensors):
+    tensors[f"{EXPERT}.weight_mask"] = tensors[f"{EXPERT}.weight_mask"].to(torch.int32)
+
+
+DAMAGE = {
+    "values and bitmask disagree": _flip,
+    "not what belongs together": _drop_mask,
+    "marks 16 weights, expected 12": _shorten,
+    "not what it is packed as": _retype,
+}
+
+
+@pytest.mark.parametrize(("said", "change"), DAMAGE.items(), ids=DAMAGE)
+def test_parts_that_disagree_are_named(said, change, source, tmp_path):
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    with pytest.raises(CheckpointError, match=said):
+        damaged(packed, change)
+        tensors_of(packed)
+        _ = open_model(packed).reader
+
+
+def test_a_config_of_another_packing_is_refused(source, tmp_path):
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"]["keep"] = 8
+    (packed / "config.json").write_text(json.dumps(config))
+    (packed / "leanmoe.json").unlink()
+    with pytest.raises(CheckpointError, match="with 16 .* says experts are packed with 8"):
+        _ = open_model(packed).reader
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_files_are_refused_or_are_some_matrix(tmp_path):
+    """Whatever bytes change: one clear error, or numbers of the right shape."""
+    file, generator = tmp_path / "model.safetensors", random.Random(0)
+    small = torch.where(torch.rand(4, 64).argsort(1) % 2 == 0, torch.randn(4, 64), 0.0)
+    write_small(file, small)
+    whole, refused = file.read_bytes(), 0
+    for _ in range(10_000):
+        content = bytearray(whole)
+        for _ in range(generator.randint(1, 4)):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        file.write_bytes(content)
+        try:
+            reader = ShardReader(tmp_path)
+            found = [reader.read(name) for name in reader.names if name.endswith(".weight")]
+        except CheckpointError:
+            refused += 1
+            continue
+        assert all(one.shape == (4, 64) for one in found)
+    assert refused > 5_000
+
+
+def write_small(file: Path, weight: torch.Tensor) -> None:
+    from leanmoe.sparse.packing import pack
+    from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
+
+    packed = pack(to_words(weight), 8, "w", overflow=True)
+    listed = packed.overflow
+    assert listed is not None
+    write_tensors(
+        file,
+        {
+            "w.weight_values": to_tensor(packed.values_RV, torch.float32),
+            "w.weight_mask": torch.from_numpy(packed.mask_RB),
+            "w.weight_overflow_rows": torch.from_numpy(listed.rows),
+            "w.weight_overflow_columns": torch.from_numpy(listed.columns_N),
+            "w.weight_overflow_values": to_tensor(listed.values_N, torch.float32),
+        },
+    )
+
+
+def test_a_packed_model_is_pruned_again_and_stays_what_it_is(source, tmp_path):
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    dense = pruned(source, tmp_path / "dense", "--pattern", "16:32")
+    for model, out in ((packed, "a"), (dense, "b")):
+        keep = ("--method", "random", "--keep", "6", "--compress")
+        assert run("prune", model, *keep, "-o", tmp_path / out) == 0
+    assert same(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")

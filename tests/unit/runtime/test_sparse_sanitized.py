@@ -1,0 +1,25 @@
+"""The kernel on packed experts reads and writes what is its own and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import leanmoe_runtime.sparse
+from leanmoe_runtime.sparse.kernel import instruction_sets
+
+SOURCES = Path(leanmoe_runtime.sparse.__file__).parent
+
+
+@pytest.mark.slow
+def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path):
+    built = tmp_path / "sanitized"
+    source = Path(__file__).with_name("sparse_sanitized.cpp")
+    flags = ["-O1", "-std=c++20", "-fopenmp", "-w", f"-I{SOURCES}"]
+    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run(["c++", *flags, *watched, str(source), "-o", str(built)], check=True)
+    run = subprocess.run([str(built)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) == 180 * len(instruction_sets())
