@@ -19,6 +19,10 @@ BENCHES: dict[str, tuple[str, str]] = {
         "what methods decide against the published code's numbers",
     ),
     "methods": ("leanmoe_bench.methods.command", "every pruning method on the reference model"),
+    "patterns": (
+        "leanmoe_bench.patterns.command",
+        "what patterns of weight sparsity cost on the reference model",
+    ),
     "load": ("leanmoe_bench.load.command", "whether the load test's figures are true"),
     "tools": ("leanmoe_bench.tools.command", "whether other load generators see the same"),
     "tune": (

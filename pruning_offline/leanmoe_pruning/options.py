@@ -79,7 +79,7 @@ def _add(one: Field[Any], hint: Any, parser: argparse._ActionsContainer) -> None
     if one.default is not MISSING:
         settings["default"] = one.default
     if value is bool:
-        settings["action"] = "store_true"
+        settings.setdefault("action", "store_true")
     elif value is not str:
         settings["type"] = value
     if one.default is MISSING and not settings.get("required"):

@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import CheckpointError
 from leanmoe.files.digest import parse_json
+from leanmoe.sparse.sparse_format import INPUT_ORDER
 from leanmoe_pruning.checkpoints.packed import PackedTensor, find_packed, is_part
 
 SINGLE_NAME = "model.safetensors"
@@ -241,6 +244,12 @@ class ShardReader:
                 return self.packed[name].read(shard.get_tensor)
             tensor: torch.Tensor = shard.get_tensor(name).clone()
         return tensor
+
+    def input_order(self, name: str) -> NDArray[np.int32]:
+        """In which order the columns of a matrix are packed that says so."""
+        with safe_open(self.directory / self._file_of[name], framework="np") as shard:
+            order: NDArray[np.int32] = shard.get_tensor(self.packed[name].part_name(INPUT_ORDER))
+        return order
 
     @property
     def weight_bytes(self) -> int:

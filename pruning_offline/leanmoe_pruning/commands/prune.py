@@ -172,8 +172,13 @@ def _run(args: argparse.Namespace) -> Result:
         if request.plan_only:
             return _plan(request, method, inputs, chooser, decision)
         with decision.replaced or nullcontext():
-            packer = _packer(request, inputs, chooser)
-            cutter = Cutter(inputs.checkpoint, decision.layers, decision.replaced, packer)
+            cutter = Cutter(
+                inputs.checkpoint,
+                decision.layers,
+                decision.replaced,
+                decision.input_orders,
+                _packer(request, inputs, chooser),
+            )
             with progress("checking shards", cutter.n_tensors) as tick:
                 cutter.validate(tick)
             # First: where the dump cannot be written, there is no checkpoint without it either.

@@ -18,6 +18,7 @@ import torch
 
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.files.digest import file_digest
+from leanmoe.input_orders import INPUT_ORDERS_NAME, write_input_orders
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
 from leanmoe.sparse.sparse_format import CONFIG_KEY
 from leanmoe.tuned_tables import carry_tables
@@ -36,6 +37,7 @@ from leanmoe_pruning.checkpoints.shards import (
     write_index,
     write_shard,
 )
+from leanmoe_pruning.cutting.carried_orders import carried_orders, check_summable
 from leanmoe_pruning.cutting.layer_cut import LayerCut
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, layouts
 from leanmoe_pruning.cutting.packing import Packer
@@ -45,6 +47,8 @@ from leanmoe_pruning.progress import Tick
 
 _LOG = logging.getLogger(__name__)
 
+# Which are written anew.
+_OWN_FILES = ("config.json", INDEX_NAME, INPUT_ORDERS_NAME)
 Plans = Mapping[int, LayerPlan]
 
 
@@ -56,11 +60,20 @@ class Cutter:
         checkpoint: OpenedModel,
         plans: Plans,
         replaced: WeightSpool | None = None,
+        input_orders: Mapping[str, torch.Tensor] | None = None,
         packer: Packer | None = None,
     ) -> None:
+        """``input_orders`` are those of ``replaced``; where none are given the source's stay."""
         self.checkpoint = checkpoint
+        if replaced is None and any(plan.merge is not None for plan in plans.values()):
+            check_summable(checkpoint)
+        if input_orders is None:
+            self._orders = carried_orders(checkpoint, plans)
+        else:
+            self._orders = {name: order.numpy() for name, order in input_orders.items()}
         self.layouts = layouts(plans, checkpoint)
-        self._held, self._packer = HeldTensors(), packer
+        self._held = HeldTensors()
+        self._packer = None if packer is None else packer.ordered_by(self._orders)
         self._cuts = {
             layer: LayerCut(checkpoint, layer, plan, self._held) for layer, plan in plans.items()
         }
@@ -179,6 +192,9 @@ class Cutter:
         """Write the lean checkpoint without its manifest; return the digest of each file."""
         digests = dict(self._copy_side_files(directory))
         digests["config.json"] = self._write_config(directory)
+        if self._orders and self._packer is None:
+            write_input_orders(directory, self._orders, self.checkpoint.shape.hidden_size)
+            digests[INPUT_ORDERS_NAME] = file_digest(directory / INPUT_ORDERS_NAME)
         counts = {own.n_experts for own in self.layouts.values()}
         carry_tables(self.checkpoint.path, directory, counts)
         for name, pieces in self.shards.items():
@@ -231,7 +247,7 @@ class Cutter:
     def _copy_side_files(self, directory: Path) -> Iterator[tuple[str, str]]:
         """Tokenizer, chat template, generation settings, licence: all that is not weights."""
         for file in model_files(self.checkpoint.path):
-            if file.suffix in WEIGHT_SUFFIXES or file.name in ("config.json", INDEX_NAME):
+            if file.suffix in WEIGHT_SUFFIXES or file.name in _OWN_FILES:
                 continue
             shutil.copyfile(file, directory / file.name)
             yield file.name, file_digest(directory / file.name)

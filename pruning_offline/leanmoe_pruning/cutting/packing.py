@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError, InputError
-from leanmoe.families.base import Family
+from leanmoe.families.base import ExpertTensor, Family
+from leanmoe.input_orders import order_name
 from leanmoe.sparse.packing import Packed, pack, to_indices
 from leanmoe.sparse.sparse_format import (
     GROUP,
@@ -112,37 +113,34 @@ def _part(packed: Packed, end: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Packer:
-    """Writes a checkpoint's routed experts packed; ``orders`` are input orders by expert prefix."""
+    """Writes a checkpoint's routed experts packed, columns in their ``orders`` where there are."""
 
     def __init__(
-        self, checkpoint: Checkpoint, how: SparseFormat, orders: Mapping[str, Order] | None = None
+        self, family: Family, how: SparseFormat, orders: Mapping[str, Order] | None = None
     ) -> None:
-        inner = own_quantization(checkpoint.config)
-        self.how = how.model_copy(update={"inner": dict(inner) if inner else None})
-        self._family, self._orders = checkpoint.family, dict(orders or {})
-        if self._orders:
-            self.how = self.how.model_copy(update={"input_orders": True})
+        self._family, self._orders = family, orders or {}
+        self.how = how.model_copy(update={"input_orders": bool(self._orders)})
         self._held = HeldMatrix()
+
+    def ordered_by(self, orders: Mapping[str, Order]) -> Packer:
+        """The same for experts with input orders, by their names in the output."""
+        return Packer(self._family, self.how, orders)
 
     def pieces(self, piece: Piece, reader: ShardReader) -> list[Piece]:
         """What is written for a piece: itself, or the parts of an expert's matrix."""
         part = self._family.parse_expert(piece.info.name)
         if part is None:
             return [piece]
-        order = None if part.projection == "down_proj" else self._order(piece.info.name)
+        order = None if part.projection == "down_proj" else self._order(part, piece.info)
         ends = (*PARTS[self.how.layout], *([INPUT_ORDER] if order is not None else []))
         infos = self._infos(piece, reader, order)
         return [PackedPart(infos[end], end, piece, self.how, self._held, order) for end in ends]
 
-    def _order(self, name: str) -> Order | None:
-        if not self.how.input_orders:
+    def _order(self, part: ExpertTensor, info: TensorInfo) -> Order | None:
+        if not self._orders:
             return None
-        prefix = name.removesuffix(WEIGHT).rpartition(".")[0]
-        if prefix not in self._orders:
-            raise CheckpointError(
-                f"no input order is known of {prefix} and others have one; prune the model again"
-            )
-        return self._orders[prefix]
+        name = order_name(self._family, part.layer, part.expert)
+        return self._orders.get(name, np.arange(info.shape[1], dtype=np.int32))
 
     def _infos(
         self, piece: Piece, reader: ShardReader, order: Order | None
@@ -198,9 +196,7 @@ def _check_separate(checkpoint: Checkpoint) -> None:
         )
 
 
-def packer_of(
-    model: OpenedModel, pattern: str | None, orders: Mapping[str, Order] | None = None
-) -> Packer:
+def packer_of(model: OpenedModel, pattern: str | None) -> Packer:
     """A packer for a pattern, or for the one that the model's manifest tells of."""
     _check_separate(model)
     told = None if model.manifest is None else pattern_of(model.manifest.settings)
@@ -209,4 +205,6 @@ def packer_of(
             f"{model.path} has no manifest that says by which pattern its weights were zeroed; "
             "give --pattern"
         )
-    return Packer(model, SparseFormat.of_pattern(found, expert_dtype(model, model.reader)), orders)
+    how = SparseFormat.of_pattern(found, expert_dtype(model, model.reader))
+    inner = own_quantization(model.config)
+    return Packer(model.family, how.model_copy(update={"inner": dict(inner) if inner else None}))

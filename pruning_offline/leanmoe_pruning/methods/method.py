@@ -5,7 +5,7 @@ A method is one module of this package with a ``METHOD``, named in ``registry.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -44,6 +44,9 @@ class Decision:
     samples: Sequence[LayerSample] = ()
     # Final weights that stand in for the source's.
     replaced: WeightSpool | None = None
+    # With them, how input columns of experts are grouped now, int32 [D] by the names of
+    # leanmoe.input_orders; None where the weights are the source's, and so are its orders.
+    input_orders: Mapping[str, torch.Tensor] | None = None
     # Called when the output is in its place: what was kept for going on can go.
     finished: Callable[[], None] = no_tick
 

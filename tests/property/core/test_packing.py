@@ -93,7 +93,7 @@ def test_a_mask_that_breaks_its_pattern_is_named():
     words = balanced(0, 4, 2, 16)
     words[2, 32:49] = 1
     words[2, 49:] = 0
-    with pytest.raises(CheckpointError, match="weights 32 to 63 of row 2 hold 17 .* at most 16"):
+    with pytest.raises(CheckpointError, match=r"weights 32 to 63 of row 2 hold 17 .* at most 16"):
         pack(words, 16, "expert 3")
 
 

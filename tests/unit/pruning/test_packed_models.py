@@ -15,7 +15,7 @@ from leanmoe.cli import main
 from leanmoe.errors import CheckpointError
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.shards import ShardReader, write_tensors
-from tests.tiny_families import write_tiny
+from tests.tiny_families import HIDDEN, write_tiny
 
 EXPERT = "model.layers.0.mlp.experts.0.gate_proj"
 
@@ -79,7 +79,7 @@ def test_prune_can_write_it_packed_at_once(source, tmp_path):
         "group": 32,
         "layout": "bitmask",
         "dtype": "bfloat16",
-        "input_orders": False,
+        "input_orders": True,
     }
 
 
@@ -90,7 +90,8 @@ def test_expert_bytes_are_those_of_the_formula(pattern, most, source, tmp_path):
     family = open_model(packed).family
     experts = [name for name in reader.names if family.parse_expert(name) is not None]
     dense = sum(reader.info(name).nbytes for name in experts)
-    assert sum(map(reader.stored_bytes, experts)) == most * dense
+    orders = 4 * HIDDEN * sum("down_proj" not in name for name in experts)
+    assert sum(map(reader.stored_bytes, experts)) == most * dense + orders
 
 
 def test_a_model_without_a_manifest_needs_a_pattern(source, tmp_path, capsys):
@@ -181,7 +182,7 @@ def test_a_config_of_another_packing_is_refused(source, tmp_path):
     config["quantization_config"]["keep"] = 8
     (packed / "config.json").write_text(json.dumps(config))
     (packed / "leanmoe.json").unlink()
-    with pytest.raises(CheckpointError, match="with 16 .* says experts are packed with 8"):
+    with pytest.raises(CheckpointError, match=r"with 16 .* says experts are packed with 8"):
         _ = open_model(packed).reader
 
 

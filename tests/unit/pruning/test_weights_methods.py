@@ -273,7 +273,7 @@ DATA = ("--data", CALIBRATION)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--method", "wanda", *DATA), "neither was given"),
+        (("--method", "wanda", "--pattern", "unstructured", "--permute", *DATA), "--permute out"),
         (("--method", "wanda", "--sparsity", "0.5", "--pattern", "2:4", *DATA), "both were given"),
         (("--method", "wanda", "--sparsity", "0.5", "--keep", "4", *DATA), "removes no expert"),
         (("--method", "wanda", "--pattern", "3:5", *DATA), "no multiple of 5"),

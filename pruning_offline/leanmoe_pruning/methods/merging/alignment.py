@@ -22,7 +22,7 @@ def align_(weights: LayerWeights, grouping: Grouping) -> None:
     for chief, group in zip(grouping.dominant, grouping.members, strict=True):
         for expert in group:
             if expert != chief:
-                _reorder_(weights, expert, matching(weights, chief, expert))
+                weights.reorder_hidden_(expert, matching(weights, chief, expert))
 
 
 def matching(weights: LayerWeights, chief: int, expert: int) -> torch.Tensor:
@@ -42,11 +42,3 @@ def _rows(weights: LayerWeights, expert: int) -> Iterable[torch.Tensor]:
     yield views["gate_proj"][expert].float()
     yield views["up_proj"][expert].float()
     yield views["down_proj"][expert].float().T
-
-
-def _reorder_(weights: LayerWeights, expert: int, order_F: torch.Tensor) -> None:
-    views = weights.views
-    for projection in ("gate_proj", "up_proj"):
-        views[projection][expert].copy_(views[projection][expert][order_F].clone())
-    down_DF = views["down_proj"][expert]
-    down_DF.copy_(down_DF[:, order_F].clone())

@@ -31,6 +31,8 @@ class LayerWeights:
     views: Views
     scales: Views = field(default_factory=dict)
     block: Block = (128, 128)
+    # By expert, what else has a number per hidden channel: biases of gate and up projection.
+    per_hidden: tuple[tuple[torch.Tensor, ...], ...] = ()
 
     @property
     def n_experts(self) -> int:
@@ -48,6 +50,21 @@ class LayerWeights:
         view = self.views[projection][expert]
         # torch fills no float8; its zero is the byte 0.
         (view.view(torch.uint8) if view.dtype == FP8 else view).masked_fill_(drop, 0)
+
+    @property
+    def reorders_hidden(self) -> bool:
+        """Whether hidden channels can change places: scales of float8 blocks hold them fast."""
+        return all(view.dtype != FP8 for views in self.views.values() for view in views)
+
+    def reorder_hidden_(self, expert: int, order_F: torch.Tensor) -> None:
+        """Give hidden channels other places, new position to old; the expert computes the same."""
+        for projection in ("gate_proj", "up_proj"):
+            rows_FD = self.views[projection][expert]
+            rows_FD.copy_(rows_FD[order_F])
+        for vector_F in self.per_hidden[expert] if self.per_hidden else ():
+            vector_F.copy_(vector_F[order_F])
+        down_DF = self.views["down_proj"][expert]
+        down_DF.copy_(down_DF[:, order_F])
 
     def zeros(self) -> float:
         """The share of weights that are zero."""
@@ -82,9 +99,12 @@ def read_layer(reader: ShardReader, checkpoint: Checkpoint, layer: int) -> Layer
     sizes = family.block_sizes(shape, layer)
     if family.stacked:
         fused, down = (name for name, size in sizes.items() if len(size) == 3)
-        tensors = {name: reader.read(name, sizes[name]) for name in (fused, down)}
+        bias = [name for name in sizes if name == f"{fused}_bias"]
+        tensors = {name: reader.read(name, sizes[name]) for name in (fused, down, *bias)}
         split = _in_turn if family.name in _IN_TURN else _gate_over_up
-        return LayerWeights(tensors, split(tensors[fused], tensors[down]))
+        views = split(tensors[fused], tensors[down])
+        in_turn = tuple((row_G[0::2], row_G[1::2]) for name in bias for row_G in tensors[name])
+        return LayerWeights(tensors, views, per_hidden=in_turn)
     names = {
         projection: [family.expert_name(layer, e, projection) for e in range(own.n_experts)]
         for projection in PROJECTIONS

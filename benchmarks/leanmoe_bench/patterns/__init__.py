@@ -1,0 +1,1 @@
+"""``leanmoe bench patterns``: what keeping N of every M weights costs beside no groups at all."""

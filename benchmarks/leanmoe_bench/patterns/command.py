@@ -1,0 +1,62 @@
+"""``leanmoe bench patterns``: patterns of weight sparsity on the reference model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from leanmoe.command import Command, Result
+from leanmoe.errors import InputError
+from leanmoe_bench import options
+from leanmoe_bench.machine import environment
+from leanmoe_bench.patterns.measure import measure
+from leanmoe_bench.patterns.page import table
+from leanmoe_bench.patterns.runs import calibration, every_run
+
+# The calibration windows that ship, per domain.
+_MOST_WINDOWS = 64
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_case(parser, "patterns to compare, as 16:32 (default: all)")
+    parser.add_argument(
+        "--windows",
+        type=int,
+        default=_MOST_WINDOWS,
+        help="calibration windows of each domain (default: all that ship)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=100, help="of training, where rows are distilled"
+    )
+    options.add_work(parser, "keep every finished row here, and go on from there")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    if not 1 <= args.windows <= _MOST_WINDOWS:
+        raise InputError(
+            f"--windows is {args.windows}, expected 1 to the {_MOST_WINDOWS} that ship per domain"
+        )
+    data = calibration(args.windows)
+    runs = [run for run in every_run(data, args.steps) if not args.case or run.pattern in args.case]
+    if not runs:
+        raise InputError(f"no pattern {args.case[0]!r} is compared; leave --case out for all")
+    rows = []
+    with options.work_folder(args.work) as work:
+        for row in measure(runs, data, work):
+            rows.append(row)
+            print(f"{row['pattern']}: done", file=sys.stderr, flush=True)
+    return {"environment": environment(), "calibration": data, "rows": rows}
+
+
+def _show(result: Result) -> str:
+    return table(result["rows"])
+
+
+COMMAND = Command(
+    name="bench patterns",
+    help="What keeping N of every M weights costs beside the same share without groups.",
+    example="leanmoe bench patterns --work ./patterns --json",
+    add_arguments=_add_arguments,
+    run=_run,
+    show=_show,
+)

@@ -1,0 +1,71 @@
+"""Every checkpoint made and its log loss taken window by window, kept as soon as it is known.
+
+Checkpoints are removed once judged; a folder with the rows so far is gone on from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanmoe.files.output import atomic_write_json
+from leanmoe_bench.patterns.runs import HELD_OUT, Run
+from leanmoe_bench.reference import leanmoe, reference_model
+from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.data import load_data
+from leanmoe_pruning.evaluation.perplexity import domain_sums, forward
+from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.progress import no_tick
+
+Row = dict[str, Any]
+
+
+def measure(runs: Sequence[Run], data: str, work: Path) -> Iterator[Row]:
+    """The full model's row, then those of every run."""
+    model, scores = reference_model(work), work / "scores"
+    yield _once(work / "full.json", lambda: {"pattern": "full model", "losses": losses(model)})
+    if not (scores / "scores.json").exists():
+        leanmoe("score", str(model), "--data", data, "-o", str(scores))
+    places = {"model": model, "scores": scores, "sparse": work / "sparse", "out": work / "out"}
+    for run in runs:
+        yield _once(work / f"{run.name}.json", partial(_judged, run, places))
+
+
+def _once(path: Path, make: Callable[[], Row]) -> Row:
+    if not path.exists():
+        atomic_write_json(path, make())
+    found: Row = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _judged(run: Run, places: dict[str, Path]) -> Row:
+    started = time.monotonic()
+    for command in run.commands:
+        leanmoe(*(part.format(**places) for part in command))
+    seconds = round(time.monotonic() - started, 1)
+    found = losses(places["out"])
+    for made in ("out", "sparse"):
+        shutil.rmtree(places[made], ignore_errors=True)
+    shown = [" ".join(command) for command in run.commands]
+    return {**asdict(run), "commands": shown, "seconds": seconds, "losses": found}
+
+
+@torch.inference_mode()
+def losses(path: Path) -> dict[str, list[float]]:
+    """Mean log loss in nats per token of each held-out window, by domain."""
+    checkpoint = open_model(path)
+    data = load_data(HELD_OUT, checkpoint, "heldout")
+    betas = dict.fromkeys(checkpoint.layers, 0.0)
+    run = forward(DecoderStream(checkpoint), data, betas, no_tick)
+    return {
+        name: [loss / (tokens - 1) for loss, tokens in zip(mine.log_loss, mine.tokens, strict=True)]
+        for name, (mine, _) in domain_sums(run, None, data, no_tick).items()
+    }

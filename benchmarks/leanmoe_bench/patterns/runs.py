@@ -1,0 +1,69 @@
+"""Which checkpoints are compared: the commands of each, as a user would type them.
+
+``{model}``, ``{scores}``, ``{sparse}`` and ``{out}`` stand for the source, its score bundle, a
+checkpoint to train and the one to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
+HELD_OUT = ",".join(f"builtin:{domain}:4" for domain in DOMAINS)
+UNSTRUCTURED = "unstructured"
+# Patterns by the share of weights they keep.
+_PATTERNS = {50: ("16:32", "4:8", "2:4"), 75: ("24:32", "6:8"), 25: ("8:32",)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row."""
+
+    pattern: str
+    kept: int
+    permuted: bool
+    trained: bool
+    commands: tuple[tuple[str, ...], ...]
+
+    @property
+    def name(self) -> str:
+        words = (self.pattern.replace(":", "of"), f"kept {self.kept}")
+        own = [
+            word
+            for word, is_so in (("permuted", self.permuted), ("trained", self.trained))
+            if is_so
+        ]
+        return "-".join((*words, *own)).replace(" ", "-")
+
+
+def calibration(windows: int) -> str:
+    """``--data`` of as many windows of each domain."""
+    return ",".join(f"builtin:{domain}:{windows}" for domain in DOMAINS)
+
+
+def every_run(data: str, steps: int) -> Iterator[Run]:
+    """Rows of the same share together, the one without groups first; trained ones last."""
+    for kept, patterns in _PATTERNS.items():
+        yield _pruned(UNSTRUCTURED, kept, False)
+        for pattern in patterns:
+            for permuted in (False, True) if pattern.endswith(":32") else (False,):
+                yield _pruned(pattern, kept, permuted)
+    for pattern, permuted in ((UNSTRUCTURED, False), ("16:32", True)):
+        yield _trained(_pruned(pattern, 50, permuted), data, steps)
+
+
+def _pruned(pattern: str, kept: int, permuted: bool) -> Run:
+    if pattern == UNSTRUCTURED:
+        asked: tuple[str, ...] = ("--sparsity", f"{1 - kept / 100:g}")
+    else:
+        asked = ("--pattern", pattern, "--permute" if permuted else "--no-permute")
+    scored = ("--method", "moe-pruner", *asked, "--scores", "{scores}")
+    return Run(pattern, kept, permuted, False, (("prune", "{model}", *scored, "-o", "{out}"),))
+
+
+def _trained(run: Run, data: str, steps: int) -> Run:
+    first = (*run.commands[0][:-1], "{sparse}")
+    taught = ("--teacher", "{model}", "--local", "--data", data, "--steps", str(steps))
+    commands = (first, ("distill", "{sparse}", *taught, "-o", "{out}"))
+    return Run(run.pattern, run.kept, run.permuted, True, commands)

@@ -1,0 +1,81 @@
+"""The orders of input columns that a cut takes over from its source, by the experts' new places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from leanmoe.checkpoint import Checkpoint
+from leanmoe.errors import CheckpointError
+from leanmoe.input_orders import INPUT_ORDERS_NAME, order_name, read_input_orders
+from leanmoe_pruning.checkpoints.opening import OpenedModel
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
+
+
+def carried_orders(
+    checkpoint: OpenedModel, plans: Mapping[int, LayerPlan]
+) -> dict[str, np.ndarray]:
+    """Each kept expert's order under its new name; sums of experts have none.
+
+    Raises ``CheckpointError`` for a file that speaks of other experts than the checkpoint's.
+    """
+    family, carried = checkpoint.family, {}
+    orders = _orders_of(checkpoint)
+    if not orders:
+        return {}
+    _check_experts(checkpoint, orders)
+    for layer, own in checkpoint.layers.items():
+        plan = plans.get(layer)
+        if plan is not None and plan.merge is not None:
+            continue
+        kept = tuple(range(own.n_experts)) if plan is None else plan.kept
+        for place, expert in enumerate(kept):
+            found = orders.get(order_name(family, layer, expert))
+            if found is not None:
+                carried[order_name(family, layer, place)] = found
+    return carried
+
+
+def _orders_of(checkpoint: OpenedModel) -> dict[str, np.ndarray]:
+    """Packed experts hold their orders themselves."""
+    if checkpoint.packing is None or not checkpoint.packing.input_orders:
+        return read_input_orders(checkpoint.path, checkpoint.shape.hidden_size)
+    family, reader = checkpoint.family, checkpoint.reader
+    return {
+        order_name(family, layer, expert): reader.input_order(
+            family.expert_name(layer, expert, "gate_proj")
+        )
+        for layer, own in checkpoint.layers.items()
+        for expert in range(own.n_experts)
+    }
+
+
+def check_summable(checkpoint: Checkpoint) -> None:
+    """Raise ``CheckpointError`` where hidden channels of different experts no longer correspond."""
+    link: dict[str, Any] = (
+        checkpoint.manifest.model_dump(mode="json") if checkpoint.manifest else {}
+    )
+    while link:
+        if link["settings"].get("permute"):
+            raise CheckpointError(
+                f"the experts of {checkpoint.path} cannot be added up: a pattern gave each one's "
+                "hidden channels an order of its own; merge its source and prune weights after"
+            )
+        link = link["settings"].get("before") or {}
+
+
+def _check_experts(checkpoint: Checkpoint, orders: Mapping[str, np.ndarray]) -> None:
+    layers = () if checkpoint.family.stacked else checkpoint.layers.items()
+    known = {
+        order_name(checkpoint.family, layer, expert)
+        for layer, own in layers
+        for expert in range(own.n_experts)
+    }
+    if unknown := sorted(set(orders) - known):
+        raise CheckpointError(
+            f"{checkpoint.path / INPUT_ORDERS_NAME} holds {unknown[0]}, an expert that "
+            f"config.json of {checkpoint.path} does not describe; copy the file again or prune "
+            "the source again"
+        )
