@@ -106,6 +106,41 @@ AT_START: tuple[Seam, ...] = (
         ),
     ),
     _in(
+        f"{_MOE}.fused_moe_method_base",
+        "FusedMoEMethodBase.create_weights",
+        leading=(
+            *("self", "layer", "num_experts", "hidden_size"),
+            *("intermediate_size_per_partition", "params_dtype"),
+        ),
+    ),
+    _in(
+        f"{_MOE}.fused_moe_method_base",
+        "FusedMoEMethodBase.apply",
+        leading=(
+            *("self", "layer", "x", "topk_weights", "topk_ids"),
+            *("shared_experts", "shared_experts_input"),
+        ),
+    ),
+    _in(
+        f"{_MOE}.config",
+        "FusedMoEParallelConfig",
+        members=("tp_size", "tp_rank", "use_ep", "enable_eplb"),
+    ),
+    _in(f"{_MOE}.config", "FusedMoEConfig", members=("is_lora_enabled", "moe_parallel_config")),
+    _in(
+        "vllm.model_executor.layers.quantization.base_config",
+        "QuantizationConfig",
+        members=(
+            *("get_name", "get_supported_act_dtypes", "get_min_capability", "from_config"),
+            *("get_config_filenames", "get_quant_method", "maybe_update_config"),
+        ),
+    ),
+    _in(
+        "vllm.model_executor.layers.quantization",
+        "register_quantization_config",
+        leading=("quantization",),
+    ),
+    _in(
         "vllm.v1.worker.worker_base",
         "WorkerBase.__init__",
         leading=("self", "vllm_config", "local_rank", "rank"),

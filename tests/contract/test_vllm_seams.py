@@ -12,11 +12,13 @@ from vllm.model_executor.layers import fused_moe
 from vllm.model_executor.layers.fused_moe import config, layer
 from vllm.model_executor.layers.fused_moe.runner import moe_runner
 
+from leanmoe.cli import main
 from leanmoe.engine_versions import Installed
 from leanmoe.errors import RuntimeSeamError
 from leanmoe.process.environment import engine_environment
 from leanmoe_runtime import compat
 from leanmoe_runtime.device import modes
+from tests.tiny import write_tiny_mixtral
 
 
 def test_the_installed_vllm_passes():
@@ -263,3 +265,16 @@ def test_a_gpu_run_can_draw_its_weights_and_listen_to_routers():
     names = list(inspect.signature(BaseRouter.select_experts).parameters)
     assert names[:3] == ["self", "hidden_states", "router_logits"]
     assert "self.router.select_experts(" in inspect.getsource(MoERunner)
+
+
+def test_stock_vllm_stops_at_a_packed_checkpoint(warm_vllm, tmp_path):
+    model = write_tiny_mixtral(tmp_path / "model")
+    how = ("--method", "magnitude", "--pattern", "16:32", "--compress", "--no-permute")
+    assert main(["prune", str(model), *how, "-o", str(tmp_path / "packed")]) == 0
+    code = (
+        "from vllm.engine.arg_utils import EngineArgs\n"
+        f"EngineArgs(model={str(tmp_path / 'packed')!r}).create_engine_config()"
+    )
+    done = warm_vllm.run(code, engine_environment(plugin=False))
+    assert done.returncode != 0
+    assert "Unknown quantization method: leanmoe_sparse" in done.stderr

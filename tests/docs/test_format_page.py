@@ -9,6 +9,7 @@ import pytest
 from leanmoe.curve import CurvePoint, QualityCurve
 from leanmoe.layout import LayerLayout, Layout
 from leanmoe.manifest import Manifest, Source
+from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe.tuned_tables import TableRecord, TunedRecord
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge, PrunePlan
 from leanmoe_pruning.scores.bundle import BundleDescription
@@ -17,7 +18,7 @@ from tests.docs.pages import ROOT
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 MODELS = (
     *(Manifest, Source, QualityCurve, CurvePoint, Layout, LayerLayout),
-    *(TunedRecord, TableRecord),
+    *(SparseFormat, TunedRecord, TableRecord),
     *(PrunePlan, LayerPlan, Merge, BundleDescription),
 )
 _ROW = re.compile(r"^\| `(\w+)` \|.*?\| (yes|no) \|", re.MULTILINE)

@@ -57,10 +57,6 @@ class PruneOptions(Request):
         + "; ".join(f"{m.name}: {', '.join(m.variants)}" for m in METHODS.values() if m.variants),
         metavar="NAME",
     )
-    compress: bool = option(
-        "store the experts packed, without their zeros; loads in `leanmoe serve` only",
-        default=False,
-    )
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +129,8 @@ def _check_method(request: Request, method: Method[Any], model: OpenedModel) -> 
         )
     if request.plan_only and request.plan is not None:
         raise InputError("--plan is a plan already, which --plan-only would write; drop one")
+    if request.plan_only and request.compress:
+        raise InputError("--plan-only writes no checkpoint that --compress could pack; drop one")
     if request.plan_only and not method.plannable:
         raise InputError(
             f"--method {method.name} changes single weights, which no plan can say; leave "

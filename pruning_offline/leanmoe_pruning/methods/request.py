@@ -53,6 +53,10 @@ class Request:
         "write the decision to OUT as a plan that can be edited and cut later, nothing else",
         default=False,
     )
+    compress: bool = option(
+        "store the experts packed, without their zeros; loads in `leanmoe serve` only",
+        default=False,
+    )
     out: Path = out_option("lean checkpoint directory to write, or plan file with --plan-only")
     force: bool = force_option()
     seed: int = 0

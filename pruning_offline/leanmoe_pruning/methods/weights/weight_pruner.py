@@ -46,9 +46,8 @@ Settle = Callable[[int, LayerWeights, Outcome], LayerWeights]
 # What the golden sets call the three matrices.
 DUMPED: dict[Projection, str] = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 NOTHING_SAVED = (
-    "the zeros are stored and multiplied like any other weight, so a stock engine saves neither "
-    "memory nor time with this checkpoint: it shows what the sparsity costs in quality and can "
-    "be stored compressed later"
+    "the zeros are stored and multiplied like any other weight, so this checkpoint saves neither "
+    "memory nor time: --compress, or `leanmoe pack` later, stores it without them"
 )
 BY_ALL_TOKENS = (
     "no token of the data was routed to some experts, whose weights were judged by the inputs "
@@ -112,6 +111,7 @@ class WeightPruner:
     pattern: Pattern
     schedule: Schedule | None
     permute: bool
+    compressed: bool
     out: Path
 
     def settings(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class WeightPruner:
             layers={},
             tensors=found.tensors,
             facts={self._tag: {**self.settings(), "zeros": found.zeros}},
-            notes=(NOTHING_SAVED, *self._notes(), *found.notes()),
+            notes=(*self._notes(), *found.notes()),
             replaced=spool,
             input_orders=self._named(found),
             record={"zeros": {str(layer): share for layer, share in found.zeros.items()}},
@@ -141,7 +141,8 @@ class WeightPruner:
     def _notes(self) -> tuple[str, ...]:
         narrow = self.pattern == OfEvery(2, 4)
         stacked = self.permute and self.inputs.checkpoint.family.stacked
-        return (*((TOO_NARROW,) if narrow else ()), *((STACKED,) if stacked else ()))
+        said = {NOTHING_SAVED: not self.compressed, TOO_NARROW: narrow, STACKED: stacked}
+        return tuple(note for note, applies in said.items() if applies)
 
     def _named(self, found: _Found) -> dict[str, torch.Tensor]:
         family = self.inputs.checkpoint.family
@@ -248,7 +249,9 @@ def _opener(method: str) -> Callable[[Request, WeightOptions, Inputs], WeightPru
         pattern.check(shape.hidden_size, f"the gate and up projections of {inputs.checkpoint.path}")
         pattern.check(shape.expert_ffn_size, f"the down projections of {inputs.checkpoint.path}")
         schedule = _schedule(request, options, inputs, method)
-        return WeightPruner(method, inputs, pattern, schedule, permute, request.out)
+        return WeightPruner(
+            method, inputs, pattern, schedule, permute, request.compress, request.out
+        )
 
     return open_
 

@@ -1,0 +1,106 @@
+"""Packed experts in a real engine: the tokens of the same model stored dense."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from leanmoe.checkpoint import open_checkpoint
+from leanmoe.cli import main
+from leanmoe.errors import LeanMoEError
+from leanmoe_bench.engines.pair import RemoteArm
+from leanmoe_pruning.checkpoints.shards import ShardReader
+from tests.integration.runtime.one_process import WITH_PLUGIN, one_process, start
+from tests.planned_models import mixed_plan, write_planned
+from tests.tiny_families import write_tiny
+
+PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(3 + i % 9)] for i in range(20)]
+TOKENS = 10
+# float32: in bfloat16 another order of summing may tip a choice between two tokens.
+FLAGS = {**WITH_PLUGIN, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory) -> Iterator[RemoteArm]:
+    with one_process(tmp_path_factory.mktemp("ours") / "log", plugin=True) as arm:
+        yield arm
+
+
+def prune(model: Path, out: Path, *how: str) -> Path:
+    assert main(["prune", str(model), "--method", "magnitude", *how, "-o", str(out)]) == 0
+    return out
+
+
+def pack(model: Path, out: Path) -> Path:
+    assert main(["pack", str(model), "-o", str(out)]) == 0
+    return out
+
+
+def answers(arm: RemoteArm, model: Path, **flags: str) -> tuple[list, list, object]:
+    """Tokens at level 0, at the highest level, and the handshake."""
+    engine = start(arm, model, {**FLAGS, **flags})
+    layers = open_checkpoint(model).skip_layers
+    exact, report = engine.generate(PROMPTS, TOKENS), engine.handshake()
+    engine.set_betas(dict.fromkeys(layers, 1.0))
+    return exact, engine.generate(PROMPTS, TOKENS), report
+
+
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [
+        ("mixtral", ("--pattern", "16:32")),
+        ("qwen2_moe", ("--pattern", "2:4")),
+        ("deepseek_v2", ("--pattern", "8:32")),
+        ("olmoe", ("--sparsity", "0.5")),
+    ],
+)
+def test_packed_experts_give_the_tokens_of_the_dense_model(family, how, ours, tmp_path):
+    source = write_tiny(tmp_path / "source", family, dtype="float32")
+    dense = prune(source, tmp_path / "dense", *how)
+    packed = pack(dense, tmp_path / "packed")
+    exact, top_one, stock = answers(ours, dense)
+    again, top_again, report = answers(ours, packed)
+    assert again == exact
+    assert top_again == top_one != exact
+    saved = ShardReader(dense).weight_bytes - ShardReader(packed).weight_bytes
+    # Starts of overflow lists are kept in 64 bits.
+    assert stock.weight_bytes - report.weight_bytes == pytest.approx(saved, rel=0.05)
+
+
+def test_layers_that_differ_are_packed_too(ours, tmp_path):
+    source = write_tiny(tmp_path / "source", "mixtral", dtype="float32")
+    write_planned(source, tmp_path / "mixed", mixed_plan)
+    dense = prune(tmp_path / "mixed", tmp_path / "dense", "--pattern", "16:32")
+    packed = pack(dense, tmp_path / "packed")
+    assert answers(ours, packed)[:2] == answers(ours, dense)[:2]
+
+
+def test_a_dense_checkpoint_is_packed_while_loading(ours, tmp_path):
+    source = write_tiny(tmp_path / "source", "mixtral", dtype="float32")
+    dense = prune(source, tmp_path / "dense", "--pattern", "16:32", "--no-permute")
+    exact, top_one, stock = answers(ours, dense)
+    again, top_again, report = answers(ours, dense, quantization="leanmoe_sparse")
+    assert (again, top_again) == (exact, top_one)
+    assert report.weight_bytes < stock.weight_bytes
+
+
+def test_a_checkpoint_that_lacks_a_part_is_named(ours, tmp_path):
+    source = write_tiny(tmp_path / "source", "mixtral", dtype="float32")
+    packed = pack(prune(source, tmp_path / "dense", "--pattern", "16:32"), tmp_path / "packed")
+    lacking = tmp_path / "lacking"
+    shutil.copytree(packed, lacking)
+    drop(lacking / "model.safetensors", "experts.3.w2.weight_mask")
+    with pytest.raises(LeanMoEError, match=r"expert 3 of .*layers\.0\..*, w2 was not found"):
+        start(ours, lacking, FLAGS)
+
+
+def drop(file: Path, end: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    del tensors[f"model.layers.0.block_sparse_moe.{end}"]
+    file.unlink()
+    save_file(tensors, file)
