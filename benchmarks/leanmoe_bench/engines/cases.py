@@ -13,7 +13,7 @@ class Case:
 
     ``beta``: the same threshold everywhere. ``skipped``: thresholds at which that share of a
     layer's assignments is skipped, found on the running engine. ``keep``: the model is pruned to
-    so many experts first.
+    so many experts first. ``pattern``: its experts are packed, so many of every M weights left.
     """
 
     name: str
@@ -21,6 +21,7 @@ class Case:
     skipped: float | None = None
     union: UnionBudget | None = None
     keep: int | None = None
+    pattern: str | None = None
 
 
 # Half of all tokens lose their second of two experts at the published median.
@@ -30,6 +31,8 @@ CASES = (
     Case("median", skipped=_MEDIAN),
     Case("top1", beta=1.0),
     Case("keep4+median", skipped=_MEDIAN, keep=4),
+    Case("16:32", pattern="16:32"),
+    Case("keep4+16:32+median", skipped=_MEDIAN, keep=4, pattern="16:32"),
     Case("skip40", skipped=0.4),
     Case("union32", union=UnionBudget(experts=32)),
     Case("union32-redirect", union=UnionBudget(experts=32, mode=UnionMode.REDIRECT)),

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe_bench.engines.cases import Case
 from leanmoe_bench.shapes import Shape
 
@@ -42,13 +43,18 @@ def _distinct(shape: Shape, step: Step, kept: float) -> float:
     return float(shape.experts * (1.0 - (1.0 - kept / shape.experts) ** step.rows))
 
 
-def bytes_read(shape: Shape, step: Step, kept: float, budget: int | None = None) -> float:
-    """Weight bytes of a step whose tokens keep ``kept`` experts on average, ``budget`` at most."""
+def bytes_read(
+    shape: Shape, step: Step, kept: float, budget: int | None = None, stored: float = 1.0
+) -> float:
+    """Weight bytes of a step whose tokens keep ``kept`` experts on average, ``budget`` at most.
+
+    Of an expert's bytes a share ``stored`` is left where it is packed.
+    """
     distinct = _distinct(shape, step, kept)
     if budget is not None:
         # Every token's top expert is read whatever the budget says.
         distinct = min(distinct, max(budget, _distinct(shape, step, 1.0)))
-    layer = shape.attention_parameters + distinct * shape.expert_parameters
+    layer = shape.attention_parameters + distinct * shape.expert_parameters * stored
     return float(_BYTES * (shape.layers * layer + shape.head_parameters))
 
 
@@ -63,7 +69,10 @@ def ideal_ratio(shape: Shape, step: Step, skip_rate: float, case: Case | None = 
     kept = shape.top_k * (1.0 - skip_rate)
     pruned = shape if case is None or case.keep is None else replace(shape, experts=case.keep)
     budget = None if case is None or case.union is None else case.union.experts
+    pattern = None if case is None else case.pattern
+    packed = None if pattern is None else SparseFormat.of_pattern(pattern, "bfloat16")
+    stored = 1.0 if packed is None else packed.bytes_per_weight(_BYTES) / _BYTES
     return Ideal(
-        bytes_read(shape, step, shape.top_k) / bytes_read(pruned, step, kept, budget),
+        bytes_read(shape, step, shape.top_k) / bytes_read(pruned, step, kept, budget, stored),
         operations(shape, step, shape.top_k) / operations(pruned, step, kept),
     )

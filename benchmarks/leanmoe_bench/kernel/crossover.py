@@ -24,7 +24,9 @@ from leanmoe_runtime.state import LayerState
 ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
 
 
-def _kernel(experts: int, hidden: int, ffn: int) -> Kernel:
+def dense_kernel(experts: int, hidden: int, ffn: int) -> Kernel:
+    """vLLM's grouped kernel on random weights."""
+
     def weights(rows: int, columns: int) -> torch.Tensor:
         drawn = torch.empty(experts, rows, columns, dtype=torch.bfloat16).normal_(0.0, 0.02)
         packed: torch.Tensor = cpu_prepack_moe_weight(drawn, "vec")
@@ -83,7 +85,7 @@ def main() -> None:
     """Arguments: one JSON object with experts, top_k, hidden, ffn, rounds, seed."""
     layer: dict[str, Any] = json.loads(sys.argv[1])
     torch.manual_seed(layer["seed"])
-    kernel = _kernel(layer["experts"], layer["hidden"], layer["ffn"])
+    kernel = dense_kernel(layer["experts"], layer["hidden"], layer["ffn"])
     results = []
     top_k = layer["top_k"]
     for lost in sorted({1, top_k // 2, top_k - 1} - {0}):
@@ -93,3 +95,7 @@ def main() -> None:
             skipped = (rows + 1) // 2 * lost / (rows * top_k)
             results.append({"rows": rows, "skipped": round(skipped, 4), "seconds": seconds})
     print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -52,9 +52,9 @@ def compare(
     whole = write_checkpoint(shape, work / f"shape-{shape.name}-{seed}", seed)
     samples = {(case.name, m.name): Sample() for case in cases for m in measures}
     betas: dict[str, Betas] = {}
-    for keep, alike in groupby(sorted(cases, key=_kept), key=lambda case: case.keep):
+    for _, alike in groupby(sorted(cases, key=_model), key=_model):
         some = list(alike)
-        ours = whole if keep is None else _pruned(whole, keep, seed)
+        ours = _made(whole, some[0], seed)
         for turn, first in enumerate(("stock", "ours")):
             models = {"stock": whole, "ours": ours}
             flags = engine_flags(eager)
@@ -70,17 +70,28 @@ def compare(
                         yield sample.row(shape, "eager" if eager else "compiled", case, measure)
 
 
-def _kept(case: Case) -> int:
-    return case.keep or 0
+def _model(case: Case) -> tuple[int, str]:
+    return case.keep or 0, case.pattern or ""
 
 
-def _pruned(model: Path, keep: int, seed: int) -> Path:
-    """The model with ``keep`` experts per layer; which ones does not matter to its speed."""
-    target = model.with_name(f"{model.name}-keep{keep}")
-    if (target / "leanmoe.json").exists():
-        return target
-    chosen = ("--method", "random", "--keep", str(keep), "--seed", str(seed))
-    leanmoe("prune", str(model), *chosen, "-o", str(target))
+def _made(whole: Path, case: Case, seed: int) -> Path:
+    """The model that a case runs; which experts and weights are left does not matter to speed."""
+    made = whole
+    if case.keep is not None:
+        chosen = ("--method", "random", "--keep", str(case.keep), "--seed", str(seed))
+        made = _pruned(made, f"keep{case.keep}", *chosen)
+    if case.pattern is not None:
+        name = case.pattern.replace(":", "of")
+        # The search for orders takes long and what they are costs the same.
+        how = ("--method", "magnitude", "--pattern", case.pattern, "--no-permute", "--compress")
+        made = _pruned(made, name, *how)
+    return made
+
+
+def _pruned(model: Path, name: str, *how: str) -> Path:
+    target = model.with_name(f"{model.name}-{name}")
+    if not (target / "leanmoe.json").exists():
+        leanmoe("prune", str(model), *how, "-o", str(target))
     return target
 
 

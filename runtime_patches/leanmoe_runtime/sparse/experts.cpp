@@ -44,13 +44,11 @@ Projection<Value> projection_of(const Tensor& values, const Tensor& mask, at::Te
             overflow_of<Value>(overflow, mask.size(0) * rows)};
 }
 
-using Activation = float (*)(float);
-
-Activation activation_of(c10::string_view name) {
-    if (name == "silu") return sparse::silu;
-    if (name == "gelu") return sparse::gelu;
+sparse::Activate activation_of(c10::string_view name) {
+    if (name == "silu") return sparse::activate<sparse::silu>;
+    if (name == "gelu") return sparse::activate<sparse::gelu>;
     TORCH_CHECK(name == "gelu_tanh", "packed experts know silu, gelu and gelu_tanh");
-    return sparse::gelu_tanh;
+    return sparse::activate<sparse::gelu_tanh>;
 }
 
 void check_ids(const Tensor& ids, int64_t experts) {
@@ -62,7 +60,7 @@ void check_ids(const Tensor& ids, int64_t experts) {
 template <class Value>
 Tensor run_typed(const Tensor& x, const Tensor& weights, const Tensor& ids,
                  const Projection<Value>& gate_up, const Projection<Value>& down,
-                 const std::optional<Tensor>& orders, int64_t experts, Activation activate,
+                 const std::optional<Tensor>& orders, int64_t experts, sparse::Activate activate,
                  const std::string& isa) {
     Tensor out = at::empty_like(x);
     const Step<Value> step{gate_up,

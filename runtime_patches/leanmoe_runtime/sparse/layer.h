@@ -53,6 +53,9 @@ struct Projection {
     }
 };
 
+// Turns a tile's up projections into hidden values.
+using Activate = void (*)(const Sums& gate, Sums& up);
+
 // One step of one layer.
 template <class Value>
 struct Step {
@@ -63,13 +66,38 @@ struct Step {
     const int32_t* orders;            // [E, D] or null: an input's column, by its packed place
     Value* out;                       // [T, D]
     int64_t tokens, top_k, experts, width, hidden;
-    float (*activate)(float);
+    Activate activate;
 };
 
-inline float silu(float x) { return x / (1.0f + std::exp(-x)); }
+// e^x without a call, so that compilers compute several at a time: 2^n e^r with |r| below ln(2) / 2.
+inline float exponential(float x) {
+    constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: its sum with a number holds no fraction
+    x = std::min(std::max(x, -87.0f), 88.0f);
+    const float shifted = x * 1.44269504f + to_integer, n = shifted - to_integer;
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    sum = sum * r + 1.3981999507e-3f;
+    sum = sum * r + 8.3334519073e-3f;
+    sum = sum * r + 4.1665795894e-2f;
+    sum = sum * r + 1.6666665459e-1f;
+    sum = sum * r + 5.0000001201e-1f;
+    sum = sum * r * r + r + 1.0f;
+    uint32_t power;
+    std::memcpy(&power, &shifted, sizeof power);
+    return sum * bits_to_float((power << 23) + 0x3f800000u);
+}
+
+inline float silu(float x) { return x / (1.0f + exponential(-x)); }
 inline float gelu(float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678f)); }
 inline float gelu_tanh(float x) {
-    return 0.5f * x * (1.0f + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    const float inner = 0.79788456f * (x + 0.044715f * x * x * x);
+    return x * (1.0f - 1.0f / (exponential(2.0f * inner) + 1.0f));
+}
+
+template <float (*ACTIVATION)(float)>
+void activate(const Sums& gate, Sums& up) {
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (int t = 0; t < TILE_TOKENS; t++) up[r][t] *= ACTIVATION(gate[r][t]);
 }
 
 // The pairs of a step by expert, each expert's in the order of its tokens.
@@ -187,16 +215,17 @@ class Layer {
             const int tokens = static_cast<int>(std::min<int64_t>(TILE_TOKENS, last - pair));
             const Input* x[TILE_TOKENS];
             for (int t = 0; t < tokens; t++) x[t] = input_of(pair + t);
-            Sums gate, up;
+            // Places of tokens that are not there are computed with, and must hold numbers.
+            Sums gate = {}, up = {};
             multiply<Product>(matrix, row, x, tokens, gate);
             multiply<Product>(matrix, row + step_.hidden, x, tokens, up);
             const auto& overflow = step_.gate_up.overflow;
             overflow.add(first_row + row, x, tokens, gate);
             overflow.add(first_row + row + step_.hidden, x, tokens, up);
+            step_.activate(gate, up);
             for (int t = 0; t < tokens; t++)
                 for (int r = 0; r < TILE_ROWS; r++)
-                    from_float(step_.activate(gate[r][t]) * up[r][t],
-                                       hidden_.data() + (pair + t) * step_.hidden + row + r);
+                    from_float(up[r][t], hidden_.data() + (pair + t) * step_.hidden + row + r);
         }
     }
 

@@ -1,8 +1,10 @@
 """The ideal ratio follows from the shape alone; ratios are paired."""
 
+from dataclasses import replace
+
 import pytest
 
-from leanmoe_bench.engines.cases import cases_for
+from leanmoe_bench.engines.cases import Case, cases_for
 from leanmoe_bench.engines.ideal import Step, bytes_read, ideal_ratio, operations
 from leanmoe_bench.ratio import paired_ratio
 from leanmoe_bench.shapes import SHAPES
@@ -66,9 +68,19 @@ def test_a_budget_bounds_the_bytes_down_to_every_token_s_top_expert():
     )
 
 
+def test_packed_experts_are_read_in_fewer_bytes():
+    step = Step(1, 1)
+    case = Case("16:32", pattern="16:32")
+    experts_only = replace(M, heads=0, kv_heads=0, vocabulary=0)
+    found = ideal_ratio(experts_only, step, 0.0, case)
+    assert found.bytes_ratio == pytest.approx(1 / 0.5625, rel=1e-3)
+    assert found.operations_ratio == 1
+
+
 def test_the_cases_fit_their_shape():
     names = [case.name for case in cases_for(M.experts, M.top_k)]
-    assert names == ["level0", "median", "top1", "keep4+median"]
+    packed = ["16:32", "keep4+16:32+median"]
+    assert names == ["level0", "median", "top1", "keep4+median", *packed]
     fine = [case.name for case in cases_for(64, 8)]
     assert "union32" in fine and "skip40" in fine and "median" not in fine
 

@@ -79,7 +79,7 @@ int compare() {
     const bool overflow = drawn(0, 1), ordered = drawn(0, 1);
     sparse::Step<Value> step{gate_up.view(overflow), down.view(overflow), x.data(), weights.data(),
                              ids.data(), ordered ? orders.data() : nullptr, out.data(), tokens,
-                             top_k, experts, width, hidden * sparse::GROUP, sparse::silu};
+                             top_k, experts, width, hidden * sparse::GROUP, sparse::activate<sparse::silu>};
     sparse::run_on("plain", step, 2);
     float largest = 0.0f;
     for (const Value one : out) largest = std::max(largest, std::fabs(sparse::to_float(one)));

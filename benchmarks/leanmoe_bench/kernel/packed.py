@@ -1,0 +1,86 @@
+"""Times packed experts against vLLM's dense CPU kernel, threads and all.
+
+``command.py`` runs it in a process with the engine's environment: it prints one JSON list of raw
+seconds. Weights and masks are random and larger than the caches, every group balanced; routing is
+uniform. What memory can do is timed in the same turns: a large copy, which reads and writes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from leanmoe.sparse.sparse_format import GROUP, SparseFormat
+from leanmoe_bench.kernel.crossover import ROWS, dense_kernel, seconds_per_way
+from leanmoe_runtime.sparse.kernel import PackedProjection, sparse_experts
+from leanmoe_runtime.sparse.storage import empty_pages
+
+COPIED = 1 << 28
+# Masks to draw from; each is of one group.
+_MASKS = 4096
+
+
+def _projection(experts: int, rows: int, columns: int, keep: int) -> PackedProjection:
+    values = empty_pages((experts, rows, columns // GROUP * keep), torch.bfloat16)
+    values.normal_(0.0, 0.02)
+    ranks = torch.rand(_MASKS, GROUP).argsort(1).numpy()
+    pool = np.packbits(ranks < keep, axis=1, bitorder="little").view(np.int32)
+    mask = empty_pages((experts, rows, columns // 8), torch.uint8)
+    words = mask.view(torch.int32)
+    drawn = torch.randint(_MASKS, words.shape, dtype=torch.int32)
+    words.copy_(torch.from_numpy(pool.reshape(-1))[drawn.long()])
+    return PackedProjection(values, mask)
+
+
+def _packed(layer: dict[str, Any], keep: int) -> Callable[..., torch.Tensor]:
+    experts, hidden, ffn = layer["experts"], layer["hidden"], layer["ffn"]
+    gate_up = _projection(experts, 2 * ffn, hidden, keep)
+    down = _projection(experts, hidden, ffn, keep)
+    # As a pattern with input orders has it, which costs a little more.
+    orders = torch.stack([torch.randperm(hidden, dtype=torch.int32) for _ in range(experts)])
+
+    def kernel(x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return sparse_experts(x, weights, ids, gate_up, down, orders, "silu")
+
+    return kernel
+
+
+def _step(layer: dict[str, Any], rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    random = np.random.default_rng(rows)
+    experts, top_k = layer["experts"], layer["top_k"]
+    ids = np.stack([random.permutation(experts)[:top_k] for _ in range(rows)]).astype(np.int32)
+    x_TD = torch.randn(rows, layer["hidden"]).to(torch.bfloat16)
+    return x_TD, torch.full((rows, top_k), 1.0 / top_k), torch.from_numpy(ids)
+
+
+def _row(
+    layer: dict[str, Any], rows: int, kernels: dict[str, Callable[..., torch.Tensor]]
+) -> dict[str, Any]:
+    step = _step(layer, rows)
+    source = torch.ones(COPIED, dtype=torch.uint8, device="cpu")
+    target = torch.empty_like(source)
+    ways = {name: partial(kernel, *step) for name, kernel in kernels.items()}
+    seconds = seconds_per_way({**ways, "copy": lambda: target.copy_(source)}, layer["rounds"])
+    distinct = len(np.unique(step[2].numpy()))
+    dense = 2 * 3 * distinct * layer["hidden"] * layer["ffn"]
+    return {"rows": rows, "dense_bytes": dense, "copied_bytes": 2 * COPIED, "seconds": seconds}
+
+
+def main() -> None:
+    """Arguments: one JSON object with experts, top_k, hidden, ffn, rounds, seed, patterns."""
+    layer: dict[str, Any] = json.loads(sys.argv[1])
+    torch.manual_seed(layer["seed"])
+    kernels = {"dense": dense_kernel(layer["experts"], layer["hidden"], layer["ffn"])}
+    for pattern in layer["patterns"]:
+        kernels[pattern] = _packed(layer, SparseFormat.of_pattern(pattern, "bfloat16").keep)
+    print(json.dumps([_row(layer, rows, kernels) for rows in ROWS]))
+
+
+if __name__ == "__main__":
+    main()
