@@ -58,15 +58,20 @@ def _once(path: Path, make: Callable[[], Row]) -> Row:
 
 
 def _judged(run: Run, places: dict[str, Path]) -> Row:
+    _remove_made(places)  # of a run that was stopped
     started = time.monotonic()
     for command in run.commands:
         leanmoe(*(part.format(**places) for part in command))
     seconds = round(time.monotonic() - started, 1)
     found = losses(places["out"])
-    for made in ("out", "sparse"):
-        shutil.rmtree(places[made], ignore_errors=True)
+    _remove_made(places)
     shown = [" ".join(command) for command in run.commands]
     return {**asdict(run), "commands": shown, "seconds": seconds, "losses": found}
+
+
+def _remove_made(places: dict[str, Path]) -> None:
+    for made in ("out", "sparse"):
+        shutil.rmtree(places[made], ignore_errors=True)
 
 
 @torch.inference_mode()
