@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe_bench import options
 from leanmoe_bench.machine import environment
-from leanmoe_bench.patterns.measure import measure
+from leanmoe_bench.patterns.measure import Row, finished, measure
 from leanmoe_bench.patterns.page import table
 from leanmoe_bench.patterns.runs import calibration, every_run
 
@@ -28,6 +29,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, default=100, help="of training, where rows are distilled"
     )
+    parser.add_argument(
+        "--done", action="store_true", help="only the rows that --work holds, run nothing"
+    )
     options.add_work(parser, "keep every finished row here, and go on from there")
 
 
@@ -40,12 +44,15 @@ def _run(args: argparse.Namespace) -> Result:
     runs = [run for run in every_run(data, args.steps) if not args.case or run.pattern in args.case]
     if not runs:
         raise InputError(f"no pattern {args.case[0]!r} is compared; leave --case out for all")
-    rows = []
     with options.work_folder(args.work) as work:
-        for row in measure(runs, data, work):
-            rows.append(row)
-            print(f"{row['pattern']}: done", file=sys.stderr, flush=True)
+        rows = finished(runs, work) if args.done else list(_told(measure(runs, data, work)))
     return {"environment": environment(), "calibration": data, "rows": rows}
+
+
+def _told(rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
+        print(f"{row['pattern']}: done", file=sys.stderr, flush=True)
+        yield row
 
 
 def _show(result: Result) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from leanmoe.errors import InputError
 from leanmoe.files.output import atomic_write_json
 from leanmoe_bench.patterns.runs import HELD_OUT, Run
 from leanmoe_bench.reference import leanmoe, reference_model
@@ -26,17 +27,27 @@ from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
 
 Row = dict[str, Any]
+_FULL_FILE = "full.json"
 
 
 def measure(runs: Sequence[Run], data: str, work: Path) -> Iterator[Row]:
     """The full model's row, then those of every run."""
     model, scores = reference_model(work), work / "scores"
-    yield _once(work / "full.json", lambda: {"pattern": "full model", "losses": losses(model)})
+    yield _once(work / _FULL_FILE, lambda: {"pattern": "full model", "losses": losses(model)})
     if not (scores / "scores.json").exists():
         leanmoe("score", str(model), "--data", data, "-o", str(scores))
     places = {"model": model, "scores": scores, "sparse": work / "sparse", "out": work / "out"}
     for run in runs:
         yield _once(work / f"{run.name}.json", partial(_judged, run, places))
+
+
+def finished(runs: Sequence[Run], work: Path) -> list[Row]:
+    """The rows that ``work`` holds; ``InputError`` where not even the full model was judged."""
+    full = work / _FULL_FILE
+    if not full.exists():
+        raise InputError(f"{full} is missing, so nothing was measured in {work}; drop --done")
+    paths = [full, *(work / f"{run.name}.json" for run in runs)]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
 def _once(path: Path, make: Callable[[], Row]) -> Row:
@@ -47,15 +58,20 @@ def _once(path: Path, make: Callable[[], Row]) -> Row:
 
 
 def _judged(run: Run, places: dict[str, Path]) -> Row:
+    _remove_made(places)  # of a run that was stopped
     started = time.monotonic()
     for command in run.commands:
         leanmoe(*(part.format(**places) for part in command))
     seconds = round(time.monotonic() - started, 1)
     found = losses(places["out"])
-    for made in ("out", "sparse"):
-        shutil.rmtree(places[made], ignore_errors=True)
+    _remove_made(places)
     shown = [" ".join(command) for command in run.commands]
     return {**asdict(run), "commands": shown, "seconds": seconds, "losses": found}
+
+
+def _remove_made(places: dict[str, Path]) -> None:
+    for made in ("out", "sparse"):
+        shutil.rmtree(places[made], ignore_errors=True)
 
 
 @torch.inference_mode()

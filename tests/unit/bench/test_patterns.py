@@ -75,6 +75,16 @@ def test_what_cannot_be_measured_is_refused(options, said, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_done_shows_the_rows_there_are_and_runs_nothing(tmp_path, capsys):
+    options = ["bench", "patterns", "--done", "--work", str(tmp_path), "--json"]
+    assert main(options) == 2
+    assert "nothing was measured" in capsys.readouterr().err
+    for name, one in (("full", ROWS[0]), ("unstructured-kept-50", ROWS[1])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(one))
+    assert main(options) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == ROWS[:2]
+
+
 def test_the_page_holds_the_table_of_the_recorded_rows():
     recorded = json.loads((ROOT / "benchmarks/results/patterns.json").read_text())
     assert COMMAND.show(recorded) in (ROOT / "docs/results.md").read_text()

@@ -70,21 +70,22 @@ def _dealt(best_RC: torch.Tensor, group: int) -> np.ndarray:
 def _improve_(slots_GM: np.ndarray, together_CC: np.ndarray, seed: int) -> None:
     """Deal columns again, one of each group at a time, until no deal is better."""
     drawn = np.random.default_rng(seed)
-    sums_CG = np.stack([together_CC[:, held].sum(1, dtype=np.float64) for held in slots_GM], axis=1)
+    sums_GC = np.stack([together_CC[held].sum(0, dtype=np.float64) for held in slots_GM])
     for _ in range(ROUNDS):
         drawn.permuted(slots_GM, axis=1, out=slots_GM)
-        if not sum(_deal_(slots_GM[:, m], together_CC, sums_CG) for m in range(slots_GM.shape[1])):
+        if not sum(_deal_(slots_GM[:, m], together_CC, sums_GC) for m in range(slots_GM.shape[1])):
             return
 
 
-def _deal_(columns_G: np.ndarray, together_CC: np.ndarray, sums_CG: np.ndarray) -> int:
+def _deal_(columns_G: np.ndarray, together_CC: np.ndarray, sums_GC: np.ndarray) -> int:
     """Deal one column of each group anew, in place; how many went elsewhere."""
     # What each would meet in each group, the column that leaves it left out.
-    meets_GG = sums_CG[columns_G] - together_CC[np.ix_(columns_G, columns_G)]
+    meets_GG = sums_GC[:, columns_G].T - together_CC[np.ix_(columns_G, columns_G)]
     _, to_G = linear_sum_assignment(meets_GG)
     before_G = columns_G.copy()
     columns_G[to_G] = before_G
     moved = np.flatnonzero(columns_G != before_G)
-    sums_CG[:, moved] += together_CC[:, columns_G[moved]]
-    sums_CG[:, moved] -= together_CC[:, before_G[moved]]
+    # Rows of the symmetric counts, which lie in one piece.
+    sums_GC[moved] += together_CC[columns_G[moved]]
+    sums_GC[moved] -= together_CC[before_G[moved]]
     return len(moved)
