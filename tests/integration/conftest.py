@@ -1,4 +1,4 @@
-"""The tiny model and one live server on it, each made once per test session."""
+"""The tiny model, one live server on it and what starts engines, each made once per session."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Forked, forking
 from tests.integration.live_server import LiveServer, live_server
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
@@ -18,9 +19,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def forked() -> Iterator[type[Forked]]:
+    """``subprocess.Popen`` for engines and servers that need no Python of their own."""
+    with forking() as popen:
+        yield popen
+
+
+@pytest.fixture(scope="session")
+def server(
+    tiny_model: Path, forked: type[Forked], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
     """A ready server without keys at level 0."""
-    with live_server(tiny_model, tmp_path_factory.mktemp("server") / "server.log") as running:
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with live_server(tiny_model, log, popen=forked) as running:
         assert running.get("/ready").status_code == 200, running.log.read_text()[-4000:]
         yield running
 

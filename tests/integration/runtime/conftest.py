@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from leanmoe.messages import HandshakeReport, PolicyUpdate, SkipSnapshot
+from leanmoe.process.group import ProcessGroup
+from leanmoe_bench.engines import pair
 from leanmoe_bench.engines.pair import RemoteArm
+from tests.forked import Forked
 from tests.tiny import write_tiny_mixtral
 
 ENGINE = {
@@ -50,6 +53,21 @@ class Engine:
         update = PolicyUpdate(level=max(betas.values()), betas=betas, version=self.version)
         self.rpc("leanmoe_set_policy", update.model_dump_json())
         return self.snapshot()
+
+
+@pytest.fixture(scope="package", autouse=True)
+def forked_arms(forked: type[Forked]) -> Iterator[None]:
+    """Every engine of these tests forks off one process: imports take most of a start."""
+
+    class ForkedGroup(ProcessGroup):
+        def __init__(self, command, *, env, output, **options) -> None:
+            self.process = forked(
+                command, env=env, stdout=output, stderr=output, start_new_session=True, **options
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair, "ProcessGroup", ForkedGroup)
+        yield
 
 
 @pytest.fixture(scope="package")

@@ -18,6 +18,7 @@ USER, ADMIN = "s3cret-user", "s3cret-admin"
 def keyed_server(
     tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
+    """Started as a user does: a process tells the environment that it was started with."""
     log = tmp_path_factory.mktemp("keyed") / "log"
     environment = {"LEANMOE_ADMIN_KEY": ADMIN, "VLLM_API_KEY": USER}
     with live_server(tiny_model, log, "--max-kld", "0.05", environment=environment) as running:

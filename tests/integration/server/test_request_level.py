@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from leanmoe.wire import LEVEL_HEADER
+from tests.forked import Forked
 from tests.integration.live_server import LiveServer, live_server
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
@@ -21,14 +22,15 @@ PROMPTS = [" ".join(WORDS[i : i + 4] + WORDS[: i % 5]) for i in range(10)]
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def mixed(forked: type[Forked], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server in float32: what stands in a batch then changes no token by rounding."""
     folder = tmp_path_factory.mktemp("mixed")
     model = write_tiny_curve(write_tiny_mixtral(folder / "tiny", dtype="float32"))
     flags = ("--max-model-len", "1024", "--max-num-seqs", "32", "--dtype", "float32")
     cache = ("--kv-cache-memory-bytes", "100000000")
     log = folder / "server.log"
-    with live_server(model, log, "--max-skip-level", "1", flags=(*flags, *cache)) as running:
+    given = {"flags": (*flags, *cache), "popen": forked}
+    with live_server(model, log, "--max-skip-level", "1", **given) as running:
         assert running.get("/ready").status_code == 200, running.log.read_text()[-4000:]
         yield running
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.forked import Forked
 from tests.integration.live_server import LiveServer, live_server, wait_for
 from tests.tiny import write_tiny_mixtral
 
@@ -85,10 +86,11 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_mixtral(tmp_path_factory.mktemp("models") / "slow", layers=48)
 
 
-def test_streams_finish_within_the_drain_time(slow_model: Path, tmp_path: Path) -> None:
-    with live_server(
-        slow_model, tmp_path / "log", "--drain-seconds", str(STREAM_SECONDS)
-    ) as server:
+def test_streams_finish_within_the_drain_time(
+    slow_model: Path, forked: type[Forked], tmp_path: Path
+) -> None:
+    waiting = ("--drain-seconds", str(STREAM_SECONDS))
+    with live_server(slow_model, tmp_path / "log", *waiting, popen=forked) as server:
         streams = stop_mid_stream(server)
     assert [(s.reason, s.error) for s in streams] == [("length", None)] * 3
 
@@ -96,14 +98,20 @@ def test_streams_finish_within_the_drain_time(slow_model: Path, tmp_path: Path) 
 def test_a_signal_to_every_process_leaves_nobody_and_no_stream_hanging(
     slow_model: Path, tmp_path: Path
 ) -> None:
-    """A worker told to stop cannot finish: its streams end with an error event or are complete."""
+    """A worker told to stop cannot finish: its streams end with an error event or are complete.
+
+    Started as a user does, so that these are the processes a user has.
+    """
     with live_server(slow_model, tmp_path / "log") as server:
         streams = stop_mid_stream(server, to_group=True)
     assert all((s.reason == "length") != (s.error is not None) for s in streams), streams
 
 
-def test_streams_end_cleanly_after_the_drain_time(slow_model: Path, tmp_path: Path) -> None:
-    with live_server(slow_model, tmp_path / "log", "--drain-seconds", "1") as server:
+def test_streams_end_cleanly_after_the_drain_time(
+    slow_model: Path, forked: type[Forked], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with live_server(slow_model, log, "--drain-seconds", "1", popen=forked) as server:
         streams = stop_mid_stream(server)
         text = server.log.read_text()
     assert [(s.reason, s.error) for s in streams] == [("abort", None)] * 3
