@@ -1,8 +1,8 @@
 """Engine processes forked off one that imported vLLM: imports take most of a start.
 
-``Forked`` stands in for ``subprocess.Popen`` where a command is ``python -m MODULE ARGUMENT...``. What
-runs is the real command with its own environment, descriptors and session, a child of the tests
-like any other; so are the processes that vLLM itself spawns, which fork off it in turn.
+``Forked`` stands in for ``subprocess.Popen`` where a command is ``python -m MODULE ARGUMENT...``.
+What runs is the real command with its own environment, descriptors and session, a child of the
+tests like any other. The workers that vLLM itself spawns fork off it in turn.
 """
 
 from __future__ import annotations

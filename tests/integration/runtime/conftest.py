@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,11 +58,15 @@ class Engine:
 
 @pytest.fixture(scope="package", autouse=True)
 def forked_arms(forked: type[Forked]) -> Iterator[None]:
-    """Every engine of these tests forks off one process: imports take most of a start."""
+    """The engines of these tests fork off one process: imports take most of a start.
+
+    But for those that interpret kernels, which Triton wants to know when it is imported.
+    """
 
     class ForkedGroup(ProcessGroup):
         def __init__(self, command, *, env, output, **options) -> None:
-            self.process = forked(
+            start = subprocess.Popen if "TRITON_INTERPRET" in env else forked
+            self.process = start(
                 command, env=env, stdout=output, stderr=output, start_new_session=True, **options
             )
 

@@ -133,8 +133,11 @@ def test_chat_streams_and_responses_take_a_level(mixed: LiveServer) -> None:
     assert response.parse().usage.model_extra["expert_skipping"] == {"level": 1.0}
 
 
-def test_a_level_above_the_cap_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with live_server(tiny_model, tmp_path / "log", "--max-skip-level", "0.5") as capped:
+def test_a_level_above_the_cap_is_refused(
+    tiny_model: Path, forked: type[Forked], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with live_server(tiny_model, log, "--max-skip-level", "0.5", popen=forked) as capped:
         with pytest.raises(openai.BadRequestError, match="the most this server allows"):
             text_of(capped, PROMPTS[0], {"level": 0.6})
         assert text_of(capped, PROMPTS[0], {"level": 0.5})
