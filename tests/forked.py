@@ -7,6 +7,7 @@ tests like any other. The workers that vLLM itself spawns fork off it in turn.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -92,14 +93,15 @@ def forking() -> Iterator[type[Forked]]:
         yield type("Forked", (Forked,), {"link": ours})
 
 
-def _serve(link: socket.socket) -> None:
+def _serve(link: socket.socket) -> NoReturn:
     """Fork for each request until the other end is closed."""
     for name in _IMPORTED:
         import_module(name)
-    while head := socket.recv_fds(link, 8, 16):
+    while True:
+        head = socket.recv_fds(link, 8, 16)
         length, said = int.from_bytes(head[0], "big"), b""
         if not length:
-            return
+            os._exit(0)  # what vLLM would tidy up takes seconds, and is nothing here
         while len(said) < length:
             said += link.recv(length - len(said))
         read, write = os.pipe()
@@ -131,7 +133,11 @@ def _become(asked: dict[str, Any], descriptors: list[int]) -> NoReturn:
     util.spawnv_passfds = _forked_or(util.spawnv_passfds)
     argv = [one for one in asked["argv"] if one != "-P"]
     sys.argv = argv[1:]
-    _end_with(lambda: runpy.run_module(argv[1], run_name="__main__", alter_sys=True))
+    # What ends with an interpreter, as the engine of a process does, ends with this one.
+    _end_with(
+        lambda: runpy.run_module(argv[1], run_name="__main__", alter_sys=True),
+        atexit._run_exitfuncs,
+    )
 
 
 def _forked_or(spawn: Callable[..., int]) -> Callable[..., int]:
@@ -169,7 +175,7 @@ def _blind(kept: Collection[int]) -> None:
                 os.dup2(nothing, fd, inheritable=False)
 
 
-def _end_with(run: Callable[[], object]) -> NoReturn:
+def _end_with(run: Callable[[], object], last: Callable[[], object] = int) -> NoReturn:
     code = 1
     try:
         run()
@@ -178,6 +184,7 @@ def _end_with(run: Callable[[], object]) -> NoReturn:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
+    last()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from leanmoe.process.group import ProcessGroup
+from leanmoe_bench.engines import pair
 from tests.forked import Forked, forking
 from tests.integration.live_server import LiveServer, live_server
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
@@ -23,6 +26,25 @@ def forked() -> Iterator[type[Forked]]:
     """``subprocess.Popen`` for engines and servers that need no Python of their own."""
     with forking() as popen:
         yield popen
+
+
+@pytest.fixture(scope="package")
+def forked_arms(forked: type[Forked]) -> Iterator[None]:
+    """The engines of ``RemoteArm``s fork off one process: imports take most of a start.
+
+    But for those that interpret kernels, which Triton wants to know when it is imported.
+    """
+
+    class ForkedGroup(ProcessGroup):
+        def __init__(self, command, *, env, output, **options) -> None:
+            start = subprocess.Popen if "TRITON_INTERPRET" in env else forked
+            self.process = start(
+                command, env=env, stdout=output, stderr=output, start_new_session=True, **options
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair, "ProcessGroup", ForkedGroup)
+        yield
 
 
 @pytest.fixture(scope="session")

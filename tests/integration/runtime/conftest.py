@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from leanmoe.messages import HandshakeReport, PolicyUpdate, SkipSnapshot
-from leanmoe.process.group import ProcessGroup
-from leanmoe_bench.engines import pair
 from leanmoe_bench.engines.pair import RemoteArm
-from tests.forked import Forked
 from tests.tiny import write_tiny_mixtral
 
 ENGINE = {
@@ -57,22 +53,8 @@ class Engine:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def forked_arms(forked: type[Forked]) -> Iterator[None]:
-    """The engines of these tests fork off one process: imports take most of a start.
-
-    But for those that interpret kernels, which Triton wants to know when it is imported.
-    """
-
-    class ForkedGroup(ProcessGroup):
-        def __init__(self, command, *, env, output, **options) -> None:
-            start = subprocess.Popen if "TRITON_INTERPRET" in env else forked
-            self.process = start(
-                command, env=env, stdout=output, stderr=output, start_new_session=True, **options
-            )
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pair, "ProcessGroup", ForkedGroup)
-        yield
+def _forked(forked_arms: None) -> None:
+    """All engines of this folder."""
 
 
 @pytest.fixture(scope="package")

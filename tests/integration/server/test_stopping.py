@@ -49,14 +49,18 @@ def read_stream(server: LiveServer, seen: Stream, tokens: int = TOKENS) -> None:
         seen.begun.set()
 
 
-def stop_mid_stream(server: LiveServer, to_group: bool = False) -> list[Stream]:
+def stop_mid_stream(
+    server: LiveServer, to_group: bool = False, tokens: int = TOKENS
+) -> list[Stream]:
     """SIGTERM while three streams run; what they saw when the server had ended."""
     family = server.processes()
     assert len(family) >= 3
     # A client's first stream builds its classes for seconds, in which the server runs ahead.
     read_stream(server, Stream(), tokens=8)
     streams = [Stream() for _ in range(3)]
-    threads = [threading.Thread(target=read_stream, args=(server, seen)) for seen in streams]
+    threads = [
+        threading.Thread(target=read_stream, args=(server, seen, tokens)) for seen in streams
+    ]
     for thread in threads:
         thread.start()
     assert all(seen.begun.wait(60) for seen in streams)
@@ -91,7 +95,8 @@ def test_streams_finish_within_the_drain_time(
 ) -> None:
     waiting = ("--drain-seconds", str(STREAM_SECONDS))
     with live_server(slow_model, tmp_path / "log", *waiting, popen=forked) as server:
-        streams = stop_mid_stream(server)
+        # These are waited for: enough that none ends before the signal.
+        streams = stop_mid_stream(server, tokens=200)
     assert [(s.reason, s.error) for s in streams] == [("length", None)] * 3
 
 
