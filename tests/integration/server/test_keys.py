@@ -67,7 +67,7 @@ def test_no_key_in_the_log_or_in_the_workers(keyed_server: LiveServer) -> None:
 
 
 def test_memory_and_weights_are_measured(keyed_server: LiveServer) -> None:
-    """Of processes of their own: forked ones share pages, and each is told its part of them."""
+    """Told by their titles, which processes that the tests fork do not show."""
     samples = keyed_server.metrics()
     assert samples["leanmoe_handshake_complete", ""] == 1.0
     resident = {
