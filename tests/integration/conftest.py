@@ -1,12 +1,16 @@
-"""The tiny model and one live server on it, each made once per test session."""
+"""The tiny model, one live server on it and what starts engines, each made once per session."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from leanmoe.process.group import ProcessGroup
+from leanmoe_bench.engines import pair
+from tests.forked import Forked, forking
 from tests.integration.live_server import LiveServer, live_server
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
@@ -18,9 +22,38 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def forked() -> Iterator[type[Forked]]:
+    """``subprocess.Popen`` for engines and servers that need no Python of their own."""
+    with forking() as popen:
+        yield popen
+
+
+@pytest.fixture(scope="package")
+def forked_arms(forked: type[Forked]) -> Iterator[None]:
+    """The engines of ``RemoteArm``s fork off one process: imports take most of a start.
+
+    But for those that interpret kernels, which Triton wants to know when it is imported.
+    """
+
+    class ForkedGroup(ProcessGroup):
+        def __init__(self, command, *, env, output, **options) -> None:
+            start = subprocess.Popen if "TRITON_INTERPRET" in env else forked
+            self.process = start(
+                command, env=env, stdout=output, stderr=output, start_new_session=True, **options
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair, "ProcessGroup", ForkedGroup)
+        yield
+
+
+@pytest.fixture(scope="session")
+def server(
+    tiny_model: Path, forked: type[Forked], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
     """A ready server without keys at level 0."""
-    with live_server(tiny_model, tmp_path_factory.mktemp("server") / "server.log") as running:
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with live_server(tiny_model, log, popen=forked) as running:
         assert running.get("/ready").status_code == 200, running.log.read_text()[-4000:]
         yield running
 

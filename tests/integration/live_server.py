@@ -18,6 +18,7 @@ import openai
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from leanmoe.process.environment import engine_environment
 from leanmoe.process.ports import free_port
 
 START_SECONDS = 300.0
@@ -116,6 +117,12 @@ def stop(server: LiveServer) -> None:
         server.process.wait(STOP_SECONDS)
 
 
+def _environment(added: Mapping[str, str], popen: type[subprocess.Popen[bytes]]) -> dict[str, str]:
+    """The user's; or that of the engine, for which the command would start a Python anew."""
+    given = {**os.environ, **added}
+    return given if popen is subprocess.Popen else engine_environment(base=given)
+
+
 @contextmanager
 def live_server(
     model: Path,
@@ -123,16 +130,20 @@ def live_server(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     flags: Sequence[str] = (*_FLAGS, *_CACHE),
+    popen: type[subprocess.Popen[bytes]] = subprocess.Popen,
 ) -> Iterator[LiveServer]:
-    """A server on a free loopback port that listens, ready or not; stopped at the end."""
+    """A server on a free loopback port that listens, ready or not; stopped at the end.
+
+    ``popen`` starts it: as a user does, unless another is given.
+    """
     port = free_port()
     command = serve_command(model, "--host", "127.0.0.1", "--port", str(port), *flags, *arguments)
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        process = popen(
             command,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env=_environment(environment or {}, popen),
             start_new_session=True,
         )
     server = LiveServer(f"http://127.0.0.1:{port}", str(model), log, process)

@@ -1,15 +1,15 @@
 """The GPU run rehearsed: the real command on one real pair of engines, with a tiny model."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 
+from leanmoe_bench.gpu.command import main
 from leanmoe_bench.gpu.models import MODELS
 
-DOOR = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
 MODEL = "qwen3-30b-a3b"
 TINY = MODELS[MODEL].tiny()
 WANTED = [f"{kind}:{MODEL}" for kind in ("tokens", "speed", "budget", "profile")]
@@ -17,12 +17,13 @@ SIZES = ["--decode", "1,4", "--prefill", "64", "--rounds", "1", "--limit", "1800
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """The finished process and its file of rows; one pair of engines serves all four parts."""
-    out = tmp_path_factory.mktemp("rehearsal") / "rows.jsonl"
-    command = [sys.executable, DOOR, "--rehearse", *WANTED, *SIZES, "--out", out]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    return ended, out.read_text()
+def done(forked_arms, tmp_path_factory):
+    """How the command ended and its file of rows; one pair of engines serves all four parts."""
+    path = tmp_path_factory.mktemp("rehearsal") / "rows.jsonl"
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = main(["--rehearse", *WANTED, *SIZES, "--out", str(path)])
+    ended = SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+    return ended, path.read_text()
 
 
 @pytest.fixture(scope="module")

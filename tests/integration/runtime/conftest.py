@@ -52,6 +52,11 @@ class Engine:
         return self.snapshot()
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _forked(forked_arms: None) -> None:
+    """All engines of this folder."""
+
+
 @pytest.fixture(scope="package")
 def tiny_model(tmp_path_factory) -> Path:
     return write_tiny_mixtral(tmp_path_factory.mktemp("runtime") / "tiny")

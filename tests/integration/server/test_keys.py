@@ -1,7 +1,8 @@
-"""User keys and the admin key on a live server; neither reaches the log or the workers."""
+"""A server started as a user does, with keys that reach neither log nor workers; its memory."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ USER, ADMIN = "s3cret-user", "s3cret-admin"
 def keyed_server(
     tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
+    """Started as a user does: a process tells the environment that it was started with."""
     log = tmp_path_factory.mktemp("keyed") / "log"
     environment = {"LEANMOE_ADMIN_KEY": ADMIN, "VLLM_API_KEY": USER}
     with live_server(tiny_model, log, "--max-kld", "0.05", environment=environment) as running:
@@ -62,6 +64,20 @@ def test_no_key_in_the_log_or_in_the_workers(keyed_server: LiveServer) -> None:
     workers = [p for p in keyed_server.processes() if p.pid != keyed_server.process.pid]
     assert workers
     assert all(ADMIN not in value for p in workers for value in environment_of(p).values())
+
+
+def test_memory_and_weights_are_measured(keyed_server: LiveServer) -> None:
+    """Told by their titles, which processes that the tests fork do not show."""
+    samples = keyed_server.metrics()
+    assert samples["leanmoe_handshake_complete", ""] == 1.0
+    resident = {
+        key: v for (name, key), v in samples.items() if name == "leanmoe_resident_memory_bytes"
+    }
+    assert {"api_server", "engine_core", "rank0"} <= set(resident)
+    assert all(size > 50e6 for process, size in resident.items() if process != "other")
+    files = (Path(keyed_server.model) / "model.safetensors").stat().st_size
+    assert samples["leanmoe_weight_bytes", ""] == pytest.approx(files, rel=0.1)
+    assert math.isfinite(samples["leanmoe_snapshot_age_seconds", ""])
 
 
 def environment_of(process: psutil.Process) -> dict[str, str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from leanmoe.process.environment import engine_environment
+from tests.forked import Forked
 from tests.integration.live_server import serve_command
 
 
@@ -25,6 +27,19 @@ def serve(model: Path | str, *arguments: str, **environment: str) -> tuple[int, 
         env={**os.environ, **environment},
     )
     return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
+def serve_forked(forked: type[Forked], model: Path, *arguments: str) -> tuple[int, str]:
+    """The same for what is refused once vLLM is imported."""
+    with forked(
+        serve_command(model, *arguments),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=engine_environment(),
+        start_new_session=True,
+    ) as process:
+        _, said = process.communicate(timeout=120)
+    return process.returncode, said.strip().splitlines()[-1]
 
 
 @pytest.fixture
@@ -82,16 +97,18 @@ def test_a_changed_weight_file(copied_model: Path, no_vllm: str) -> None:
     assert "model.safetensors does not match the manifest" in sentence
 
 
-def test_what_vllm_offers_and_we_cannot_take(tiny_model: Path) -> None:
-    code, sentence = serve(tiny_model, "--enable-return-routed-experts")
+def test_what_vllm_offers_and_we_cannot_take(tiny_model: Path, forked: type[Forked]) -> None:
+    code, sentence = serve_forked(forked, tiny_model, "--enable-return-routed-experts")
     assert code == 2 and "cannot take --enable-return-routed-experts" in sentence
 
 
-def test_a_tuned_table_where_no_kernel_reads_one(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_tuned_table_where_no_kernel_reads_one(
+    tiny_model: Path, forked: type[Forked], tmp_path: Path
+) -> None:
     table = tmp_path / "E=8,N=256,device_name=NVIDIA_H200.json"
     blocks = {f"BLOCK_SIZE_{letter}": 64 for letter in "MNK"}
     table.write_text(
         json.dumps({"1": {**blocks, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3}})
     )
-    code, sentence = serve(tiny_model, "--tuned-table", str(table))
+    code, sentence = serve_forked(forked, tiny_model, "--tuned-table", str(table))
     assert code == 2 and "this engine reads no tables (it does not run on CUDA)" in sentence

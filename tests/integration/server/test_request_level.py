@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from leanmoe.wire import LEVEL_HEADER
+from tests.forked import Forked
 from tests.integration.live_server import LiveServer, live_server
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
@@ -21,14 +22,15 @@ PROMPTS = [" ".join(WORDS[i : i + 4] + WORDS[: i % 5]) for i in range(10)]
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def mixed(forked: type[Forked], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server in float32: what stands in a batch then changes no token by rounding."""
     folder = tmp_path_factory.mktemp("mixed")
     model = write_tiny_curve(write_tiny_mixtral(folder / "tiny", dtype="float32"))
     flags = ("--max-model-len", "1024", "--max-num-seqs", "32", "--dtype", "float32")
     cache = ("--kv-cache-memory-bytes", "100000000")
     log = folder / "server.log"
-    with live_server(model, log, "--max-skip-level", "1", flags=(*flags, *cache)) as running:
+    given = {"flags": (*flags, *cache), "popen": forked}
+    with live_server(model, log, "--max-skip-level", "1", **given) as running:
         assert running.get("/ready").status_code == 200, running.log.read_text()[-4000:]
         yield running
 
@@ -131,8 +133,11 @@ def test_chat_streams_and_responses_take_a_level(mixed: LiveServer) -> None:
     assert response.parse().usage.model_extra["expert_skipping"] == {"level": 1.0}
 
 
-def test_a_level_above_the_cap_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with live_server(tiny_model, tmp_path / "log", "--max-skip-level", "0.5") as capped:
+def test_a_level_above_the_cap_is_refused(
+    tiny_model: Path, forked: type[Forked], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with live_server(tiny_model, log, "--max-skip-level", "0.5", popen=forked) as capped:
         with pytest.raises(openai.BadRequestError, match="the most this server allows"):
             text_of(capped, PROMPTS[0], {"level": 0.6})
         assert text_of(capped, PROMPTS[0], {"level": 0.5})

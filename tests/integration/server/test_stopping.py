@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.forked import Forked
 from tests.integration.live_server import LiveServer, live_server, wait_for
 from tests.tiny import write_tiny_mixtral
 
@@ -48,14 +49,18 @@ def read_stream(server: LiveServer, seen: Stream, tokens: int = TOKENS) -> None:
         seen.begun.set()
 
 
-def stop_mid_stream(server: LiveServer, to_group: bool = False) -> list[Stream]:
+def stop_mid_stream(
+    server: LiveServer, to_group: bool = False, tokens: int = TOKENS
+) -> list[Stream]:
     """SIGTERM while three streams run; what they saw when the server had ended."""
     family = server.processes()
     assert len(family) >= 3
     # A client's first stream builds its classes for seconds, in which the server runs ahead.
     read_stream(server, Stream(), tokens=8)
     streams = [Stream() for _ in range(3)]
-    threads = [threading.Thread(target=read_stream, args=(server, seen)) for seen in streams]
+    threads = [
+        threading.Thread(target=read_stream, args=(server, seen, tokens)) for seen in streams
+    ]
     for thread in threads:
         thread.start()
     assert all(seen.begun.wait(60) for seen in streams)
@@ -85,25 +90,33 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_mixtral(tmp_path_factory.mktemp("models") / "slow", layers=48)
 
 
-def test_streams_finish_within_the_drain_time(slow_model: Path, tmp_path: Path) -> None:
-    with live_server(
-        slow_model, tmp_path / "log", "--drain-seconds", str(STREAM_SECONDS)
-    ) as server:
-        streams = stop_mid_stream(server)
+def test_streams_finish_within_the_drain_time(
+    slow_model: Path, forked: type[Forked], tmp_path: Path
+) -> None:
+    waiting = ("--drain-seconds", str(STREAM_SECONDS))
+    with live_server(slow_model, tmp_path / "log", *waiting, popen=forked) as server:
+        # These are waited for: enough that none ends before the signal.
+        streams = stop_mid_stream(server, tokens=200)
     assert [(s.reason, s.error) for s in streams] == [("length", None)] * 3
 
 
 def test_a_signal_to_every_process_leaves_nobody_and_no_stream_hanging(
     slow_model: Path, tmp_path: Path
 ) -> None:
-    """A worker told to stop cannot finish: its streams end with an error event or are complete."""
+    """A worker told to stop cannot finish: its streams end with an error event or are complete.
+
+    Started as a user does, so that these are the processes a user has.
+    """
     with live_server(slow_model, tmp_path / "log") as server:
         streams = stop_mid_stream(server, to_group=True)
     assert all((s.reason == "length") != (s.error is not None) for s in streams), streams
 
 
-def test_streams_end_cleanly_after_the_drain_time(slow_model: Path, tmp_path: Path) -> None:
-    with live_server(slow_model, tmp_path / "log", "--drain-seconds", "1") as server:
+def test_streams_end_cleanly_after_the_drain_time(
+    slow_model: Path, forked: type[Forked], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with live_server(slow_model, log, "--drain-seconds", "1", popen=forked) as server:
         streams = stop_mid_stream(server)
         text = server.log.read_text()
     assert [(s.reason, s.error) for s in streams] == [("abort", None)] * 3

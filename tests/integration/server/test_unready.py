@@ -7,14 +7,16 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.forked import Forked
 from tests.integration.live_server import live_server
 
 
 def test_layers_that_cannot_be_wrapped_keep_the_server_unready(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, forked: type[Forked], tmp_path: Path
 ) -> None:
     """vLLM's Transformers backend builds expert classes of its own, which no plugin replaces."""
-    with live_server(tiny_model, tmp_path / "log", "--model-impl", "transformers") as server:
+    log = tmp_path / "log"
+    with live_server(tiny_model, log, "--model-impl", "transformers", popen=forked) as server:
         assert server.get("/health").status_code == 200
         ready = server.get("/ready")
         assert ready.status_code == 503
@@ -28,6 +30,6 @@ def test_layers_that_cannot_be_wrapped_keep_the_server_unready(
             assert server.get(path).status_code == 503, path
         assert server.put_level({"level": 0}).status_code == 503
         assert server.metrics()["leanmoe_handshake_complete", ""] == 0.0
-        log = server.log.read_text()
-    assert "ERROR leanmoe_server.readiness: not ready: worker rank0: layer 0" in log
+        said = server.log.read_text()
+    assert "ERROR leanmoe_server.readiness: not ready: worker rank0: layer 0" in said
     assert server.process.returncode == 0
