@@ -15,9 +15,6 @@
 
 namespace sparse {
 
-// Rows of a projection, or columns of the output, that a thread takes at a time.
-constexpr int64_t BLOCK = 16;
-
 // What groups have beyond their share, over the rows of all experts in turn.
 template <class Value>
 struct Overflow {
@@ -29,12 +26,11 @@ struct Overflow {
     template <class Input>
     void add(int64_t row, const Input* const* x, int tokens, Sums& sums) const {
         if (!starts) return;
-        for (int r = 0; r < TILE_ROWS; r++)
+        for (int r = 0; r < BLOCK; r++)
             for (int64_t i = starts[row + r]; i < starts[row + r + 1]; i++) {
                 const int64_t column = narrow ? narrow[i] : wide[i];
                 const float weight = to_float(values[i]);
-                for (int t = 0; t < tokens; t++)
-                    sums[r][t] += weight * to_float(x[t][column]);
+                for (int t = 0; t < tokens; t++) sums[t][r] += weight * to_float(x[t][column]);
             }
     }
 };
@@ -53,7 +49,7 @@ struct Projection {
     }
 };
 
-// Turns a tile's up projections into hidden values.
+// Turns a block's up projections into hidden values.
 using Activate = void (*)(const Sums& gate, Sums& up);
 
 // One step of one layer.
@@ -96,8 +92,8 @@ inline float gelu_tanh(float x) {
 
 template <float (*ACTIVATION)(float)>
 void activate(const Sums& gate, Sums& up) {
-    for (int r = 0; r < TILE_ROWS; r++)
-        for (int t = 0; t < TILE_TOKENS; t++) up[r][t] *= ACTIVATION(gate[r][t]);
+    for (int t = 0; t < TILE_TOKENS; t++)
+        for (int r = 0; r < BLOCK; r++) up[t][r] *= ACTIVATION(gate[t][r]);
 }
 
 // The pairs of a step by expert, each expert's in the order of its tokens.
@@ -130,15 +126,17 @@ struct Pairs {
     int64_t size() const { return starts.back(); }
 };
 
-// Four rows times up to 4 tokens.
+// A block of rows times up to 4 tokens, and what the rows have in an overflow list.
 template <class Product>
-void multiply(const Matrix<typename Product::Value>& matrix, int64_t row,
+void multiply(const Projection<typename Product::Value>& projection, int64_t expert, int64_t row,
               const typename Product::Input* const* x, int tokens, Sums& sums) {
     using Tile = void (*)(const Matrix<typename Product::Value>&, int64_t,
-                          const typename Product::Input* const*, Sums&);
+                          const typename Product::Input* const*, Sums&, int);
     static constexpr Tile tiles[] = {&Product::template tile<1>, &Product::template tile<2>,
                                      &Product::template tile<3>, &Product::template tile<4>};
-    tiles[tokens - 1](matrix, row, x, sums);
+    const auto matrix = projection.of(expert);
+    for (int at = 0; at < BLOCK; at += TILE_ROWS) tiles[tokens - 1](matrix, row + at, x, sums, at);
+    projection.overflow.add(expert * projection.rows + row, x, tokens, sums);
 }
 
 template <class Product>
@@ -197,70 +195,57 @@ class Layer {
     }
 
     void project_in() {
-        const int64_t blocks = (step_.hidden + BLOCK - 1) / BLOCK;
+        const int64_t blocks = step_.hidden / BLOCK;
         const int64_t tasks = static_cast<int64_t>(pairs_.used.size()) * blocks;
         #pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < tasks; task++) {
-            const int64_t expert = pairs_.used[task / blocks], first = task % blocks * BLOCK;
-            for (int64_t row = first; row < std::min(first + BLOCK, step_.hidden); row += TILE_ROWS)
-                hide(expert, row);
-        }
+        for (int64_t task = 0; task < tasks; task++)
+            hide(pairs_.used[task / blocks], task % blocks * BLOCK);
     }
 
-    // Hidden values of some rows for every pair of an expert.
+    // Hidden values of a block of rows for every pair of an expert.
     void hide(int64_t expert, int64_t row) {
-        const auto matrix = step_.gate_up.of(expert);
-        const int64_t last = pairs_.starts[expert + 1], first_row = expert * step_.gate_up.rows;
+        const int64_t last = pairs_.starts[expert + 1];
+        // Places of tokens that are not there are computed with, and must hold numbers.
+        Sums gate = {}, up = {};
         for (int64_t pair = pairs_.starts[expert]; pair < last; pair += TILE_TOKENS) {
             const int tokens = static_cast<int>(std::min<int64_t>(TILE_TOKENS, last - pair));
             const Input* x[TILE_TOKENS];
             for (int t = 0; t < tokens; t++) x[t] = input_of(pair + t);
-            // Places of tokens that are not there are computed with, and must hold numbers.
-            Sums gate = {}, up = {};
-            multiply<Product>(matrix, row, x, tokens, gate);
-            multiply<Product>(matrix, row + step_.hidden, x, tokens, up);
-            const auto& overflow = step_.gate_up.overflow;
-            overflow.add(first_row + row, x, tokens, gate);
-            overflow.add(first_row + row + step_.hidden, x, tokens, up);
+            multiply<Product>(step_.gate_up, expert, row, x, tokens, gate);
+            multiply<Product>(step_.gate_up, expert, row + step_.hidden, x, tokens, up);
             step_.activate(gate, up);
             for (int t = 0; t < tokens; t++)
-                for (int r = 0; r < TILE_ROWS; r++)
-                    from_float(up[r][t], hidden_.data() + (pair + t) * step_.hidden + row + r);
+                for (int r = 0; r < BLOCK; r++)
+                    from_float(up[t][r], hidden_.data() + (pair + t) * step_.hidden + row + r);
         }
     }
 
     void project_out() {
-        const int64_t blocks = (step_.width + BLOCK - 1) / BLOCK;
         std::vector<float> sums(step_.tokens * BLOCK);
         #pragma omp for schedule(dynamic)
-        for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = block * BLOCK, end = std::min(first + BLOCK, step_.width);
+        for (int64_t row = 0; row < step_.width; row += BLOCK) {
             std::fill(sums.begin(), sums.end(), 0.0f);
-            for (int64_t expert : pairs_.used)
-                for (int64_t row = first; row < end; row += TILE_ROWS)
-                    add(expert, row, sums.data() + (row - first));
+            for (int64_t expert : pairs_.used) add(expert, row, sums.data());
             for (int64_t t = 0; t < step_.tokens; t++)
-                for (int64_t d = first; d < end; d++)
-                    from_float(sums[t * BLOCK + d - first],
-                                       step_.out + t * step_.width + d);
+                for (int r = 0; r < BLOCK; r++)
+                    from_float(sums[t * BLOCK + r], step_.out + t * step_.width + row + r);
         }
     }
 
-    // Add an expert's share of some output columns to the sums of its tokens.
+    // Add an expert's share of a block of output columns to the sums of its tokens.
     void add(int64_t expert, int64_t row, float* sums) {
-        const auto matrix = step_.down.of(expert);
         const int64_t last = pairs_.starts[expert + 1];
         for (int64_t pair = pairs_.starts[expert]; pair < last; pair += TILE_TOKENS) {
             const int tokens = static_cast<int>(std::min<int64_t>(TILE_TOKENS, last - pair));
             const Input* x[TILE_TOKENS];
             for (int t = 0; t < tokens; t++) x[t] = hidden_.data() + (pair + t) * step_.hidden;
             Sums found;
-            multiply<Product>(matrix, row, x, tokens, found);
-            step_.down.overflow.add(expert * step_.down.rows + row, x, tokens, found);
-            for (int t = 0; t < tokens; t++)
-                for (int r = 0; r < TILE_ROWS; r++)
-                    sums[pairs_.token[pair + t] * BLOCK + r] +=
-                        pairs_.weight[pair + t] * found[r][t];
+            multiply<Product>(step_.down, expert, row, x, tokens, found);
+            for (int t = 0; t < tokens; t++) {
+                float* of_token = sums + pairs_.token[pair + t] * BLOCK;
+                const float weight = pairs_.weight[pair + t];
+                for (int r = 0; r < BLOCK; r++) of_token[r] += weight * found[t][r];
+            }
         }
     }
 

@@ -18,6 +18,8 @@ namespace sparse {
 constexpr int GROUP = 32;
 constexpr int TILE_ROWS = 4;
 constexpr int TILE_TOKENS = 4;
+// Rows of a matrix that are multiplied one tile after the other: all sizes are multiples of it.
+constexpr int BLOCK = 32;
 
 struct Bfloat16 {
     uint16_t bits;
@@ -40,7 +42,8 @@ struct Matrix {
     const uint32_t* mask_of(int64_t row) const { return mask + row * groups; }
 };
 
-using Sums = float[TILE_ROWS][TILE_TOKENS];
+// Of a block's rows with up to 4 tokens; a tile writes its 4 rows of each token.
+using Sums = float[TILE_TOKENS][BLOCK];
 
 inline float bits_to_float(uint32_t bits) {
     float found;
@@ -97,7 +100,8 @@ struct Plain {
     using Input = float;
 
     template <int T>
-    static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x, Sums& sums) {
+    static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x, Sums& sums,
+                     int at) {
         const Value* values = matrix.values_of(row);
         const uint32_t* mask = matrix.mask_of(row);
         float found[TILE_ROWS][T] = {};
@@ -110,7 +114,8 @@ struct Plain {
                     for (int t = 0; t < T; t++) found[r][t] += weight * x[t][column];
                 }
             }
-        for (int r = 0; r < TILE_ROWS; r++) std::copy(found[r], found[r] + T, sums[r]);
+        for (int t = 0; t < T; t++)
+            for (int r = 0; r < TILE_ROWS; r++) sums[t][at + r] = found[r][t];
     }
 };
 
@@ -155,10 +160,14 @@ LEANMOE_AVX2 inline __m256 load8(const Float16* values) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
 }
 
-LEANMOE_AVX2 inline float total8(__m256 sums) {
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
-    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+LEANMOE_AVX2 inline __m128 halved(__m256 sums) {
+    return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+}
+
+// The totals of four rows, one beside the other.
+LEANMOE_AVX2 inline void put_totals(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {
+    const __m128 ab = _mm_hadd_ps(halved(a), halved(b)), cd = _mm_hadd_ps(halved(c), halved(d));
+    _mm_storeu_ps(out, _mm_hadd_ps(ab, cd));
 }
 
 // Eight weights at a time, put in their places by a table.
@@ -169,7 +178,7 @@ struct Avx2 {
 
     template <int T>
     LEANMOE_AVX2 static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x,
-                                  Sums& sums) {
+                                  Sums& sums, int at) {
         const Places& table = places();
         const Value* values = matrix.values_of(row);
         const uint32_t* mask = matrix.mask_of(row);
@@ -193,8 +202,8 @@ struct Avx2 {
                     values += kept;
                 }
             }
-        for (int r = 0; r < TILE_ROWS; r++)
-            for (int t = 0; t < T; t++) sums[r][t] = total8(found[r][t]);
+        for (int t = 0; t < T; t++)
+            put_totals(found[0][t], found[1][t], found[2][t], found[3][t], sums[t] + at);
     }
 
     // Eight values; what lies behind the matrix's last is not read.
@@ -205,6 +214,12 @@ struct Avx2 {
         return load8(last);
     }
 };
+
+LEANMOE_AVX512 inline __m256 folded(__m512 sums) {
+    const __m512d high = _mm512_castps_pd(sums);
+    return _mm256_add_ps(_mm512_castps512_ps256(sums),
+                         _mm256_castpd_ps(_mm512_extractf64x4_pd(high, 1)));
+}
 
 LEANMOE_AVX512 inline __mmask32 first_of(int64_t count) {
     return static_cast<__mmask32>((uint64_t{1} << count) - 1);
@@ -260,7 +275,7 @@ struct Avx512 {
 
     template <int T>
     LEANMOE_AVX512 static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x,
-                                    Sums& sums) {
+                                    Sums& sums, int at) {
         __m512 found[TILE_ROWS][T];
         for (int r = 0; r < TILE_ROWS; r++)
             for (int t = 0; t < T; t++) found[r][t] = _mm512_setzero_ps();
@@ -278,8 +293,9 @@ struct Avx512 {
                         _mm512_fmadd_ps(weights.high, _mm512_loadu_ps(from + 16), found[r][t]);
                 }
             }
-        for (int r = 0; r < TILE_ROWS; r++)
-            for (int t = 0; t < T; t++) sums[r][t] = _mm512_reduce_add_ps(found[r][t]);
+        for (int t = 0; t < T; t++)
+            put_totals(folded(found[0][t]), folded(found[1][t]), folded(found[2][t]),
+                       folded(found[3][t]), sums[t] + at);
     }
 };
 
@@ -291,7 +307,7 @@ struct Avx512Bf16 {
 
     template <int T>
     LEANMOE_AVX512_BF16 static void tile(const Matrix<Value>& matrix, int64_t row,
-                                         const Input* const* x, Sums& sums) {
+                                         const Input* const* x, Sums& sums, int at) {
         __m512 found[TILE_ROWS][T];
         for (int r = 0; r < TILE_ROWS; r++)
             for (int t = 0; t < T; t++) found[r][t] = _mm512_setzero_ps();
@@ -312,8 +328,9 @@ struct Avx512Bf16 {
                     found[r][t] = _mm512_dpbf16_ps(found[r][t], weights[r], input);
             }
         }
-        for (int r = 0; r < TILE_ROWS; r++)
-            for (int t = 0; t < T; t++) sums[r][t] = _mm512_reduce_add_ps(found[r][t]);
+        for (int t = 0; t < T; t++)
+            put_totals(folded(found[0][t]), folded(found[1][t]), folded(found[2][t]),
+                       folded(found[3][t]), sums[t] + at);
     }
 
     LEANMOE_AVX512_BF16 static void fetch(const void* from, int64_t bytes) {
