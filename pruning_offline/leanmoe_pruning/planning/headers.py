@@ -38,7 +38,7 @@ class HeaderModel:
 
     @cached_property
     def weight_bytes(self) -> int:
-        return sum(info.nbytes for info in self.infos)
+        return self.reader.weight_bytes
 
     @cached_property
     def compute_bytes(self) -> int:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from leanmoe.families import MoEShape
+from leanmoe.sparse.sparse_format import GROUP
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
+from leanmoe_pruning.cutting.packing import Packer, packer_of
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.planning.costs import (
     CostOf,
@@ -44,6 +46,10 @@ class Kind(ABC):
     def plans(self, model: HeaderModel, budget: int) -> Plans:
         """A cut of this kind's size: experts kept per layer, or condensed layers."""
 
+    def packer(self, model: HeaderModel, budget: int) -> Packer | None:
+        """What packs the experts of such a cut, or ``None``."""
+        return None
+
     @abstractmethod
     def budgets(self, model: HeaderModel) -> list[int]:
         """Every budget there is, the largest output first."""
@@ -66,7 +72,7 @@ class Kind(ABC):
         """The budget as a person reads it."""
 
     @abstractmethod
-    def facts(self, budget: int) -> dict[str, int]:
+    def facts(self, budget: int) -> dict[str, int | str]:
         """The budget as ``--json`` prints it."""
 
 
@@ -94,7 +100,7 @@ class Keeping(Kind):
     def words(self, budget: int) -> str:
         return f"keep {budget}"
 
-    def facts(self, budget: int) -> dict[str, int]:
+    def facts(self, budget: int) -> dict[str, int | str]:
         return {"keep": budget}
 
 
@@ -134,7 +140,7 @@ class Condensing(Kind):
     def words(self, budget: int) -> str:
         return f"{budget} layers"
 
-    def facts(self, budget: int) -> dict[str, int]:
+    def facts(self, budget: int) -> dict[str, int | str]:
         return {"condensed_layers": budget}
 
 
@@ -153,8 +159,32 @@ class Masking(Kind):
     def words(self, budget: int) -> str:
         return "all experts"
 
-    def facts(self, budget: int) -> dict[str, int]:
+    def facts(self, budget: int) -> dict[str, int | str]:
         return {}
+
+
+class Packing(Masking):
+    """The same, stored without the zeros: a budget is how many of every 32 weights are left."""
+
+    def packer(self, model: HeaderModel, budget: int) -> Packer | None:
+        return packer_of(model.checkpoint, self.words(budget))
+
+    def budgets(self, model: HeaderModel) -> list[int]:
+        return [24, 16, 8]
+
+    def usual_budgets(self, model: HeaderModel) -> list[int]:
+        return self.budgets(model)
+
+    def applies(self, model: HeaderModel) -> bool:
+        family, shape = model.checkpoint.family, model.checkpoint.shape
+        whole = shape.hidden_size % GROUP == 0 and shape.expert_ffn_size % GROUP == 0
+        return whole and not (family.stacked or shape.packed or model.checkpoint.packing)
+
+    def words(self, budget: int) -> str:
+        return f"{budget}:{GROUP}"
+
+    def facts(self, budget: int) -> dict[str, int | str]:
+        return {"pattern": self.words(budget)}
 
 
 def nearest(known: Sequence[int], targets: Sequence[float]) -> list[int]:
@@ -163,6 +193,7 @@ def nearest(known: Sequence[int], targets: Sequence[float]) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+_WEIGHTS = ("moe-pruner", "wanda", "magnitude", "sparsegpt")
 _ALL: tuple[Kind, ...] = (
     Keeping("no data", ("random",), nothing),
     Keeping("scores", ("frequency", "soft-activation", "ean", "weighted-ean", "reap"), scores),
@@ -170,7 +201,8 @@ _ALL: tuple[Kind, ...] = (
     Merging("merging", ("m-smoe",), merged_scores),
     Merging("evolution", ("eep",), evolution),
     Condensing("condensing", ("cd-moe",), condensing),
-    Masking("weights", ("moe-pruner", "wanda", "magnitude", "sparsegpt"), masking),
+    Masking("weights", _WEIGHTS, masking),
+    Packing("packed weights", _WEIGHTS, masking),
 )
 
 

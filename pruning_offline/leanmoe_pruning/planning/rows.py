@@ -44,21 +44,26 @@ class Row:
     budget: int
     weight_bytes: int
     layouts: dict[int, LayerLayout]
-    needs_layout: bool
+    needs_runtime: bool
     serving: Serving
 
     @property
     def loads_in(self) -> str:
-        return "leanmoe serve" if self.needs_layout else "vllm"
+        return "leanmoe serve" if self.needs_runtime else "vllm"
 
 
 def row_of(model: HeaderModel, kind: Kind | None, budget: int, kv_tokens: int) -> Row:
     """The sizes of one cut, by the cutter's own pieces."""
-    cutter = Cutter(model.checkpoint, kind.plans(model, budget) if kind else {})
-    weights = int(cutter.weight_bytes * model.served_share)
-    serving = Serving(weights, kv_tokens * model.kv_bytes_per_token, workspace(model))
+    plans = {} if kind is None else kind.plans(model, budget)
+    packer = None if kind is None else kind.packer(model, budget)
+    cutter = Cutter(model.checkpoint, plans, packer=packer)
     written = cutter.weight_bytes if kind else model.weight_bytes
-    return Row(kind, budget, written, cutter.layouts, cutter.has_layout, serving)
+    kept_packed = kind is None and model.checkpoint.packing is not None
+    held = written if kept_packed else cutter.weight_bytes
+    kv = kv_tokens * model.kv_bytes_per_token
+    serving = Serving(int(held * model.served_share), kv, workspace(model))
+    own_runtime = cutter.has_layout or cutter.is_packed or kept_packed
+    return Row(kind, budget, written, cutter.layouts, own_runtime, serving)
 
 
 def workspace(model: HeaderModel) -> int:

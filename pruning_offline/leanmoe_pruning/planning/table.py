@@ -71,6 +71,8 @@ def _budget(row: Facts) -> str:
     budget = row["budget"]
     if "condensed_layers" in budget:
         return f"{budget['condensed_layers']} layers"
+    if "pattern" in budget:
+        return f"{budget['pattern']} packed"
     return f"keep {budget['keep']}" if budget else ""
 
 

@@ -31,8 +31,7 @@ def row_of(found: dict, method: str | None, **budget: int) -> dict:
 
 
 def weight_bytes(path) -> int:
-    reader = ShardReader(path)
-    return sum(reader.info(name).nbytes for name in reader.names)
+    return ShardReader(path).weight_bytes
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -45,6 +44,24 @@ def test_sizes_are_those_of_the_cut(family, tmp_path, capsys):
     row = row_of(found, "random", keep=6)
     assert row["weight_bytes"] == weight_bytes(out)
     assert row["loads_in"] == "vllm" and "leanmoe" not in open_checkpoint(out).config
+
+
+@pytest.mark.parametrize("pattern", ["24:32", "16:32", "8:32"])
+def test_sizes_of_packed_experts_are_those_of_the_file(pattern, tmp_path, capsys):
+    model, out = write_tiny(tmp_path / "model", "olmoe"), tmp_path / "out"
+    (row,) = (
+        row
+        for row in planned(model, capsys, "--method", "wanda")["rows"]
+        if row["budget"] == {"pattern": pattern}
+    )
+    how = ("--method", "magnitude", "--pattern", pattern, "--no-permute", "--compress")
+    assert main(["prune", str(model), *how, "-o", str(out)]) == 0
+    assert row["weight_bytes"] == weight_bytes(out)
+    assert row["loads_in"] == "leanmoe serve"
+    found = planned(out, capsys)
+    assert found["weight_bytes"] == weight_bytes(out)
+    assert row_of(found, None)["serve"]["weights_bytes"] == weight_bytes(out)
+    assert row_of(found, None)["loads_in"] == "leanmoe serve"
 
 
 def test_a_large_model_of_which_nothing_but_headers_is_there(tmp_path, capsys):
@@ -64,6 +81,8 @@ def test_a_large_model_of_which_nothing_but_headers_is_there(tmp_path, capsys):
     fit = planned(model, capsys, "--fit", "80GiB", "--method", "naee")["rows"]
     assert [row["budget"] for row in fit] == [{"keep": 6}]
     assert fit[0]["serve"]["total_bytes"] <= 0.92 * 80 * GIB
+    packed = planned(model, capsys, "--fit", "80GiB", "--method", "wanda")["rows"]
+    assert [row["budget"] for row in packed] == [{"pattern": "16:32"}]
     blocks = sum(file.stat().st_blocks for file in model.iterdir()) * 512
     assert blocks < 1 << 20
 
@@ -186,7 +205,7 @@ def test_the_table_names_its_estimates(model, capsys):
 def test_every_method_has_its_kind():
     known = [name for kind in known_kinds() for name in kind.methods]
     # "matrices" decides nothing: it applies a file, like --plan.
-    assert sorted([*known, "matrices"]) == sorted(METHODS)
+    assert sorted({*known, "matrices"}) == sorted(METHODS)
 
 
 @pytest.mark.parametrize(
