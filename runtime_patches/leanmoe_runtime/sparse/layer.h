@@ -15,7 +15,10 @@
 
 namespace sparse {
 
-// What groups have beyond their share, over the rows of all experts in turn.
+// Runs of blocks that a thread is given, one after the other.
+constexpr int64_t RUNS = 8;
+
+// What groups have beyond their share, over the rows of all experts in turn, as in files.
 template <class Value>
 struct Overflow {
     const int64_t* starts = nullptr;  // [experts * rows + 1]
@@ -55,7 +58,8 @@ using Activate = void (*)(const Sums& gate, Sums& up);
 // One step of one layer.
 template <class Value>
 struct Step {
-    Projection<Value> gate_up, down;  // [E, 2F, D] and [E, D, F]
+    // [E, 2F, D], a block of gate rows and the block of up rows beside it in turn; and [E, D, F].
+    Projection<Value> gate_up, down;
     const Value* x;                   // [T, D]
     const float* weights;             // [T, K]
     const int32_t* ids;               // [T, K]
@@ -126,7 +130,7 @@ struct Pairs {
     int64_t size() const { return starts.back(); }
 };
 
-// A block of rows times up to 4 tokens, and what the rows have in an overflow list.
+// A block of rows times up to 4 tokens.
 template <class Product>
 void multiply(const Projection<typename Product::Value>& projection, int64_t expert, int64_t row,
               const typename Product::Input* const* x, int tokens, Sums& sums) {
@@ -136,7 +140,6 @@ void multiply(const Projection<typename Product::Value>& projection, int64_t exp
                                      &Product::template tile<3>, &Product::template tile<4>};
     const auto matrix = projection.of(expert);
     for (int at = 0; at < BLOCK; at += TILE_ROWS) tiles[tokens - 1](matrix, row + at, x, sums, at);
-    projection.overflow.add(expert * projection.rows + row, x, tokens, sums);
 }
 
 template <class Product>
@@ -149,6 +152,7 @@ class Layer {
         : step_(step), pairs_(step), hidden_(pairs_.size() * step.hidden) {}
 
     void run(int threads) {
+        threads_ = threads;
         #pragma omp parallel num_threads(threads)
         {
             read_inputs();
@@ -197,7 +201,9 @@ class Layer {
     void project_in() {
         const int64_t blocks = step_.hidden / BLOCK;
         const int64_t tasks = static_cast<int64_t>(pairs_.used.size()) * blocks;
-        #pragma omp for schedule(dynamic)
+        // Several blocks in turn: each begins where the one before it ends.
+        const int64_t run = std::max<int64_t>(1, tasks / (RUNS * threads_));
+        #pragma omp for schedule(dynamic, run)
         for (int64_t task = 0; task < tasks; task++)
             hide(pairs_.used[task / blocks], task % blocks * BLOCK);
     }
@@ -211,8 +217,11 @@ class Layer {
             const int tokens = static_cast<int>(std::min<int64_t>(TILE_TOKENS, last - pair));
             const Input* x[TILE_TOKENS];
             for (int t = 0; t < tokens; t++) x[t] = input_of(pair + t);
-            multiply<Product>(step_.gate_up, expert, row, x, tokens, gate);
-            multiply<Product>(step_.gate_up, expert, row + step_.hidden, x, tokens, up);
+            multiply<Product>(step_.gate_up, expert, 2 * row, x, tokens, gate);
+            multiply<Product>(step_.gate_up, expert, 2 * row + BLOCK, x, tokens, up);
+            const int64_t listed = expert * step_.gate_up.rows + row;
+            step_.gate_up.overflow.add(listed, x, tokens, gate);
+            step_.gate_up.overflow.add(listed + step_.hidden, x, tokens, up);
             step_.activate(gate, up);
             for (int t = 0; t < tokens; t++)
                 for (int r = 0; r < BLOCK; r++)
@@ -241,6 +250,7 @@ class Layer {
             for (int t = 0; t < tokens; t++) x[t] = hidden_.data() + (pair + t) * step_.hidden;
             Sums found;
             multiply<Product>(step_.down, expert, row, x, tokens, found);
+            step_.down.overflow.add(expert * step_.down.rows + row, x, tokens, found);
             for (int t = 0; t < tokens; t++) {
                 float* of_token = sums + pairs_.token[pair + t] * BLOCK;
                 const float weight = pairs_.weight[pair + t];
@@ -250,6 +260,7 @@ class Layer {
     }
 
     const Step<Value>& step_;
+    int threads_ = 1;
     const Pairs pairs_;
     std::vector<Input> inputs_;
     std::vector<Input> hidden_;

@@ -42,7 +42,7 @@ from leanmoe_runtime.compat import (
 )
 from leanmoe_runtime.sparse.arrivals import Arrivals, Place
 from leanmoe_runtime.sparse.kernel import PackedProjection, instruction_sets, sparse_experts
-from leanmoe_runtime.sparse.storage import empty_pages, first_kept, joined, put_rows
+from leanmoe_runtime.sparse.storage import empty_pages, first_kept, joined, put_half, put_rows
 
 # What the kernel computes, as vLLM names it.
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
@@ -207,9 +207,13 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
                 f"{list(part.values_RV.shape)}, expected {[rows, values.shape[1]]} from "
                 "config.json; config and shards are of different models"
             )
-        first, groups = (hidden if projection == "w3" else 0), mask.shape[1] * 8 // GROUP
-        put_rows(values, first, _tensor(part.values_RV, values.dtype), groups)
-        put_rows(mask, first, _tensor(part.mask_RB, torch.uint8), groups)
+        groups = mask.shape[1] * 8 // GROUP
+        for stored, numbers in ((values, part.values_RV), (mask, part.mask_RB)):
+            rows_RX = _tensor(numbers, stored.dtype)
+            if name == "w2":
+                put_rows(stored, rows_RX, groups)
+            else:
+                put_half(stored, int(projection == "w3"), rows_RX, groups)
         if order is not None:
             layer.get_parameter("w13_weight_input_order").data[expert].copy_(order)
         if part.overflow is not None:

@@ -17,7 +17,7 @@ import torch
 from leanmoe.sparse.packing import Overflow
 from leanmoe.sparse.sparse_format import GROUP
 
-TILE_ROWS = 4
+TILE_ROWS, BLOCK_ROWS = 4, 32
 # Bytes of a group's mask.
 MASK_BYTES = GROUP // 8
 
@@ -41,15 +41,26 @@ def first_kept(shape: Sequence[int], keep: int) -> torch.Tensor:
     return mask_ERB
 
 
-def put_rows(stored_RX: torch.Tensor, first: int, rows_RX: torch.Tensor, groups: int) -> None:
-    """Put rows of a file, from ``first`` on, where the kernel finds them.
+def put_rows(stored_RX: torch.Tensor, rows_RX: torch.Tensor, groups: int) -> None:
+    """Put the rows of a file where the kernel finds them.
 
     ``X`` are values or bytes of mask, equally many in each group.
     """
     count, width = rows_RX.shape
-    blocks = rows_RX.view(count // TILE_ROWS, TILE_ROWS, groups, width // groups)
-    place = stored_RX[first : first + count]
-    place.view(count // TILE_ROWS, groups, TILE_ROWS, width // groups).copy_(blocks.transpose(1, 2))
+    tiles, of_group = count // TILE_ROWS, width // groups
+    placed = stored_RX.view(tiles, groups, TILE_ROWS, of_group)
+    placed.copy_(rows_RX.view(tiles, TILE_ROWS, groups, of_group).transpose(1, 2))
+
+
+def put_half(stored_RX: torch.Tensor, half: int, rows_RX: torch.Tensor, groups: int) -> None:
+    """Put the rows of gate (``half`` 0) or up projection (1) beside those of the other.
+
+    Blocks of 32 rows of each lie in turn: a thread reads both of a block.
+    """
+    count, width = rows_RX.shape
+    blocks = stored_RX.view(count // BLOCK_ROWS, 2, BLOCK_ROWS, width)
+    for block, rows in enumerate(rows_RX.view(count // BLOCK_ROWS, BLOCK_ROWS, width)):
+        put_rows(blocks[block, half], rows, groups)
 
 
 def joined(listed: Sequence[Overflow], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, silu
 
 from leanmoe.sparse.packing import pack
 from leanmoe_runtime.sparse.kernel import PackedProjection, instruction_sets, sparse_experts
-from leanmoe_runtime.sparse.storage import first_kept, joined, put_rows
+from leanmoe_runtime.sparse.storage import first_kept, joined, put_half, put_rows
 
 ACTIVATIONS = {
     "silu": silu,
@@ -38,7 +38,8 @@ def matrices(random, experts, rows, columns, share, dtype) -> torch.Tensor:
     return torch.from_numpy(np.where(kept, weight, 0)).to(dtype)
 
 
-def stored(weight_ERC: torch.Tensor, keep: int) -> PackedProjection:
+def stored(weight_ERC: torch.Tensor, keep: int, *, halves: bool = False) -> PackedProjection:
+    """Packed as the kernel reads it; ``halves``: gate rows over up rows."""
     experts, rows, columns = weight_ERC.shape
     dtype, listed = weight_ERC.dtype, []
     values = torch.empty(experts, rows, columns // 32 * keep, dtype=dtype)
@@ -47,8 +48,15 @@ def stored(weight_ERC: torch.Tensor, keep: int) -> PackedProjection:
         words = weight.view(WORDS[dtype]).numpy().view(f"u{dtype.itemsize}")
         packed = pack(words, keep, "w", overflow=True)
         signed = torch.from_numpy(packed.values_RV.view(f"i{dtype.itemsize}"))
-        put_rows(values[expert], 0, signed.view(dtype), columns // 32)
-        put_rows(mask[expert], 0, torch.from_numpy(packed.mask_RB), columns // 32)
+        for place, packed_rows in (
+            (values[expert], signed.view(dtype)),
+            (mask[expert], torch.from_numpy(packed.mask_RB)),
+        ):
+            if not halves:
+                put_rows(place, packed_rows, columns // 32)
+                continue
+            for half, some in enumerate(packed_rows.chunk(2)):
+                put_half(place, half, some, columns // 32)
         listed.append(packed.overflow)
     overflow = joined(listed, dtype)
     return PackedProjection(values, mask, overflow if len(overflow[1]) else ())
@@ -81,7 +89,7 @@ def compare(seed, tokens, groups, keep, share, dtype, isa, activation="silu", or
         x,
         weights,
         ids,
-        stored(packed if ordered else gate_up, keep),
+        stored(packed if ordered else gate_up, keep, halves=True),
         stored(down, keep),
         orders if ordered else None,
         activation,
@@ -121,7 +129,7 @@ def test_activations(activation):
 def test_an_expert_that_is_not_there_is_refused():
     weights = torch.zeros(1, 64, 32)
     ids = torch.tensor([[1]], dtype=torch.int32)
-    gate_up, down = stored(weights, 16), stored(torch.zeros(1, 32, 32), 16)
+    gate_up, down = stored(weights, 16, halves=True), stored(torch.zeros(1, 32, 32), 16)
     with pytest.raises(RuntimeError, match="expert 1 of 1"):
         sparse_experts(torch.zeros(1, 32), torch.ones(1, 1), ids, gate_up, down, None, "silu")
 
@@ -132,7 +140,15 @@ def test_threads_change_no_bit():
     down = matrices(random, 2, 64, 64, 0.5, torch.float32)
     x = torch.from_numpy(random.standard_normal((9, 64), dtype=np.float32))
     ids = torch.tensor([[0, 1]] * 9, dtype=torch.int32)
-    given_ = (x, torch.full((9, 2), 0.5), ids, stored(gate_up, 16), stored(down, 16), None, "silu")
+    given_ = (
+        x,
+        torch.full((9, 2), 0.5),
+        ids,
+        stored(gate_up, 16, halves=True),
+        stored(down, 16),
+        None,
+        "silu",
+    )
     threads = torch.get_num_threads()
     found = []
     for count in (1, 2, 3):

@@ -58,6 +58,7 @@ def test_sizes_of_packed_experts_are_those_of_the_file(pattern, tmp_path, capsys
     assert main(["prune", str(model), *how, "-o", str(out)]) == 0
     assert row["weight_bytes"] == weight_bytes(out)
     assert row["loads_in"] == "leanmoe serve"
+    capsys.readouterr()
     found = planned(out, capsys)
     assert found["weight_bytes"] == weight_bytes(out)
     assert row_of(found, None)["serve"]["weights_bytes"] == weight_bytes(out)
