@@ -180,6 +180,16 @@ def _check_overflow(listed: Overflow, rows: int, columns: int, what: str) -> Non
         )
 
 
+def check_order(order_C: NDArray[Any], columns: int, what: str) -> None:
+    """Raise ``CheckpointError`` unless each of so many columns stands in an order once."""
+    whole = order_C.shape == (columns,) and order_C.dtype == np.int32
+    if not whole or (np.sort(order_C) != np.arange(columns)).any():
+        raise CheckpointError(
+            f"{what}: its input order does not name each of {columns} columns once; fetch or pack "
+            "the model again"
+        )
+
+
 def to_indices(mask_RB: Bytes) -> Bytes:
     """A 2:4 mask as two bits a value: per 4 weights a nibble, the first place in its low bits."""
     table = np.zeros(16, np.uint8)

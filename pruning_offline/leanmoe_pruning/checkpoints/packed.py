@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from leanmoe.errors import CheckpointError
-from leanmoe.sparse.packing import Overflow, Packed, Words, from_indices, unpack
+from leanmoe.sparse.packing import Overflow, Packed, Words, check_order, from_indices, unpack
 from leanmoe.sparse.sparse_format import (
     GROUP,
     INDICES,
@@ -96,12 +96,7 @@ def _overflow(held: Mapping[str, torch.Tensor]) -> Overflow | None:
 
 
 def _put_back(words_RC: Words, order_C: NDArray[np.int32], name: str) -> Words:
-    columns = words_RC.shape[1]
-    if order_C.shape != (columns,) or (np.sort(order_C) != np.arange(columns)).any():
-        raise CheckpointError(
-            f"{name}: its input order does not name each of {columns} columns once; fetch or pack "
-            "the model again"
-        )
+    check_order(order_C, words_RC.shape[1], name)
     found = np.empty_like(words_RC)
     found[:, order_C] = words_RC
     return found

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from leanmoe.errors import CheckpointError
-from leanmoe.sparse.packing import Overflow, Packed, check, from_indices, pack
+from leanmoe.sparse.packing import Overflow, Packed, check, check_order, from_indices, pack
 from leanmoe.sparse.sparse_format import (
     INDICES,
     INPUT_ORDER,
@@ -59,6 +59,9 @@ class Arrivals:
 
     def _finish(self, place: Place, packed: Packed, order: torch.Tensor | None) -> None:
         check(packed, self._how.keep, self.name(place))
+        if order is not None:
+            # The kernel takes inputs by it: what points outside would be read.
+            check_order(order.numpy(), 8 * packed.mask_RB.shape[1], self.name(place))
         self._put(place, packed, order)
         self.done.add(place)
 

@@ -1,0 +1,71 @@
+"""Parts of packed matrices as vLLM hands them over: gathered, checked, and never half of one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from leanmoe.errors import CheckpointError
+from leanmoe.sparse.packing import pack
+from leanmoe.sparse.sparse_format import SparseFormat
+from leanmoe_runtime.sparse.arrivals import Arrivals
+
+ORDERED = SparseFormat(keep=16, input_orders=True)
+ROWS, COLUMNS = 4, 64
+
+
+def parts(projection: str = "w1") -> dict[str, torch.Tensor]:
+    words = np.arange(1, ROWS * COLUMNS + 1, dtype=np.uint16).reshape(ROWS, COLUMNS)
+    packed = pack(np.where(np.arange(COLUMNS) % 2, words, 0).astype(np.uint16), 16, "w")
+    found = {
+        ".weight_values": torch.from_numpy(packed.values_RV.view(np.int16)).view(torch.bfloat16),
+        ".weight_mask": torch.from_numpy(packed.mask_RB.copy()),
+    }
+    order = torch.arange(COLUMNS - 1, -1, -1, dtype=torch.int32)
+    return found if projection == "w2" else {**found, ".weight_input_order": order}
+
+
+def arrivals(how: SparseFormat = ORDERED) -> tuple[Arrivals, list]:
+    came: list = []
+    put = lambda place, packed, order: came.append((place, packed, order))  # noqa: E731
+    return Arrivals(how, torch.bfloat16, "layer 3", put), came
+
+
+def test_a_matrix_is_put_once_all_its_parts_are_here_in_any_order():
+    waiting, came = arrivals()
+    for projection in ("w1", "w2", "w3"):
+        for end, tensor in reversed(parts(projection).items()):
+            assert all(place != (0, projection) for place, *_ in came)
+            waiting.take((0, projection), end, tensor)
+    assert [place for place, *_ in came] == [(0, "w1"), (0, "w2"), (0, "w3")]
+    assert came[0][2] is not None and came[1][2] is None
+    waiting.check_whole(1)
+
+
+def test_what_did_not_come_is_named():
+    waiting, _ = arrivals()
+    waiting.take((0, "w1"), ".weight_values", parts()[".weight_values"])
+    with pytest.raises(CheckpointError, match="expert 0 of layer 3, w1 was not found"):
+        waiting.check_whole(1)
+
+
+@pytest.mark.parametrize("value", [COLUMNS, -1, 5])
+def test_an_order_that_points_outside_or_twice_never_reaches_the_kernel(value):
+    waiting, came = arrivals()
+    held = parts()
+    held[".weight_input_order"][0] = value
+    with pytest.raises(CheckpointError, match="does not name each of 64 columns once"):
+        for end, tensor in held.items():
+            waiting.take((0, "w1"), end, tensor)
+    assert not came
+
+
+def test_a_mask_of_other_values_never_reaches_the_kernel():
+    waiting, came = arrivals()
+    held = parts()
+    held[".weight_mask"][2, 1] = 0
+    with pytest.raises(CheckpointError, match="values and bitmask disagree"):
+        for end, tensor in held.items():
+            waiting.take((0, "w1"), end, tensor)
+    assert not came
