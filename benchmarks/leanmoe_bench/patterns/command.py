@@ -10,9 +10,9 @@ from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe_bench import options
 from leanmoe_bench.machine import environment
-from leanmoe_bench.patterns.measure import Row, finished, measure
-from leanmoe_bench.patterns.page import table
-from leanmoe_bench.patterns.runs import calibration, every_run
+from leanmoe_bench.patterns.pattern_measure import Row, finished, measure
+from leanmoe_bench.patterns.pattern_page import table
+from leanmoe_bench.patterns.pattern_runs import calibration, every_run
 
 # The calibration windows that ship, per domain.
 _MOST_WINDOWS = 64

@@ -12,8 +12,8 @@ import pytest
 from leanmoe.cli import COMMANDS, main
 from leanmoe.command import parse
 from leanmoe_bench.patterns.command import COMMAND
-from leanmoe_bench.patterns.page import gap, over_unstructured
-from leanmoe_bench.patterns.runs import calibration, every_run
+from leanmoe_bench.patterns.pattern_page import gap, over_unstructured
+from leanmoe_bench.patterns.pattern_runs import calibration, every_run
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNS = list(every_run(calibration(8), 30))

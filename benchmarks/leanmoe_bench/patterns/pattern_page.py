@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from leanmoe_bench.patterns.runs import UNSTRUCTURED
+from leanmoe_bench.patterns.pattern_runs import UNSTRUCTURED
 from leanmoe_pruning.evaluation.bounds import WindowMean
 
 Row = dict[str, Any]

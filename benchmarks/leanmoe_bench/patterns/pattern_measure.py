@@ -18,7 +18,7 @@ import torch
 
 from leanmoe.errors import InputError
 from leanmoe.files.output import atomic_write_json
-from leanmoe_bench.patterns.runs import HELD_OUT, Run
+from leanmoe_bench.patterns.pattern_runs import HELD_OUT, Run
 from leanmoe_bench.reference import leanmoe, reference_model
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.data import load_data
