@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -83,3 +85,21 @@ def test_weights_in_4_bit_blocks_are_refused(tmp_path, capsys):
     options = ["--method", "magnitude", "--pattern", "2:4"]
     assert main(["prune", str(model), *options, "-o", str(tmp_path / "out")]) == 2
     assert "blocks of 4-bit numbers" in capsys.readouterr().err
+
+
+def test_float8_is_packed_with_its_scales_beside_it(pair, tmp_path):
+    dense, packed, again = tmp_path / "dense", tmp_path / "packed", tmp_path / "again"
+    how = ["--method", "magnitude", "--pattern", "16:32"]
+    assert main(["prune", str(pair[0]), *how, "-o", str(dense)]) == 0
+    assert main(["pack", str(dense), "-o", str(packed)]) == 0
+    said = json.loads((packed / "config.json").read_text())["quantization_config"]
+    assert said["dtype"] == "float8_e4m3fn"
+    assert said["inner"] == {"quant_method": "fp8", "weight_block_size": BLOCK}
+    assert main(["unpack", str(packed), "-o", str(again)]) == 0
+    before, after = (load_file(path / "model.safetensors") for path in (dense, again))
+    assert set(before) == set(after)
+    for name, tensor in before.items():
+        # torch compares no float8 by itself.
+        assert torch.equal(tensor.float(), after[name].float()), name
+    configs = [json.loads((path / "config.json").read_text()) for path in (dense, again)]
+    assert configs[0] == configs[1]
