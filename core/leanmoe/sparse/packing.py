@@ -7,6 +7,7 @@ which numpy does not know, are packed as any other. The highest bit is the sign;
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanmoe.errors import CheckpointError
-from leanmoe.sparse.sparse_format import GROUP, NARROW_COLUMNS
+from leanmoe.sparse.sparse_format import (
+    GROUP,
+    INDICES,
+    MASK,
+    NARROW_COLUMNS,
+    OVERFLOW_COLUMNS,
+    OVERFLOW_ROWS,
+    OVERFLOW_VALUES,
+    VALUES,
+)
 
 Words = NDArray[np.unsignedinteger[Any]]
 Bits = NDArray[np.bool_]
@@ -108,6 +118,19 @@ def _listed(words_RC: Words, spilled_RC: Bits) -> Overflow:
     rows = np.concatenate([np.zeros(1, np.int32), counts_R.cumsum(dtype=np.int32)])
     columns_N: NDArray[np.signedinteger[Any]] = np.nonzero(spilled_RC)[1].astype(number)
     return Overflow(rows, columns_N, words_RC[spilled_RC])
+
+
+def assemble(parts: Mapping[str, NDArray[Any]], what: str) -> Packed:
+    """A packed matrix from the tensors of a file, by the ends of their names; values are words.
+
+    Raises ``CheckpointError`` naming ``what`` where 2:4 indices are none.
+    """
+    mask_RB = from_indices(parts[INDICES], what) if INDICES in parts else parts[MASK]
+    listed = None
+    if OVERFLOW_ROWS in parts:
+        rows, columns_N = parts[OVERFLOW_ROWS], parts[OVERFLOW_COLUMNS]
+        listed = Overflow(rows, columns_N, parts[OVERFLOW_VALUES])
+    return Packed(parts[VALUES], mask_RB, listed)
 
 
 def unpack(packed: Packed, keep: int, what: str) -> Words:

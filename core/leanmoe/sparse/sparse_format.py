@@ -36,6 +36,8 @@ PARTS: Mapping[Layout, tuple[str, ...]] = {
     "indices": (VALUES, INDICES),
     "overflow": (VALUES, MASK, OVERFLOW_ROWS, OVERFLOW_COLUMNS, OVERFLOW_VALUES),
 }
+# Of these the words are numbers of the matrix.
+NUMBERS = (VALUES, OVERFLOW_VALUES)
 # Columns that two bytes can number.
 NARROW_COLUMNS = 1 << 15
 

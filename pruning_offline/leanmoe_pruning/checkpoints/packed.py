@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from leanmoe.errors import CheckpointError
-from leanmoe.sparse.packing import Overflow, Packed, Words, check_order, from_indices, unpack
+from leanmoe.sparse.packing import Words, assemble, check_order, unpack
 from leanmoe.sparse.sparse_format import (
     GROUP,
     INDICES,
     INPUT_ORDER,
     MASK,
+    NUMBERS,
     OVERFLOW_COLUMNS,
     OVERFLOW_ROWS,
-    OVERFLOW_VALUES,
     PARTS,
     VALUES,
     WEIGHT,
@@ -72,30 +72,20 @@ class PackedTensor:
     def read(self, part: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """The dense matrix; ``part`` gives a tensor of the file by its name."""
         held = {end: part(self.part_name(end)) for end in self.parts}
-        packed = Packed(to_words(held[VALUES]), self._mask(held), _overflow(held))
-        words_RC = unpack(packed, self.keep, self.name)
+        plain: dict[str, NDArray[Any]] = {
+            end: to_words(tensor) if end in NUMBERS else tensor.numpy()
+            for end, tensor in held.items()
+        }
+        words_RC = unpack(assemble(plain, self.name), self.keep, self.name)
         if INPUT_ORDER in held:
-            words_RC = _put_back(words_RC, held[INPUT_ORDER].numpy(), self.name)
+            words_RC = _put_back(words_RC, plain[INPUT_ORDER], self.name)
         return to_tensor(words_RC, self.dtype)
 
     def part_name(self, end: str) -> str:
         return self.name.removesuffix(WEIGHT) + end
 
-    def _mask(self, held: Mapping[str, torch.Tensor]) -> NDArray[np.uint8]:
-        if INDICES in held:
-            return from_indices(held[INDICES].numpy(), self.name)
-        found: NDArray[np.uint8] = held[MASK].numpy()
-        return found
 
-
-def _overflow(held: Mapping[str, torch.Tensor]) -> Overflow | None:
-    if OVERFLOW_ROWS not in held:
-        return None
-    rows, columns = held[OVERFLOW_ROWS].numpy(), held[OVERFLOW_COLUMNS].numpy()
-    return Overflow(rows, columns, to_words(held[OVERFLOW_VALUES]))
-
-
-def _put_back(words_RC: Words, order_C: NDArray[np.int32], name: str) -> Words:
+def _put_back(words_RC: Words, order_C: NDArray[Any], name: str) -> Words:
     check_order(order_C, words_RC.shape[1], name)
     found = np.empty_like(words_RC)
     found[:, order_C] = words_RC

@@ -12,19 +12,8 @@ import numpy as np
 import torch
 
 from leanmoe.errors import CheckpointError
-from leanmoe.sparse.packing import Overflow, Packed, check, check_order, from_indices, pack
-from leanmoe.sparse.sparse_format import (
-    INDICES,
-    INPUT_ORDER,
-    MASK,
-    OVERFLOW_COLUMNS,
-    OVERFLOW_ROWS,
-    OVERFLOW_VALUES,
-    PARTS,
-    VALUES,
-    WEIGHT,
-    SparseFormat,
-)
+from leanmoe.sparse.packing import Packed, assemble, check, check_order, pack
+from leanmoe.sparse.sparse_format import INPUT_ORDER, NUMBERS, PARTS, WEIGHT, SparseFormat
 
 # Expert, and the name vLLM has for a projection: w1 gate, w3 up, w2 down.
 Place = tuple[int, str]
@@ -66,15 +55,11 @@ class Arrivals:
         self.done.add(place)
 
     def _packed(self, place: Place, held: dict[str, torch.Tensor]) -> Packed:
-        if INDICES in held:
-            mask_RB = from_indices(held[INDICES].numpy(), self.name(place))
-        else:
-            mask_RB = held[MASK].numpy()
-        listed = None
-        if OVERFLOW_ROWS in held:
-            rows, columns_N = held[OVERFLOW_ROWS].numpy(), held[OVERFLOW_COLUMNS].numpy()
-            listed = Overflow(rows, columns_N, self._words(held[OVERFLOW_VALUES]))
-        return Packed(self._words(held[VALUES]), mask_RB, listed)
+        parts = {
+            end: self._words(tensor) if end in NUMBERS else tensor.numpy()
+            for end, tensor in held.items()
+        }
+        return assemble(parts, self.name(place))
 
     def _packed_dense(self, place: Place, weight_RC: torch.Tensor) -> Packed:
         overflow = self._how.layout == "overflow"
