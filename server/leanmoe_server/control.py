@@ -5,17 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar
 
 from leanmoe.errors import LeanMoEError, RuntimeSeamError
-from leanmoe.messages import HandshakeReport, LevelTable, PolicyInForce, PolicyUpdate
+from leanmoe.messages import (
+    HandshakeReport,
+    LevelTable,
+    PolicyInForce,
+    PolicyUpdate,
+    SkipSnapshot,
+)
 from leanmoe_server.engine import Engine
 from leanmoe_server.policy import PolicyChange
+from leanmoe_server.pulse import Pulse
 from leanmoe_server.readiness import Readiness, handshake_problems
 from leanmoe_server.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+_GLANCE_SECONDS = 0.5
 
 
 class SkipControl:
@@ -24,10 +33,13 @@ class SkipControl:
     ``policy`` is what was asked for, ``current`` what the workers apply for it.
     """
 
-    def __init__(self, engine: Engine, settings: ServeSettings, readiness: Readiness) -> None:
+    def __init__(
+        self, engine: Engine, settings: ServeSettings, readiness: Readiness, pulse: Pulse
+    ) -> None:
         self._engine = engine
         self.settings = settings
         self._readiness = readiness
+        self._pulse = pulse
         self._lock = asyncio.Lock()
         self.handshake: list[HandshakeReport] = []
         self.wrapped = False
@@ -81,7 +93,8 @@ class SkipControl:
         """Put ``change`` in force on all workers, the rest as it was, and return ``describe()``.
 
         ``LevelError`` leaves everything as it was; ``RuntimeSeamError`` means that
-        workers may disagree, and the server stays unready until a change succeeds.
+        workers may disagree, and the server stays unready until a change succeeds. A change
+        of nothing is none: the prefix cache stays, and so does the version.
         """
         # A client that hangs up must not leave half of the workers changed.
         return await asyncio.shield(self._change(change))
@@ -90,13 +103,18 @@ class SkipControl:
         async with self._lock:
             policy = change.applied_to(self.policy)
             update = self.settings.resolve(policy, self.version + 1)
+            if self._holds(update):
+                self.policy = policy
+                return self.describe()
             if not self.wrapped:
                 raise RuntimeSeamError(
                     "the level cannot change: the model's layers are not wrapped, see /ready"
                 )
+            if (silence := self._pulse.problem) is not None:
+                raise RuntimeSeamError(f"the level was not changed: {silence}")
             try:
-                await self._offer_levels()
-                await self._apply(update)
+                await self._unless_silent(self._offer_levels())
+                await self._unless_silent(self._apply(update))
             except Exception as error:
                 reason = f"skip level {update.level} did not reach every worker: {_said(error)}"
                 self._readiness.refuse([f"{reason}; set a level again or restart"])
@@ -107,6 +125,42 @@ class SkipControl:
                 "skip level %s in force, %s, version %d", update.level, policy, self.version
             )
             return self.describe()
+
+    def _holds(self, update: PolicyUpdate) -> bool:
+        """True where ``update`` is what all workers apply already, but for its number."""
+        same = self.current is not None and update.model_copy(
+            update={"version": self.current.version}
+        )
+        return same == self.current and self._readiness.ready
+
+    async def _unless_silent(self, work: Awaitable[T]) -> T:
+        """What ``work`` comes to, waited for only while the workers are not taken to hang."""
+        task = asyncio.ensure_future(work)
+        while not (await asyncio.wait([task], timeout=_GLANCE_SECONDS))[0]:
+            if (silence := self._pulse.problem) is not None:
+                task.cancel()
+                raise RuntimeSeamError(silence)
+        return task.result()
+
+    async def snapshot(self) -> list[SkipSnapshot]:
+        """Every worker's counters; unready from now on if one applies another policy.
+
+        Whoever set it went past the server, whose answers would state a level that does not apply.
+        """
+        version, changing = self.version, self._lock.locked()
+        snapshots = await self._engine.snapshot()
+        if (version, changing) == (self.version, False) and not self._lock.locked():
+            self._compare(snapshots)
+        return snapshots
+
+    def _compare(self, snapshots: Sequence[SkipSnapshot]) -> None:
+        wants = self.current
+        if wants is None or self._readiness.refused:
+            return
+        strays = [found for found in snapshots if not _agrees(found, wants)]
+        if strays:
+            said = _disagreement(strays[0], wants)
+            self._readiness.refuse([f"{said}; set a level again or restart"])
 
     async def _apply(self, update: PolicyUpdate) -> None:
         self.version = update.version
@@ -152,11 +206,30 @@ def _check_acknowledged(
 ) -> None:
     _check_all_answered(answers, workers)
     for answer in answers:
-        if (answer.policy_version, answer.level) != (update.version, update.level):
-            raise RuntimeSeamError(
-                f"worker {answer.worker} has version {answer.policy_version} at level "
-                f"{answer.level}, expected version {update.version} at level {update.level}"
-            )
+        if not _agrees(answer, update):
+            raise RuntimeSeamError(_disagreement(answer, update))
+
+
+def _budget(wants: PolicyUpdate) -> int:
+    return 0 if wants.union is None else wants.union.experts
+
+
+def _agrees(found: PolicyInForce, wants: PolicyUpdate) -> bool:
+    return (found.policy_version, found.level, found.union_budget) == (
+        wants.version,
+        wants.level,
+        _budget(wants),
+    )
+
+
+def _disagreement(found: PolicyInForce, wants: PolicyUpdate) -> str:
+    has, asked = found.union_budget, _budget(wants)
+    budgets = ("", "") if has == asked else (f" with budget {has}", f" with budget {asked}")
+    return (
+        f"worker {found.worker} has version {found.policy_version} at level "
+        f"{found.level}{budgets[0]}, expected version {wants.version} at level "
+        f"{wants.level}{budgets[1]}"
+    )
 
 
 def _said(error: Exception) -> str:

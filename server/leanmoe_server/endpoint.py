@@ -13,6 +13,7 @@ from leanmoe_server.drain import Drain
 from leanmoe_server.engine import Engine
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.poller import Poller
+from leanmoe_server.pulse import Pulse
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.request_level import RequestLevelMiddleware
 from leanmoe_server.routes import change_policy, ready, show_policy
@@ -24,12 +25,17 @@ from leanmoe_server.token_rates import TokenRates
 
 def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> Service:
     """Put the parts of one server together around ``engine``."""
-    readiness = Readiness()
+    seconds = settings.poll_seconds
+    pulse = Pulse(seconds)
+    readiness = Readiness(pulse)
+    control = SkipControl(engine, settings, readiness, pulse)
     return Service(
         engine=engine,
         readiness=readiness,
-        control=SkipControl(engine, settings, readiness),
-        poller=Poller(engine, metrics, TokenRates(), settings.poll_seconds),
+        control=control,
+        poller=Poller(
+            control.snapshot, metrics, TokenRates(), seconds, pulse=pulse, readiness=readiness
+        ),
         drain=Drain(engine, settings.drain_seconds),
     )
 

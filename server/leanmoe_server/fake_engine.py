@@ -62,6 +62,7 @@ class FakeWorker:
             pid=os.getpid(),
             policy_version=self.policy.version,
             level=self.policy.level,
+            union_budget=0 if self.policy.union is None else self.policy.union.experts,
             layers=counts,
             resident_bytes=1 << 20,
         )

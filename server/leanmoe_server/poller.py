@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import psutil
 
-from leanmoe_server.engine import Engine
+from leanmoe.messages import SkipSnapshot
 from leanmoe_server.metrics import Metrics
+from leanmoe_server.pulse import PATIENCE_SECONDS, Pulse
+from leanmoe_server.readiness import Readiness
 from leanmoe_server.token_rates import TokenRates
 
 logger = logging.getLogger(__name__)
@@ -19,22 +21,35 @@ logger = logging.getLogger(__name__)
 class Poller:
     """One reading at a time, shared by everyone who asks meanwhile."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, rates: TokenRates, seconds: float) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        snapshot: Callable[[], Awaitable[list[SkipSnapshot]]],
+        metrics: Metrics,
+        rates: TokenRates,
+        seconds: float,
+        *,
+        pulse: Pulse,
+        readiness: Readiness,
+    ) -> None:
+        self._snapshot = snapshot
         self._metrics = metrics
         self._rates = rates
         self._seconds = seconds
+        self._pulse = pulse
+        self._readiness = readiness
         self._reading: asyncio.Task[None] | None = None
         self._loop: asyncio.Task[None] | None = None
         self._failing = False
 
     def start(self) -> None:
         """Poll until the event loop ends."""
+        self._pulse.beat()
         self._loop = asyncio.get_running_loop().create_task(self._forever())
 
     async def _forever(self) -> None:
         while True:
-            await self.refresh(max_age_seconds=self._seconds / 2)
+            await self.refresh(self._seconds / 2, PATIENCE_SECONDS)
+            self._readiness.say_silence()
             await asyncio.sleep(self._seconds)
 
     async def refresh(
@@ -50,13 +65,14 @@ class Poller:
 
     async def _read(self) -> None:
         try:
-            snapshots = await self._engine.snapshot()
+            snapshots = await self._snapshot()
         except Exception as error:
             if not self._failing:
                 logger.error("the workers' counters could not be read: %s", error)
             self._failing = True
             return
         self._failing = False
+        self._pulse.beat()
         self._metrics.observe_snapshots(snapshots)
         self._metrics.observe_memory(_resident_bytes({s.pid: s.worker for s in snapshots}))
         self._metrics.observe_rates(self._rates.read())

@@ -13,15 +13,32 @@ from leanmoe import __version__
 from leanmoe.layout import LayerLayout
 from leanmoe.messages import HandshakeReport, LayerReport
 from leanmoe_server.model import SkipModel
+from leanmoe_server.pulse import Pulse
 
 logger = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Ready only while ``reasons`` is empty; starts unready."""
+    """Ready only while ``reasons`` is empty; starts unready.
 
-    def __init__(self) -> None:
-        self.reasons: list[str] = ["the workers have not reported yet"]
+    Silent workers make it unready for as long as they are silent, by themselves.
+    """
+
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse = pulse
+        self._refused: list[str] = ["the workers have not reported yet"]
+        self._silent = False
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why nothing may be answered; empty when it may."""
+        silence = self._pulse.problem
+        return self._refused or ([] if silence is None else [silence])
+
+    @property
+    def refused(self) -> bool:
+        """True where more is wrong than silence."""
+        return bool(self._refused)
 
     @property
     def ready(self) -> bool:
@@ -29,12 +46,21 @@ class Readiness:
 
     def refuse(self, reasons: list[str]) -> None:
         """Stop answering, and say why in the log and in ``/ready``."""
-        self.reasons = reasons
+        self._refused = reasons
         for reason in reasons:
             logger.error("not ready: %s", reason)
 
     def accept(self) -> None:
-        self.reasons = []
+        self._refused = []
+
+    def say_silence(self) -> None:
+        """Log when the workers fall silent, and when they answer again."""
+        problem = self._pulse.problem
+        if problem is not None and not self._silent:
+            logger.error("not ready: %s", problem)
+        elif problem is None and self._silent:
+            logger.warning("the workers answer again")
+        self._silent = problem is not None
 
 
 def _layer_problems(

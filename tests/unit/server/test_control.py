@@ -10,9 +10,11 @@ import httpx
 import pytest
 
 from leanmoe.layout import LayerLayout
+from leanmoe.messages import PolicyUpdate
 from leanmoe_server.fake_engine import FakeEngine
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Target
+from leanmoe_server.pulse import Pulse
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/expert_skipping"
@@ -125,13 +127,119 @@ async def test_concurrent_changes_end_with_one_policy_everywhere(build_app) -> N
     app = build_app(FakeEngine(workers=3))
     await app.service.control.start()
     async with app.client() as client:
-        puts = [client.put(PATH, json={"level": i % 2}) for i in range(20)]
+        puts = [client.put(PATH, json={"level": (i + 1) % 2}) for i in range(20)]
         answers = await asyncio.gather(*puts)
     assert [a.status_code for a in answers] == [200] * 20
     assert sorted(a.json()["version"] for a in answers) == list(range(2, 22))
     policies = {json.dumps(w.policy.model_dump(mode="json")) for w in app.engine.workers}
     assert len(policies) == 1
     assert app.engine.cache_resets == 21
+
+
+async def test_a_change_of_nothing_empties_no_cache_and_takes_no_version(build_app) -> None:
+    app = build_app(target=Target(level=0.5))
+    await app.service.control.start()
+    async with app.client() as client:
+        for body in ({"level": 0.5}, {"phases": "all"}, {"level": 0.5, "union_budget": None}):
+            same = (await client.put(PATH, json=body)).json()
+            assert (same["version"], same["level"]) == (1, 0.5)
+        assert app.engine.cache_resets == 1
+        # Asked in another way, the same level is named by its promise from now on.
+        by_promise = (await client.put(PATH, json={"max_kld": 0.1})).json()
+        assert (by_promise["level"], by_promise["max_kld"]) == (0.5, 0.1)
+        assert (by_promise["version"], app.engine.cache_resets) == (1, 1)
+        other = (await client.put(PATH, json={"level": 1})).json()
+    assert (other["version"], app.engine.cache_resets) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "behind_the_back",
+    [
+        {"level": 1.0, "version": 1},
+        {"level": 0.0, "version": 9},
+        {"level": 0.0, "version": 1, "union": {"experts": 2}},
+    ],
+)
+async def test_another_policy_than_the_servers_makes_it_unready_until_a_level_is_set(
+    build_app, behind_the_back
+) -> None:
+    app = build_app(FakeEngine(workers=2))
+    await app.service.control.start()
+    await app.service.poller.refresh()
+    betas = dict.fromkeys(range(4), 1.0)
+    stray = PolicyUpdate.model_validate({"betas": betas, **behind_the_back})
+    app.engine.workers[1].policy = stray
+    async with app.client() as client:
+        assert (await client.get("/ready")).status_code == 200
+        await app.service.poller.refresh()
+        [reason] = (await client.get("/ready")).json()["reasons"]
+        assert "worker rank1 has version" in reason and "set a level again" in reason
+        assert (await client.post("/v1/completions", json={})).status_code == 503
+        # The same level as before: the workers do not apply it.
+        assert (await client.put(PATH, json={"level": 0})).json()["version"] == 2
+        await app.service.poller.refresh()
+        assert (await client.get("/ready")).status_code == 200
+
+
+async def test_counters_read_during_a_change_are_not_held_against_it(
+    build_app, monkeypatch
+) -> None:
+    app = build_app()
+    await app.service.control.start()
+    reading, go_on = asyncio.Event(), asyncio.Event()
+    before = await app.engine.snapshot()
+
+    async def slow_snapshot():
+        reading.set()
+        await go_on.wait()
+        return before
+
+    monkeypatch.setattr(app.engine, "snapshot", slow_snapshot)
+    polled = asyncio.create_task(app.service.control.snapshot())
+    await reading.wait()
+    monkeypatch.undo()
+    async with app.client() as client:
+        assert (await client.put(PATH, json={"level": 1})).status_code == 200
+        go_on.set()
+        await polled
+        assert (await client.get("/ready")).status_code == 200
+
+
+async def test_silent_workers_make_it_unready_and_a_change_does_not_wait_for_them(
+    build_app, monkeypatch
+) -> None:
+    app = build_app()
+    await app.service.control.start()
+    silent = "the workers have not answered for 9 s"
+
+    async def never(update):
+        monkeypatch.setattr(Pulse, "problem", silent)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(app.engine, "set_policy", never)
+    async with app.client() as client:
+        for _ in range(2):  # silent while it changes, then before
+            refused = await asyncio.wait_for(client.put(PATH, json={"level": 1}), 60)
+            assert refused.status_code == 503 and silent in refused.text
+        assert (await client.get("/ready")).status_code == 503
+        monkeypatch.undo()
+        # Nobody knows what became of the change that was under way.
+        assert "set a level again" in (await client.get("/ready")).text
+        assert (await client.put(PATH, json={"level": 1})).status_code == 200
+        assert (await client.get("/ready")).status_code == 200
+
+
+async def test_silence_alone_ends_by_itself(build_app, monkeypatch) -> None:
+    app = build_app()
+    await app.service.control.start()
+    async with app.client() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Pulse, "problem", "silent")
+            assert (await client.get("/ready")).json()["reasons"] == ["silent"]
+            assert (await client.put(PATH, json={"level": 1})).status_code == 503
+            assert (await client.get(PATH)).json()["ready"] is False
+        assert (await client.get("/ready")).status_code == 200
+        assert (await client.get(PATH)).json()["level"] == 0
 
 
 @pytest.mark.parametrize("target", [{"level": 0.5}, {"max_kld": 0.1}])

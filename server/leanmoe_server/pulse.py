@@ -1,0 +1,92 @@
+"""How long the workers have been silent, and from when on that means that they hang.
+
+A worker answers between two engine steps. One that computes a long prefill is late and busy; one
+that hangs is late and stopped, or uses no processor time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+# Past the time between two readings: what a step may take where nothing is wrong.
+PATIENCE_SECONDS = 3.5
+# A worker that computes may be later; past this it is taken to spin.
+BUSY_SECONDS = 60.0
+_BUSY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of the engine's processes: seconds of processor time by process id, and who is stopped."""
+
+    seconds: dict[int, float]
+    stopped: tuple[int, ...] = ()
+
+
+def work_of_children() -> Work:
+    """Of all processes below this one; one that ends meanwhile is left out."""
+    seconds, stopped = {}, []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            times = child.cpu_times()
+            seconds[child.pid] = times.user + times.system
+            if child.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+                stopped.append(child.pid)
+        except psutil.Error:
+            continue
+    return Work(seconds, tuple(stopped))
+
+
+class Pulse:
+    """Beats with every answer of the workers; ``problem`` once they have been silent too long.
+
+    ``poll_seconds`` lie between two answers where all is well.
+    """
+
+    def __init__(
+        self,
+        poll_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        work: Callable[[], Work] = work_of_children,
+    ) -> None:
+        self._limit = poll_seconds + PATIENCE_SECONDS
+        self._clock = clock
+        self._work = work
+        self._last: float | None = None
+        self._then = Work({})
+
+    def beat(self) -> None:
+        """The workers answered."""
+        self._last, self._then = self._clock(), self._work()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last answer; 0 before the first, when nobody asked yet."""
+        return 0.0 if self._last is None else self._clock() - self._last
+
+    @property
+    def problem(self) -> str | None:
+        """Why the workers are taken to hang, or ``None``."""
+        silence = self.silence
+        if silence <= self._limit:
+            return None
+        now = self._work()
+        if now.stopped:
+            why = f"process {now.stopped[0]} is stopped"
+        elif silence <= BUSY_SECONDS and self._is_busy(now, silence):
+            return None
+        else:
+            why = "they hang, or are kept from running"
+        return f"the workers have not answered for {silence:.0f} s: {why}"
+
+    def _is_busy(self, now: Work, silence: float) -> bool:
+        used = [
+            now.seconds[pid] - before
+            for pid, before in self._then.seconds.items()
+            if pid in now.seconds
+        ]
+        return max(used, default=0.0) >= _BUSY_SHARE * silence

@@ -1,0 +1,60 @@
+"""Silent workers: late and busy is well for a while, stopped or idle is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from leanmoe_server.pulse import BUSY_SECONDS, PATIENCE_SECONDS, Pulse, Work
+
+
+class Scene:
+    """A clock and processes that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.work = Work({7: 3.0})
+        self.pulse = Pulse(5.0, clock=lambda: self.now, work=lambda: self.work)
+
+    def pass_by(self, seconds: float, busy: float = 0.0) -> None:
+        self.now += seconds
+        self.work = Work({7: self.work.seconds[7] + busy})
+
+
+def test_nothing_is_wrong_before_the_first_answer_and_soon_after_one() -> None:
+    scene = Scene()
+    scene.pass_by(1000)
+    assert scene.pulse.problem is None
+    scene.pulse.beat()
+    scene.pass_by(5 + PATIENCE_SECONDS)
+    assert scene.pulse.problem is None
+
+
+def test_idle_workers_that_do_not_answer_hang_within_ten_seconds() -> None:
+    scene = Scene()
+    scene.pulse.beat()
+    scene.pass_by(9)
+    assert scene.pulse.problem == (
+        "the workers have not answered for 9 s: they hang, or are kept from running"
+    )
+    scene.pulse.beat()
+    assert scene.pulse.problem is None
+
+
+def test_a_long_step_is_no_hang_but_an_endless_one_is() -> None:
+    scene = Scene()
+    scene.pulse.beat()
+    scene.pass_by(30, busy=29)
+    assert scene.pulse.problem is None
+    scene.pass_by(BUSY_SECONDS - 29, busy=BUSY_SECONDS)
+    assert scene.pulse.problem is not None
+
+
+@pytest.mark.parametrize("work", [Work({7: 12.0}, stopped=(7,)), Work({})])
+def test_a_stopped_or_ended_process_is_not_busy(work: Work) -> None:
+    scene = Scene()
+    scene.pulse.beat()
+    scene.pass_by(9)
+    scene.work = work
+    problem = scene.pulse.problem
+    assert problem is not None
+    assert ("process 7 is stopped" in problem) is bool(work.stopped)
