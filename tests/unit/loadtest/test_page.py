@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,11 +14,11 @@ from leanmoe_loadtest.reading.saturation import Bounds, find_saturation, step_of
 from leanmoe_loadtest.reading.slo import parse_slo
 from leanmoe_loadtest.reading.summary import summarise_run
 from leanmoe_loadtest.run import read_run
+from tests.page_tools import chromium
 from tests.unit.loadtest.runs import SMALL_RUN, drawn_run, record, run_of
 from tests.unit.loadtest.test_compare import side
 
 _VOID = {"meta", "br", "link", "img", "hr", "input"}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 
 
 class Page(HTMLParser):
@@ -130,16 +128,21 @@ def test_small_runs_have_a_page_too(scheme):
     Page(run_page(summarise_run(run), run.requests))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the page in")
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_browser_draws_the_page(pages, name, tmp_path):
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}"]
-    done = subprocess.run(
-        [str(CHROMIUM), *flags, "--enable-logging=stderr", "--dump-dom", pages[name].as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert done.stdout.count("<svg") == FIGURES[name]
-    assert "CONSOLE" not in done.stderr and "ERR_" not in done.stderr
+def test_a_browser_draws_the_page(pages, name, browser):
+    page, said = browser.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("requestfailed", lambda request: said.append(request.url))
+    page.goto(pages[name].as_uri())
+    assert page.locator("figure svg").count() == FIGURES[name]
+    boxes = [figure.bounding_box() for figure in page.locator("figure svg").all()]
+    assert all(box["height"] > 50 for box in boxes)
+    assert said == []
+    page.close()
