@@ -4,7 +4,8 @@
     ├── InputError          exit 2: what the user gave cannot be used
     │   ├── CheckpointError    a model directory, its files or its manifest
     │   ├── LevelError         a skip level outside its range or without betas
-    │   └── DataError          a --data specification
+    │   ├── DataError          a --data specification
+    │   └── ConflictError      what was asked for rests on a state that is no longer there
     ├── OutputError         exit 1: the disk is full, the target exists
     ├── CheckError          exit 1: the work is done, its result is not good enough
     └── RuntimeSeamError    exit 1: vLLM is not what the plugin was written for
@@ -39,6 +40,10 @@ class LevelError(InputError):
 
 class DataError(InputError):
     """A ``--data`` specification names nothing usable."""
+
+
+class ConflictError(InputError):
+    """What was asked for rests on a state that is no longer there."""
 
 
 class OutputError(LeanMoEError):

@@ -69,5 +69,13 @@ HANDSHAKE_LAYERS = Metric(
     "leanmoe_wrapped_layers", "MoE layers wrapped, by worker and skip mode", ("worker", "mode")
 )
 SNAPSHOT_AGE = Metric("leanmoe_snapshot_age_seconds", "Seconds since the counters were last read")
+POLICY_CHANGES = Metric(
+    "leanmoe_policy_changes_total",
+    "Changes of the policy by who made them, and whether they reached every worker",
+    ("cause", "outcome"),
+)
+AUDIT_FAILURES = Metric(
+    "leanmoe_audit_write_failures_total", "Changes that could not be written to the audit file"
+)
 
 ALL: tuple[Metric, ...] = tuple(v for v in list(globals().values()) if isinstance(v, Metric))

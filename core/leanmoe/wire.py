@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 CONTROL_PATH = "/v1/expert_skipping"
+HISTORY_PATH = f"{CONTROL_PATH}/history"
+ROLLBACK_PATH = f"{CONTROL_PATH}/rollback"
 READY_PATH = "/ready"
 HEALTH_PATH = "/health"
 METRICS_PATH = "/metrics"

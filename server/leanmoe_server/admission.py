@@ -12,13 +12,27 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from leanmoe.wire import CONTROL_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH
+from leanmoe.wire import (
+    CONTROL_PATH,
+    HEALTH_PATH,
+    HISTORY_PATH,
+    METRICS_PATH,
+    READY_PATH,
+    ROLLBACK_PATH,
+)
 from leanmoe_server.auth import presents_admin_key
 from leanmoe_server.routes import error_response
 from leanmoe_server.service import NOT_SET_UP, Service, service_of
 
 # What may be asked of a server that must not infer: how it is, and how to mend it.
-_ALWAYS_OPEN = frozenset({READY_PATH, CONTROL_PATH, METRICS_PATH, HEALTH_PATH, "/version", "/load"})
+_ALWAYS_OPEN = frozenset(
+    {
+        *(READY_PATH, CONTROL_PATH, HISTORY_PATH, ROLLBACK_PATH, METRICS_PATH, HEALTH_PATH),
+        *("/version", "/load"),
+    }
+)
+# What an administrator does with a key that vLLM does not know.
+_ADMINISTERED = {("PUT", CONTROL_PATH), ("GET", HISTORY_PATH), ("POST", ROLLBACK_PATH)}
 METRICS_MAX_AGE_SECONDS = 0.1
 METRICS_WAIT_SECONDS = 2.0
 
@@ -63,8 +77,8 @@ def _path(scope: Scope) -> str:
 
 
 def _is_admin(scope: Scope, service: Service) -> bool:
-    is_change = _path(scope) == CONTROL_PATH and scope.get("method") == "PUT"
-    return is_change and presents_admin_key(Headers(scope=scope), service.settings.admin_key)
+    administered = (scope.get("method"), _path(scope)) in _ADMINISTERED
+    return administered and presents_admin_key(Headers(scope=scope), service.settings.admin_key)
 
 
 def _past_authentication(app: Starlette) -> ASGIApp:

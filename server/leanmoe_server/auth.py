@@ -4,14 +4,15 @@
     only --api-key set           nobody: a user is not an administrator
     neither                      clients on this machine, and no web page from elsewhere
 
-Reading the policy is for everyone who may use the model.
+Reading the policy is for everyone who may use the model; its history, which names
+administrators and addresses, is for them alone where there are keys.
 """
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -85,3 +86,18 @@ def refuse_change(
             403, f"without an admin key the level changes only from this machine itself: {_HOW}"
         )
     return None
+
+
+def refuse_history(headers: Mapping[str, str], settings: ServeSettings) -> Refusal | None:
+    """Why this client may not read who changed the level, or ``None`` if it may."""
+    if settings.admin_key is None and not settings.has_user_keys:
+        return None
+    refusal = refuse_change(headers, None, settings)
+    return (
+        None if refusal is None else replace(refusal, reason=f"the audit trail: {refusal.reason}")
+    )
+
+
+def who_changes(headers: Mapping[str, str], settings: ServeSettings) -> str:
+    """The name in the audit trail of a client that may change the level."""
+    return "admin" if presents_admin_key(headers, settings.admin_key) else "local"

@@ -64,6 +64,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="tuned tiles for this card and shape, named as vLLM names its tables; may be repeated",
     )
+    parser.add_argument(
+        "--audit-file",
+        type=Path,
+        metavar="FILE",
+        help="append every change of the policy here, a JSON object a line (default: memory only)",
+    )
     parser.add_argument("--skip-verify", action="store_true", help="do not hash the model's files")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="between two readings")
     parser.add_argument(

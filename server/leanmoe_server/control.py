@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
-from leanmoe.errors import LeanMoEError, RuntimeSeamError
+from leanmoe.errors import ConflictError, LeanMoEError, RuntimeSeamError
 from leanmoe.messages import (
     HandshakeReport,
     LevelTable,
@@ -16,8 +17,10 @@ from leanmoe.messages import (
     PolicyUpdate,
     SkipSnapshot,
 )
+from leanmoe_server.audit.entry import Cause, Origin, PolicyRecord
+from leanmoe_server.audit.trail import AuditTrail
 from leanmoe_server.engine import Engine
-from leanmoe_server.policy import PolicyChange
+from leanmoe_server.policy import Policy, PolicyChange
 from leanmoe_server.pulse import Pulse
 from leanmoe_server.readiness import Readiness, handshake_problems
 from leanmoe_server.settings import ServeSettings
@@ -25,16 +28,24 @@ from leanmoe_server.settings import ServeSettings
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _GLANCE_SECONDS = 0.5
+_AT_START = Origin(Cause.START, "start")
+_UNDONE = 100  # changes that can be rolled back, one after the other
 
 
 class SkipControl:
     """Holds the settings and the policy in force, which it changes on every worker together.
 
-    ``policy`` is what was asked for, ``current`` what the workers apply for it.
+    ``policy`` is what was asked for, ``current`` what the workers apply for it, ``trail`` what
+    was changed and by whom.
     """
 
     def __init__(
-        self, engine: Engine, settings: ServeSettings, readiness: Readiness, pulse: Pulse
+        self,
+        engine: Engine,
+        settings: ServeSettings,
+        readiness: Readiness,
+        pulse: Pulse,
+        trail: AuditTrail,
     ) -> None:
         self._engine = engine
         self.settings = settings
@@ -47,6 +58,8 @@ class SkipControl:
         self.policy = settings.policy
         self.current: PolicyUpdate | None = None
         self.version = 0
+        self.trail = trail
+        self._before: deque[Policy] = deque(maxlen=_UNDONE)
         # Unknown to clients, so that none can ask a worker past the cap.
         self.request_key = f"leanmoe-{secrets.token_hex(16)}"
 
@@ -71,7 +84,7 @@ class SkipControl:
         self.wrapped = True
         self.settings = self.settings.heeding(self.handshake)
         try:
-            await self.change(PolicyChange())
+            await self.change(PolicyChange(), _AT_START)
         except LeanMoEError as error:
             self._readiness.refuse([str(error)])
 
@@ -89,7 +102,7 @@ class SkipControl:
         _check_all_answered(answers, len(self.handshake))
         self._offered = True
 
-    async def change(self, change: PolicyChange) -> dict[str, Any]:
+    async def change(self, change: PolicyChange, origin: Origin) -> dict[str, Any]:
         """Put ``change`` in force on all workers, the rest as it was, and return ``describe()``.
 
         ``LevelError`` leaves everything as it was; ``RuntimeSeamError`` means that
@@ -97,34 +110,82 @@ class SkipControl:
         of nothing is none: the prefix cache stays, and so does the version.
         """
         # A client that hangs up must not leave half of the workers changed.
-        return await asyncio.shield(self._change(change))
+        return await asyncio.shield(self._change(change, origin))
 
-    async def _change(self, change: PolicyChange) -> dict[str, Any]:
+    async def _change(self, change: PolicyChange, origin: Origin) -> dict[str, Any]:
         async with self._lock:
-            policy = change.applied_to(self.policy)
-            update = self.settings.resolve(policy, self.version + 1)
-            if self._holds(update):
-                self.policy = policy
-                return self.describe()
-            if not self.wrapped:
-                raise RuntimeSeamError(
-                    "the level cannot change: the model's layers are not wrapped, see /ready"
-                )
-            if (silence := self._pulse.problem) is not None:
-                raise RuntimeSeamError(f"the level was not changed: {silence}")
-            try:
-                await self._unless_silent(self._offer_levels())
-                await self._unless_silent(self._apply(update))
-            except Exception as error:
-                reason = f"skip level {update.level} did not reach every worker: {_said(error)}"
-                self._readiness.refuse([f"{reason}; set a level again or restart"])
-                raise RuntimeSeamError(reason) from error
-            self.policy, self.current = policy, update
-            self._readiness.accept()
-            logger.info(
-                "skip level %s in force, %s, version %d", update.level, policy, self.version
-            )
+            before, started = self.policy, self.current is not None
+            await self._put(change.applied_to(before), origin)
+            if started and self.policy != before:
+                self._before.append(before)
             return self.describe()
+
+    async def roll_back(self, origin: Origin, version: int | None = None) -> dict[str, Any]:
+        """Put the policy of before the last change in force; again, the one of before that.
+
+        After a change that did not reach every worker it is the policy that was in force before.
+        ``ConflictError`` where there is nothing to go back to, or another ``version`` is in force.
+        """
+        return await asyncio.shield(self._roll_back(origin, version))
+
+    async def _roll_back(self, origin: Origin, version: int | None) -> dict[str, Any]:
+        async with self._lock:
+            if version is not None and version != self.version:
+                raise ConflictError(
+                    f"version {version} is not in force, {self.version} is; somebody changed the "
+                    "policy meanwhile, look at it again"
+                )
+            refused = self._readiness.refused
+            await self._put(self._of_before(), origin)
+            if not refused:
+                self._before.pop()
+            return self.describe()
+
+    def _of_before(self) -> Policy:
+        if self._readiness.refused:
+            return self.policy
+        if not self._before:
+            raise ConflictError("no change was made since the start, so there is nothing to undo")
+        return self._before[-1]
+
+    async def _put(self, policy: Policy, origin: Origin) -> None:
+        """In force on all workers, or unready; in the trail in both cases."""
+        update = self.settings.resolve(policy, self.version + 1)
+        if self._holds(update):
+            await self._rename(policy, origin)
+            return
+        if not self.wrapped:
+            raise RuntimeSeamError(
+                "the level cannot change: the model's layers are not wrapped, see /ready"
+            )
+        if (silence := self._pulse.problem) is not None:
+            raise RuntimeSeamError(f"the level was not changed: {silence}")
+        before = self._recorded()
+        try:
+            await self._unless_silent(self._offer_levels())
+            await self._unless_silent(self._apply(update))
+        except Exception as error:
+            reason = f"skip level {update.level} did not reach every worker: {_said(error)}"
+            self._readiness.refuse([f"{reason}; set a level again or restart"])
+            wanted = PolicyRecord.of(policy, update)
+            await self.trail.record(origin, before, wanted, self.version, reason)
+            raise RuntimeSeamError(reason) from error
+        self.policy, self.current = policy, update
+        self._readiness.accept()
+        logger.info("skip level %s in force, %s, version %d", update.level, policy, self.version)
+        await self.trail.record(origin, before, PolicyRecord.of(policy, update), self.version)
+
+    async def _rename(self, policy: Policy, origin: Origin) -> None:
+        """Another promise that comes to what the workers apply already."""
+        before = self._recorded()
+        if self.current is None or policy == self.policy:
+            return
+        self.policy = policy
+        await self.trail.record(origin, before, PolicyRecord.of(policy, self.current), self.version)
+
+    def _recorded(self) -> PolicyRecord | None:
+        current = self.current
+        return None if current is None else PolicyRecord.of(self.policy, current)
 
     def _holds(self, update: PolicyUpdate) -> bool:
         """True where ``update`` is what all workers apply already, but for its number."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from leanmoe.wire import CONTROL_PATH, READY_PATH
+from leanmoe.wire import CONTROL_PATH, HISTORY_PATH, READY_PATH, ROLLBACK_PATH
+from leanmoe_server.audit.trail import AuditTrail
 from leanmoe_server.control import SkipControl
 from leanmoe_server.drain import Drain
 from leanmoe_server.engine import Engine
@@ -16,8 +17,14 @@ from leanmoe_server.poller import Poller
 from leanmoe_server.pulse import Pulse
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.request_level import RequestLevelMiddleware
-from leanmoe_server.routes import change_policy, ready, show_policy
-from leanmoe_server.schema import CHANGE_SCHEMA
+from leanmoe_server.routes import (
+    change_policy,
+    ready,
+    roll_back_policy,
+    show_history,
+    show_policy,
+)
+from leanmoe_server.schema import CHANGE_SCHEMA, ROLLBACK_SCHEMA
 from leanmoe_server.service import SERVICE_ARGUMENT, Service, keep_service
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.token_rates import TokenRates
@@ -28,7 +35,8 @@ def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> 
     seconds = settings.poll_seconds
     pulse = Pulse(seconds)
     readiness = Readiness(pulse)
-    control = SkipControl(engine, settings, readiness, pulse)
+    trail = AuditTrail(metrics, settings.audit_file)
+    control = SkipControl(engine, settings, readiness, pulse, trail)
     return Service(
         engine=engine,
         readiness=readiness,
@@ -38,6 +46,11 @@ def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> 
         ),
         drain=Drain(engine, settings.drain_seconds),
     )
+
+
+def _body(schema: dict[str, Any], required: bool = True) -> dict[str, Any]:
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 class LeanMoEEndpoint:
@@ -50,10 +63,16 @@ class LeanMoEEndpoint:
         """Add the routes; ``/v1`` puts them behind vLLM's own authentication."""
         app.add_api_route(READY_PATH, ready, methods=["GET"])
         app.add_api_route(CONTROL_PATH, show_policy, methods=["GET"])
+        app.add_api_route(HISTORY_PATH, show_history, methods=["GET"])
         # Read by itself, so that a body is refused in one sentence and never past its length.
-        body = {"required": True, "content": {"application/json": {"schema": CHANGE_SCHEMA}}}
         app.add_api_route(
-            CONTROL_PATH, change_policy, methods=["PUT"], openapi_extra={"requestBody": body}
+            CONTROL_PATH, change_policy, methods=["PUT"], openapi_extra=_body(CHANGE_SCHEMA)
+        )
+        app.add_api_route(
+            ROLLBACK_PATH,
+            roll_back_policy,
+            methods=["POST"],
+            openapi_extra=_body(ROLLBACK_SCHEMA, required=False),
         )
         # vLLM adds its own middleware, authentication among it, around this one.
         app.add_middleware(RequestLevelMiddleware)

@@ -62,6 +62,8 @@ class Metrics:
         self._wrapped = _gauge(names.HANDSHAKE_LAYERS, registry)
         self._age = _gauge(names.SNAPSHOT_AGE, registry)
         self._age.set_function(self.snapshot_age)
+        self._changes = _counter(names.POLICY_CHANGES, registry)
+        self.audit_failures = _counter(names.AUDIT_FAILURES, registry)
         self._last_snapshot: float | None = None
         self._counted: dict[int, LayerCounts] = {}
 
@@ -106,6 +108,9 @@ class Metrics:
                 "their experts; the checkpoint is damaged or overflows in this --dtype",
                 layer,
             )
+
+    def observe_change(self, cause: str, reached: bool) -> None:
+        self._changes.labels(cause, "in_force" if reached else "failed").inc()
 
     def observe_memory(self, resident_bytes: Mapping[str, int]) -> None:
         self._resident_bytes.clear()  # a process that ended holds nothing any more

@@ -34,13 +34,14 @@ class Policy:
 class PolicyChange:
     """Any of: a target, the phases, the budget on distinct experts; what is not named stays.
 
-    ``union_budget`` is ``NO_BUDGET`` to turn it off.
+    ``union_budget`` is ``NO_BUDGET`` to turn it off; ``reason`` is for the audit trail.
     """
 
     target: Target | None = None
     phases: Phases | None = None
     union_budget: int | None = None
     union_mode: UnionMode | None = None
+    reason: str | None = None
 
     def applied_to(self, before: Policy) -> Policy:
         """What holds after this change of what held ``before``."""

@@ -12,6 +12,7 @@ from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.manifest import check_files
 from leanmoe.policy import check_level
+from leanmoe_server.audit.journal import Journal
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
 from leanmoe_server.schema import change_of
@@ -100,8 +101,11 @@ def check_and_configure(args: Namespace) -> ServeSettings:
         admin_key=read_admin_key(args.admin_key_file, os.environ),
         poll_seconds=_check_seconds("--poll-seconds", args.poll_seconds, 0.1),
         drain_seconds=_check_seconds("--drain-seconds", args.drain_seconds, 1.0),
+        audit_file=args.audit_file,
     )
     settings.resolve(settings.policy)
+    if settings.audit_file is not None:
+        Journal(settings.audit_file).close()
     if not any(one.startswith("--uds") for one in args.rest):
         check_port(args.host, args.port)
     read_sources(checkpoint, args.tuned_table)  # before the hashing, which takes minutes

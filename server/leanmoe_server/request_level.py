@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from leanmoe.errors import InputError
 from leanmoe.messages import Phases
 from leanmoe.policy import EXACT, RequestLevel
-from leanmoe.wire import BUDGET_HEADER, CONTROL_PATH, LEVEL_HEADER, REQUEST_KEY
+from leanmoe.wire import BUDGET_HEADER, CONTROL_PATH, LEVEL_HEADER, REQUEST_KEY, ROLLBACK_PATH
 from leanmoe_server.routes import error_response
 from leanmoe_server.schema import request_target
 from leanmoe_server.service import Service, service_of
@@ -67,7 +67,7 @@ class RequestLevelMiddleware:
 
 def _concerns(path: str, headers: Headers) -> bool:
     """Inference, and whatever else takes JSON: a level asked for must not pass unseen elsewhere."""
-    if path == CONTROL_PATH:
+    if path in (CONTROL_PATH, ROLLBACK_PATH):
         return False
     kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     return path in ROUTES or kind == "application/json"

@@ -1,16 +1,25 @@
-"""``/ready`` and ``/v1/expert_skipping``: the readiness and the policy of a running server."""
+"""``/ready`` and ``/v1/expert_skipping``: the readiness and the policy of a running server.
+
+And what was changed of it (``/history``), and back (``/rollback``).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from leanmoe.errors import InputError, LeanMoEError
-from leanmoe_server.auth import refuse_change
-from leanmoe_server.schema import parse_change
+from leanmoe.errors import ConflictError, InputError, LeanMoEError
+from leanmoe_server.audit.entry import Cause, Origin
+from leanmoe_server.audit.trail import KEPT
+from leanmoe_server.auth import refuse_change, refuse_history, who_changes
+from leanmoe_server.schema import parse_change, parse_rollback
 from leanmoe_server.service import NOT_SET_UP, Service, service_of
 
 MAX_BODY_BYTES = 4096
+HISTORY_LIMIT = 100
 
 
 def error_response(status: int, message: str, kind: str) -> JSONResponse:
@@ -33,20 +42,71 @@ async def show_policy(request: Request) -> Response:
     return JSONResponse(_service(request).control.describe())
 
 
+async def show_history(request: Request) -> Response:
+    """What was changed since the start, by whom and why, the newest first."""
+    service = _service(request)
+    refusal = refuse_history(request.headers, service.settings)
+    if refusal is not None:
+        return error_response(refusal.status, refusal.reason, "permission_error")
+    try:
+        limit = _limit(request.query_params.get("limit"))
+    except InputError as error:
+        return error_response(400, str(error), "invalid_request_error")
+    trail = service.control.trail
+    changes = [entry.model_dump(mode="json", by_alias=True) for entry in trail.latest(limit)]
+    return JSONResponse({"changes": changes, "total": trail.recorded, "file": trail.on_disk})
+
+
+def _limit(given: str | None) -> int:
+    if given is None:
+        return HISTORY_LIMIT
+    if not (given.isascii() and given.isdigit() and 1 <= int(given[:9]) <= KEPT):
+        raise InputError(f"limit is {given!r:.40}, expected a whole number from 1 to {KEPT}")
+    return int(given)
+
+
 async def change_policy(request: Request) -> Response:
     """Put another level in force on every worker, without a restart."""
+
+    async def change(service: Service, body: bytes) -> dict[str, Any]:
+        wanted = parse_change(body)
+        return await service.control.change(wanted, _origin(request, Cause.ADMIN, wanted.reason))
+
+    return await _changed(request, change)
+
+
+async def roll_back_policy(request: Request) -> Response:
+    """Put the policy of before the last change in force again."""
+
+    async def back(service: Service, body: bytes) -> dict[str, Any]:
+        reason, version = parse_rollback(body)
+        return await service.control.roll_back(_origin(request, Cause.ROLLBACK, reason), version)
+
+    return await _changed(request, back)
+
+
+async def _changed(
+    request: Request, change: Callable[[Service, bytes], Awaitable[dict[str, Any]]]
+) -> Response:
     service = _service(request)
     client = request.client.host if request.client else None
     refusal = refuse_change(request.headers, client, service.settings)
     if refusal is not None:
         return error_response(refusal.status, refusal.reason, "permission_error")
     try:
-        change = parse_change(await _bounded_body(request))
-        return JSONResponse(await service.control.change(change))
+        return JSONResponse(await change(service, await _bounded_body(request)))
+    except ConflictError as error:
+        return error_response(409, str(error), "invalid_request_error")
     except InputError as error:
         return error_response(400, str(error), "invalid_request_error")
     except LeanMoEError as error:
         return error_response(503, str(error), "server_error")
+
+
+def _origin(request: Request, cause: Cause, reason: str | None) -> Origin:
+    peer = request.client.host if request.client else "unix socket"
+    who = who_changes(request.headers, _service(request).settings)
+    return Origin(cause, who, peer, reason)
 
 
 async def _bounded_body(request: Request) -> bytes:

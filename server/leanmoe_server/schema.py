@@ -35,6 +35,8 @@ _Experts = Annotated[float, Field(ge=1, le=100_000, multiple_of=1, allow_inf_nan
 _Phases = Annotated[Phases, Field(strict=False), WithJsonSchema({"enum": list(Phases)})]
 _Mode = Annotated[UnionMode, Field(strict=False), WithJsonSchema({"enum": list(UnionMode)})]
 
+_Reason = Annotated[str, Field(min_length=1, max_length=500)]
+
 _EXPECTED_VALUES = {
     "level": "outside [0, 1]; give a number from 0 (exact) to 1 (top-1 only)",
     "max_kld": "expected a finite number >= 0 (nats per token)",
@@ -42,6 +44,8 @@ _EXPECTED_VALUES = {
     "phases": "expected 'all' or 'decode'",
     "union_budget": "expected a whole number of experts from 1 up, or null for no budget",
     "union_mode": "expected 'vanish' or 'redirect'",
+    "reason": "expected a text of 1 to 500 characters",
+    "version": "expected the version that `GET /v1/expert_skipping` shows",
 }
 # A key that is not of the model, and one of half a surrogate pair, which pydantic cannot name.
 _STRAY_KEY = {"extra_forbidden", "string_unicode"}
@@ -70,9 +74,18 @@ class ChangeBody(TargetBody, total=False):
     phases: _Phases
     union_budget: _Experts | None
     union_mode: _Mode
+    reason: _Reason
 
 
-Body = TypeVar("Body", bound=TargetBody)
+@with_config(ConfigDict(extra="forbid", strict=True))
+class RollbackBody(TypedDict, total=False):
+    """Why a change is undone, and the version that is to be in force until then."""
+
+    reason: _Reason
+    version: Annotated[float, Field(ge=0, le=2**53, multiple_of=1, allow_inf_nan=False)]
+
+
+Body = TypeVar("Body")
 
 
 @dataclass(frozen=True)
@@ -120,26 +133,42 @@ _REQUEST = _Schema(
     f"{REQUEST_KEY!r}",
     f'{_EXPECTED}, "deterministic" beside it, or "off"',
 )
+_ROLLBACK = _Schema(
+    TypeAdapter(RollbackBody), "the body", 'expected no body, or "reason" or "version"'
+)
 CHANGE_SCHEMA: dict[str, Any] = _CHANGE.model.json_schema()
+ROLLBACK_SCHEMA: dict[str, Any] = _ROLLBACK.model.json_schema()
 
 
 def parse_change(body: bytes) -> PolicyChange:
     """The change in a ``PUT`` body; ``InputError`` says what is wrong with it."""
-    try:
-        # Integers of any length become floats, so that each is told in a few digits.
-        content = json.loads(body, object_pairs_hook=_without_duplicates, parse_int=float)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the body is not valid JSON ({error}); {_CHANGE.expected}") from None
-    if content == {}:
-        raise InputError(f"the body has no key; {_CHANGE.expected}")
+    content = _json(body, _CHANGE.expected)
+    if isinstance(content, dict) and not set(content) - {"reason"}:
+        raise InputError(f"the body has no key of a policy; {_CHANGE.expected}")
     return change_of(content)
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(keys) != len(set(keys)):
-        raise InputError(f"the body names a key twice: {keys}; {_CHANGE.expected}")
-    return dict(pairs)
+def parse_rollback(body: bytes) -> tuple[str | None, int | None]:
+    """Reason and version of a rollback's body, which may be empty."""
+    if not body.strip():
+        return None, None
+    read = _ROLLBACK.read(_json(body, _ROLLBACK.expected))
+    version = read.get("version")
+    return read.get("reason"), None if version is None else int(version)
+
+
+def _json(body: bytes, expected: str) -> Any:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(keys) != len(set(keys)):
+            raise InputError(f"the body names a key twice: {keys}; {expected}")
+        return dict(pairs)
+
+    try:
+        # Integers of any length become floats, so that each is told in a few digits.
+        return json.loads(body, object_pairs_hook=without_duplicates, parse_int=float)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the body is not valid JSON ({error}); {expected}") from None
 
 
 def change_of(content: Any) -> PolicyChange:
@@ -151,6 +180,7 @@ def change_of(content: Any) -> PolicyChange:
         phases=body.get("phases"),
         union_budget=_budget(body),
         union_mode=body.get("union_mode"),
+        reason=body.get("reason"),
     )
 
 

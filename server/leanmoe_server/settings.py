@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from leanmoe.errors import LevelError
 from leanmoe.messages import HandshakeReport, Phases, PolicyUpdate, UnionBudget
@@ -30,6 +31,7 @@ class ServeSettings:
     least_union: int = 0
     poll_seconds: float = 5.0
     drain_seconds: float = 30.0
+    audit_file: Path | None = None
 
     def heeding(self, workers: Iterable[HandshakeReport]) -> ServeSettings:
         """These settings with what a worker found that requests cannot have, if one did."""

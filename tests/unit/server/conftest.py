@@ -73,6 +73,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         request_levels_unavailable: str | None = None,
         model: SkipModel = skip_model,
         least_union: int = 0,
+        audit_file: Path | None = None,
     ) -> App:
         app, registry = FastAPI(), CollectorRegistry()
         LeanMoEEndpoint().attach_router(app)
@@ -101,6 +102,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
             has_user_keys=user_key is not None,
             request_levels_unavailable=request_levels_unavailable,
             least_union=least_union,
+            audit_file=audit_file,
         )
         engine = engine or FakeEngine()
         service = build_service(engine, settings, Metrics(registry))

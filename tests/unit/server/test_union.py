@@ -58,7 +58,7 @@ async def test_a_budget_takes_the_measured_promise_away(build_app) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({}, "has no key"),
+        ({}, "has no key of a policy"),
         ({"union_budget": 0}, "union_budget is 0.0"),
         ({"union_budget": 1.5}, "union_budget is 1.5"),
         ({"union_budget": True}, "union_budget is True"),
