@@ -153,3 +153,24 @@ class SkipSnapshot(PolicyInForce):
     layers: list[LayerCounts]
     resident_bytes: int
     device_bytes: int | None = None
+
+
+class RequestNames(_Message):
+    """The requests whose accounts are asked for, by the ids that their answers carry."""
+
+    names: list[str]
+
+
+class RequestAssignments(_Message):
+    """What one request had routed in all layers that can skip, and how much of it was skipped."""
+
+    routed: int
+    skipped: int
+
+
+class RequestCounts(_Message):
+    """One worker's accounts; under pipeline parallelism each holds those of its own layers."""
+
+    worker: str
+    layers: list[int]
+    requests: dict[str, RequestAssignments]

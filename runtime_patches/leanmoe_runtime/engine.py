@@ -17,6 +17,7 @@ from leanmoe_runtime.compat import get_current_vllm_config
 from leanmoe_runtime.device.rows import StepRows
 from leanmoe_runtime.requests import RequestRows
 from leanmoe_runtime.state import SkipState
+from leanmoe_runtime.tally import HostSkipped, Tally
 
 _NAME = "leanmoe_engine"
 
@@ -27,6 +28,9 @@ class Engine:
     def __init__(self) -> None:
         self.state = SkipState()
         self.requests = RequestRows(self.state)
+        # A CPU's layers count each token's skipped assignments there.
+        self.skipped = HostSkipped()
+        self.tally = Tally(self.skipped)
         # Layer number -> what gives a layer's router logits.
         self.logits: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}
         # An accelerator's buffers, from its first layer's making on.

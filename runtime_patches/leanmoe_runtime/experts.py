@@ -224,7 +224,14 @@ def _experts(
     state.calls += 1
     if layer.condensed or not traffic:
         return kernel(x, topk_weights, topk_ids)
-    plan = _planner().plan(topk_weights, topk_ids, state, rows_T, layer.budget(x))
+    plan = _planner().plan(
+        topk_weights,
+        topk_ids,
+        state,
+        rows_T,
+        layer.budget(x),
+        skipped_T=engine.skipped.skipped_T,
+    )
     return kernel(x, topk_weights, topk_ids) if plan is None else run(kernel, x, plan)
 
 

@@ -34,7 +34,9 @@ def watch_device_requests() -> None:
 
 
 def _begin(runner: Any, scheduled: Any, batch: Batch) -> None:
-    engine_of(runner.vllm_config).requests.begin_step(scheduled, batch)
+    engine = engine_of(runner.vllm_config)
+    engine.requests.begin_step(scheduled, batch)
+    engine.tally.begin_step(scheduled, batch, engine.state.may_skip)
 
 
 def _begin_on_device(runner: Any, scheduled: Any, batch: Batch) -> None:

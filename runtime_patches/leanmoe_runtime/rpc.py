@@ -12,7 +12,15 @@ from typing import Any
 import psutil
 import torch
 
-from leanmoe.messages import LevelTable, PolicyInForce, PolicyUpdate, SkipSnapshot
+from leanmoe.messages import (
+    LevelTable,
+    PolicyInForce,
+    PolicyUpdate,
+    RequestAssignments,
+    RequestCounts,
+    RequestNames,
+    SkipSnapshot,
+)
 from leanmoe_runtime.compat import WorkerBase
 from leanmoe_runtime.engine import engine_of
 from leanmoe_runtime.handshake import report
@@ -46,6 +54,21 @@ def leanmoe_snapshot(worker: Any) -> str:
     ).model_dump_json()
 
 
+def leanmoe_request_counts(worker: Any, names_json: str) -> str:
+    """Close the accounts of ``RequestNames``; JSON of their ``RequestCounts``."""
+    engine = engine_of(worker.vllm_config)
+    names = RequestNames.model_validate_json(names_json).names
+    each = engine.state.routed_per_token
+    return RequestCounts(
+        worker=f"rank{worker.rank}",
+        layers=sorted(engine.state.layers),
+        requests={
+            name: RequestAssignments(routed=each * ran.tokens, skipped=ran.skipped)
+            for name, ran in engine.tally.take(names).items()
+        },
+    ).model_dump_json()
+
+
 def _state(worker: Any) -> SkipState:
     return engine_of(worker.vllm_config).state
 
@@ -70,5 +93,8 @@ def _device_bytes() -> int | None:
 
 def add_worker_methods() -> None:
     """Attach the methods to ``WorkerBase``, as vLLM's endpoint-plugin contract prescribes."""
-    for method in (leanmoe_handshake, leanmoe_set_policy, leanmoe_set_levels, leanmoe_snapshot):
+    for method in (
+        *(leanmoe_handshake, leanmoe_set_policy, leanmoe_set_levels, leanmoe_snapshot),
+        leanmoe_request_counts,
+    ):
         setattr(WorkerBase, method.__name__, method)

@@ -134,6 +134,16 @@ class SkipState:
         # Rows of the step's tokens, int32; None while every token uses the engine's.
         self.token_rows_T: torch.Tensor | None = None
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether assignments of the step that was laid out may be left out."""
+        return self.skips or self.union is not None or self.token_rows_T is not None
+
+    @property
+    def routed_per_token(self) -> int:
+        """Assignments of one token in all layers that can skip."""
+        return sum(layer.top_k for layer in self.layers.values())
+
     def add(self, state: LayerState) -> LayerState:
         """Take a layer; two of one number are refused."""
         if state.layer in self.layers:

@@ -20,6 +20,7 @@ from leanmoe.messages import (
 from leanmoe_server.audit.entry import Cause, Origin, PolicyRecord
 from leanmoe_server.audit.trail import AuditTrail
 from leanmoe_server.engine import Engine
+from leanmoe_server.level_span import LevelSpans
 from leanmoe_server.policy import Policy, PolicyChange
 from leanmoe_server.pulse import Pulse
 from leanmoe_server.readiness import Readiness, handshake_problems
@@ -60,6 +61,7 @@ class SkipControl:
         self.version = 0
         self.trail = trail
         self._before: deque[Policy] = deque(maxlen=_UNDONE)
+        self.spans = LevelSpans()
         # Unknown to clients, so that none can ask a worker past the cap.
         self.request_key = f"leanmoe-{secrets.token_hex(16)}"
 
@@ -225,6 +227,7 @@ class SkipControl:
 
     async def _apply(self, update: PolicyUpdate) -> None:
         self.version = update.version
+        self.spans.change(update.level)
         _check_acknowledged(await self._engine.set_policy(update), update, len(self.handshake))
         # KV computed under another level must not be reused under this one.
         if not await self._engine.reset_prefix_cache():

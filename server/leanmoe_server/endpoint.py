@@ -16,6 +16,7 @@ from leanmoe_server.metrics import Metrics
 from leanmoe_server.poller import Poller
 from leanmoe_server.pulse import Pulse
 from leanmoe_server.readiness import Readiness
+from leanmoe_server.request_counts import RequestCounter
 from leanmoe_server.request_level import RequestLevelMiddleware
 from leanmoe_server.routes import (
     change_policy,
@@ -45,6 +46,7 @@ def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> 
             control.snapshot, metrics, TokenRates(), seconds, pulse=pulse, readiness=readiness
         ),
         drain=Drain(engine, settings.drain_seconds),
+        counter=RequestCounter(engine),
     )
 
 

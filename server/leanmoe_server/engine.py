@@ -10,6 +10,7 @@ from leanmoe.messages import (
     LevelTable,
     PolicyInForce,
     PolicyUpdate,
+    RequestCounts,
     SkipSnapshot,
 )
 
@@ -35,6 +36,10 @@ class Engine(Protocol):
 
     async def snapshot(self) -> list[SkipSnapshot]:
         """Counters and memory of each worker now."""
+        ...
+
+    async def request_counts(self, names: Sequence[str]) -> list[RequestCounts]:
+        """What these requests had skipped, by the ids of their answers; each is told once."""
         ...
 
     async def reset_prefix_cache(self) -> bool:

@@ -6,7 +6,7 @@ For tests and for trying the control API without loading weights.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from leanmoe import __version__
@@ -16,6 +16,8 @@ from leanmoe.messages import (
     LayerReport,
     LevelTable,
     PolicyUpdate,
+    RequestAssignments,
+    RequestCounts,
     SkipMode,
     SkipSnapshot,
 )
@@ -79,6 +81,8 @@ class FakeEngine:
         self.cache_reset_works = True
         self.levels: LevelTable | None = None
         self.died = False
+        # What requests had skipped, by the ids of their answers.
+        self.requests: dict[str, RequestAssignments] = {}
 
     def run_tokens(self, tokens: int) -> None:
         """Pretend that ``tokens`` went through; at level 1 the second expert of each is skipped."""
@@ -115,6 +119,13 @@ class FakeEngine:
 
     async def snapshot(self) -> list[SkipSnapshot]:
         return [worker.snapshot() for worker in self.workers]
+
+    async def request_counts(self, names: Sequence[str]) -> list[RequestCounts]:
+        found = {name: self.requests.pop(name) for name in names if name in self.requests}
+        return [
+            RequestCounts(worker=worker.name, layers=list(worker.layers), requests=found)
+            for worker in self.workers
+        ]
 
     async def reset_prefix_cache(self) -> bool:
         self.cache_resets += 1

@@ -3,8 +3,8 @@
 Innermost middleware, behind vLLM's authentication. It takes the key out of the body,
 checks it, and puts what the workers understand in its place: the level as an extra
 sampling argument, and a cache salt of that level, so that no request reads KV that
-was written at another. The level that applied comes back as a header and, where a
-request named one, in the ``usage`` object.
+was written at another. The level an answer begins at comes back as a header; ``usage`` says
+at last which levels applied and how much was skipped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,10 +23,11 @@ from leanmoe.errors import InputError
 from leanmoe.messages import Phases
 from leanmoe.policy import EXACT, RequestLevel
 from leanmoe.wire import BUDGET_HEADER, CONTROL_PATH, LEVEL_HEADER, REQUEST_KEY, ROLLBACK_PATH
+from leanmoe_server.level_span import LevelSpan
 from leanmoe_server.routes import error_response
 from leanmoe_server.schema import request_target
 from leanmoe_server.service import Service, service_of
-from leanmoe_server.usage_echo import UsageEcho
+from leanmoe_server.usage_echo import Statement, UsageEcho
 
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 MAX_BODY_BYTES = 64 << 20
@@ -58,11 +60,12 @@ class RequestLevelMiddleware:
             return
         headers["content-length"] = str(len(body))
         del headers["transfer-encoding"]
-        await self.app(
-            {**scope, "headers": headers.raw},
-            _replayed(body, receive),
-            _echoing(send, service, asked),
-        )
+        with _span(service, asked) as span:
+            await self.app(
+                {**scope, "headers": headers.raw},
+                _replayed(body, receive),
+                _echoing(send, service, asked, span),
+            )
 
 
 def _concerns(path: str, headers: Headers) -> bool:
@@ -162,24 +165,42 @@ def _salt(content: Mapping[str, Any], secret: str, packed: int) -> str:
     return hashlib.sha256(f"{secret} {packed} {given or ''}".encode()).hexdigest()
 
 
-def _echoing(send: Send, service: Service, asked: RequestLevel | None) -> Send:
+@contextmanager
+def _span(service: Service, asked: RequestLevel | None) -> Iterator[LevelSpan]:
+    """The levels of an answer: its own all through, or the engine's with all its changes."""
+    if asked is not None:
+        yield LevelSpan(asked.level)
+        return
+    with service.control.spans.follow() as span:
+        yield span
+
+
+def _echoing(send: Send, service: Service, asked: RequestLevel | None, span: LevelSpan) -> Send:
     current = service.control.current
-    applied = current if asked is None else asked
-    level = EXACT if applied is None else applied.level
-    echo = None if asked is None else UsageEcho(level)
     past_budgets = asked is not None and asked.past_budgets
     union = None if past_budgets or current is None else current.union
+
+    async def state(answer: str | None) -> Statement | None:
+        may_skip = span.highest > EXACT or union is not None
+        if asked is None and not may_skip:
+            return None
+        if not may_skip:
+            return {**span.describe(), "skipped": 0}
+        tells = answer is not None and service.settings.request_levels_unavailable is None
+        counts = await service.counter.counts_of(answer) if answer and tells else None
+        return {**span.describe(), **({} if counts is None else counts.model_dump())}
+
+    echo = UsageEcho(state)
 
     async def echoing(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message["headers"]))
-            headers[LEVEL_HEADER] = f"{level:g}"
+            headers[LEVEL_HEADER] = f"{span.first:g}"
             if union is not None:
                 headers[BUDGET_HEADER] = str(union.experts)
             message = {**message, "headers": headers.raw}
-            if echo is not None:
-                echo.begin(message["status"], Headers(raw=headers.raw))
-        for one in [message] if echo is None else echo.passed(message):
+            echo.begin(message["status"], Headers(raw=headers.raw))
+        for one in await echo.passed(message):
             await send(one)
 
     return echoing

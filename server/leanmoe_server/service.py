@@ -10,6 +10,7 @@ from leanmoe_server.drain import Drain
 from leanmoe_server.engine import Engine
 from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
+from leanmoe_server.request_counts import RequestCounter
 from leanmoe_server.settings import ServeSettings
 
 _ATTRIBUTE = "leanmoe"
@@ -26,6 +27,7 @@ class Service:
     control: SkipControl
     poller: Poller
     drain: Drain
+    counter: RequestCounter
 
     @property
     def settings(self) -> ServeSettings:

@@ -24,7 +24,15 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from leanmoe import __version__
 from leanmoe.errors import InputError, LeanMoEError
-from leanmoe.messages import HandshakeReport, LevelTable, PolicyInForce, PolicyUpdate, SkipSnapshot
+from leanmoe.messages import (
+    HandshakeReport,
+    LevelTable,
+    PolicyInForce,
+    PolicyUpdate,
+    RequestCounts,
+    RequestNames,
+    SkipSnapshot,
+)
 from leanmoe.process.environment import is_cpu_build
 from leanmoe.seams import check, find
 from leanmoe.tuned_tables import card_in_file_names
@@ -75,6 +83,11 @@ class VllmEngine:
     async def snapshot(self) -> list[SkipSnapshot]:
         answers = await self._ask("leanmoe_snapshot")
         return [SkipSnapshot.model_validate_json(answer) for answer in answers]
+
+    async def request_counts(self, names: Sequence[str]) -> list[RequestCounts]:
+        asked = RequestNames(names=list(names)).model_dump_json()
+        answers = await self._ask("leanmoe_request_counts", asked)
+        return [RequestCounts.model_validate_json(answer) for answer in answers]
 
     async def reset_prefix_cache(self) -> bool:
         # Running requests are preempted and recomputed: they hold KV of the old level.

@@ -39,6 +39,7 @@ struct step {
     const float *logits;   // [T, E] or NULL; given, the budget moves assignments (redirect)
     const float *betas;
     struct counts *counts;
+    int32_t *skipped;      // [T] or NULL: each token's skipped assignments are added to it
     int64_t t, k, e;
     int64_t renormalize, redirect_max_rows, budget;
 };
@@ -194,6 +195,8 @@ static void count(const struct plan *plan, const struct step *s, const int32_t *
         float skipped = 0.0f;
         for (int64_t j = 0; j < s->k; j++) skipped += plan->keep[i * s->k + j] ? 0.0f : weights[j];
         if (skipped > 0.0f) counts->skipped_weight += skipped / total;
+        if (!s->skipped) continue;
+        for (int64_t j = 0; j < s->k; j++) s->skipped[i] += !plan->keep[i * s->k + j];
     }
 }
 

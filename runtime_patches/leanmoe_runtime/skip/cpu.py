@@ -70,7 +70,7 @@ class _Plan(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weights", "ids", "rows", "logits", "betas")),
-        ("counts", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("counts", "skipped")),
         *((name, ctypes.c_int64) for name in ("t", "k", "e")),
         *((name, ctypes.c_int64) for name in ("renormalize", "redirect_max_rows", "budget")),
     )
@@ -120,15 +120,19 @@ class Planner:
         token_rows_T: torch.Tensor | None = None,
         budget: Budget | None = None,
         redirect_max_rows: int = REDIRECT_MAX_ROWS,
+        skipped_T: torch.Tensor | None = None,
     ) -> Plan | None:
         """Decide a step from the router's weights and ids on the host, and count it.
 
         Token i uses the row ``token_rows_T[i]`` (int32, flags included) of the layer's betas, or
-        the first where that is ``None``. ``None`` where the router's choice stands.
+        the first where that is ``None``. Each token's skipped assignments are added to
+        ``skipped_T`` (int32). ``None`` where the router's choice stands.
         """
         rows, top_k = weights_TK.shape
         if token_rows_T is not None and len(token_rows_T) != rows:
             raise ValueError(f"{len(token_rows_T)} rows of betas were given for {rows} tokens")
+        if skipped_T is not None and len(skipped_T) != rows:
+            raise ValueError(f"room for {len(skipped_T)} counts was given for {rows} tokens")
         # As they come from vLLM's CPU router; C code must not trust that.
         weights_TK = weights_TK.to(torch.float32).contiguous()
         ids_TK = ids_TK.to(torch.int32).contiguous()
@@ -138,6 +142,7 @@ class Planner:
         step.weights, step.ids = weights_TK.data_ptr(), ids_TK.data_ptr()
         step.rows = None if token_rows_T is None else token_rows_T.data_ptr()
         step.betas, step.counts = layer.betas.data_ptr(), layer.counters_address
+        step.skipped = None if skipped_T is None else skipped_T.data_ptr()
         step.t, step.k, step.e = rows, top_k, layer.n_experts
         step.renormalize, step.redirect_max_rows = layer.renormalize, redirect_max_rows
         step.budget, step.logits = 0, None

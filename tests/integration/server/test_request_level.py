@@ -82,7 +82,10 @@ def test_an_exact_request_after_an_approximate_one_is_exact(mixed: LiveServer) -
 
 
 def skipped(server: LiveServer) -> float:
-    series = "leanmoe_skipped_assignments_total"
+    return counted(server, "leanmoe_skipped_assignments_total")
+
+
+def counted(server: LiveServer, series: str) -> float:
     return sum(value for (name, _), value in server.metrics().items() if name == series)
 
 
@@ -105,7 +108,29 @@ def test_the_level_that_applied_comes_back(mixed: LiveServer) -> None:
     assert default.headers[LEVEL_HEADER] == "0.5"
     answer = complete(mixed, PROMPTS[0], {"max_kld": 0.01})
     assert answer.headers[LEVEL_HEADER] == "0"
-    assert answer.parse().usage.model_extra["expert_skipping"] == {"level": 0.0}
+    assert answer.parse().usage.model_extra["expert_skipping"] == {"level": 0.0, "skipped": 0}
+
+
+def assert_at_top_1(told: dict[str, Any]) -> None:
+    """Of two experts each a token keeps one."""
+    assert told == {"level": 1.0, "routed": 2 * told["skipped"], "skipped": told["skipped"]}
+    assert told["skipped"] > 0
+
+
+def test_what_answers_say_adds_up_to_the_counters(mixed: LiveServer) -> None:
+    assert mixed.put_level({"level": 0.5}).status_code == 200
+    before = skipped(mixed), counted(mixed, "leanmoe_routed_assignments_total")
+    targets = [None, {"level": 1}, {"level": 0.3}, {"level": 0}]
+    asked = [(prompt, target) for prompt in PROMPTS[:6] for target in targets]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda one: complete(mixed, *one).parse(), asked))
+    told = [answer.usage.model_extra["expert_skipping"] for answer in answers]
+    after = skipped(mixed), counted(mixed, "leanmoe_routed_assignments_total")
+    assert sum(one["skipped"] for one in told) == after[0] - before[0] > 0
+    # An exact answer's are known without asking the workers.
+    assert sum(one.get("routed", 0) for one in told) < after[1] - before[1]
+    every = [one for one, (_, target) in zip(told, asked, strict=True) if target != {"level": 0}]
+    assert all(one["routed"] > one["skipped"] > 0 for one in every)
 
 
 def test_chat_streams_and_responses_take_a_level(mixed: LiveServer) -> None:
@@ -121,7 +146,7 @@ def test_chat_streams_and_responses_take_a_level(mixed: LiveServer) -> None:
     )
     usages = [chunk.usage for chunk in stream if chunk.usage is not None]
     assert usages[-1].completion_tokens == 8
-    assert usages[-1].model_extra["expert_skipping"] == {"level": 1.0}
+    assert_at_top_1(usages[-1].model_extra["expert_skipping"])
     response = client.responses.with_raw_response.create(
         model=mixed.model,
         input=PROMPTS[0],
@@ -130,7 +155,7 @@ def test_chat_streams_and_responses_take_a_level(mixed: LiveServer) -> None:
         extra_body={"expert_skipping": {"level": 1}},
     )
     assert response.headers[LEVEL_HEADER] == "1"
-    assert response.parse().usage.model_extra["expert_skipping"] == {"level": 1.0}
+    assert_at_top_1(response.parse().usage.model_extra["expert_skipping"])
 
 
 def test_a_level_above_the_cap_is_refused(

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -40,7 +41,8 @@ def skip_model(tmp_path_factory: pytest.TempPathFactory) -> SkipModel:
 
 
 async def _events(seen: bytes) -> AsyncIterator[bytes]:
-    for content in ({"seen": seen.decode(), "usage": None}, {"usage": {"n": 1}}):
+    end = {"id": "chatcmpl-1", "choices": [], "usage": {"n": 1}}
+    for content in ({"seen": seen.decode(), "usage": None}, end):
         yield b"data: " + json.dumps(content).encode() + b"\n\n"
     yield b"data: [DONE]\n\n"
 
@@ -53,6 +55,8 @@ class App:
     engine: FakeEngine
     service: Service
     registry: CollectorRegistry
+    # Where a test wants answers to wait.
+    pause: anyio.Event | None = None
 
     def client(self, host: str = "127.0.0.1", **headers: str) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.asgi, client=(host, 50000))
@@ -76,6 +80,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         audit_file: Path | None = None,
     ) -> App:
         app, registry = FastAPI(), CollectorRegistry()
+        built: list[App] = []
         LeanMoEEndpoint().attach_router(app)
 
         @app.get("/v1/models")
@@ -85,9 +90,12 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         async def infer(request: Request) -> Response:
             """Give back what vLLM would have been given, in the shape of an answer."""
             seen = await request.body()
+            if built[0].pause is not None:
+                await built[0].pause.wait()
             if b'"stream":true' in seen.replace(b" ", b""):
                 return StreamingResponse(_events(seen), media_type="text/event-stream")
-            return JSONResponse({"seen": seen.decode(errors="replace"), "usage": {"n": 1}})
+            told = {"id": "chatcmpl-1", "seen": seen.decode(errors="replace"), "usage": {"n": 1}}
+            return JSONResponse(told)
 
         for path in (*INFERENCE, "/v1/embeddings"):
             app.add_api_route(path, infer, methods=["POST"])
@@ -107,7 +115,8 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         engine = engine or FakeEngine()
         service = build_service(engine, settings, Metrics(registry))
         keep_service(app.state, service)
-        return App(app, engine, service, registry)
+        built.append(App(app, engine, service, registry))
+        return built[0]
 
     return build
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import anyio
+import anyio.lowlevel
 import pytest
 
+from leanmoe.messages import RequestAssignments
 from leanmoe.policy import RequestLevel
 from leanmoe.wire import BUDGET_HEADER, LEVEL_HEADER
 from leanmoe_server.fake_engine import FakeEngine
-from leanmoe_server.policy import Target
+from leanmoe_server.policy import PolicyChange, Target
 from leanmoe_server.request_level import MAX_BODY_BYTES, ROUTES
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +42,7 @@ async def test_a_body_without_the_key_arrives_byte_for_byte(build_app) -> None:
     app = await started(build_app, target=Target(level=0.5))
     odd = b'{ "model":"m" ,"x":"\\u00e9", "temperature": 1.0e0 }'
     answer = await ask(app, odd)
-    assert answer.json() == {"seen": odd.decode(), "usage": {"n": 1}}
+    assert answer.json()["seen"] == odd.decode()
     assert answer.headers[LEVEL_HEADER] == "0.5"
     assert (await ask(app, b"{not json")).json()["seen"] == "{not json"
 
@@ -97,7 +100,7 @@ async def test_a_stream_is_echoed_in_its_last_event(build_app) -> None:
     events = [line.removeprefix("data: ") for line in answer.text.split("\n") if line]
     assert answer.headers[LEVEL_HEADER] == "0.5"
     assert json.loads(events[0])["usage"] is None
-    assert json.loads(events[1]) == {"usage": {"n": 1, "expert_skipping": {"level": 0.5}}}
+    assert json.loads(events[1])["usage"] == {"n": 1, "expert_skipping": {"level": 0.5}}
     assert events[2] == "[DONE]"
 
 
@@ -278,3 +281,74 @@ async def test_answers_that_a_budget_may_have_touched_say_so(build_app) -> None:
     kept = [{**BODY, "expert_skipping": w} for w in ("off", {"max_kld": 0.05})]
     assert [(await ask(app, one)).headers.get(BUDGET_HEADER) for one in touched] == ["4", "4"]
     assert [(await ask(app, one)).headers.get(BUDGET_HEADER) for one in kept] == [None, None]
+
+
+async def test_an_exact_server_leaves_usage_as_it_is(build_app) -> None:
+    app = await started(build_app)
+    assert (await ask(app, BODY)).json()["usage"] == {"n": 1}
+    exact = (await ask(app, {**BODY, "expert_skipping": "off"})).json()["usage"]
+    assert exact == {"n": 1, "expert_skipping": {"level": 0.0, "skipped": 0}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_usage_tells_what_the_workers_counted(build_app, stream: bool) -> None:
+    app = await started(build_app, target=Target(level=0.5))
+    app.engine.requests = {"chatcmpl-1": RequestAssignments(routed=80, skipped=30)}
+    text = (await ask(app, {**BODY, "stream": stream})).text
+    told = [
+        json.loads(line.removeprefix("data: ")) for line in text.splitlines() if "usage" in line
+    ]
+    expected = {"level": 0.5, "routed": 80, "skipped": 30}
+    assert told[-1]["usage"]["expert_skipping"] == expected
+    assert not app.engine.requests, "an account is closed once it was told"
+
+
+async def test_an_answer_states_the_levels_it_was_made_at(build_app) -> None:
+    app = await started(build_app)
+    app.pause = anyio.Event()
+    async with anyio.create_task_group() as group:
+        answers = {}
+
+        async def one(name: str, body) -> None:
+            answers[name] = await ask(app, body)
+
+        group.start_soon(one, "engine", BODY)
+        group.start_soon(one, "own", {**BODY, "expert_skipping": {"level": 0.2}})
+        await anyio.wait_all_tasks_blocked()
+        for level in (1.0, 0.5):
+            await app.service.control.change(PolicyChange(target=Target(level=level)))
+        app.pause.set()
+    assert answers["engine"].headers[LEVEL_HEADER] == "0"
+    told = {name: answer.json()["usage"]["expert_skipping"] for name, answer in answers.items()}
+    assert told == {"engine": {"level": 1.0, "from": 0.0, "to": 0.5}, "own": {"level": 0.2}}
+
+
+async def test_questions_meanwhile_go_together_and_a_fault_leaves_the_counts_out(build_app) -> None:
+    app = await started(build_app, target=Target(level=1.0))
+    app.engine.requests = {f"r{i}": RequestAssignments(routed=i, skipped=0) for i in range(9)}
+    asked: list[list[str]] = []
+    stock = app.engine.request_counts
+
+    async def counts(names):
+        asked.append(list(names))
+        await anyio.lowlevel.checkpoint()
+        return await stock(names)
+
+    app.engine.request_counts = counts
+    found = {}
+
+    async def one(name: str) -> None:
+        found[name] = await app.service.counter.counts_of(name)
+
+    async with anyio.create_task_group() as group:
+        for i in range(10):
+            group.start_soon(one, f"r{i}")
+    assert [found[f"r{i}"] and found[f"r{i}"].routed for i in range(10)] == [*range(9), None]
+    assert len(asked) < 10
+
+    async def broken(names):
+        raise RuntimeError("the engine is dead")
+
+    app.engine.request_counts = broken
+    usage = (await ask(app, BODY)).json()["usage"]
+    assert usage["expert_skipping"] == {"level": 1.0}
