@@ -12,6 +12,7 @@ import pytest
 from leanmoe.messages import RequestAssignments
 from leanmoe.policy import RequestLevel
 from leanmoe.wire import BUDGET_HEADER, LEVEL_HEADER
+from leanmoe_server.audit.entry import Cause, Origin
 from leanmoe_server.fake_engine import FakeEngine
 from leanmoe_server.policy import PolicyChange, Target
 from leanmoe_server.request_level import MAX_BODY_BYTES, ROUTES
@@ -316,7 +317,9 @@ async def test_an_answer_states_the_levels_it_was_made_at(build_app) -> None:
         group.start_soon(one, "own", {**BODY, "expert_skipping": {"level": 0.2}})
         await anyio.wait_all_tasks_blocked()
         for level in (1.0, 0.5):
-            await app.service.control.change(PolicyChange(target=Target(level=level)))
+            await app.service.control.change(
+                PolicyChange(target=Target(level=level)), Origin(Cause.ADMIN, "test")
+            )
         app.pause.set()
     assert answers["engine"].headers[LEVEL_HEADER] == "0"
     told = {name: answer.json()["usage"]["expert_skipping"] for name, answer in answers.items()}
