@@ -150,6 +150,8 @@ def _forked_or(spawn: Callable[..., int]) -> Callable[..., int]:
         if child := os.fork():
             return child
         _blind(descriptors)
+        # A Python of its own would not have loaded any yet.
+        import_module("vllm.plugins").plugins_loaded = False
         code = arguments[arguments.index("-c") + 1]
         sys.argv = ["-c", "--multiprocessing-fork"]
         _end_with(lambda: exec(code, {}))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from leanmoe import __version__
 from leanmoe.dispatch import Group
+from leanmoe.process.interrupts import interrupt_from_the_start
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("leanmoe_demo.command", "the whole main job on the embedded model"),
@@ -41,6 +42,8 @@ LEANMOE = Group(name="", table=COMMANDS)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; return its exit code."""
+    if argv is None:
+        interrupt_from_the_start()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--version"]:
         print(f"leanmoe {__version__}")

@@ -19,6 +19,9 @@ def register() -> None:
     """
     if PLUGIN_NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
         return
+    from leanmoe_runtime.lifeline import end_with_parent
+
+    end_with_parent()
     from leanmoe_runtime.compat import (
         GateLinear,
         MoERunner,

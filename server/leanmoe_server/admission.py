@@ -106,6 +106,7 @@ def _on_started(app: Starlette, send: Send) -> Send:
         if message["type"] == "lifespan.startup.complete" and service is not None:
             service.drain.on_signals(lambda: _close(app))
             service.poller.start()
+            service.watchdog.start(lambda: _close(app))
         await send(message)
 
     return watch

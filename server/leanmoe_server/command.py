@@ -13,6 +13,7 @@ from leanmoe.engine_versions import installed_vllm, version_problem
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import Phases, UnionMode
 from leanmoe.process.environment import engine_environment
+from leanmoe.process.interrupts import hold_signals, stop_on_signals
 from leanmoe_server.preflight import ADMIN_KEY_VARIABLE, check_and_configure
 from leanmoe_server.table_folder import read_sources
 
@@ -89,6 +90,7 @@ def _enter_engine_environment() -> None:
     # -P: what lies in the working directory is not to be imported.
     arguments = [sys.executable, "-P", "-m", "leanmoe.cli", *sys.argv[1:]]
     sys.stdout.flush()
+    hold_signals()
     os.execve(sys.executable, arguments, {**wanted, _REPLACED: "1"})
 
 
@@ -105,6 +107,11 @@ def _run(args: argparse.Namespace) -> Result:
     if (problem := version_problem(installed_vllm())) is not None:
         raise InputError(problem)
     _enter_engine_environment()
+    with stop_on_signals():
+        return _checked_and_served(args)
+
+
+def _checked_and_served(args: argparse.Namespace) -> Result:
     settings = check_and_configure(args)
     tables = read_sources(open_checkpoint(Path(args.model)), args.tuned_table)
     # The engine's processes inherit the environment and need no secret.

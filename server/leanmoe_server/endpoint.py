@@ -29,6 +29,7 @@ from leanmoe_server.schema import CHANGE_SCHEMA, ROLLBACK_SCHEMA
 from leanmoe_server.service import SERVICE_ARGUMENT, Service, keep_service
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.token_rates import TokenRates
+from leanmoe_server.watchdog import Watchdog
 
 
 def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> Service:
@@ -47,6 +48,7 @@ def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> 
         ),
         drain=Drain(engine, settings.drain_seconds),
         counter=RequestCounter(engine),
+        watchdog=Watchdog(engine),
     )
 
 

@@ -23,7 +23,13 @@ AT_START: tuple[Seam, ...] = (
     MAKE_ARG_PARSER,
     VALIDATE_ARGUMENTS,
     CLI_ENV_SETUP,
-    Seam((_ENTRY,), "run_server", leading=("args", "uvicorn_kwargs")),
+    Seam((_ENTRY,), "setup_server", leading=("args",), takes=("reuse_port",)),
+    Seam(
+        (_ENTRY,),
+        "run_server_worker",
+        leading=("listen_address", "sock", "args", "client_config", "uvicorn_kwargs"),
+    ),
+    Seam(("vllm.utils.system_utils",), "decorate_logs", leading=("process_name",)),
     Seam(("vllm.logger",), "configure_logging_from_args", leading=("args",)),
     Seam(("vllm.utils.argparse_utils",), "FlexibleArgumentParser", members=("error", "parse_args")),
     Seam(

@@ -12,6 +12,7 @@ from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.request_counts import RequestCounter
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.watchdog import Watchdog
 
 _ATTRIBUTE = "leanmoe"
 NOT_SET_UP = "the LeanMoE endpoint plugin was not set up"
@@ -28,6 +29,7 @@ class Service:
     poller: Poller
     drain: Drain
     counter: RequestCounter
+    watchdog: Watchdog
 
     @property
     def settings(self) -> ServeSettings:

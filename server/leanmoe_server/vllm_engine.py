@@ -15,12 +15,13 @@ from typing import Any, NoReturn
 import uvloop
 import vllm
 from vllm import envs
-from vllm.entrypoints.launchers.api_server.entry import run_server
+from vllm.entrypoints.launchers.api_server.entry import run_server_worker, setup_server
 from vllm.inputs import TokensPrompt
 from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.system_utils import decorate_logs
 
 from leanmoe import __version__
 from leanmoe.errors import InputError, LeanMoEError
@@ -40,6 +41,7 @@ from leanmoe_server import seams
 from leanmoe_server.admission import Admission
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.stopping import stopped_while_loading
 from leanmoe_server.table_folder import EngineShape, TableSources, tables_for
 
 _OTHER_MODEL = "the model would be another than the one that was checked"
@@ -234,6 +236,13 @@ def engine_shape(args: Namespace) -> EngineShape | None:
     )
 
 
+async def _serve(args: Namespace) -> None:
+    """vLLM's ``run_server`` without its signal handler, whose interrupt vLLM itself swallows."""
+    decorate_logs("APIServer", skip_if_decorated=True)
+    address, listening = setup_server(args, reuse_port=False)
+    await run_server_worker(address, listening, args, timeout_graceful_shutdown=_CLOSE_SECONDS)
+
+
 def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: TableSources) -> None:
     """Run vLLM's OpenAI server on ``model`` with ``argv`` and our parts until told to stop."""
     check(seams.AT_START)
@@ -248,8 +257,8 @@ def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: Tabl
     logging.getLogger("leanmoe_server").setLevel(logging.INFO)
     args = with_our_parts(args, settings)
     try:
-        with tables_for(tables, engine_shape(args)):
-            uvloop.run(run_server(args, timeout_graceful_shutdown=_CLOSE_SECONDS))
+        with tables_for(tables, engine_shape(args)), stopped_while_loading():
+            uvloop.run(_serve(args))
     except (RuntimeError, ValueError, OSError) as error:
         raise LeanMoEError(
             f"vLLM could not serve {args.model}: {error}; its own messages above say more"

@@ -13,6 +13,21 @@ from contextlib import contextmanager
 from types import FrameType
 
 _requested = threading.Event()
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def interrupt_from_the_start() -> None:
+    """Have SIGTERM interrupt a process as Ctrl-C does, before any command is known.
+
+    Lets through what ``hold_signals`` held back for it.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+
+def hold_signals() -> None:
+    """Keep signals to stop waiting while this process is replaced by another Python."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
 
 
 def interrupt_requested() -> bool:
@@ -32,7 +47,7 @@ def stop_on_signals() -> Iterator[None]:
         yield
         return
     _requested.clear()
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _stop) for number in _STOPPING}
     try:
         yield
     finally:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
+from leanmoe.process.environment import engine_environment
+from leanmoe.process.ports import free_port
 from tests.forked import Forked
-from tests.integration.live_server import LiveServer, live_server, wait_for
+from tests.integration.live_server import LiveServer, live_server, serve_command, wait_for
 
 
 @contextmanager
@@ -57,3 +62,102 @@ def test_a_process_that_hangs_makes_the_server_unready_until_it_goes_on(
         becomes_ready(server, 200)
         assert server.get("/v1/expert_skipping").json()["level"] == 0
         assert server.answer(tokens=2)
+
+
+def alive(family: list[psutil.Process]) -> list[psutil.Process]:
+    return [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def half_a_request(server: LiveServer) -> socket.socket:
+    """A connection on which the rest of a body never comes."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    head = "POST /v1/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+    connection.sendall(f'{head}content-length: 100000\r\n\r\n{{"model":'.encode())
+    return connection
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["engine", "worker"])
+def test_a_process_that_dies_ends_the_server_whatever_its_clients_hold_open(
+    tiny_model: Path, forked: type[Forked], tmp_path: Path, which: int
+) -> None:
+    with live_server(tiny_model, tmp_path / "log", popen=forked) as server:
+        family = server.processes()
+        with half_a_request(server):
+            engine_and_worker(server)[which].kill()
+            assert server.process.wait(60) == 1
+        assert wait_for(lambda: alive(family), lambda left: not left, seconds=30) == []
+        said = server.log.read_text()
+    assert "vLLM's engine is dead: the server ends" in said
+    assert "leanmoe serve: vLLM's engine stopped by itself" in said
+
+
+def test_an_engine_and_its_worker_end_with_a_server_that_is_killed(
+    tiny_model: Path, forked: type[Forked], tmp_path: Path
+) -> None:
+    with live_server(tiny_model, tmp_path / "log", popen=forked) as server:
+        family = server.processes()
+        assert len(family) >= 3
+        server.process.kill()
+        assert wait_for(lambda: alive(family), lambda left: not left, seconds=30) == []
+
+
+@pytest.mark.parametrize("below", [1, 2], ids=["engine", "worker"])
+def test_a_stop_while_the_model_loads_leaves_nobody(
+    tiny_model: Path, forked: type[Forked], tmp_path: Path, below: int
+) -> None:
+    """Told as soon as the engine's process, or the worker's, is there."""
+    with starting(tiny_model, tmp_path / "log", forked) as process:
+        wait_for(lambda: depth(process), lambda found: found >= below, seconds=60)
+        family = [
+            psutil.Process(process.pid),
+            *psutil.Process(process.pid).children(recursive=True),
+        ]
+        assert depth(process) >= below
+        process.terminate()
+        assert process.wait(60) == 130
+        assert wait_for(lambda: alive(family), lambda left: not left, seconds=30) == []
+    said = (tmp_path / "log").read_text()
+    assert "leanmoe serve: interrupted" in said and "did not end within" not in said
+
+
+def test_a_stop_during_imports_is_an_interrupt(tiny_model: Path, tmp_path: Path) -> None:
+    """Started as a user does: what is imported, and when, is the command's own."""
+    with starting(tiny_model, tmp_path / "log", subprocess.Popen) as process:
+        own = psutil.Process(process.pid)
+        maps = wait_for(
+            lambda: {Path(one.path).name for one in own.memory_maps()},
+            lambda names: "libtorch_cpu.so" in names,
+            seconds=60,
+        )
+        assert "libtorch_cpu.so" in maps
+        process.terminate()
+        assert process.wait(60) == 130
+    assert "interrupted" in (tmp_path / "log").read_text()
+
+
+def depth(process: subprocess.Popen[bytes]) -> int:
+    """How many generations of Pythons stand below a process."""
+    own = psutil.Process(process.pid)
+    level, found = [own], -1
+    while level:
+        found += 1
+        below = [child for one in level for child in one.children()]
+        level = [one for one in below if "resource_tracker" not in " ".join(one.cmdline())]
+    return found
+
+
+@contextmanager
+def starting(
+    model: Path, log: Path, popen: type[subprocess.Popen[bytes]]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that nobody waited for, killed at the end if it is still there."""
+    command = serve_command(model, "--host", "127.0.0.1", "--port", str(free_port()))
+    environment = None if popen is subprocess.Popen else engine_environment()
+    with log.open("wb") as out:
+        process = popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
