@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "a lean checkpoint's model card, and a page of what was measured",
     ),
     "serve": ("leanmoe_server.command", "serve a model behind the OpenAI API"),
+    "key": ("leanmoe_server.key_command", "make keys for a server's users and administrators"),
     "loadtest": ("leanmoe_loadtest.command", "load a running server with Locust"),
     "bench": ("leanmoe_bench.command", "side by side with stock vLLM in one run"),
 }

@@ -78,4 +78,24 @@ AUDIT_FAILURES = Metric(
     "leanmoe_audit_write_failures_total", "Changes that could not be written to the audit file"
 )
 
+TENANT_REQUESTS = Metric(
+    "leanmoe_tenant_requests_total", "Requests that a tenant's key let in", ("tenant",)
+)
+TENANT_TOKENS = Metric(
+    "leanmoe_tenant_tokens_total",
+    "Tokens of a tenant's prompts and answers",
+    ("tenant", "kind"),
+)
+TENANT_REFUSED = Metric(
+    "leanmoe_tenant_refused_total",
+    "Requests refused for a key's limits, or for want of a known key",
+    ("tenant", "reason"),
+)
+TENANT_RUNNING = Metric(
+    "leanmoe_tenant_requests_running", "Requests of a tenant that run now", ("tenant",)
+)
+KEY_FILE_ERRORS = Metric(
+    "leanmoe_key_file_errors_total", "Changes of the key file that could not be used"
+)
+
 ALL: tuple[Metric, ...] = tuple(v for v in list(globals().values()) if isinstance(v, Metric))

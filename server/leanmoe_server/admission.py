@@ -1,15 +1,11 @@
-"""The outermost ASGI layer: no inference before the model is known to skip, none while stopping.
+"""Second ASGI layer, behind the door: no inference before the model skips, none while stopping.
 
-Installed through vLLM's ``--middleware``, whose failure to import stops the start. It
-stands outside vLLM's authentication, so it decides nothing by what a body says, and lets
-past that authentication whom vLLM does not know: the administrator who changes the policy.
+Installed through vLLM's ``--middleware``, whose failure to import stops the start.
 """
 
 from __future__ import annotations
 
-from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanmoe.wire import (
@@ -20,8 +16,8 @@ from leanmoe.wire import (
     READY_PATH,
     ROLLBACK_PATH,
 )
-from leanmoe_server.auth import presents_admin_key
-from leanmoe_server.routes import error_response
+from leanmoe_server.access import routed_path
+from leanmoe_server.error_shapes import error_response
 from leanmoe_server.service import NOT_SET_UP, Service, service_of
 
 # What may be asked of a server that must not infer: how it is, and how to mend it.
@@ -31,8 +27,6 @@ _ALWAYS_OPEN = frozenset(
         *("/version", "/load"),
     }
 )
-# What an administrator does with a key that vLLM does not know.
-_ADMINISTERED = {("PUT", CONTROL_PATH), ("GET", HISTORY_PATH), ("POST", ROLLBACK_PATH)}
 METRICS_MAX_AGE_SECONDS = 0.1
 METRICS_WAIT_SECONDS = 2.0
 
@@ -46,18 +40,16 @@ class Admission:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, _on_started(scope["app"], send))
-        elif _path(scope) in _ALWAYS_OPEN:
+        elif routed_path(scope) in _ALWAYS_OPEN:
             await self._open(scope, receive, send)
         else:
             await self._guarded(scope, receive, send)
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = service_of(scope["app"])
-        if service is not None and _path(scope) == METRICS_PATH:
+        if service is not None and routed_path(scope) == METRICS_PATH:
             await service.poller.refresh(METRICS_MAX_AGE_SECONDS, METRICS_WAIT_SECONDS)
-        administers = service is not None and _is_admin(scope, service)
-        app = _past_authentication(scope["app"]) if administers else self.app
-        await app(scope, receive, send)
+        await self.app(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = service_of(scope["app"])
@@ -69,22 +61,6 @@ class Admission:
             await self.app(scope, receive, send)
         finally:
             service.drain.leave()
-
-
-def _path(scope: Scope) -> str:
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path
-
-
-def _is_admin(scope: Scope, service: Service) -> bool:
-    administered = (scope.get("method"), _path(scope)) in _ADMINISTERED
-    return administered and presents_admin_key(Headers(scope=scope), service.settings.admin_key)
-
-
-def _past_authentication(app: Starlette) -> ASGIApp:
-    """The app's own routes without vLLM's middleware, which knows user keys only."""
-    # FastAPI's routes want the exit stack that its innermost middleware opens.
-    return AsyncExitStackMiddleware(app.router)
 
 
 async def _refuse(service: Service | None, scope: Scope, receive: Receive, send: Send) -> None:

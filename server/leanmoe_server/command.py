@@ -14,7 +14,7 @@ from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import Phases, UnionMode
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.interrupts import hold_signals, stop_on_signals
-from leanmoe_server.preflight import ADMIN_KEY_VARIABLE, check_and_configure
+from leanmoe_server.preflight import check_and_configure
 from leanmoe_server.table_folder import read_sources
 
 _REPLACED = "LEANMOE_SERVE_REPLACED"
@@ -57,6 +57,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (vLLM's default: all)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--admin-key-file", help="file with the key that may change the level")
+    parser.add_argument(
+        "--keys", metavar="FILE", help="users and administrators, made with `leanmoe key new`"
+    )
+    parser.add_argument(
+        "--share-prefix-cache",
+        action="store_true",
+        help="let the holders of different keys read each other's cached prompts (faster; how "
+        "long an answer takes then tells what others asked)",
+    )
     parser.add_argument(
         "--tuned-table",
         action="append",
@@ -114,8 +123,6 @@ def _run(args: argparse.Namespace) -> Result:
 def _checked_and_served(args: argparse.Namespace) -> Result:
     settings = check_and_configure(args)
     tables = read_sources(open_checkpoint(Path(args.model)), args.tuned_table)
-    # The engine's processes inherit the environment and need no secret.
-    os.environ.pop(ADMIN_KEY_VARIABLE, None)
     from leanmoe_server.vllm_engine import serve
 
     serve(args.model, _vllm_arguments(args), settings, tables)

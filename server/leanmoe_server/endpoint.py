@@ -28,11 +28,15 @@ from leanmoe_server.routes import (
 from leanmoe_server.schema import CHANGE_SCHEMA, ROLLBACK_SCHEMA
 from leanmoe_server.service import SERVICE_ARGUMENT, Service, keep_service
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.tenant_metrics import TenantMetrics
+from leanmoe_server.tenants import Tenants
 from leanmoe_server.token_rates import TokenRates
 from leanmoe_server.watchdog import Watchdog
 
 
-def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> Service:
+def build_service(
+    engine: Engine, settings: ServeSettings, metrics: Metrics, tenant_metrics: TenantMetrics
+) -> Service:
     """Put the parts of one server together around ``engine``."""
     seconds = settings.poll_seconds
     pulse = Pulse(seconds)
@@ -49,6 +53,7 @@ def build_service(engine: Engine, settings: ServeSettings, metrics: Metrics) -> 
         drain=Drain(engine, settings.drain_seconds),
         counter=RequestCounter(engine),
         watchdog=Watchdog(engine),
+        tenants=Tenants(settings, tenant_metrics),
     )
 
 
@@ -64,7 +69,7 @@ class LeanMoEEndpoint:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the routes; ``/v1`` puts them behind vLLM's own authentication."""
+        """Add the routes; ``access.py`` says whose they are."""
         app.add_api_route(READY_PATH, ready, methods=["GET"])
         app.add_api_route(CONTROL_PATH, show_policy, methods=["GET"])
         app.add_api_route(HISTORY_PATH, show_history, methods=["GET"])
@@ -78,7 +83,7 @@ class LeanMoEEndpoint:
             methods=["POST"],
             openapi_extra=_body(ROLLBACK_SCHEMA, required=False),
         )
-        # vLLM adds its own middleware, authentication among it, around this one.
+        # vLLM adds its own middleware, and our outer ones, around this one.
         app.add_middleware(RequestLevelMiddleware)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
@@ -87,7 +92,8 @@ class LeanMoEEndpoint:
         from leanmoe_server.vllm_engine import VllmEngine
 
         metrics = Metrics()
-        service = build_service(VllmEngine(engine_client), args.leanmoe, metrics)
+        engine = VllmEngine(engine_client)
+        service = build_service(engine, args.leanmoe, metrics, TenantMetrics())
         keep_service(state, service)
         setattr(args, SERVICE_ARGUMENT, service)
         await service.control.start()

@@ -13,13 +13,15 @@ from leanmoe.errors import CheckpointError, InputError
 from leanmoe.manifest import check_files
 from leanmoe.policy import check_level
 from leanmoe_server.audit.journal import Journal
+from leanmoe_server.key_source import key_source
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
 from leanmoe_server.schema import change_of
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.table_folder import read_sources
+from leanmoe_server.tenants import cap_of
 
-ADMIN_KEY_VARIABLE = "LEANMOE_ADMIN_KEY"
+_DEV_MODE = "VLLM_SERVER_DEV_MODE"
 
 
 def _open_model(model: str, rest: Sequence[str]) -> Checkpoint:
@@ -34,20 +36,13 @@ def _open_model(model: str, rest: Sequence[str]) -> Checkpoint:
         raise error
 
 
-def read_admin_key(file: str | None, environment: Mapping[str, str]) -> str | None:
-    """The admin key from ``file`` or the environment; ``None`` when neither is given."""
-    if file is None:
-        given = environment.get(ADMIN_KEY_VARIABLE)
-        if given is not None and not given.strip():
-            raise InputError(f"{ADMIN_KEY_VARIABLE} is set and empty; put the key in or unset it")
-        return given.strip() if given else None
-    try:
-        key = Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--admin-key-file {file} cannot be read: {error}") from None
-    if not key:
-        raise InputError(f"--admin-key-file {file} is empty; write the key into it")
-    return key
+def refuse_open_doors(environment: Mapping[str, str]) -> None:
+    """Raise where vLLM would open routes that reach past the policy."""
+    if environment.get(_DEV_MODE, "0").strip() not in ("", "0"):
+        raise InputError(
+            f"{_DEV_MODE} is set: its routes change the workers without a key and behind the "
+            "level that the server states; unset it"
+        )
 
 
 def check_port(host: str | None, port: int) -> None:
@@ -90,6 +85,7 @@ def _policy(args: Namespace) -> Policy:
 
 def check_and_configure(args: Namespace) -> ServeSettings:
     """Everything the server needs, or one clear error."""
+    refuse_open_doors(os.environ)
     checkpoint = _open_model(args.model, args.rest)
     manifest = checkpoint.manifest
     settings = ServeSettings(
@@ -98,7 +94,8 @@ def check_and_configure(args: Namespace) -> ServeSettings:
         union_unavailable="the server was started with --deterministic"
         if args.deterministic
         else None,
-        admin_key=read_admin_key(args.admin_key_file, os.environ),
+        keys=key_source(args.keys, args.admin_key_file, os.environ),
+        share_prefix_cache=args.share_prefix_cache,
         poll_seconds=_check_seconds("--poll-seconds", args.poll_seconds, 0.1),
         drain_seconds=_check_seconds("--drain-seconds", args.drain_seconds, 1.0),
         audit_file=args.audit_file,
@@ -106,6 +103,8 @@ def check_and_configure(args: Namespace) -> ServeSettings:
     settings.resolve(settings.policy)
     if settings.audit_file is not None:
         Journal(settings.audit_file).close()
+    for key in settings.keys.read():
+        cap_of(key, settings.model)
     if not any(one.startswith("--uds") for one in args.rest):
         check_port(args.host, args.port)
     read_sources(checkpoint, args.tuned_table)  # before the hashing, which takes minutes

@@ -1,6 +1,6 @@
 """A request's own skip level: ``expert_skipping`` in the body of an inference request.
 
-Innermost middleware, behind vLLM's authentication. It takes the key out of the body,
+Innermost middleware, behind the door. It takes the key out of the body,
 checks it, and puts what the workers understand in its place: the level as an extra
 sampling argument, and a cache salt of that level, so that no request reads KV that
 was written at another. The level an answer begins at comes back as a header; ``usage`` says
@@ -23,8 +23,9 @@ from leanmoe.errors import InputError
 from leanmoe.messages import Phases
 from leanmoe.policy import EXACT, RequestLevel
 from leanmoe.wire import BUDGET_HEADER, CONTROL_PATH, LEVEL_HEADER, REQUEST_KEY, ROLLBACK_PATH
+from leanmoe_server.access import routed_path
+from leanmoe_server.error_shapes import TooLongError, input_error_response
 from leanmoe_server.level_span import LevelSpan
-from leanmoe_server.routes import error_response
 from leanmoe_server.schema import request_target
 from leanmoe_server.service import Service, service_of
 from leanmoe_server.usage_echo import Statement, UsageEcho
@@ -42,7 +43,7 @@ class RequestLevelMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = service_of(scope["app"]) if scope["type"] == "http" else None
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        path = routed_path(scope) if service is not None else ""
         headers = MutableHeaders(raw=list(scope.get("headers", ())))
         if service is None or scope["method"] != "POST" or not _concerns(path, headers):
             await self.app(scope, receive, send)
@@ -53,7 +54,7 @@ class RequestLevelMiddleware:
                 return  # the client is gone
             asked, body = _translated(whole, service, path)
         except InputError as error:
-            await error_response(400, str(error), "invalid_request_error")(scope, receive, send)
+            await input_error_response(error)(scope, receive, send)
             return
         if path not in ROUTES:
             await self.app(scope, _replayed(body, receive), send)
@@ -84,7 +85,7 @@ async def _read(receive: Receive) -> bytes | None:
             return None
         body += message.get("body", b"")
         if len(body) > MAX_BODY_BYTES:
-            raise InputError(f"the body is longer than {MAX_BODY_BYTES} bytes; send less")
+            raise TooLongError(f"the body is longer than {MAX_BODY_BYTES} bytes; send less")
         if not message.get("more_body"):
             return bytes(body)
 

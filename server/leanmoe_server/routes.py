@@ -14,19 +14,13 @@ from starlette.responses import JSONResponse, Response
 from leanmoe.errors import ConflictError, InputError, LeanMoEError
 from leanmoe_server.audit.entry import Cause, Origin
 from leanmoe_server.audit.trail import KEPT
-from leanmoe_server.auth import refuse_change, refuse_history, who_changes
+from leanmoe_server.caller import caller_of
+from leanmoe_server.error_shapes import TooLongError, error_response, input_error_response
 from leanmoe_server.schema import parse_change, parse_rollback
 from leanmoe_server.service import NOT_SET_UP, Service, service_of
 
 MAX_BODY_BYTES = 4096
 HISTORY_LIMIT = 100
-
-
-def error_response(status: int, message: str, kind: str) -> JSONResponse:
-    """An error in the shape of OpenAI's API."""
-    error = {"message": message, "type": kind, "param": None, "code": status}
-    headers = {"Retry-After": "5"} if status == 503 else None
-    return JSONResponse({"error": error}, status_code=status, headers=headers)
 
 
 async def ready(request: Request) -> Response:
@@ -45,13 +39,12 @@ async def show_policy(request: Request) -> Response:
 async def show_history(request: Request) -> Response:
     """What was changed since the start, by whom and why, the newest first."""
     service = _service(request)
-    refusal = refuse_history(request.headers, service.settings)
-    if refusal is not None:
-        return error_response(refusal.status, refusal.reason, "permission_error")
+    if not _administers(request):
+        return error_response(403, "this needs the admin key", "permission_error")
     try:
         limit = _limit(request.query_params.get("limit"))
     except InputError as error:
-        return error_response(400, str(error), "invalid_request_error")
+        return input_error_response(error)
     trail = service.control.trail
     changes = [entry.model_dump(mode="json", by_alias=True) for entry in trail.latest(limit)]
     return JSONResponse({"changes": changes, "total": trail.recorded, "file": trail.on_disk})
@@ -89,24 +82,28 @@ async def _changed(
     request: Request, change: Callable[[Service, bytes], Awaitable[dict[str, Any]]]
 ) -> Response:
     service = _service(request)
-    client = request.client.host if request.client else None
-    refusal = refuse_change(request.headers, client, service.settings)
-    if refusal is not None:
-        return error_response(refusal.status, refusal.reason, "permission_error")
+    if not _administers(request):
+        return error_response(403, "this needs the admin key", "permission_error")
     try:
         return JSONResponse(await change(service, await _bounded_body(request)))
     except ConflictError as error:
         return error_response(409, str(error), "invalid_request_error")
     except InputError as error:
-        return error_response(400, str(error), "invalid_request_error")
+        return input_error_response(error)
     except LeanMoEError as error:
         return error_response(503, str(error), "server_error")
 
 
 def _origin(request: Request, cause: Cause, reason: str | None) -> Origin:
     peer = request.client.host if request.client else "unix socket"
-    who = who_changes(request.headers, _service(request).settings)
-    return Origin(cause, who, peer, reason)
+    caller = caller_of(request.scope)
+    return Origin(cause, "nobody" if caller is None else caller.name, peer, reason)
+
+
+def _administers(request: Request) -> bool:
+    """The door let an administrator in; without a door nobody is one."""
+    caller = caller_of(request.scope)
+    return caller is not None and caller.admin
 
 
 async def _bounded_body(request: Request) -> bytes:
@@ -114,7 +111,7 @@ async def _bounded_body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise InputError(f"the body is longer than {MAX_BODY_BYTES} bytes; send one short key")
+            raise TooLongError(f"the body is longer than {MAX_BODY_BYTES} bytes; send less")
     return body
 
 

@@ -12,6 +12,7 @@ from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.request_counts import RequestCounter
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.tenants import Tenants
 from leanmoe_server.watchdog import Watchdog
 
 _ATTRIBUTE = "leanmoe"
@@ -29,6 +30,7 @@ class Service:
     poller: Poller
     drain: Drain
     counter: RequestCounter
+    tenants: Tenants
     watchdog: Watchdog
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from leanmoe.errors import LevelError
 from leanmoe.messages import HandshakeReport, Phases, PolicyUpdate, UnionBudget
+from leanmoe_server.key_source import KeySource
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
 
@@ -23,8 +24,8 @@ class ServeSettings:
 
     model: SkipModel
     policy: Policy = field(default_factory=Policy)
-    admin_key: str | None = field(default=None, repr=False)
-    has_user_keys: bool = False
+    keys: KeySource = field(default_factory=KeySource)
+    share_prefix_cache: bool = False
     every_worker_holds_all_layers: bool = True
     request_levels_unavailable: str | None = None
     union_unavailable: str | None = None

@@ -39,6 +39,8 @@ from leanmoe.seams import check, find
 from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
 from leanmoe_server.admission import Admission
+from leanmoe_server.door import Door
+from leanmoe_server.key_source import SECRET_VARIABLES, VLLM_KEY_VARIABLE
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.stopping import stopped_while_loading
@@ -46,6 +48,7 @@ from leanmoe_server.table_folder import EngineShape, TableSources, tables_for
 
 _OTHER_MODEL = "the model would be another than the one that was checked"
 _ADMISSION = f"{Admission.__module__}.{Admission.__qualname__}"
+_DOOR = f"{Door.__module__}.{Door.__qualname__}"
 # After the drain, a client that does not read its last bytes may not hold the exit.
 _CLOSE_SECONDS = 5
 # A worker answers between two engine steps; a long prefill on a slow machine takes a while.
@@ -183,13 +186,23 @@ def _request_levels_unavailable(args: Namespace) -> str | None:
     return f"with {given[0]} a step's tokens lie in another order" if given else None
 
 
+def _take_user_keys(args: Namespace) -> list[str]:
+    """vLLM's keys, which it is not told: our door asks for them, on every route.
+
+    The engine's processes inherit the environment and need no secret either.
+    """
+    given = [one for one in (args.api_key or [os.environ.get(VLLM_KEY_VARIABLE)]) if one]
+    args.api_key = None
+    for name in SECRET_VARIABLES:
+        os.environ.pop(name, None)
+    return given
+
+
 def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
     """Add admission, the drain time, the cache fingerprint and our settings to vLLM's arguments."""
-    user_keys = [key for key in [*(args.api_key or []), os.environ.get("VLLM_API_KEY")] if key]
-    if settings.admin_key in user_keys:
-        raise InputError("the admin key is also a user's --api-key; give the administrator another")
+    keys = settings.keys.with_users(_take_user_keys(args))
     # Outermost of all: added last, a middleware stands before those added earlier.
-    args.middleware = [*args.middleware, _ADMISSION]
+    args.middleware = [*args.middleware, _ADMISSION, _DOOR]
     # Engine processes that get the signal themselves must drain as well.
     args.shutdown_timeout = args.shutdown_timeout or math.ceil(settings.drain_seconds)
     union = settings.policy.union
@@ -199,7 +212,7 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
     args.additional_config = {**(args.additional_config or {}), "leanmoe": fingerprint}
     args.leanmoe = replace(
         settings,
-        has_user_keys=bool(user_keys),
+        keys=keys,
         every_worker_holds_all_layers=args.pipeline_parallel_size == 1,
         request_levels_unavailable=_request_levels_unavailable(args),
         union_unavailable=settings.union_unavailable or _union_unavailable(least_union),

@@ -256,6 +256,9 @@ def test_keys_come_from_existing_secrets():
     assert "--admin-key-file=/secrets/admin/key" in container["args"]
     secret = _volume(documents, "admin-key")["secret"]
     assert secret["items"] == [{"key": "admin", "path": "key"}]
+    assert "--keys=/secrets/keys/keys.toml" in container["args"]
+    file = _volume(documents, "key-file")["secret"]
+    assert file["items"] == [{"key": "keys.toml", "path": "keys.toml"}]
     checks = [one["spec"]["containers"][0] for one in all_of(documents, "Pod")]
     assert all({"name": "LEANMOE_API_KEY", "valueFrom": reference} in one["env"] for one in checks)
 

@@ -20,8 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.ports import free_port
+from leanmoe.wire import ADMIN_HEADER
+from leanmoe_server.key_source import ADMIN_KEY_VARIABLE
 
 START_SECONDS = 300.0
+ADMIN_KEY = "s3cret-admin-of-the-tests"
 STOP_SECONDS = 120.0
 _FLAGS = ("--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8")
 _CACHE = ("--kv-cache-memory-bytes", "100000000")
@@ -44,6 +47,7 @@ class LiveServer:
     model: str
     log: Path
     process: subprocess.Popen[bytes]
+    admin_key: str = ADMIN_KEY
 
     def client(self, api_key: str = "unused") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=120)
@@ -54,10 +58,14 @@ class LiveServer:
     def put_level(
         self, content: object, headers: Mapping[str, str] | None = None
     ) -> httpx.Response:
-        """``PUT /v1/expert_skipping`` with JSON, or with raw text where ``content`` is a string."""
+        """``PUT /v1/expert_skipping`` with JSON, or with raw text where ``content`` is a string.
+
+        By the administrator, unless other ``headers`` are given.
+        """
+        sent = {ADMIN_HEADER: self.admin_key} if headers is None else dict(headers)
         body = {"content": content} if isinstance(content, str) else {"json": content}
         url = f"{self.url}/v1/expert_skipping"
-        return httpx.put(url, headers=dict(headers or {}), timeout=120, **body)
+        return httpx.put(url, headers=sent, timeout=120, **body)
 
     def answer(self, text: str = "What is the capital of France?", tokens: int = 16) -> str:
         """Greedy chat of exactly ``tokens`` tokens."""
@@ -143,10 +151,11 @@ def live_server(
             command,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=_environment(environment or {}, popen),
+            env=_environment({ADMIN_KEY_VARIABLE: ADMIN_KEY, **(environment or {})}, popen),
             start_new_session=True,
         )
-    server = LiveServer(f"http://127.0.0.1:{port}", str(model), log, process)
+    key = (environment or {}).get(ADMIN_KEY_VARIABLE, ADMIN_KEY)
+    server = LiveServer(f"http://127.0.0.1:{port}", str(model), log, process, key)
     try:
         _wait_until_listening(server)
         yield server

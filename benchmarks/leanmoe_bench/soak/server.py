@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +13,18 @@ from leanmoe.wire import METRICS_PATH, READY_PATH
 from leanmoe_bench.engines.pair import dotted_name
 from leanmoe_bench.resident import resident_bytes
 from leanmoe_bench.soak.recounter import Recounter
+from leanmoe_bench.soak.worker_route import FOLDER, WorkerRoute
+from leanmoe_server.key_source import ADMIN_KEY_VARIABLE
+
+ADMIN_KEY = secrets.token_urlsafe()
 
 
 class SoakServer(LocalServer):
     """A live server on loopback."""
 
     def rpc(self, method: str) -> Any:
-        """A worker method through vLLM's development route; the first worker's answer."""
-        return self.post("/collective_rpc", {"method": method})["results"][0]
+        """What the first worker answers to a method of the recounter."""
+        return self.post(f"{FOLDER}{method}", {})["results"][0]
 
     def counters(self) -> dict[str, dict[int, float]]:
         """LeanMoE's counters by layer."""
@@ -44,7 +49,9 @@ def soak_server(model: Path, log: Path, concurrency: int) -> Iterator[SoakServer
         *("--max-model-len", "512", "--max-num-seqs", str(concurrency), "--enforce-eager"),
         *("--kv-cache-memory-bytes", "300000000"),
         *("--worker-extension-cls", dotted_name(Recounter)),
+        *("--middleware", dotted_name(WorkerRoute)),
     ]
-    with SoakServer("soak", arguments, log, settings={"VLLM_SERVER_DEV_MODE": "1"}) as server:
+    settings = {ADMIN_KEY_VARIABLE: ADMIN_KEY}
+    with SoakServer("soak", arguments, log, settings=settings) as server:
         server.wait(READY_PATH)
         yield server

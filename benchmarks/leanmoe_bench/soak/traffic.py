@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from leanmoe.wire import CONTROL_PATH, REQUEST_KEY
-from leanmoe_bench.soak.server import SoakServer
+from leanmoe.wire import ADMIN_HEADER, CONTROL_PATH, REQUEST_KEY
+from leanmoe_bench.soak.server import ADMIN_KEY, SoakServer
 
 _LEVELS: tuple[Any, ...] = (
     None,
@@ -75,7 +75,7 @@ async def _administrator(
     while time.monotonic() + every < deadline:
         await asyncio.sleep(every)
         change = _CHANGES[traffic.changes % len(_CHANGES)]
-        answer = await client.put(CONTROL_PATH, json=change)
+        answer = await client.put(CONTROL_PATH, json=change, headers={ADMIN_HEADER: ADMIN_KEY})
         if answer.status_code != 200:
             traffic.errors.append(f"change {change}: {answer.text[:200]}")
         traffic.changes += 1

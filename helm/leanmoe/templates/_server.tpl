@@ -31,6 +31,9 @@
 {{- if .Values.secrets.adminKey.name }}
 - --admin-key-file=/secrets/admin/key
 {{- end }}
+{{- if .Values.secrets.keyFile.name }}
+- --keys=/secrets/keys/keys.toml
+{{- end }}
 - --served-model-name={{ include "leanmoe.servedName" . }}
 {{ include "leanmoe.engineArgs" . }}
 {{- if .Values.multiNode.enabled }}
@@ -135,6 +138,9 @@
     {{- if .Values.secrets.adminKey.name }}
     - {name: admin-key, mountPath: /secrets/admin, readOnly: true}
     {{- end }}
+    {{- if .Values.secrets.keyFile.name }}
+    - {name: key-file, mountPath: /secrets/keys, readOnly: true}
+    {{- end }}
 {{- end }}
 
 {{/* Init containers: fetch the model, or wait for the Job. */}}
@@ -199,6 +205,15 @@ spec:
       secret:
         secretName: {{ .name }}
         items: [{key: {{ .key | quote }}, path: key}]
+        defaultMode: 0440
+    {{- end }}
+    {{- end }}
+    {{- with .Values.secrets.keyFile }}
+    {{- if .name }}
+    - name: key-file
+      secret:
+        secretName: {{ .name }}
+        items: [{key: {{ .key | quote }}, path: keys.toml}]
         defaultMode: 0440
     {{- end }}
     {{- end }}

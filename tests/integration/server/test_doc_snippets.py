@@ -16,7 +16,8 @@ ADDRESSES = ("127.0.0.1:8000", "localhost:8000")
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if runnable(p, on_server=True)], ids=lambda page: page.stem
 )
-def test_the_blocks_for_a_server_run(page, exact_server, tmp_path):
+def test_the_blocks_for_a_server_run(page, exact_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEANMOE_ADMIN_KEY", exact_server.admin_key)
     session = Session(
         tmp_path, rewrites=dict.fromkeys(ADDRESSES, urlsplit(exact_server.url).netloc)
     )

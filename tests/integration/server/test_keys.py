@@ -39,9 +39,9 @@ def test_the_level_of_the_start_is_in_force(keyed_server: LiveServer) -> None:
     ("headers", "status"),
     [
         ({}, 401),
-        (bearer(USER), 401),
+        (bearer(USER), 403),
         (bearer("wrong"), 401),
-        ({**bearer(USER), "X-LeanMoE-Admin-Key": USER}, 401),
+        ({**bearer(USER), "X-LeanMoE-Admin-Key": USER}, 403),
         ({**bearer(USER), "X-LeanMoE-Admin-Key": ADMIN}, 200),
         (bearer(ADMIN), 200),
     ],
@@ -54,8 +54,10 @@ def test_only_the_admin_key_changes_the_level(
 
 def test_only_user_keys_infer(keyed_server: LiveServer) -> None:
     assert keyed_server.client(USER).models.list().data
-    with pytest.raises(openai.AuthenticationError):
+    with pytest.raises(openai.PermissionDeniedError, match="needs a user's key"):
         keyed_server.client(ADMIN).models.list()
+    with pytest.raises(openai.AuthenticationError, match="this key is not known"):
+        keyed_server.client("wrong").models.list()
 
 
 def test_no_key_in_the_log_or_in_the_workers(keyed_server: LiveServer) -> None:

@@ -1,4 +1,4 @@
-"""The real app parts around a ``FakeEngine``: vLLM's authentication, admission, the routes."""
+"""The real app parts around a ``FakeEngine``: the door, admission, the routes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from leanmoe.manifest import read_manifest
+from leanmoe.wire import ADMIN_HEADER
 from leanmoe_server.admission import Admission
+from leanmoe_server.door import Door
 from leanmoe_server.endpoint import LeanMoEEndpoint, build_service
 from leanmoe_server.fake_engine import FakeEngine
+from leanmoe_server.key_source import KeySource, key_source
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy, Target
 from leanmoe_server.request_level import ROUTES as INFERENCE
 from leanmoe_server.service import Service, keep_service
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.tenant_metrics import TenantMetrics
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
 EXACT = Target()
+ADMIN_KEY = "s3cret-admin-of-the-tests"
 
 
 @pytest.fixture(scope="session")
@@ -55,24 +59,28 @@ class App:
     engine: FakeEngine
     service: Service
     registry: CollectorRegistry
+    sent: dict[str, str]
     # Where a test wants answers to wait.
     pause: anyio.Event | None = None
 
     def client(self, host: str = "127.0.0.1", **headers: str) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.asgi, client=(host, 50000))
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return httpx.AsyncClient(transport=transport, base_url="http://leanmoe", headers=named)
+        sent = {**self.sent, **named}
+        return httpx.AsyncClient(transport=transport, base_url="http://leanmoe", headers=sent)
 
 
 @pytest.fixture
 def build_app(skip_model: SkipModel) -> Callable[..., App]:
-    """Middleware in vLLM's order: its authentication first added, admission outermost."""
+    """Middleware in vLLM's order: last added, the door stands outermost."""
 
     def build(
         engine: FakeEngine | None = None,
         *,
         user_key: str | None = None,
-        admin_key: str | None = None,
+        admin_key: str | None = ADMIN_KEY,
+        keys: KeySource | None = None,
+        share_prefix_cache: bool = False,
         target: Target = EXACT,
         request_levels_unavailable: str | None = None,
         model: SkipModel = skip_model,
@@ -100,22 +108,26 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         for path in (*INFERENCE, "/v1/embeddings"):
             app.add_api_route(path, infer, methods=["POST"])
 
-        if user_key:
-            app.add_middleware(AuthenticationMiddleware, tokens=[user_key])
         app.add_middleware(Admission)
+        app.add_middleware(Door)
+        environment = {} if admin_key is None else {"LEANMOE_ADMIN_KEY": admin_key}
+        given = key_source(None, None, environment).with_users([user_key] if user_key else [])
         settings = ServeSettings(
             model=model,
             policy=Policy(target),
-            admin_key=admin_key,
-            has_user_keys=user_key is not None,
+            keys=keys or given,
+            share_prefix_cache=share_prefix_cache,
             request_levels_unavailable=request_levels_unavailable,
             least_union=least_union,
             audit_file=audit_file,
         )
         engine = engine or FakeEngine()
-        service = build_service(engine, settings, Metrics(registry))
+        service = build_service(engine, settings, Metrics(registry), TenantMetrics(registry))
         keep_service(app.state, service)
-        built.append(App(app, engine, service, registry))
+        # Where a test says nothing of keys, its client is an administrator.
+        alone = admin_key is ADMIN_KEY and user_key is None and keys is None
+        sent = {ADMIN_HEADER: ADMIN_KEY} if alone else {}
+        built.append(App(app, engine, service, registry, sent))
         return built[0]
 
     return build

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from leanmoe import metric_names
 from leanmoe.messages import LayerCounts, SkipSnapshot
 from leanmoe_server.metrics import Metrics
+from leanmoe_server.tenant_metrics import TenantMetrics
 from leanmoe_server.token_rates import TokenRates
 
 ROUTED, SKIPPED = metric_names.ROUTED_ASSIGNMENTS.name, metric_names.SKIPPED_ASSIGNMENTS.name
@@ -42,6 +43,7 @@ def count(registry: CollectorRegistry, name: str, layer: int) -> float | None:
 
 
 def test_every_name_is_registered_once(registry, metrics) -> None:
+    TenantMetrics(registry)
     text = generate_latest(registry).decode()
     for metric in metric_names.ALL:
         assert text.count(f"# TYPE {metric.name} ") == 1, metric.name

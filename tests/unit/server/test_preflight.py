@@ -14,6 +14,8 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import InputError
 from leanmoe.messages import UnionBudget
 from leanmoe_server.command import COMMAND
+from leanmoe_server.key_source import key_source
+from leanmoe_server.keys import digest_of
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
 from leanmoe_server.preflight import check_and_configure
@@ -47,7 +49,7 @@ def test_a_good_start(small_model: Path, tmp_path: Path) -> None:
     key.write_text("s3cret\n")
     settings = configure(small_model, "--max-kld", "0.05", "--admin-key-file", str(key))
     assert settings.model.resolve(settings.policy).level == 0.5
-    assert settings.admin_key == "s3cret"
+    assert [key.digests for key in settings.keys.fixed] == [(digest_of("s3cret"),)]
     assert configure(small_model).model.resolve(configure(small_model).policy).level == 0.0
 
 
@@ -162,9 +164,11 @@ def test_our_parts_are_added_to_what_the_user_gave() -> None:
     settings = ServeSettings(SkipModel((0,), None), drain_seconds=7)
     args = with_our_parts(parse_vllm_arguments([*given, "--api-key", "k"]), settings)
     assert args.additional_config == {"mine": 1, "leanmoe": {"plugin": __version__}}
-    assert args.middleware == [middleware, "leanmoe_server.admission.Admission"]
+    ours = ["leanmoe_server.admission.Admission", "leanmoe_server.door.Door"]
+    assert args.middleware == [middleware, *ours]
     assert args.shutdown_timeout == 7
-    assert args.leanmoe.has_user_keys and args.leanmoe.every_worker_holds_all_layers
+    assert args.api_key is None and not args.leanmoe.keys.admits_everyone
+    assert args.leanmoe.every_worker_holds_all_layers
 
 
 @pytest.mark.parametrize(
@@ -206,6 +210,7 @@ def test_a_second_model_is_refused(small_model: Path) -> None:
 def test_one_key_for_users_and_administrator() -> None:
     from leanmoe_server.vllm_engine import parse_vllm_arguments, with_our_parts
 
-    settings = ServeSettings(SkipModel((0,), None), admin_key="same")
+    keys = key_source(None, None, {"LEANMOE_ADMIN_KEY": "same"})
+    settings = ServeSettings(SkipModel((0,), None), keys=keys)
     with pytest.raises(InputError, match="is also a user's --api-key"):
         with_our_parts(parse_vllm_arguments(["--model", "m", "--api-key", "same"]), settings)

@@ -205,7 +205,7 @@ async def test_authentication_comes_first(build_app) -> None:
 
 async def test_a_body_beyond_the_limit_is_refused(build_app) -> None:
     app = await started(build_app)
-    assert (await ask(app, b"x" * (MAX_BODY_BYTES + 1))).status_code == 400
+    assert (await ask(app, b"x" * (MAX_BODY_BYTES + 1))).status_code == 413
 
 
 async def test_other_routes_pass_untouched(build_app) -> None:
