@@ -27,6 +27,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="calibration windows of each domain (default: all that ship)",
     )
     parser.add_argument(
+        "--training-windows",
+        type=int,
+        default=_MOST_WINDOWS,
+        help="windows of each domain to distil from (default: all that ship)",
+    )
+    parser.add_argument(
         "--steps", type=int, default=100, help="of training, where rows are distilled"
     )
     parser.add_argument(
@@ -36,17 +42,23 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> Result:
-    if not 1 <= args.windows <= _MOST_WINDOWS:
-        raise InputError(
-            f"--windows is {args.windows}, expected 1 to the {_MOST_WINDOWS} that ship per domain"
-        )
-    data = calibration(args.windows)
-    runs = [run for run in every_run(data, args.steps) if not args.case or run.pattern in args.case]
+    data = calibration(_checked("--windows", args.windows))
+    training = calibration(_checked("--training-windows", args.training_windows))
+    compared = every_run(training, args.steps)
+    runs = [run for run in compared if not args.case or run.pattern in args.case]
     if not runs:
         raise InputError(f"no pattern {args.case[0]!r} is compared; leave --case out for all")
     with options.work_folder(args.work) as work:
         rows = finished(runs, work) if args.done else list(_told(measure(runs, data, work)))
     return {"environment": environment(), "calibration": data, "rows": rows}
+
+
+def _checked(option: str, windows: int) -> int:
+    if not 1 <= windows <= _MOST_WINDOWS:
+        raise InputError(
+            f"{option} is {windows}, expected 1 to the {_MOST_WINDOWS} that ship per domain"
+        )
+    return windows
 
 
 def _told(rows: Iterator[Row]) -> Iterator[Row]:

@@ -68,7 +68,11 @@ def test_the_table_has_a_line_per_row():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--case", "3:5"], "no pattern '3:5'"), (["--windows", "65"], "the 64 that ship")],
+    [
+        (["--case", "3:5"], "no pattern '3:5'"),
+        (["--windows", "65"], "--windows is 65, expected 1 to the 64 that ship"),
+        (["--training-windows", "0"], "--training-windows is 0, expected 1 to the 64"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused(options, said, capsys):
     assert main(["bench", "patterns", *options]) == 2

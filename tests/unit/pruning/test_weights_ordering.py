@@ -80,6 +80,24 @@ def test_the_search_wins_back_most_of_what_groups_cost_uneven_columns():
     assert ordered < 0.1 * plain
 
 
+def test_rows_count_by_what_they_can_lose():
+    """Two columns of one group: each way to pair four has rows that lose by it."""
+    large, small = [1.0, 0.9, 0.1, 0.2], 1e-3
+    apart = [[large[i] for i in places] for places in ((0, 1, 2, 3), (0, 2, 1, 3), (0, 2, 3, 1))]
+    score = torch.tensor([apart[0]] * 4 + [[small * x for x in row] for row in apart[1:]] * 8)
+    # Rows that lose a thousand times as much part columns 0 and 1, though most want 0 with 1.
+    pairs = balanced_order(score, OfEvery(1, 2), 0).view(2, 2).tolist()
+    assert [0, 1] not in pairs and [1, 0] not in pairs
+
+
+def test_rows_of_zeros_have_no_say():
+    score = torch.rand(8, 64, generator=torch.Generator().manual_seed(0))
+    score[:, 32:] = 0
+    order = balanced_order(torch.cat([score, torch.zeros(8, 64)]), OfEvery(16, 32), 0)
+    assert torch.equal(order.sort()[0], torch.arange(64))
+    assert (order[:32] < 32).sum() == 16
+
+
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_hidden_channels_change_places_and_the_function_stays(name, tmp_path):
     model = open_model(write_tiny(tmp_path / "model", name))
