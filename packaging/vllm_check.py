@@ -36,6 +36,7 @@ SEAMS: tuple[Seam, ...] = (
     *leanmoe_runtime.seams.AT_START,
     *leanmoe_runtime.seams.FIRST_RUNNER,
     *leanmoe_runtime.seams.SECOND_RUNNER,
+    *leanmoe_runtime.seams.CPU_RANKS,
     *leanmoe_runtime.seams.TRITON_CALLS,
     *leanmoe_runtime.seams.FROM_SOURCES,
     *leanmoe_server.seams.AT_START,

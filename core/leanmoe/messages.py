@@ -54,6 +54,7 @@ class HandshakeReport(_Message):
     """
 
     worker: str
+    engine: int = 0  # the data-parallel rank
     pid: int
     plugin_version: str
     vllm_version: str
@@ -141,6 +142,7 @@ class PolicyInForce(_Message):
     """A worker's answer to a change; it reads no counter, which would wait for the device."""
 
     worker: str
+    engine: int = 0  # the data-parallel rank
     pid: int
     policy_version: int
     level: float
@@ -172,5 +174,6 @@ class RequestCounts(_Message):
     """One worker's accounts; under pipeline parallelism each holds those of its own layers."""
 
     worker: str
+    engine: int = 0  # the data-parallel rank
     layers: list[int]
     requests: dict[str, RequestAssignments]

@@ -88,6 +88,7 @@ __all__ = [
     "UnquantizedLinearMethod",
     "WorkerBase",
     "check_seams",
+    "cpu_communicator_classes",
     "cpu_fused_moe",
     "cpu_prepack_moe_weight",
     "current_platform",
@@ -137,6 +138,17 @@ def factory_holders(modules: Mapping[str, ModuleType]) -> list[Any]:
         for name, module in list(modules.items())
         if name.startswith("vllm.") and vars(module).get("FusedMoEFactory") is stock
     ]
+
+
+def cpu_communicator_classes() -> tuple[Any, Any]:
+    """What carries tensors between a CPU's ranks, and its base; only workers need the modules."""
+    check(seams.CPU_RANKS)
+    from vllm.distributed.device_communicators.base_device_communicator import (
+        DeviceCommunicatorBase,
+    )
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    return CpuCommunicator, DeviceCommunicatorBase
 
 
 def second_model_runner_class() -> Any:

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from leanmoe.messages import UnionMode
+from leanmoe_runtime.collectives import add_cpu_collectives
 from leanmoe_runtime.compat import (
     CPUUnquantizedExperts,
     MoEPrepareAndFinalizeNoDPEPModular,
@@ -31,7 +32,7 @@ from leanmoe_runtime.compat import (
 from leanmoe_runtime.device.masking import SkipExpertsMixin
 from leanmoe_runtime.direct import DirectExperts
 from leanmoe_runtime.engine import current_engine
-from leanmoe_runtime.skip.cpu import Budget, Kernel, Planner, run
+from leanmoe_runtime.skip.cpu import REDIRECT_MAX_ROWS, SHAPES_STAY, Budget, Kernel, Planner, run
 from leanmoe_runtime.state import LayerState
 
 _LIBRARY = torch.library.Library("leanmoe", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -59,11 +60,14 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         self.of_draft = is_draft_built()
         self._logits: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._kernel: Kernel | None = None
+        self.redirect_max_rows = REDIRECT_MAX_ROWS
         self._slot = _slot_of(self)
         if current_platform.is_cpu():
             # What cannot be built must fail here, not at the first change of level.
             _planner()
             _direct().add(self._slot)
+            if self.moe_config.dp_size > 1:
+                add_cpu_collectives()
 
     def forward_modular(
         self,
@@ -107,6 +111,17 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         whole = not self.use_grouped_topk or self.num_expert_group in (None, 1)
         return plain and whole and self.e_score_correction_bias is None
 
+    def keeps_shapes(self) -> bool:
+        """Whether the kernel carries tokens between ranks, which expect rows and top-k of all."""
+        kernel: Any = getattr(self.quant_method, "moe_kernel", None)
+        carrier = getattr(kernel, "prepare_finalize", None)
+        return carrier is not None and not isinstance(carrier, MoEPrepareAndFinalizeNoDPEPModular)
+
+    def sees_other_ranks(self) -> bool:
+        """Whether the router is given the tokens of all data-parallel ranks."""
+        gathers = not getattr(self.quant_method, "supports_internal_mk", False)
+        return self.moe_config.dp_size > 1 and gathers
+
     def budget(self, x: torch.Tensor) -> Budget | None:
         """The budget on distinct experts in force, with the scores that moving needs."""
         union = self.engine.state.union
@@ -120,6 +135,7 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         """The stock grouped kernel as a function of (x, weights, ids); chosen at first use."""
         if self._kernel is None:
             self._kernel = _direct_kernel(self) or self._through_quant_method
+            self.redirect_max_rows = SHAPES_STAY if self.keeps_shapes() else REDIRECT_MAX_ROWS
         return self._kernel
 
     def _through_quant_method(
@@ -230,6 +246,7 @@ def _experts(
         state,
         rows_T,
         layer.budget(x),
+        layer.redirect_max_rows,
         skipped_T=engine.skipped.skipped_T,
     )
     return kernel(x, topk_weights, topk_ids) if plan is None else run(kernel, x, plan)

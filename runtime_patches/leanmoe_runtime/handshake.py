@@ -24,7 +24,8 @@ def report(worker: Any) -> HandshakeReport:
     layers = [_layer(name, runner) for name, runner in runners.items() if name not in drafts]
     layers += [_shared_only(one) for one in model.modules() if isinstance(one, SharedOnly)]
     return HandshakeReport(
-        worker=f"rank{worker.rank}",
+        worker=worker_name(worker),
+        engine=engine_index(worker),
         pid=os.getpid(),
         plugin_version=__version__,
         vllm_version=vllm_version(),
@@ -33,6 +34,17 @@ def report(worker: Any) -> HandshakeReport:
         draft_layers=drafts,
         request_levels_unavailable=_request_levels_unavailable(worker.vllm_config),
     )
+
+
+def engine_index(worker: Any) -> int:
+    """The number of a worker's engine among the data-parallel ones, 0 where there is one."""
+    return int(worker.vllm_config.parallel_config.data_parallel_index)
+
+
+def worker_name(worker: Any) -> str:
+    """What a worker is called: ranks are counted in each engine anew."""
+    several = worker.vllm_config.parallel_config.data_parallel_size > 1
+    return f"engine{engine_index(worker)}-rank{worker.rank}" if several else f"rank{worker.rank}"
 
 
 def _draft_layers(worker: Any, runners: dict[str, Any]) -> list[str]:
@@ -149,6 +161,12 @@ def _problem(runner: Any, experts: Any, monolithic: bool) -> str | None:
         return "its kernel routes by itself (monolithic); choose another --moe-backend"
     if runner.skip_state is None or runner.skip_state.layer < 0:
         return "its name carries no decoder layer number"
+    if experts.sees_other_ranks():
+        return (
+            f"its quantisation ({type(experts.quant_method).__name__}) brings the tokens of all "
+            "data-parallel ranks together before the router, where each rank would count them "
+            "all; serve this checkpoint with --data-parallel-size 1"
+        )
     fused = _fused_experts(experts)
     if getattr(fused, "post_gemm2_hook", None) is not None:  # since vLLM 0.33
         return (

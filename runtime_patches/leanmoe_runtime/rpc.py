@@ -23,7 +23,7 @@ from leanmoe.messages import (
 )
 from leanmoe_runtime.compat import WorkerBase
 from leanmoe_runtime.engine import engine_of
-from leanmoe_runtime.handshake import report
+from leanmoe_runtime.handshake import engine_index, report, worker_name
 from leanmoe_runtime.state import SkipState
 
 
@@ -60,7 +60,8 @@ def leanmoe_request_counts(worker: Any, names_json: str) -> str:
     names = RequestNames.model_validate_json(names_json).names
     each = engine.state.routed_per_token
     return RequestCounts(
-        worker=f"rank{worker.rank}",
+        worker=worker_name(worker),
+        engine=engine_index(worker),
         layers=sorted(engine.state.layers),
         requests={
             name: RequestAssignments(routed=each * ran.tokens, skipped=ran.skipped)
@@ -76,7 +77,8 @@ def _state(worker: Any) -> SkipState:
 def _in_force(worker: Any) -> dict[str, Any]:
     state = _state(worker)
     return {
-        "worker": f"rank{worker.rank}",
+        "worker": worker_name(worker),
+        "engine": engine_index(worker),
         "pid": os.getpid(),
         "policy_version": state.version,
         "level": state.level,

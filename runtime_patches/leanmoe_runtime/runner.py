@@ -48,7 +48,8 @@ class LeanRunner(MoERunner):  # type: ignore[misc]
     @property
     def skip_mode(self) -> SkipMode:
         """How a skipped assignment is left out here."""
-        if current_platform.is_cpu():
-            return SkipMode.COMPACT
         experts = self.routed_experts
+        if current_platform.is_cpu():
+            keeps = isinstance(experts, LeanRoutedExperts) and experts.keeps_shapes()
+            return SkipMode.REDIRECT if keeps else SkipMode.COMPACT
         return experts.device_mode() if isinstance(experts, LeanRoutedExperts) else SkipMode.ZERO

@@ -126,7 +126,11 @@ AT_START: tuple[Seam, ...] = (
         "FusedMoEParallelConfig",
         members=("tp_size", "tp_rank", "use_ep", "enable_eplb"),
     ),
-    _in(f"{_MOE}.config", "FusedMoEConfig", members=("is_lora_enabled", "moe_parallel_config")),
+    _in(
+        f"{_MOE}.config",
+        "FusedMoEConfig",
+        members=("is_lora_enabled", "moe_parallel_config", "dp_size"),
+    ),
     _in(
         "vllm.model_executor.layers.quantization.base_config",
         "QuantizationConfig",
@@ -181,6 +185,27 @@ SECOND_RUNNER: tuple[Seam, ...] = (
             *("num_computed_prefill_tokens_np", "idx_mapping_np"),
         ),
     ),
+)
+
+# Only a CPU's data-parallel workers need these.
+_COMMUNICATORS = "vllm.distributed.device_communicators"
+CPU_RANKS: tuple[Seam, ...] = (
+    _in(
+        f"{_COMMUNICATORS}.base_device_communicator",
+        "DeviceCommunicatorBase.all_gatherv",
+        leading=("self", "input_", "dim", "sizes"),
+    ),
+    _in(
+        f"{_COMMUNICATORS}.base_device_communicator",
+        "DeviceCommunicatorBase.reduce_scatterv",
+        leading=("self", "input_", "dim", "sizes"),
+    ),
+    _in(
+        f"{_COMMUNICATORS}.base_device_communicator",
+        "DeviceCommunicatorBase",
+        attributes=("device_group", "world_size", "rank_in_group"),
+    ),
+    _in(f"{_COMMUNICATORS}.cpu_communicator", "CpuCommunicator", base="DeviceCommunicatorBase"),
 )
 
 # What ``TritonExperts`` call by name; only workers on CUDA need its module.

@@ -2,7 +2,8 @@
 
 Workers count from their own start; what is added here are differences, so the
 series are ordinary counters. Under tensor parallelism every rank counts the same
-tokens: the first rank that reports a layer speaks for it.
+tokens: the first rank that reports a layer speaks for it. Data-parallel engines count
+different ones, which are added up.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Metrics:
         self._changes = _counter(names.POLICY_CHANGES, registry)
         self.audit_failures = _counter(names.AUDIT_FAILURES, registry)
         self._last_snapshot: float | None = None
-        self._counted: dict[int, LayerCounts] = {}
+        # By data-parallel engine and layer.
+        self._counted: dict[tuple[int, int], LayerCounts] = {}
 
     def snapshot_age(self) -> float:
         """Seconds since the last snapshot; infinite before the first."""
@@ -89,14 +91,14 @@ class Metrics:
             self._union_budget.set(snapshot.union_budget)
             if snapshot.device_bytes is not None:
                 self._device_bytes.labels(snapshot.worker).set(snapshot.device_bytes)
-        first = {c.layer: c for s in reversed(snapshots) for c in s.layers}
-        for layer, counts in sorted(first.items()):
-            self._count(layer, counts)
+        first = {(s.engine, c.layer): c for s in reversed(snapshots) for c in s.layers}
+        for (engine, layer), counts in sorted(first.items()):
+            self._count(engine, layer, counts)
 
-    def _count(self, layer: int, counts: LayerCounts) -> None:
+    def _count(self, engine: int, layer: int, counts: LayerCounts) -> None:
         nothing = LayerCounts(layer=layer, tokens=0, routed=0, skipped=0)
-        before = self._counted.get(layer, nothing)
-        self._counted[layer] = counts
+        before = self._counted.get((engine, layer), nothing)
+        self._counted[engine, layer] = counts
         # A worker that began anew counts from zero again.
         if any(getattr(counts, field) < getattr(before, field) for field in _COUNTED):
             before = nothing

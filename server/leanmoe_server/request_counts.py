@@ -48,11 +48,11 @@ class RequestCounter:
 
 
 def _of_all_layers(answers: Iterable[RequestCounts]) -> dict[str, RequestAssignments]:
-    """Ranks that hold the same layers count the same; those of other layers add to it."""
+    """Ranks that hold the same layers count the same; those of other layers, or engines, add."""
     parts: dict[str, dict[tuple[int, ...], RequestAssignments]] = defaultdict(dict)
     for answer in answers:
         for name, counts in answer.requests.items():
-            parts[name].setdefault(tuple(answer.layers), counts)
+            parts[name].setdefault((answer.engine, *answer.layers), counts)
     return {
         name: RequestAssignments(
             routed=sum(part.routed for part in held.values()),

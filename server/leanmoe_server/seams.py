@@ -42,7 +42,15 @@ AT_START: tuple[Seam, ...] = (
         (_CLIENT,),
         "AsyncLLM.generate",
         leading=("self", "prompt", "sampling_params", "request_id"),
+        takes=("data_parallel_rank",),
     ),
+    # The answers of all data-parallel engines, of which collective_rpc gives the first one's.
+    Seam(
+        ("vllm.v1.engine.core_client",),
+        "AsyncMPClient.call_utility_all_async",
+        leading=("self", "method"),
+    ),
+    Seam(("vllm.v1.engine.core_client",), "DPLBAsyncMPClient", base="DPAsyncMPClient"),
     Seam((_CLIENT,), "AsyncLLM.collective_rpc", takes=("method", "args")),
     Seam(
         (_CLIENT,),
@@ -69,6 +77,9 @@ FROM_SOURCES: tuple[Seam, ...] = (
         "EngineArgs",
         members=(
             *("model", "enable_return_routed_experts", "data_parallel_size"),
+            *("data_parallel_rank", "data_parallel_start_rank", "data_parallel_size_local"),
+            *("data_parallel_external_lb", "data_parallel_hybrid_lb", "enable_elastic_ep"),
+            *("data_parallel_multi_port_external_lb",),
             *("kv_transfer_config", "kv_offloading_size", "hf_overrides", "hf_config_path"),
             *("speculative_config", "enable_dbo", "prefill_context_parallel_size"),
             *("shutdown_timeout", "additional_config", "pipeline_parallel_size"),
@@ -81,10 +92,33 @@ FROM_SOURCES: tuple[Seam, ...] = (
     Seam((f"{_OPENAI}.responses.protocol",), "ResponsesRequest", members=_BODY),
 )
 
-PASSAGES: tuple[Passage, ...] = tuple(
+_METRICS = tuple(
     Passage("v1/metrics/", (f'"vllm:{name}"',), "the metrics page and load tests read it")
     for name in (
         *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"),
         *("prompt_tokens", "generation_tokens", "num_preemptions"),
     )
+)
+_ENGINES = "what reaches one engine reaches all of them"
+
+PASSAGES: tuple[Passage, ...] = (
+    Passage(
+        "v1/engine/core_client.py",
+        ("return (await self.call_utility_all_async(method, *args))[0]",),
+        f"{_ENGINES}, and the answer is the first one's: pausing",
+    ),
+    Passage(
+        "v1/engine/core_client.py",
+        (
+            'await self.call_utility_all_async( "reset_prefix_cache", reset_running_requests, '
+            "reset_connector )",
+        ),
+        f"{_ENGINES}, and one that fails is seen: emptying the prefix cache",
+    ),
+    Passage(
+        "v1/engine/core.py",
+        ("def collective_rpc( self, method:",),
+        "workers are asked through an engine's utility calls",
+    ),
+    *_METRICS,
 )

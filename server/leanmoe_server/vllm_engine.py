@@ -24,7 +24,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
 
 from leanmoe import __version__
-from leanmoe.errors import InputError, LeanMoEError
+from leanmoe.errors import InputError, LeanMoEError, RuntimeSeamError
 from leanmoe.messages import (
     HandshakeReport,
     LevelTable,
@@ -56,21 +56,39 @@ _RPC_SECONDS = 120.0
 
 
 class VllmEngine:
-    """``Engine`` over vLLM's ``AsyncLLM``."""
+    """``Engine`` over vLLM's ``AsyncLLM``: its one engine, or all of its data-parallel ones."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._engines: int = client.vllm_config.parallel_config.data_parallel_size
 
     async def _ask(self, method: str, *arguments: str) -> list[str]:
-        answers: list[str] = await asyncio.wait_for(
-            self._client.collective_rpc(method, args=arguments), _RPC_SECONDS
-        )
+        answers: list[str] = await asyncio.wait_for(self._answers(method, arguments), _RPC_SECONDS)
         return answers
 
+    async def _answers(self, method: str, arguments: tuple[str, ...]) -> list[str]:
+        """One text per worker, of the first engine's first."""
+        if self._engines == 1:
+            answers: list[str] = await self._client.collective_rpc(method, args=arguments)
+            return answers
+        # ``collective_rpc`` reaches all engines, too, and returns the answers of the first.
+        per_engine = await self._client.engine_core.call_utility_all_async(
+            "collective_rpc", method, None, arguments, None
+        )
+        if len(per_engine) != self._engines:
+            raise RuntimeSeamError(f"{len(per_engine)} of {self._engines} engines answered")
+        return [answer for answers in per_engine for answer in answers]
+
     async def warm_up(self) -> None:
+        # All at once: data-parallel engines step together.
+        await asyncio.gather(*map(self._warm_up, range(self._engines)))
+
+    async def _warm_up(self, engine: int) -> None:
         sampling = SamplingParams(max_tokens=2, ignore_eos=True, detokenize=False)
         prompt = TokensPrompt(prompt_token_ids=[0])
-        async for _ in self._client.generate(prompt, sampling, request_id="leanmoe-warm-up"):
+        chosen = {"data_parallel_rank": engine} if self._engines > 1 else {}
+        name = f"leanmoe-warm-up-{engine}"
+        async for _ in self._client.generate(prompt, sampling, request_id=name, **chosen):
             pass
 
     async def handshake(self) -> list[HandshakeReport]:
@@ -124,17 +142,34 @@ def parse_vllm_arguments(argv: Sequence[str]) -> Namespace:
     return args
 
 
+def _other_balancers(args: Namespace) -> dict[str, tuple[Any, str]]:
+    """Ways of data parallelism in which this server would not see every engine."""
+    here = args.data_parallel_size_local
+    why = "some engines would be another server's, and no level could be verified on them"
+    return {
+        "--data-parallel-rank": (args.data_parallel_rank is not None, why),
+        "--data-parallel-start-rank": (args.data_parallel_start_rank is not None, why),
+        "--data-parallel-external-lb": (args.data_parallel_external_lb, why),
+        "--data-parallel-hybrid-lb": (args.data_parallel_hybrid_lb, why),
+        "--data-parallel-multi-port-external-lb": (args.data_parallel_multi_port_external_lb, why),
+        "--data-parallel-size-local below --data-parallel-size": (
+            here is not None and here != args.data_parallel_size,
+            "engines on other machines are started with --headless, which leanmoe serve has not",
+        ),
+        "--enable-elastic-ep": (
+            args.enable_elastic_ep,
+            "engines that join later would not know the level",
+        ),
+    }
+
+
 def _refuse_unsupported(args: Namespace) -> None:
     refused = {
         "--enable-return-routed-experts": (
             args.enable_return_routed_experts,
             "it reports expert ids as unsigned numbers, in which a skipped one turns into another",
         ),
-        "--data-parallel-size above 1": (
-            (args.data_parallel_size or 1) > 1,
-            "vLLM returns the answers of the first engine only, so no level could be verified; "
-            "run one server per replica",
-        ),
+        **_other_balancers(args),
         "--api-server-count above 1": (
             (args.api_server_count or 1) > 1,
             "each API process would keep its own level and counters",

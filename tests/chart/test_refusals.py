@@ -13,7 +13,7 @@ CASES = {
     "server.skipLevel=0.4,server.maxKld=0.05": "leave one of them out",
     "server.deterministic=true,server.unionBudget=8": "set it to null",
     "server.vllm.port=1": "the chart's own setting",
-    "server.vllm.data-parallel-size=2": "leanmoe serve refuses it",
+    "server.vllm.api-server-count=2": "leanmoe serve refuses it",
     "server.tensorParallelSize=2": "enable multiNode",
     "multiNode.enabled=true,model.storage.kind=emptyDir": "must be equal",
     "replicas=2": "use ReadWriteMany",

@@ -21,6 +21,7 @@ def test_every_replaced_class_and_added_method_is_in_the_ledger():
     replaced = re.findall(r"(\w+)\.register_oot\(", CODE)
     added = re.findall(r"^def (leanmoe_\w+)", CODE, flags=re.MULTILINE)
     assigned = re.findall(r"router\.(_\w+) = ", CODE)
+    given = re.findall(r"for ours in \((\w+), (\w+)\)", CODE)[0]
     operators = re.findall(r"torch\.ops\._C\.(\w+)", CODE)
     hooked = re.findall(r"_before_\w+\(\w+, \"(\w+)\"", CODE)
     hooked += re.findall(r"for method in \(\"(\w+)\", \"(\w+)\"\)", CODE)[0]
@@ -29,6 +30,7 @@ def test_every_replaced_class_and_added_method_is_in_the_ledger():
     called = re.findall(r"wrap_triton_call\(\"(\w+)\"", CODE)
     on_instances = re.findall(r"\bexperts\.(moe_\w+) = ", CODE)
     found = (replaced, added, assigned, operators, hooked, forced, overridden, called, on_instances)
+    found = (*found, given)
     assert all(found)
     for name in {name for names in found for name in names}:
         assert name in LEDGER, f"{name} is changed and not in PATCHES.md"

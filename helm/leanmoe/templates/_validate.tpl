@@ -58,7 +58,7 @@
 {{- fail "server.deterministic refuses any server.unionBudget: set it to null, or deterministic to false" }}
 {{- end }}
 {{- $own := list "model" "port" "host" "seed" "served-model-name" "tensor-parallel-size" "pipeline-parallel-size" "config" "nnodes" "node-rank" "master-addr" "master-port" "distributed-executor-backend" "api-key" "middleware" "uds" }}
-{{- $refused := list "data-parallel-size" "api-server-count" "headless" "grpc" "kv-transfer-config" "kv-offloading-size" "hf-overrides" "hf-config-path" "enable-return-routed-experts" }}
+{{- $refused := list "api-server-count" "headless" "grpc" "kv-transfer-config" "kv-offloading-size" "hf-overrides" "hf-config-path" "enable-return-routed-experts" }}
 {{- range $name, $_ := $server.vllm }}
 {{- if has $name $own }}
 {{- fail (printf "server.vllm.%s is set by the chart: use the chart's own setting" $name) }}

@@ -9,13 +9,11 @@ def device_supports_request_rows(vllm_config: Any) -> str | None:
     """Why single requests can have no level of their own under this ``VllmConfig``, or ``None``.
 
     The rows are laid out in the order of the model runner's step. What mixes, splits or adds
-    tokens between that and the router would hand a request another one's level.
+    tokens between that and the router would hand a request another one's level. Data parallelism
+    does so behind the router, where experts have a modular kernel; the handshake refuses others.
     """
     parallel = vllm_config.parallel_config
     breaking = {
-        "data parallelism gathers the tokens of all ranks before the router": (
-            parallel.data_parallel_size > 1
-        ),
         "sequence-parallel experts give each rank a part of the tokens": (
             parallel.use_sequence_parallel_moe
         ),

@@ -225,6 +225,7 @@ static int uneven_form(const struct step *s, int64_t kept) {
 }
 
 static int form_of(const struct plan *plan, const struct step *s, int64_t kept) {
+    if (s->redirect_max_rows < 0) return REDIRECT;  // the shapes are the router's, always
     for (int64_t i = 0; i < s->t; i++) {
         int64_t stay = 0;
         for (int64_t j = 0; j < s->k; j++) stay += plan->keep[i * s->k + j];

@@ -13,6 +13,9 @@ in this order:
 - *compact*: kept (token, expert) pairs are gathered, run with top-k 1 and summed
   in float32. Fewer rows to compute, which pays where many rows run.
 
+Where the kernel first brings the tokens of several data-parallel ranks together, rows and
+top-k must be what all ranks expect: there only *redirect* is taken (``SHAPES_STAY``).
+
 T tokens, K top-k, E experts, N kept pairs, D model.
 """
 
@@ -29,6 +32,8 @@ from leanmoe_runtime.state import LayerState
 
 # Rows up to which redirecting beats compacting; measured by `leanmoe bench kernel`.
 REDIRECT_MAX_ROWS = 4
+# As many rows and slots as the router gave, whatever is skipped.
+SHAPES_STAY = -1
 
 _EVEN, _REDIRECT, _COMPACT = 1, 2, 3
 _FEW_PAIRS, _FEW_EXPERTS = 1024, 128

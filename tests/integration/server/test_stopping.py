@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,12 @@ class Stream:
     begun: threading.Event = field(default_factory=threading.Event)
 
 
-def read_stream(server: LiveServer, seen: Stream, tokens: int = TOKENS) -> None:
+def read_stream(
+    server: LiveServer,
+    seen: Stream,
+    tokens: int = TOKENS,
+    headers: Mapping[str, str] | None = None,
+) -> None:
     try:
         stream = server.client().chat.completions.create(
             model=server.model,
@@ -37,6 +43,7 @@ def read_stream(server: LiveServer, seen: Stream, tokens: int = TOKENS) -> None:
             max_tokens=tokens,
             stream=True,
             extra_body={"ignore_eos": True},
+            extra_headers=headers,
         )
         for chunk in stream:
             seen.chunks += 1

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanmoe_runtime.skip.cpu import REDIRECT_MAX_ROWS, Plan, Planner, run
+from leanmoe_runtime.skip.cpu import REDIRECT_MAX_ROWS, SHAPES_STAY, Plan, Planner, run
 from leanmoe_runtime.state import MANDATORY
 from tests.property.runtime.planning import layer_of, masked, plan_of
 
@@ -51,7 +51,7 @@ def output(x, weights, ids, plan: Plan | None, kernel=None):
     st.floats(0, 1),
     st.integers(0, 999),
     st.booleans(),
-    st.sampled_from([0, REDIRECT_MAX_ROWS, 50]),
+    st.sampled_from([SHAPES_STAY, 0, REDIRECT_MAX_ROWS, 50]),
 )
 def test_same_sum_as_weight_zero(tokens, k, beta, seed, renormalize, redirect_max_rows):
     x, weights, ids = routed(tokens, k, seed)
@@ -70,6 +70,17 @@ def test_only_kept_pairs_reach_the_kernel(tokens, beta, seed):
     kernel = CountingKernel()
     output(x, weights, ids, plan, kernel)
     assert kernel.pairs == ids.numel() - skipped
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.integers(1, 4), st.floats(0, 1), st.integers(0, 999))
+def test_shapes_stay_where_other_ranks_expect_them(tokens, k, beta, seed):
+    _, weights, ids = routed(tokens, k, seed)
+    skipped, plan = plan_of(PLANNER, weights, ids, beta, True, SHAPES_STAY)
+    assert (plan is None) == (skipped == 0)
+    if plan is not None:
+        assert plan.rows_N is None and plan.ids.shape == plan.weights.shape == ids.shape
+        assert int((plan.weights == 0).sum()) >= skipped
 
 
 @pytest.mark.parametrize("rows", [1, 64, 5000])

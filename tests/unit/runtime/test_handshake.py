@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from leanmoe import __version__
@@ -49,7 +50,10 @@ def bare(cls, **fused):
     experts = cls.__new__(cls)
     torch.nn.Module.__init__(experts)
     kernel = SimpleNamespace(fused_experts=SimpleNamespace(**fused))
-    experts.__dict__["quant_method"] = SimpleNamespace(moe_kernel=kernel, is_monolithic=False)
+    experts.__dict__["quant_method"] = SimpleNamespace(
+        moe_kernel=kernel, is_monolithic=False, supports_internal_mk=True
+    )
+    experts.__dict__["moe_config"] = SimpleNamespace(dp_size=1)
     return experts
 
 
@@ -98,7 +102,27 @@ def test_a_model_that_adds_up_rows_by_itself_is_named():
     assert problem_of(Runner(bare(LeanRoutedExperts, post_gemm2_hook=None))) is None
 
 
-def worker_of(names, own, speculative):
+@pytest.mark.parametrize(("ranks", "in_kernel"), [(1, False), (2, True)])
+def test_tokens_that_come_together_behind_the_router_are_counted_once(ranks, in_kernel):
+    experts = bare(LeanRoutedExperts)
+    experts.moe_config.dp_size = ranks
+    experts.quant_method.supports_internal_mk = in_kernel
+    assert problem_of(Runner(experts)) is None
+
+
+def test_tokens_that_come_together_before_the_router_are_refused():
+    experts = bare(LeanRoutedExperts)
+    experts.moe_config.dp_size, experts.quant_method.supports_internal_mk = 2, False
+    assert "each rank would count them all" in problem_of(Runner(experts))
+
+
+def test_workers_of_several_engines_have_names_of_their_own():
+    report = handshake.report(worker_of([NAME], [NAME], None, ranks=2))
+    assert (report.worker, report.engine) == ("engine1-rank0", 1)
+    assert handshake.report(worker_of([NAME], [NAME], None)).worker == "rank0"
+
+
+def worker_of(names, own, speculative, ranks=1):
     """A worker whose vLLM lists layers of these names, those of ``own`` in its model."""
     runners = {name: Runner(bare(LeanRoutedExperts)) for name in names}
     model = torch.nn.ModuleList(runners[name] for name in own)
@@ -107,6 +131,7 @@ def worker_of(names, own, speculative):
             static_forward_context=runners, static_all_moe_layers=list(names)
         ),
         speculative_config=speculative,
+        parallel_config=SimpleNamespace(data_parallel_size=ranks, data_parallel_index=ranks - 1),
     )
     return SimpleNamespace(
         rank=0, vllm_config=config, model_runner=SimpleNamespace(get_model=lambda: model)

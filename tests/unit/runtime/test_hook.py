@@ -207,7 +207,7 @@ PLAIN = {
     ("changed", "reason"),
     [
         ({}, None),
-        ({"data_parallel_size": 2}, "data parallelism"),
+        ({"data_parallel_size": 2}, None),
         ({"use_sequence_parallel_moe": True}, "sequence-parallel"),
         ({"prefill_context_parallel_size": 2}, "prefill context"),
         ({"use_ubatching": True}, "dual-batch"),

@@ -129,8 +129,15 @@ def test_no_model_and_a_dense_one(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--enable-return-routed-experts"], "cannot take --enable-return-routed-experts"),
-        (["--data-parallel-size", "2"], "cannot take --data-parallel-size above 1"),
-        (["--data_parallel_size=2"], "cannot take --data-parallel-size above 1"),
+        (["--data-parallel-rank", "0"], "cannot take --data-parallel-rank"),
+        (["--data-parallel-start-rank", "1"], "cannot take --data-parallel-start-rank"),
+        (["--data_parallel_external_lb"], "cannot take --data-parallel-external-lb"),
+        (["--data-parallel-hybrid-lb"], "cannot take --data-parallel-hybrid-lb"),
+        (
+            ["--data-parallel-size", "2", "--data-parallel-size-local", "1"],
+            "cannot take --data-parallel-size-local below --data-parallel-size",
+        ),
+        (["--enable-elastic-ep"], "cannot take --enable-elastic-ep"),
         (["--api-server-count", "2"], "cannot take --api-server-count above 1"),
         (["--headless"], "cannot take --headless"),
         (["--kv-offloading-size", "1"], "cannot take --kv-offloading-size"),
