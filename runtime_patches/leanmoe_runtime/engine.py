@@ -30,7 +30,8 @@ class Engine:
         self.requests = RequestRows(self.state)
         # A CPU's layers count each token's skipped assignments there.
         self.skipped = HostSkipped()
-        self.tally = Tally(self.skipped)
+        # Made with the first step, which knows whether a device counts.
+        self._tally: Tally | None = None
         # Layer number -> what gives a layer's router logits.
         self.logits: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}
         # An accelerator's buffers, from its first layer's making on.
@@ -39,6 +40,13 @@ class Engine:
         self.steady = ctypes.c_int64(0)
         # The layer whose experts begin a pass.
         self.first_slot: int | None = None
+
+    @property
+    def tally(self) -> Tally:
+        """Accounts of single requests."""
+        if self._tally is None:
+            self._tally = Tally(self.skipped if self.step is None else self.step.counted)
+        return self._tally
 
 
 def engine_of(vllm_config: Any) -> Engine:

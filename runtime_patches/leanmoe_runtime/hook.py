@@ -48,6 +48,8 @@ def _begin_on_device(runner: Any, scheduled: Any, batch: Batch) -> None:
         engine.step.reset()
     else:
         engine.step.begin(engine.state.token_rows_T, int(batch.tokens_R.sum()))
+        if engine.step.aligned:
+            engine.tally.begin_step(scheduled, batch, engine.state.may_skip)
 
 
 def _is_warm_up(batch: Batch) -> bool:

@@ -8,6 +8,7 @@ a change of the policy computes running requests anew, and their accounts begin 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from leanmoe_runtime.requests import Batch, Counts
 
+# Steps that a device may be behind the host: vLLM schedules one or two ahead.
+READ_BEHIND = 3
 # Ended requests that nobody asked about are kept up to so many.
 _KEPT = 1024
 _FEW = 64
@@ -67,10 +70,18 @@ class _Known(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """The step that runs: the accounts its tokens are booked on, -1 for nobody's."""
+    """A step that ran or runs: the accounts its tokens are booked on, -1 for nobody's."""
 
+    number: int
     places_R: NDArray[np.int64]
     tokens_R: Counts
+
+
+class _Ended(NamedTuple):
+    """The account of a request that ended before that step."""
+
+    place: int
+    step: int
 
 
 class Ran(NamedTuple):
@@ -86,15 +97,19 @@ class Tally:
     def __init__(self, counted: SkippedTokens) -> None:
         self._counted = counted
         self._place_of: dict[str, int] = {}
+        self._ended: dict[str, _Ended] = {}
         self._free: list[int] = []
         self._tokens = np.zeros(0, dtype=np.int64)
         self._skipped = np.zeros(0, dtype=np.int64)
-        self._ended: dict[str, Ran] = {}
-        self._step: _Step | None = None
+        self._number = 0
+        self._running: _Step | None = None
+        # Steps that ran and whose numbers are on their way from a device.
+        self._counting: deque[tuple[_Step, Reading]] = deque()
 
     def begin_step(self, scheduled: Any, batch: Batch, skips: bool) -> None:
-        """Book the step before and open the next; ``skips``: assignments of it may be left out."""
-        self.settle()
+        """Close the step before and open the next; ``skips``: assignments of it may be left out."""
+        self._end_step()
+        self._book(READ_BEHIND)
         self._forget(scheduled.finished_req_ids, batch)
         if not skips and not self._place_of:
             return
@@ -102,26 +117,32 @@ class Tally:
             self._open(batch)
         places = (self._place_of.get(name, -1) for name in batch.names)
         places_R = np.fromiter(places, dtype=np.int64, count=len(batch.names))
-        self._step = _Step(places_R, batch.tokens_R.copy())
+        self._number += 1
+        self._running = _Step(self._number, places_R, batch.tokens_R.copy())
         self._counted.begin(int(batch.tokens_R.sum()))
 
-    def settle(self) -> None:
-        """Book what the running step has counted."""
-        if self._step is None:
-            return
-        (places_R, tokens_R), self._step = self._step, None
-        until_T = np.concatenate(([0], np.cumsum(self._counted.end().wait(), dtype=np.int64)))
-        ends_R = np.cumsum(tokens_R)
-        held_R = places_R >= 0
-        skipped_R = until_T[ends_R] - until_T[ends_R - tokens_R]
-        self._tokens[places_R[held_R]] += tokens_R[held_R]
-        self._skipped[places_R[held_R]] += skipped_R[held_R]
+    def _end_step(self) -> None:
+        if self._running is not None:
+            self._counting.append((self._running, self._counted.end()))
+            self._running = None
+
+    def _book(self, behind: int = 0) -> None:
+        """Book all steps that ran but for the last so many, whose device may be at work yet."""
+        while len(self._counting) > behind:
+            (_, places_R, tokens_R), reading = self._counting.popleft()
+            until_T = np.concatenate(([0], np.cumsum(reading.wait(), dtype=np.int64)))
+            ends_R = np.cumsum(tokens_R)
+            held_R = places_R >= 0
+            skipped_R = until_T[ends_R] - until_T[ends_R - tokens_R]
+            self._tokens[places_R[held_R]] += tokens_R[held_R]
+            self._skipped[places_R[held_R]] += skipped_R[held_R]
 
     def take(self, names: Iterable[str]) -> dict[str, Ran]:
         """The accounts of clients' requests, closed; without those that cannot be told apart."""
-        self.settle()
+        self._end_step()
+        self._book()
         wanted, found = set(names), dict[str, list[str]]()
-        for name in dict.fromkeys([*self._place_of, *self._ended]):
+        for name in [*self._place_of, *self._ended]:
             known = next((one for one in _clients_names(name) if one in wanted), None)
             if known is not None:
                 found.setdefault(known, []).append(name)
@@ -130,10 +151,15 @@ class Tally:
 
     def _open(self, batch: Batch) -> None:
         for name in batch.names:
-            if name not in self._place_of:
-                place = self._free.pop() if self._free else self._grow()
-                self._place_of[name] = place
-                self._tokens[place] = self._skipped[place] = 0
+            if name in self._place_of:
+                continue
+            ended = self._ended.pop(name, None)  # by a preemption, if at all
+            if ended is not None:
+                self._place_of[name] = ended.place
+                continue
+            place = self._free.pop() if self._free else self._grow()
+            self._place_of[name] = place
+            self._tokens[place] = self._skipped[place] = 0
 
     def _grow(self) -> int:
         held = len(self._tokens)
@@ -154,18 +180,18 @@ class Tally:
                 self._end(name)
 
     def _end(self, name: str) -> None:
-        self._ended[name] = self._close(name)
-        while len(self._ended) > _KEPT:
-            del self._ended[next(iter(self._ended))]
+        self._ended[name] = _Ended(self._place_of.pop(name), self._number)
+        if len(self._ended) > _KEPT:
+            oldest = next(iter(self._ended))
+            if self._counting and self._counting[0][0].number <= self._ended[oldest].step:
+                self._book()
+            self._free.append(self._ended.pop(oldest).place)
 
     def _close(self, name: str) -> Ran:
-        """The whole account; one that was taken for ended may have gone on after a preemption."""
-        earlier = self._ended.pop(name, Ran(0, 0))
-        place = self._place_of.pop(name, None)
-        if place is None:
-            return earlier
+        ended = self._ended.pop(name, None)
+        place = self._place_of.pop(name) if ended is None else ended.place
         self._free.append(place)
-        return _sum([earlier, Ran(int(self._tokens[place]), int(self._skipped[place]))])
+        return Ran(int(self._tokens[place]), int(self._skipped[place]))
 
 
 def _clients_names(name: str) -> Iterator[str]:

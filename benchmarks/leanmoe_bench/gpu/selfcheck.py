@@ -57,6 +57,7 @@ class Trial:
         self.betas = torch.rand(N_ROWS, generator=self.random, device="cpu")
         self.table = DeviceTable.make(self.betas, size.experts, device)
         self.other = DeviceTable.make(self.betas, size.experts, device)
+        self.skipped_T = torch.zeros(size.tokens, dtype=torch.int32, device=device)
 
     def _rows(self, tokens: int) -> torch.Tensor:
         """A tenth of a step is padding, at its end as in a real one."""
@@ -66,7 +67,7 @@ class Trial:
 
     def step(self, *, renormalize: bool) -> Step:
         rows_T = self.rows.to(self.device)
-        return Step(rows_T, self.table, self.other, renormalize, self.mode)
+        return Step(rows_T, self.skipped_T, self.table, self.other, renormalize, self.mode)
 
     def agrees(self, made: Decision, substituted: int = 0) -> bool:
         """Whether the table counts what the reference does."""
@@ -76,6 +77,7 @@ class Trial:
             and counts.steps == int(made.tokens > 0)
             and counts.distinct_experts == made.distinct_experts
             and counts.substituted == substituted
+            and torch.equal(self.skipped_T.cpu(), (~made.keep_TK).sum(dim=1).int())
             and abs(counts.skipped_weight - made.skipped_weight)
             <= 1e-5 * max(1.0, made.skipped_weight)
         )

@@ -184,6 +184,7 @@ def spend_kernel(
     logits_TE,
     betas_R,
     rows_T,
+    skipped_T,
     counts,
     seen_W,
     mass_E,
@@ -240,8 +241,8 @@ def spend_kernel(
     # In mode zero the weights of a skipped expert are read all the same.
     read_TK = real_TK if MODE == 2 else keep_TK
     count(
-        counts, seen_W, expert_TK, read_TK, given_TK, skipped_TK, counted_T, broken_T,
-        tl.sum(moved_T.to(tl.int64)), n_experts, T, BLOCK_K, BLOCK_W,
+        counts, seen_W, token_T, skipped_T, expert_TK, read_TK, given_TK, skipped_TK, counted_T,
+        broken_T, tl.sum(moved_T.to(tl.int64)), n_experts, T, BLOCK_K, BLOCK_W,
     )  # fmt: skip
 
 

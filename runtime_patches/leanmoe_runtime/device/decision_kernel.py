@@ -28,6 +28,7 @@ def decide_kernel(
     ids_TK,
     betas_R,
     rows_T,
+    skipped_T,
     counts,
     seen_W,
     earlier_counts,
@@ -76,8 +77,8 @@ def decide_kernel(
     read_TK = real_TK if MODE == 2 else keep_TK
     nothing = tl.zeros([], tl.int64)
     count(
-        counts, seen_W, expert_TK, read_TK, given_TK, skipped_TK, counted_T, broken_T, nothing,
-        n_experts, T, BLOCK_K, BLOCK_W,
+        counts, seen_W, token_T, skipped_T, expert_TK, read_TK, given_TK, skipped_TK, counted_T,
+        broken_T, nothing, n_experts, T, BLOCK_K, BLOCK_W,
     )  # fmt: skip
 
 

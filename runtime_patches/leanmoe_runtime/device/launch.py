@@ -31,10 +31,12 @@ class Step:
     """What a launch needs beside the routing: the step's rows, this layer's table, one before it.
 
     ``earlier`` is the table of the layer whose counts this launch finishes; with ``is_only`` it
-    is this layer's own and is finished by a launch before.
+    is this layer's own and is finished by a launch before. ``skipped_T`` int32 adds up what each
+    token had skipped in the layers of the step.
     """
 
     rows_T: torch.Tensor
+    skipped_T: torch.Tensor
     table: DeviceTable
     earlier: DeviceTable
     renormalize: bool
@@ -100,6 +102,7 @@ def route(
         chosen,
         nothing if table is None else table.betas_R,
         nothing if step is None else step.rows_T,
+        nothing if step is None else step.skipped_T,
         nothing if table is None else table.counts,
         nothing if table is None else table.seen_W,
         nothing if earlier is None else earlier.counts,
@@ -157,6 +160,7 @@ def decide(weights_TK: torch.Tensor, ids_TK: torch.Tensor, step: Step) -> None:
         ids_TK,
         table.betas_R,
         step.rows_T,
+        step.skipped_T,
         table.counts,
         table.seen_W,
         earlier.counts,
@@ -225,6 +229,7 @@ def spend(
         weights_TK if logits_TE is None else logits_TE.contiguous(),
         table.betas_R,
         step.rows_T,
+        step.skipped_T,
         table.counts,
         table.seen_W,
         table.mass_E,

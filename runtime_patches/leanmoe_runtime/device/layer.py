@@ -146,7 +146,8 @@ class DeviceLayer:
         def trial(logits_TE: torch.Tensor) -> Chosen:
             rows_T = torch.zeros(len(logits_TE), dtype=torch.int32, device=device)
             padding_T = torch.zeros_like(rows_T, dtype=torch.bool) if pads else None
-            step = self.launches.Step(rows_T, mine, other, self._state.renormalize, mode)
+            counted_T = torch.zeros_like(rows_T)
+            step = self.launches.Step(rows_T, counted_T, mine, other, self._state.renormalize, mode)
             return self._routed(routing, logits_TE, torch.int32, padding_T, step)
 
         return trial
@@ -199,6 +200,7 @@ class DeviceLayer:
     def _step_of(self, ids: torch.dtype) -> Any:
         return self.launches.Step(
             self._step.rows_T,
+            self._step.counted.skipped_T,
             self._table,
             self._step.earlier(self._table),
             self._state.renormalize,

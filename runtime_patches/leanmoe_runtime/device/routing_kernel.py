@@ -290,6 +290,7 @@ def route_kernel(
     ids_TK,
     betas_R,
     rows_T,
+    skipped_T,
     counts,
     seen_W,
     earlier_counts,
@@ -369,8 +370,8 @@ def route_kernel(
         read_TK = real_TK if MODE == 2 else keep_TK
         nothing = tl.zeros([], tl.int64)
         count(
-            counts, seen_W, expert_TK, read_TK & (id_TK >= 0), given_TK, skipped_TK, counted_T,
-            broken_T, nothing, n_experts, T, BLOCK_K, BLOCK_W,
+            counts, seen_W, token_T, skipped_T, expert_TK, read_TK & (id_TK >= 0), given_TK,
+            skipped_TK, counted_T, broken_T, nothing, n_experts, T, BLOCK_K, BLOCK_W,
         )  # fmt: skip
     place_TK = token_T.to(tl.int64)[:, None] * K + slot_K[None, :]
     tl.store(weights_TK + place_TK, written_TK, mask=within_TK)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from leanmoe.messages import UnionBudget, UnionMode
 from leanmoe_runtime.device.table import DeviceTable, on_device
 from leanmoe_runtime.state import ENGINE_ROW
+from leanmoe_runtime.tally import READ_BEHIND, Reading
 
 NOBODY = -1
 # Steps the host may run ahead of the device before it waits; vLLM schedules one or two ahead.
@@ -22,10 +23,21 @@ _RING = 4
 
 
 class _Slot(NamedTuple):
-    """Host memory a copy reads from, and the event after which it may be written again."""
+    """Host memory of a copy, and the event after which that is done."""
 
     staged: torch.Tensor
     copied: Any
+
+    def record(self) -> None:
+        """The copy was queued on the stream."""
+        if self.copied is not None:
+            self.copied.record()
+
+    def wait(self) -> NDArray[np.int32]:
+        """The memory, once no copy is at work on it."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.staged.numpy()
 
 
 def _slot(size: int, device: torch.device) -> _Slot:
@@ -59,6 +71,41 @@ class Union:
         return 0 < self.least < assignments
 
 
+class _Read(NamedTuple):
+    """The first so many numbers of a slot, on their way."""
+
+    slot: _Slot
+    tokens: int
+
+    def wait(self) -> NDArray[np.int32]:
+        return self.slot.wait()[: self.tokens]
+
+
+class DeviceSkipped:
+    """A device's ``SkippedTokens``: launches add to one buffer, read and emptied by steps."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        with torch.inference_mode(False):
+            self.skipped_T = torch.zeros(size, dtype=torch.int32, device=device)
+            self._ring = [_slot(size, device) for _ in range(READ_BEHIND + 1)]
+        self._tokens = 0
+        self._turn = 0
+
+    def begin(self, tokens: int) -> None:
+        """Every step that was counted has ended, which left zeros."""
+        self._tokens = tokens
+
+    def end(self) -> Reading:
+        """Queue the copy to the host, behind the step on its stream."""
+        slot = self._ring[self._turn]
+        self._turn = (self._turn + 1) % len(self._ring)
+        counted = self.skipped_T[: self._tokens]
+        slot.staged[: self._tokens].copy_(counted, non_blocking=True)
+        counted.zero_()
+        slot.record()
+        return _Read(slot, self._tokens)
+
+
 class StepRows:
     """A persistent int32 ``rows_T`` of ``size`` tokens, set once per step.
 
@@ -83,8 +130,9 @@ class StepRows:
         with torch.inference_mode(False):
             self.rows_T = torch.full((size,), NOBODY, dtype=torch.int32, device=device)
             self._ring = [_slot(size, device) for _ in range(_RING)]
+        self.counted = DeviceSkipped(size, device)
         self.tokens = 0  # of the step that runs, 0 in a dummy run
-        self._aligned = aligned
+        self.aligned = aligned
         self._held: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._turn = 0
 
@@ -95,8 +143,8 @@ class StepRows:
     def begin(self, rows_T: torch.Tensor | None, tokens: int) -> None:
         """A real step of ``tokens``; ``rows_T`` lies on the host, ``None`` is the engine's row."""
         self.tokens = tokens
-        if rows_T is None or not self._aligned:
-            count = tokens if self._aligned else len(self.rows_T)
+        if rows_T is None or not self.aligned:
+            count = tokens if self.aligned else len(self.rows_T)
             wanted = np.full(count, ENGINE_ROW, dtype=np.int32)
         else:
             wanted = rows_T.numpy()
@@ -114,12 +162,10 @@ class StepRows:
         upto = max(len(wanted), len(self._held))
         slot = self._ring[self._turn]
         self._turn = (self._turn + 1) % _RING
-        if slot.copied is not None:
-            slot.copied.synchronize()
+        slot.wait()
         staged = slot.staged[:upto]
         staged[: len(wanted)] = torch.from_numpy(wanted)
         staged[len(wanted) :] = NOBODY
         self.rows_T[:upto].copy_(staged, non_blocking=True)
-        if slot.copied is not None:
-            slot.copied.record()
+        slot.record()
         self._held = wanted.copy()

@@ -154,6 +154,8 @@ def harvest(seen_W, counts, n_words, BLOCK_W: tl.constexpr):
 def count(
     counts,
     seen_W,
+    token_T,
+    skipped_T,
     expert_TK,
     read_TK,
     given_TK,
@@ -168,8 +170,13 @@ def count(
 ):
     """Add a program's tokens to the layer's counters: one atomic operation for all of them.
 
-    ``read_TK`` marks the experts whose weights are read, ``given_TK`` the router's weights.
+    ``skipped_T`` adds up each token's over the layers: launches follow each other, and in each one
+    program has a token. ``read_TK`` marks the experts whose weights are read, ``given_TK`` the
+    router's weights.
     """
+    gone_T = tl.sum(skipped_TK.to(tl.int32), axis=1)
+    before_T = tl.load(skipped_T + token_T, mask=gone_T > 0, other=0)
+    tl.store(skipped_T + token_T, before_T + gone_T, mask=gone_T > 0)
     total_T = tl.sum(given_TK, axis=1)
     lost_T = tl.sum(tl.where(skipped_TK, given_TK, 0.0), axis=1)
     share_T = tl.where(total_T != 0.0, lost_T / tl.where(total_T != 0.0, total_T, 1.0), 0.0)
@@ -180,7 +187,7 @@ def count(
     place = tl.arange(0, 8)
     value = tl.where(place == _TOKENS, tokens, 0)
     value = tl.where(place == _STEPS, steps, value)
-    value = tl.where(place == _SKIPPED, tl.sum(skipped_TK.to(tl.int64)), value)
+    value = tl.where(place == _SKIPPED, tl.sum(gone_T.to(tl.int64)), value)
     value = tl.where(place == _NONFINITE, tl.sum((counted_T & broken_T).to(tl.int64)), value)
     value = tl.where(place == _MASS, mass, value)
     value = tl.where(place == _SUBSTITUTED, substituted, value)

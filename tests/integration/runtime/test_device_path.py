@@ -3,7 +3,14 @@
 import pytest
 
 from leanmoe.errors import LeanMoEError
-from leanmoe.messages import LevelTable, PolicyUpdate, UnionBudget, UnionMode
+from leanmoe.messages import (
+    LevelTable,
+    PolicyUpdate,
+    RequestCounts,
+    RequestNames,
+    UnionBudget,
+    UnionMode,
+)
 from tests.integration.runtime.test_engine import PROMPTS, betas
 
 LEAST = 3
@@ -79,6 +86,25 @@ def test_a_request_s_own_level_reaches_its_tokens_and_no_others(device_eager):
     assert mixed == [s if extra else e for s, e, extra in zip(skipped, exact, extras, strict=True)]
     assert any(s != e for s, e, extra in zip(skipped, exact, extras, strict=True) if extra)
     assert device_eager.generate(PROMPTS, 8) == exact
+
+
+def accounts(engine):
+    """Of all requests since the last question; the library numbers them."""
+    names = RequestNames(names=[str(number) for number in range(5000)]).model_dump_json()
+    answer = engine.rpc("leanmoe_request_counts", names)
+    return RequestCounts.model_validate_json(answer).requests.values()
+
+
+@pytest.mark.parametrize("engine", ["device_eager", "ours_eager"])
+def test_accounts_of_requests_add_up_to_the_counters(engine, request):
+    engine = request.getfixturevalue(engine)
+    accounts(engine)
+    layers = counted(engine, 0.5, 4)
+    told = accounts(engine)
+    assert len(told) == len(PROMPTS)
+    assert sum(one.skipped for one in told) == sum(layer["skipped"] for layer in layers) > 0
+    assert sum(one.routed for one in told) == sum(layer["routed"] for layer in layers)
+    assert not accounts(engine)
 
 
 # One prompt, whose tokens share a step in every engine; the interpreter takes a while for each.

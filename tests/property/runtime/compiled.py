@@ -65,7 +65,9 @@ class Compiled:
 def step(experts: int, *, only: bool = False) -> launch.Step:
     mine, other = (DeviceTable.make(torch.zeros(102), experts, "cpu") for _ in range(2))
     rows = torch.zeros(4096, dtype=torch.int32)
-    return launch.Step(rows, mine, mine if only else other, True, SkipMode.MASK)
+    return launch.Step(
+        rows, torch.zeros_like(rows), mine, mine if only else other, True, SkipMode.MASK
+    )
 
 
 def main() -> None:

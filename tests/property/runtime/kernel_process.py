@@ -97,19 +97,30 @@ class _Layer:
 
         self.table.push(given["betas"])
         mode = SkipMode(head["mode"])
-        step = Step(given["rows"], self.table, self.other, head["renormalize"], mode)
+        # On top of what earlier layers counted.
+        earlier = torch.arange(len(given["rows"]), dtype=torch.int32)
+        skipped = earlier.clone()
+        step = Step(given["rows"], skipped, self.table, self.other, head["renormalize"], mode)
         decide(given["weights"], given["ids"], step)
         counts = torch.tensor(self.table.read(), dtype=torch.float64)
         if self.other is not self.table:
             self._next_layer(head, given)
-        return {"weights": given["weights"], "ids": given["ids"], "counts": counts}
+        found = {"weights": given["weights"], "ids": given["ids"], "counts": counts}
+        return {**found, "skipped": skipped - earlier}
 
     def _next_layer(self, head: dict, given: Tensors) -> None:
         """A launch of the layer that runs next, on tokens that are nobody's."""
         from leanmoe_runtime.device.launch import Step, decide
 
         rows = torch.full((1,), -1, dtype=torch.int32)
-        step = Step(rows, self.other, self.table, head["renormalize"], SkipMode(head["mode"]))
+        step = Step(
+            rows,
+            torch.zeros_like(rows),
+            self.other,
+            self.table,
+            head["renormalize"],
+            SkipMode(head["mode"]),
+        )
         decide(given["weights"][:1].clone(), given["ids"][:1].clone(), step)
 
 

@@ -66,6 +66,8 @@ def check(kernel, weights, ids, betas, rows, *, experts, renormalize, mode):
     ]
     assert found["counts"][:6].tolist() == expected
     assert mass(found) == pytest.approx(reference.skipped_weight, rel=1e-5, abs=1e-6)
+    lost = (~reference.keep_TK).sum(dim=1).tolist()
+    assert found["skipped"].tolist() == lost + [0] * (len(rows) - len(lost))
     return found
 
 

@@ -37,7 +37,7 @@ E, K, T = 8, 3, 64
 class ReferenceLaunches:
     """What the device's kernels do, and which of them were launched."""
 
-    Step = namedtuple("Step", "rows_T table earlier renormalize mode")
+    Step = namedtuple("Step", "rows_T skipped_T table earlier renormalize mode")
 
     def __init__(self) -> None:
         self.launched: list[str] = []

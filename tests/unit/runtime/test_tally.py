@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leanmoe_runtime.device.rows import DeviceSkipped
 from leanmoe_runtime.requests import Batch
 from leanmoe_runtime.skip.cpu import Planner
 from leanmoe_runtime.state import LayerState
@@ -31,7 +32,8 @@ class Engine:
         self.tally.begin_step(SimpleNamespace(finished_req_ids=set(finished)), batch, skips)
         if self.counted.skipped_T is not None:
             every = [one for name in names for one in skipped_of[name]]
-            self.counted.skipped_T += torch.tensor(every, dtype=torch.int32, device="cpu")
+            room = self.counted.skipped_T[: len(every)]
+            room += torch.tensor(every, dtype=torch.int32, device="cpu")
 
 
 def named(client: str, number: int = 0) -> str:
@@ -100,16 +102,11 @@ def test_who_ended_unheard_is_let_go_and_old_accounts_are_forgotten():
     assert engine.tally.take(["chatcmpl-a"]) == {}
 
 
-@given(
-    st.lists(
-        st.dictionaries(
-            st.sampled_from("abcde"),
-            st.lists(st.integers(0, 8), min_size=1, max_size=4),
-            min_size=1,
-        ),
-        max_size=12,
-    )
-)
+SKIPPED = st.lists(st.integers(0, 8), min_size=1, max_size=4)
+STEPS = st.lists(st.dictionaries(st.sampled_from("abcde"), SKIPPED, min_size=1), max_size=12)
+
+
+@given(STEPS)
 def test_accounts_add_up_to_what_ran(steps):
     engine = Engine()
     for step in steps:
@@ -133,3 +130,32 @@ def test_the_planner_counts_each_token():
     assert layer.counts().skipped == 2
     with pytest.raises(ValueError, match="room for 2 counts was given for 3 tokens"):
         Planner().plan(weights_TK, ids_TK, layer, skipped_T=skipped_T[:2])
+
+
+@given(STEPS)
+def test_a_device_books_the_same_steps_behind(steps):
+    host, device = Engine(), Engine()
+    device.counted = DeviceSkipped(64, torch.device("cpu"))
+    device.tally = Tally(device.counted)
+    ended: list[str] = []
+    for step in steps:
+        for engine in (host, device):
+            engine.step({named(name): held for name, held in step.items()}, finished=ended)
+        ended = [named(name) for name in list(step)[:1]]
+    names = [f"chatcmpl-{name}" for name in "abcde"]
+    assert device.tally.take(names) == host.tally.take(names)
+    assert not device.counted.skipped_T.any()
+
+
+def test_a_device_is_not_waited_for_in_the_steps_just_behind():
+    engine, waited = Engine(), []
+    engine.counted = DeviceSkipped(8, torch.device("cpu"))
+    engine.tally = Tally(engine.counted)
+    for number, slot in enumerate(engine.counted._ring):
+        event = SimpleNamespace(record=lambda: None, synchronize=lambda n=number: waited.append(n))
+        engine.counted._ring[number] = slot._replace(copied=event)
+    for _ in range(6):
+        engine.step({named("a"): [1, 2]})
+    assert waited == [0, 1]
+    assert engine.tally.take(["chatcmpl-a"]) == {"chatcmpl-a": Ran(12, 18)}
+    assert waited == [0, 1, 2, 3, 0, 1]

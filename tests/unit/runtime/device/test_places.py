@@ -69,10 +69,11 @@ def test_device_tensors_are_on_the_device_and_staging_is_not(monkeypatch):
         step.union.set(UnionBudget(experts=4))
         table.push(layer.betas)
         on_device = [value for value in vars(table).values() if isinstance(value, torch.Tensor)]
-        on_device += [*blocks[1:], step.rows_T, step.union.values]
+        on_device += [*blocks[1:], step.rows_T, step.union.values, step.counted.skipped_T]
+        staging = [*step._ring, *step.counted._ring]
         assert {tensor.device.type for tensor in on_device} == {"cuda"}
-        assert layer.betas.device.type == "cpu" and len(pinned) == len(step._ring)
-        assert {slot.staged.device.type for slot in step._ring} == {"cpu"}
+        assert layer.betas.device.type == "cpu" and len(pinned) == len(staging)
+        assert {slot.staged.device.type for slot in staging} == {"cpu"}
         places = {(values.device.type, target.device.type) for values, target in copied}
         assert places == {("cpu", "cuda")} and len(copied) == 3
 
