@@ -5,6 +5,8 @@ from __future__ import annotations
 CONTROL_PATH = "/v1/expert_skipping"
 HISTORY_PATH = f"{CONTROL_PATH}/history"
 ROLLBACK_PATH = f"{CONTROL_PATH}/rollback"
+STATUS_PATH = f"{CONTROL_PATH}/status"
+CONSOLE_PATH = "/console"
 READY_PATH = "/ready"
 HEALTH_PATH = "/health"
 METRICS_PATH = "/metrics"

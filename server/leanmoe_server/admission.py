@@ -9,12 +9,14 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanmoe.wire import (
+    CONSOLE_PATH,
     CONTROL_PATH,
     HEALTH_PATH,
     HISTORY_PATH,
     METRICS_PATH,
     READY_PATH,
     ROLLBACK_PATH,
+    STATUS_PATH,
 )
 from leanmoe_server.access import routed_path
 from leanmoe_server.error_shapes import error_response
@@ -23,8 +25,8 @@ from leanmoe_server.service import NOT_SET_UP, Service, service_of
 # What may be asked of a server that must not infer: how it is, and how to mend it.
 _ALWAYS_OPEN = frozenset(
     {
-        *(READY_PATH, CONTROL_PATH, HISTORY_PATH, ROLLBACK_PATH, METRICS_PATH, HEALTH_PATH),
-        *("/version", "/load"),
+        *(READY_PATH, CONTROL_PATH, HISTORY_PATH, ROLLBACK_PATH, STATUS_PATH),
+        *(METRICS_PATH, HEALTH_PATH, "/version", "/load"),
     }
 )
 METRICS_MAX_AGE_SECONDS = 0.1
@@ -40,7 +42,7 @@ class Admission:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, _on_started(scope["app"], send))
-        elif routed_path(scope) in _ALWAYS_OPEN:
+        elif _is_always_open(routed_path(scope)):
             await self._open(scope, receive, send)
         else:
             await self._guarded(scope, receive, send)
@@ -61,6 +63,10 @@ class Admission:
             await self.app(scope, receive, send)
         finally:
             service.drain.leave()
+
+
+def _is_always_open(path: str) -> bool:
+    return path in _ALWAYS_OPEN or path == CONSOLE_PATH or path.startswith(f"{CONSOLE_PATH}/")
 
 
 async def _refuse(service: Service | None, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,8 +7,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from leanmoe.wire import CONTROL_PATH, HISTORY_PATH, READY_PATH, ROLLBACK_PATH
+from leanmoe.wire import CONTROL_PATH, HISTORY_PATH, READY_PATH, ROLLBACK_PATH, STATUS_PATH
 from leanmoe_server.audit.trail import AuditTrail
+from leanmoe_server.console.pages import add_pages
+from leanmoe_server.console.recorder import Recorder
+from leanmoe_server.console.status import add_status, record_readings
 from leanmoe_server.control import SkipControl
 from leanmoe_server.drain import Drain
 from leanmoe_server.engine import Engine
@@ -83,6 +86,8 @@ class LeanMoEEndpoint:
             methods=["POST"],
             openapi_extra=_body(ROLLBACK_SCHEMA, required=False),
         )
+        add_status(app, STATUS_PATH)
+        add_pages(app)
         # vLLM adds its own middleware, and our outer ones, around this one.
         app.add_middleware(RequestLevelMiddleware)
 
@@ -95,6 +100,7 @@ class LeanMoEEndpoint:
         engine = VllmEngine(engine_client)
         service = build_service(engine, args.leanmoe, metrics, TenantMetrics())
         keep_service(state, service)
+        record_readings(state, service, Recorder())
         setattr(args, SERVICE_ARGUMENT, service)
         await service.control.start()
         metrics.observe_handshake(service.control.handshake, service.control.wrapped)

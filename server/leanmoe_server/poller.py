@@ -40,6 +40,13 @@ class Poller:
         self._reading: asyncio.Task[None] | None = None
         self._loop: asyncio.Task[None] | None = None
         self._failing = False
+        self.after_reading: Callable[[], None] = lambda: None
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Seconds since the counters were last read; ``None`` before the first reading."""
+        age = self._metrics.snapshot_age()
+        return round(age, 1) if age != float("inf") else None
 
     def start(self) -> None:
         """Poll until the event loop ends."""
@@ -76,6 +83,7 @@ class Poller:
         self._metrics.observe_snapshots(snapshots)
         self._metrics.observe_memory(_resident_bytes({s.pid: s.worker for s in snapshots}))
         self._metrics.observe_rates(self._rates.read())
+        self.after_reading()
 
 
 def _label(process: psutil.Process, workers: Mapping[int, str]) -> str:
