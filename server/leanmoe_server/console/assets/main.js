@@ -92,8 +92,14 @@ function showPictures(status) {
 }
 
 async function nameModel() {
-  const models = await server.models();
-  const name = models.data[0]?.id;
+  let models;
+  try {
+    models = await server.models();
+  } catch (error) {
+    if (error.status === 401 || error.status === 403) say("ask-said", "Questions need a user's key: give one under Keys.");
+    return;
+  }
+  const name = models.data?.[0]?.id;
   if (!name) return;
   chatWith(name);
   const short = name.replace(/\/+$/, "").split("/").at(-1);

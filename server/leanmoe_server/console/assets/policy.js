@@ -46,7 +46,6 @@ export function forgetTrail() {
 }
 
 function told(one) {
-  if (!one) return "–";
   const parts = [one.level === null ? "–" : level(one.level)];
   if (one.max_kld !== null) parts.push(`(KLD ≤ ${loss(one.max_kld)})`);
   if (one.phases !== "all") parts.push(one.phases);
@@ -58,7 +57,7 @@ function entry(change) {
   const when = new Date(change.time), why = make("span", {}, change.reason ?? "–");
   if (change.error) why.append(make("span", { class: "failed" }, ` Not in force: ${change.error}`));
   const stamp = make("time", { datetime: change.time }, Number.isNaN(when.valueOf()) ? change.time : when.toLocaleString("en-GB"));
-  return row(stamp, change.who === change.cause ? change.who : `${change.who} (${change.cause})`, told(change.from), told(change.to), why);
+  return row(stamp, change.who === change.cause ? change.who : `${change.who} (${change.cause})`, change.from ? `${told(change.from)} → ${told(change.to)}` : told(change.to), why);
 }
 
 function fill(entries) {
