@@ -130,7 +130,7 @@ class Recorder:
         return {one: counts[field].get(one, 0.0) - before.get(one, 0.0) for one in _ordered(counts)}
 
     def describe(self, after: int = 0) -> dict[str, Any]:
-        """Points after number ``after``, the totals of each layer, and memory by holder in bytes."""
+        """Points after number ``after``, totals of each layer, and bytes of memory by holder."""
         totals = [
             {"layer": int(one)} | {field: self._before[field].get(one, 0.0) for field in _PER_LAYER}
             for one in _ordered(self._before)
