@@ -99,6 +99,7 @@ class LeanMoEEndpoint:
         metrics = Metrics()
         engine = VllmEngine(engine_client)
         service = build_service(engine, args.leanmoe, metrics, TenantMetrics())
+        engine.generate_for_tenants(service.control)
         keep_service(state, service)
         record_readings(state, service, Recorder())
         setattr(args, SERVICE_ARGUMENT, service)

@@ -31,8 +31,14 @@ class TooLongError(InputError):
     """A body is longer than its route takes."""
 
 
+class ForbiddenError(InputError):
+    """A key does not allow what its holder asks for."""
+
+
 def input_error_response(error: InputError) -> JSONResponse:
-    """400 for what a client gave and cannot be used, 413 for too much of it."""
+    """400 for what a client gave and cannot be used, 413 for too much of it, 403 for too high."""
+    if isinstance(error, ForbiddenError):
+        return error_response(403, str(error), "permission_error")
     status = 413 if isinstance(error, TooLongError) else 400
     return error_response(status, str(error), "invalid_request_error")
 

@@ -9,30 +9,34 @@ at last which levels applied and how much was skipped.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanmoe.errors import InputError
-from leanmoe.messages import Phases
 from leanmoe.policy import EXACT, RequestLevel
 from leanmoe.wire import BUDGET_HEADER, CONTROL_PATH, LEVEL_HEADER, REQUEST_KEY, ROLLBACK_PATH
 from leanmoe_server.access import routed_path
+from leanmoe_server.cache_salt import salt_of, secret_of
 from leanmoe_server.error_shapes import TooLongError, input_error_response
 from leanmoe_server.level_span import LevelSpan
+from leanmoe_server.request_body import check_named_once, read_content
 from leanmoe_server.schema import request_target
 from leanmoe_server.service import Service, service_of
+from leanmoe_server.tenant_level import held_level
+from leanmoe_server.tenants import SESSION
 from leanmoe_server.usage_echo import Statement, UsageEcho
 
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 MAX_BODY_BYTES = 64 << 20
 _EXTRA, _SALT = "vllm_xargs", "cache_salt"
+# vLLM's own bounds of a salt.
+_MAX_SALT, _FORBIDDEN_IN_SALT = 128, frozenset("@/\\\0")
 
 
 class RequestLevelMiddleware:
@@ -53,6 +57,8 @@ class RequestLevelMiddleware:
             if whole is None:
                 return  # the client is gone
             asked, body = _translated(whole, service, path)
+            if asked is None and path in ROUTES:
+                asked = _held(service)
         except InputError as error:
             await input_error_response(error)(scope, receive, send)
             return
@@ -101,20 +107,18 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 def _translated(body: bytes, service: Service, path: str) -> tuple[RequestLevel | None, bytes]:
     """The level asked for and the body as vLLM is to see it: as it came where none is."""
-    # Escapes and wide encodings may spell the key in another way; nearly all bodies have none.
-    if not any(part in body for part in (REQUEST_KEY.encode(), b"\\u", b"\x00")):
+    content = read_content(body)
+    if content is None or REQUEST_KEY not in content:
         return None, body
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        return None, body  # vLLM says what is wrong with it
-    if not isinstance(content, dict) or content.get(REQUEST_KEY) is None:
+    # Before its value is looked at: the second may be null and hide the first.
+    check_named_once(content, "the body")
+    if content[REQUEST_KEY] is None:
         return None, body
     _check_can_carry(content, path)
     asked = _asked(content.pop(REQUEST_KEY), service)
-    packed = asked.pack()
-    content[_EXTRA] = {**_extra(content), service.control.request_key: packed}
-    content[_SALT] = _salt(content, _secret(service, asked), packed)
+    control = service.control
+    content[_EXTRA] = {**_extra(content), control.request_key: asked.pack()}
+    content[_SALT] = salt_of(secret_of(control, asked), asked, _given_salt(content))
     return asked, json.dumps(content).encode()
 
 
@@ -129,41 +133,55 @@ def _check_can_carry(content: Mapping[str, Any], path: str) -> None:
         )
 
 
-def _secret(service: Service, asked: RequestLevel) -> str:
-    """What the salt rests on: the server's, or one of this request alone.
-
-    Where only decoding skips, cached answers hold skipped keys and values and prompts exact ones;
-    a request that promised to depend on nobody reads neither.
-    """
-    current = service.control.current
-    decode_only = current is not None and current.phases is Phases.DECODE
-    alone = asked.deterministic and decode_only
-    return secrets.token_hex(16) if alone else service.control.request_key
-
-
 def _asked(content: Any, service: Service) -> RequestLevel:
     unavailable = service.settings.request_levels_unavailable
     if unavailable is not None:
         raise InputError(
             f"this server takes no {REQUEST_KEY!r} in single requests: {unavailable}; leave it out"
         )
+    check_named_once(content, repr(REQUEST_KEY))
     target, deterministic = request_target(content)
-    return service.settings.model.resolve_request(target, deterministic)
+    level = service.settings.model.resolve_request(target, deterministic)
+    session = SESSION.get()
+    if target.max_kld is not None and session is not None and session.cap is not None:
+        # As with the server's own cap: the highest level that both bounds allow.
+        level = replace(level, hundredths=min(level.hundredths, session.cap.hundredths))
+    held = held_level(session, service.control, level)
+    return level if held is None else held
+
+
+def _held(service: Service) -> RequestLevel | None:
+    """The level of a request that asked for none, where its key has a highest one."""
+    session = SESSION.get()
+    if session is None:
+        return None
+    session.level = held_level(session, service.control, None)
+    return session.level
 
 
 def _extra(content: Mapping[str, Any]) -> dict[str, Any]:
-    extra = content.get(_EXTRA) or {}
+    extra = content.get(_EXTRA)
+    if extra is None:
+        return {}
     if not isinstance(extra, dict):
         raise InputError(f"{_EXTRA!r} is not a JSON object; send one or leave it out")
+    check_named_once(extra, repr(_EXTRA))
     return extra
 
 
-def _salt(content: Mapping[str, Any], secret: str, packed: int) -> str:
-    """A salt of level and user's salt that no other request can have, by chance or by design."""
+def _given_salt(content: Mapping[str, Any]) -> str | None:
+    """The user's own salt, as vLLM takes it: what stands in its place is always good."""
     given = content.get(_SALT)
-    if given is not None and (not isinstance(given, str) or not given):
+    if given is None:
+        return None
+    if not isinstance(given, str) or not given:
         raise InputError(f"{_SALT!r} is not a non-empty string; send one or leave it out")
-    return hashlib.sha256(f"{secret} {packed} {given or ''}".encode()).hexdigest()
+    if len(given) > _MAX_SALT or _FORBIDDEN_IN_SALT & set(given):
+        raise InputError(
+            f"{_SALT!r} is longer than {_MAX_SALT} characters or has '@', a slash, a backslash or "
+            "NUL in it; send another"
+        )
+    return given
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
@@ -53,7 +53,6 @@ class Session:
     key: Key | None
     cap: RequestLevel | None = None
     level: RequestLevel | None = None
-    ended: bool = field(default=False)
 
     @property
     def salt(self) -> str | None:
@@ -62,8 +61,7 @@ class Session:
 
     async def count_tokens(self, kind: str, tokens: int) -> None:
         """Charge tokens of a prompt (``prompt``) or of an answer (``generated``)."""
-        # What outlives its request, as a background task does, is not the tenant's.
-        if tokens and not self.ended:
+        if tokens:
             await self.tenants.charge(self, kind, tokens)
 
 
@@ -129,7 +127,6 @@ class Tenants:
 
     def end(self, session: Session) -> None:
         """A request that began is over."""
-        session.ended = True
         self._running[session.name] -= 1
         self._metrics.ended(session.name, self._running[session.name])
 

@@ -39,12 +39,14 @@ from leanmoe.seams import check, find
 from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
 from leanmoe_server.admission import Admission
+from leanmoe_server.control import SkipControl
 from leanmoe_server.door import Door
 from leanmoe_server.key_source import SECRET_VARIABLES, VLLM_KEY_VARIABLE
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.stopping import stopped_while_loading
 from leanmoe_server.table_folder import EngineShape, TableSources, tables_for
+from leanmoe_server.tenant_generation import for_tenants
 
 _OTHER_MODEL = "the model would be another than the one that was checked"
 _ADMISSION = f"{Admission.__module__}.{Admission.__qualname__}"
@@ -61,6 +63,10 @@ class VllmEngine:
     def __init__(self, client: Any) -> None:
         self._client = client
         self._engines: int = client.vllm_config.parallel_config.data_parallel_size
+
+    def generate_for_tenants(self, control: SkipControl) -> None:
+        """From now on what routes compute is at their tenant's level, in its caches, counted."""
+        self._client.generate = for_tenants(self._client.generate, control)
 
     async def _ask(self, method: str, *arguments: str) -> list[str]:
         answers: list[str] = await asyncio.wait_for(self._answers(method, arguments), _RPC_SECONDS)

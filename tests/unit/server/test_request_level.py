@@ -155,7 +155,11 @@ async def test_a_bad_target_is_refused_in_one_sentence(build_app, asked) -> None
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("cache_salt", ""), ("cache_salt", 5), ("vllm_xargs", [1])]
+    ("field", "value"),
+    [
+        *(("cache_salt", salt) for salt in ("", 5, "x" * 100_000, "a\0b", "a/b")),
+        *(("vllm_xargs", extra) for extra in ([1], [], 0, False, "")),
+    ],
 )
 async def test_fields_that_could_not_be_kept_are_refused_by_name(build_app, field, value) -> None:
     app = await started(build_app)
@@ -355,3 +359,59 @@ async def test_questions_meanwhile_go_together_and_a_fault_leaves_the_counts_out
     app.engine.request_counts = broken
     usage = (await ask(app, BODY)).json()["usage"]
     assert usage["expert_skipping"] == {"level": 1.0}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"expert_skipping": "off", "expert_skipping": {"level": 1}}',
+        '{"expert_skipping": "off", "expert_skipping": null}',
+        '{"expert_skipping": null, "expert_skipping": "off"}',
+        '{"expert_skipping": "off", "expert\\u005fskipping": null}',
+        '{"expert_skipping": {"level": 0, "level": 1}}',
+        '{"expert_skipping": "off", "cache_salt": "a", "cache_salt": "b"}',
+        '{"expert_skipping": "off", "vllm_xargs": {"a": 1, "a": 2}}',
+    ],
+)
+async def test_a_key_named_twice_hides_no_wish(build_app, body: str) -> None:
+    app = await started(build_app)
+    answer = await ask(app, body.encode())
+    assert answer.status_code == 400 and "names a key twice" in answer.json()["error"]["message"]
+
+
+async def test_keys_named_twice_are_vllm_s_matter_where_nobody_wishes(build_app) -> None:
+    app = await started(build_app)
+    for body in ('{"a": 1, "a": 2, "b": "expert_skipping"}', '{"a": {"b": "\\u00e9", "b": 2}}'):
+        assert (await ask(app, body.encode())).json()["seen"] == body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"stop": "\\ud83d"}',
+        b'{"vllm_xargs": {"a": "\\udc00x"}}',
+        b'{"messages": [{"\\uD800": 1}]}',
+        b'{"stop": "\xed\xa0\x80"}',
+        b'["\\ud83d"]',
+        json.dumps({"expert_skipping": "off", "stop": "\ud83d"}).encode(),
+    ],
+)
+async def test_half_a_surrogate_pair_is_no_text(build_app, body: bytes) -> None:
+    app = await started(build_app)
+    answer = await ask(app, body)
+    assert answer.status_code == 400 and "surrogate pair" in answer.json()["error"]["message"]
+
+
+async def test_whole_pairs_and_other_scripts_pass(build_app) -> None:
+    app = await started(build_app)
+    for body in (b'{"stop": "\\ud83d\\ude00"}', '{"stop": "한국어 😀"}'.encode()):
+        assert (await ask(app, body)).json()["seen"] == body.decode()
+
+
+@pytest.mark.parametrize("value", ["json", [], 5, True])
+async def test_structured_outputs_are_an_object(build_app, value) -> None:
+    app = await started(build_app)
+    answer = await ask(app, {**BODY, "structured_outputs": value})
+    assert answer.status_code == 400 and "structured_outputs" in answer.text
+    assert (await ask(app, {**BODY, "structured_outputs": {"choice": ["a"]}})).status_code == 200
+    assert (await ask(app, {**BODY, "structured_outputs": None})).status_code == 200

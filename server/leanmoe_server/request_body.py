@@ -1,0 +1,76 @@
+"""Bodies of requests, read where ours or vLLM's code would trip over them.
+
+Nearly all bodies pass unread: a look at their bytes says whether one needs reading.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from leanmoe.errors import InputError
+from leanmoe.wire import REQUEST_KEY
+
+# Half a surrogate pair in UTF-8, which JSON's own decoder lets pass.
+_HALF_PAIR = re.compile(rb"\xed[\xa0-\xbf]")
+# Fields of which vLLM takes for granted that they are objects.
+_OBJECTS = ("structured_outputs",)
+# Escapes and wide encodings may spell any key in another way.
+_TELLING = (REQUEST_KEY.encode(), b"\\u", b"\x00", *(name.encode() for name in _OBJECTS))
+
+
+class JsonObject(dict[str, Any]):
+    """A JSON object that remembers which of its keys were named more than once."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found = JsonObject(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        found.repeated = tuple(sorted({key for key in keys if keys.count(key) > 1}))
+    return found
+
+
+def read_content(body: bytes) -> JsonObject | None:
+    """The object in ``body`` if something in it has to be looked at, checked for what breaks vLLM.
+
+    ``None``: pass it as it is; where it is no JSON object, vLLM says so.
+    """
+    if not (any(part in body for part in _TELLING) or _HALF_PAIR.search(body)):
+        return None
+    try:
+        content = json.loads(body, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        return None
+    _check_text(content)
+    if not isinstance(content, JsonObject):
+        return None
+    for name in _OBJECTS:
+        if not isinstance(content.get(name), dict | None):
+            raise InputError(f"{name!r} is not a JSON object; send one or leave it out")
+    return content
+
+
+def _check_text(content: Any) -> None:
+    """``InputError`` where a text holds half of a surrogate pair: nothing can encode it."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):x}"
+        raise InputError(
+            f"the body holds {half}, half of a surrogate pair, which is no text; send whole "
+            "characters"
+        ) from None
+    except RecursionError:
+        raise InputError("the body is nested too deeply; send less") from None
+
+
+def check_named_once(content: Mapping[str, Any], where: str) -> None:
+    """``InputError`` where a key was named twice: which of the two is meant, nobody knows."""
+    repeated = content.repeated if isinstance(content, JsonObject) else ()
+    if repeated:
+        raise InputError(f"{where} names a key twice: {list(repeated)}; name each once")

@@ -1,0 +1,75 @@
+"""vLLM's ``generate`` in a tenant's name: at its level, with its own cached prompts, counted.
+
+Every route of vLLM that computes tokens ends there, so that no route is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from leanmoe.policy import RequestLevel
+from leanmoe_server.cache_salt import salt_of, secret_of
+from leanmoe_server.control import SkipControl
+from leanmoe_server.tenant_level import held_level
+from leanmoe_server.tenants import SESSION, Session
+
+Generate = Callable[..., AsyncGenerator[Any, None]]
+_SALT = "cache_salt"
+# Of ``SamplingParams.output_kind``: every output holds all tokens before it too.
+_CUMULATIVE = "CUMULATIVE"
+
+
+def for_tenants(generate: Generate, control: SkipControl) -> Generate:
+    """``generate``, for requests that came through the door; what the server asks passes."""
+
+    def generated(
+        prompt: Any, sampling_params: Any, request_id: str, **options: Any
+    ) -> AsyncGenerator[Any, None]:
+        session = SESSION.get()
+        if session is None:
+            return generate(prompt, sampling_params, request_id, **options)
+        level = _put_level(sampling_params, session, control)
+        prompt = _salted(prompt, level, session, control)
+        outputs = generate(prompt, sampling_params, request_id, **options)
+        return _counted(outputs, prompt, sampling_params, session)
+
+    return generated
+
+
+def _put_level(params: Any, session: Session, control: SkipControl) -> RequestLevel | None:
+    """The level that the request keeps, in its parameters; ``None`` where none is put there."""
+    extra = params.extra_args or {}
+    if control.request_key in extra:
+        return None  # it asked, its salt has the level already
+    level = session.level or held_level(session, control, None)
+    if level is not None:
+        params.extra_args = {**extra, control.request_key: level.pack()}
+    return level
+
+
+def _salted(prompt: Any, level: RequestLevel | None, session: Session, control: SkipControl) -> Any:
+    own = session.salt
+    if own is None and level is None:
+        return prompt
+    if not isinstance(prompt, dict) or prompt.get("type") == "enc_dec":
+        raise ValueError("prompts of this kind cannot be kept apart from those of other keys")
+    salt = prompt.get(_SALT)
+    if level is not None:
+        salt = salt_of(secret_of(control, level), level, salt)
+    return {**prompt, _SALT: salt if own is None else salt_of(own, None, salt)}
+
+
+async def _counted(
+    outputs: AsyncGenerator[Any, None], prompt: Any, params: Any, session: Session
+) -> AsyncGenerator[Any, None]:
+    tokens = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+    await session.count_tokens("prompt", len(tokens or ()))
+    repeats = params.output_kind.name == _CUMULATIVE
+    async with aclosing(outputs):
+        async for output in outputs:
+            if output.finished or not repeats:
+                new = sum(len(one.token_ids) for one in output.outputs)
+                await session.count_tokens("generated", new)
+            yield output
