@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leanmoe_server.access import Access, access_of, routed_path
 from leanmoe_server.caller import Caller, keep_caller
-from leanmoe_server.error_shapes import error_response, shaped_as_anthropic
+from leanmoe_server.error_shapes import error_response, in_shape
 from leanmoe_server.keyring import Keyring, Presented
 from leanmoe_server.keys import ANONYMOUS, UNKNOWN, Key
 from leanmoe_server.service import NOT_SET_UP, Service, service_of
@@ -48,7 +48,7 @@ class Door:
             await self.app(scope, receive, _watching_keys(scope, send))
             return
         path = routed_path(scope)
-        send = shaped_as_anthropic(path, send)
+        send = in_shape(path, send)
         if access_of(path, scope.get("method", "")) is Access.PUBLIC or _is_preflight(scope):
             await self.app(scope, receive, send)
             return

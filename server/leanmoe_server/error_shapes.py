@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -56,21 +57,22 @@ def error_response(
     return JSONResponse({"error": error}, status_code=status, headers=headers)
 
 
-def shaped_as_anthropic(path: str, send: Send) -> Send:
-    """``send``, with errors in Anthropic's shape where ``path`` is of its API."""
-    if path != _ANTHROPIC_FOLDER and not path.startswith(f"{_ANTHROPIC_FOLDER}/"):
-        return send
+def in_shape(path: str, send: Send) -> Send:
+    """``send``, with every error in the shape of the API that ``path`` is of.
+
+    Layers below ours have shapes of their own: ``{"detail": …}``, or a plain text.
+    """
     held: list[Message] = []
     body = bytearray()
 
     async def shaped(message: Message) -> None:
-        if message["type"] == "http.response.start" and _is_json_error(message):
+        if message["type"] == "http.response.start" and _is_error(message):
             held.append(message)
         elif held and message["type"] == "http.response.body":
             body.extend(message.get("body", b""))
             if not message.get("more_body"):
                 start = held.pop()
-                for one in _in_its_shape(start, bytes(body)):
+                for one in _in_its_shape(path, start, bytes(body)):
                     await send(one)
         else:
             await send(message)
@@ -78,29 +80,48 @@ def shaped_as_anthropic(path: str, send: Send) -> Send:
     return shaped
 
 
-def _is_json_error(message: Message) -> bool:
+def _is_error(message: Message) -> bool:
     kind = Headers(raw=list(message["headers"])).get("content-type", "")
-    return message["status"] >= 400 and kind.startswith("application/json")
+    return message["status"] >= 400 and kind.startswith(("application/json", "text/plain"))
 
 
-def _in_its_shape(start: Message, body: bytes) -> list[Message]:
-    shaped = _anthropic(start["status"], body) if len(body) <= _MAX_ERROR_BYTES else body
+def _in_its_shape(path: str, start: Message, body: bytes) -> list[Message]:
+    status = start["status"]
+    shaped = _shaped(path, status, body) if len(body) <= _MAX_ERROR_BYTES else None
     headers = MutableHeaders(raw=list(start["headers"]))
-    headers["content-length"] = str(len(shaped))
+    if shaped is not None:
+        body = json.dumps(shaped, ensure_ascii=False, separators=(",", ":")).encode()
+        headers["content-type"] = "application/json"
+        headers["content-length"] = str(len(body))
     return [
         {**start, "headers": headers.raw},
-        {"type": "http.response.body", "body": shaped, "more_body": False},
+        {"type": "http.response.body", "body": body, "more_body": False},
     ]
 
 
-def _anthropic(status: int, body: bytes) -> bytes:
+def _shaped(path: str, status: int, body: bytes) -> dict[str, Any] | None:
+    """The error in its shape; ``None`` where it is in it already, or is a statement of its own."""
     try:
         content: Any = json.loads(body)
     except ValueError:
-        return body
-    error = content.get("error") if isinstance(content, dict) else None
-    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
-        return body
-    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    shaped = {"type": "error", "error": {"type": kind, "message": error["message"]}}
-    return json.dumps(shaped, ensure_ascii=False).encode()
+        content = None
+    if isinstance(content, dict) and not {"error", "detail"} & set(content):
+        return None
+    message, has_shape = _message_of(status, content)
+    if path == _ANTHROPIC_FOLDER or path.startswith(f"{_ANTHROPIC_FOLDER}/"):
+        other = "invalid_request_error" if status < 500 else "api_error"
+        kind = _ANTHROPIC_TYPES.get(status, other)
+        return {"type": "error", "error": {"type": kind, "message": message}}
+    if has_shape:
+        return None
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+def _message_of(status: int, content: Any) -> tuple[str, bool]:
+    """What the error says, and whether it says so in OpenAI's shape."""
+    error = content.get("error", content.get("detail")) if isinstance(content, dict) else None
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return error["message"], "error" in content
+    # A text that nobody meant for clients may name what it should not.
+    return error if isinstance(error, str) else HTTPStatus(status).phrase, False

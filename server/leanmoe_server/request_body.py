@@ -21,6 +21,11 @@ _OBJECTS = ("structured_outputs",)
 _TELLING = (REQUEST_KEY.encode(), b"\\u", b"\x00", *(name.encode() for name in _OBJECTS))
 
 
+# vLLM, its validators and its templates walk through bodies by recursion.
+MOST_NESTED = 100
+_TOO_DEEP = f"the body is nested deeper than {MOST_NESTED} levels; send less"
+
+
 class JsonObject(dict[str, Any]):
     """A JSON object that remembers which of its keys were named more than once."""
 
@@ -40,12 +45,17 @@ def read_content(body: bytes) -> JsonObject | None:
 
     ``None``: pass it as it is; where it is no JSON object, vLLM says so.
     """
-    if not (any(part in body for part in _TELLING) or _HALF_PAIR.search(body)):
+    nested = body.count(b"[") + body.count(b"{") > MOST_NESTED
+    if not (nested or any(part in body for part in _TELLING) or _HALF_PAIR.search(body)):
         return None
     try:
         content = json.loads(body, object_pairs_hook=_object)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise InputError(_TOO_DEEP) from None
+    except ValueError:
         return None
+    if nested:
+        _check_depth(content)
     _check_text(content)
     if not isinstance(content, JsonObject):
         return None
@@ -53,6 +63,18 @@ def read_content(body: bytes) -> JsonObject | None:
         if not isinstance(content.get(name), dict | None):
             raise InputError(f"{name!r} is not a JSON object; send one or leave it out")
     return content
+
+
+def _check_depth(content: Any) -> None:
+    """``InputError`` where values lie deeper than what handles them can follow."""
+    layer = [content] if isinstance(content, dict | list) else []
+    depth = 0
+    while layer:
+        depth += 1
+        if depth > MOST_NESTED:
+            raise InputError(_TOO_DEEP)
+        inner = [one.values() if isinstance(one, dict) else one for one in layer]
+        layer = [one for held in inner for one in held if isinstance(one, dict | list)]
 
 
 def _check_text(content: Any) -> None:
@@ -65,8 +87,6 @@ def _check_text(content: Any) -> None:
             f"the body holds {half}, half of a surrogate pair, which is no text; send whole "
             "characters"
         ) from None
-    except RecursionError:
-        raise InputError("the body is nested too deeply; send less") from None
 
 
 def check_named_once(content: Mapping[str, Any], where: str) -> None:

@@ -39,6 +39,7 @@ from leanmoe.seams import check, find
 from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
 from leanmoe_server.admission import Admission
+from leanmoe_server.client_errors import leave_out_client_tracebacks
 from leanmoe_server.control import SkipControl
 from leanmoe_server.door import Door
 from leanmoe_server.key_source import SECRET_VARIABLES, VLLM_KEY_VARIABLE
@@ -307,6 +308,7 @@ def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: Tabl
             f"leanmoe serve was given two models, {model} and {args.model}; name one, first"
         )
     configure_logging_from_args(args)
+    leave_out_client_tracebacks(logging.getLogger("vllm"))
     # What the server decides is part of its log, whatever level libraries give the root.
     logging.getLogger("leanmoe_server").setLevel(logging.INFO)
     args = with_our_parts(args, settings)

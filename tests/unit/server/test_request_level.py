@@ -415,3 +415,21 @@ async def test_structured_outputs_are_an_object(build_app, value) -> None:
     assert answer.status_code == 400 and "structured_outputs" in answer.text
     assert (await ask(app, {**BODY, "structured_outputs": {"choice": ["a"]}})).status_code == 200
     assert (await ask(app, {**BODY, "structured_outputs": None})).status_code == 200
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '{"messages": [', '{"expert_skipping":'])
+async def test_what_is_nested_too_deeply_is_refused(build_app, opening: str) -> None:
+    app = await started(build_app)
+    for depth in (110, 990, 50_000):
+        closing = "".join({"[": "]", "{": "}"}[one] for one in reversed(opening) if one in "[{")
+        for body in (opening * depth, opening * depth + "1" + closing * depth):
+            answer = await ask(app, body.encode())
+            deep = answer.status_code == 400 and "nested deeper" in answer.text
+            assert deep or answer.json().get("seen") == body, (depth, answer.text[:99])
+            assert deep or not body.endswith(closing)
+
+
+async def test_many_messages_are_no_deep_nest(build_app) -> None:
+    app = await started(build_app)
+    body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "h"}]}] * 300}
+    assert (await ask(app, body)).status_code == 200
