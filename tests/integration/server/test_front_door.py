@@ -79,7 +79,8 @@ def test_no_route_but_the_public_ones_opens_without_a_key(
             for method in methods or {"GET"}:
                 answer = client.request(method, path.replace("{response_id}", "r"), json={})
                 opened = answer.status_code not in (401, 403)
-                assert opened == (path in PUBLIC), (method, path, answer.status_code)
+                public = path in PUBLIC or path.startswith("/console")
+                assert opened == public, (method, path, answer.status_code)
 
 
 def test_a_user_opens_no_route_of_administrators(keyed: LiveServer) -> None:
