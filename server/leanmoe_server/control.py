@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
+from leanmoe import __version__
 from leanmoe.errors import ConflictError, LeanMoEError, RuntimeSeamError
 from leanmoe.messages import (
     HandshakeReport,
@@ -237,6 +238,8 @@ class SkipControl:
         """The policy in force and the measured promise that bounds it, for ``GET``."""
         current, policy, model = self.current, self.policy, self.settings.model
         answer: dict[str, Any] = {
+            "leanmoe": __version__,
+            "model": model.digest,
             "ready": self._readiness.ready,
             "level": None if current is None else current.level,
             "max_kld": None if current is None else policy.target.max_kld,

@@ -67,7 +67,7 @@ def key_source(
     keys_file: str | None, admin_key_file: str | None, environment: Mapping[str, str]
 ) -> KeySource:
     """What the command line and the environment name; ``InputError`` where it cannot be used."""
-    admin = _admin_key(admin_key_file, environment)
+    admin = read_admin_key(admin_key_file, environment)
     text = environment.get(KEYS_VARIABLE)
     if keys_file is not None and text is not None:
         raise InputError(f"both --keys {keys_file} and {KEYS_VARIABLE} were given; keep one")
@@ -77,7 +77,8 @@ def key_source(
     return source
 
 
-def _admin_key(file: str | None, environment: Mapping[str, str]) -> str | None:
+def read_admin_key(file: str | None, environment: Mapping[str, str]) -> str | None:
+    """The admin key of ``file`` or else of the environment, ``None`` where neither is given."""
     if file is None:
         given = environment.get(ADMIN_KEY_VARIABLE)
         if given is not None and not given.strip():

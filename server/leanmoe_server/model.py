@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import LevelError
+from leanmoe.files.digest import bytes_digest
 from leanmoe.layout import LayerLayout
 from leanmoe.messages import PolicyUpdate
 from leanmoe.policy import (
@@ -22,12 +23,26 @@ from leanmoe.policy import (
 from leanmoe_server.policy import Policy, Target
 
 
+def model_digest(checkpoint: Checkpoint) -> str:
+    """One digest of weights, config and curve: the manifest's.
+
+    Without a manifest, of the config and of names and lengths of the weight files.
+    """
+    if checkpoint.manifest is not None:
+        return checkpoint.manifest.digest()
+    config = (checkpoint.path / "config.json").read_bytes()
+    files = sorted(checkpoint.path.glob("*.safetensors"))
+    sizes = [f"{file.name} {file.stat().st_size}\n".encode() for file in files]
+    return bytes_digest([config, *sizes])
+
+
 @dataclass(frozen=True)
 class SkipModel:
     """What the server must know to resolve levels: the model's MoE layers, its curve, the cap.
 
     ``layers`` and ``renormalize`` are what the checkpoint says; a loaded layer must agree.
-    ``n_experts`` and ``top_k`` are those of a layer without numbers of its own, 0 if not known.
+    ``n_experts`` and ``top_k`` are those of a layer without numbers of its own, 0 if not known;
+    ``digest`` tells models apart.
     """
 
     moe_layers: tuple[int, ...]
@@ -37,6 +52,7 @@ class SkipModel:
     renormalize: bool | None = None
     n_experts: int = 0
     top_k: int = 0
+    digest: str = ""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, max_level: float = TOP1_ONLY) -> SkipModel:
@@ -52,6 +68,7 @@ class SkipModel:
             shape.renormalize,
             shape.n_routed_experts,
             shape.top_k,
+            model_digest(checkpoint),
         )
 
     @property

@@ -1,0 +1,1 @@
+"""``leanmoe fleet``: one level for all replicas of a release, through their own addresses."""
