@@ -20,6 +20,7 @@ from leanmoe.wire import (
 )
 from leanmoe_server.access import routed_path
 from leanmoe_server.error_shapes import error_response
+from leanmoe_server.intake import Arrival
 from leanmoe_server.service import NOT_SET_UP, Service, service_of
 
 # What may be asked of a server that must not infer: how it is, and how to mend it.
@@ -58,11 +59,15 @@ class Admission:
         if service is None or service.blocked:
             await _refuse(service, scope, receive, send)
             return
-        service.drain.enter()
+        arrival = Arrival(service.intake, scope, receive, send)
         try:
-            await self.app(scope, receive, send)
+            if arrival.refusal is None:
+                await self.app(scope, arrival.receive, arrival.send)
+        except Exception:
+            if arrival.refusal is None:
+                raise
         finally:
-            service.drain.leave()
+            await arrival.finish()
 
 
 def _is_always_open(path: str) -> bool:
@@ -95,4 +100,7 @@ def _on_started(app: Starlette, send: Send) -> Send:
 
 
 def _close(app: Starlette) -> None:
+    service = service_of(app)
+    if service is not None:
+        service.drain.stopping.set()
     app.state.server.should_exit = True

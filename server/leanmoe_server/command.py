@@ -15,6 +15,7 @@ from leanmoe.messages import Phases, UnionMode
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.interrupts import hold_signals, stop_on_signals
 from leanmoe_server.preflight import check_and_configure
+from leanmoe_server.settings import CLIENT_SECONDS, MAX_BODY_MIB, MAX_WAITING
 from leanmoe_server.table_folder import read_sources
 
 _REPLACED = "LEANMOE_SERVE_REPLACED"
@@ -82,6 +83,32 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--skip-verify", action="store_true", help="do not hash the model's files")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="between two readings")
+    parser.add_argument(
+        "--max-waiting",
+        type=int,
+        default=MAX_WAITING,
+        metavar="N",
+        help="requests that may wait beside those that run; more are refused with 503",
+    )
+    parser.add_argument(
+        "--max-body-mib",
+        type=int,
+        default=MAX_BODY_MIB,
+        metavar="N",
+        help="longest body of a request; all under way together hold 16 times as much at most",
+    )
+    parser.add_argument(
+        "--client-seconds",
+        type=float,
+        default=CLIENT_SECONDS,
+        help="for a request to arrive whole, and for a client to read on; then it is cut off",
+    )
+    parser.add_argument(
+        "--keep-alive-seconds",
+        type=float,
+        help="an idle connection stays open (90, or VLLM_HTTP_TIMEOUT_KEEP_ALIVE); more than a "
+        "proxy in front keeps one it reuses",
+    )
     parser.add_argument(
         "--drain-seconds", type=float, default=30.0, help="for answers to finish on SIGTERM"
     )

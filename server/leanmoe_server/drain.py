@@ -26,6 +26,8 @@ class Drain:
         self._idle = asyncio.Event()
         self._idle.set()
         self._hurry = asyncio.Event()
+        # What has not arrived by then does not any more.
+        self.stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.in_flight = 0
 
@@ -52,6 +54,7 @@ class Drain:
 
     def begin(self, close: Callable[[], None]) -> None:
         """Start draining; called again, stop waiting."""
+        self.stopping.set()
         if self._task is None:
             logger.warning(
                 "stopping: %d requests in flight, up to %s s",

@@ -15,6 +15,7 @@ from leanmoe_server.console.status import add_status, record_readings
 from leanmoe_server.control import SkipControl
 from leanmoe_server.drain import Drain
 from leanmoe_server.engine import Engine
+from leanmoe_server.intake import Intake
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.poller import Poller
 from leanmoe_server.pulse import Pulse
@@ -46,6 +47,7 @@ def build_service(
     readiness = Readiness(pulse)
     trail = AuditTrail(metrics, settings.audit_file)
     control = SkipControl(engine, settings, readiness, pulse, trail)
+    drain = Drain(engine, settings.drain_seconds)
     return Service(
         engine=engine,
         readiness=readiness,
@@ -53,9 +55,10 @@ def build_service(
         poller=Poller(
             control.snapshot, metrics, TokenRates(), seconds, pulse=pulse, readiness=readiness
         ),
-        drain=Drain(engine, settings.drain_seconds),
+        drain=drain,
+        intake=Intake(drain, engine.seats() + settings.max_waiting, settings.max_body_bytes),
         counter=RequestCounter(engine),
-        watchdog=Watchdog(engine),
+        watchdog=Watchdog(engine, drain),
         tenants=Tenants(settings, tenant_metrics),
     )
 

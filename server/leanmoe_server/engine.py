@@ -46,6 +46,10 @@ class Engine(Protocol):
         """Forget all cached KV, that of running requests included; True when it is gone."""
         ...
 
+    def seats(self) -> int:
+        """How many requests may run at once; more wait."""
+        ...
+
     def dead(self) -> bool:
         """True once the engine cannot answer any more."""
         ...

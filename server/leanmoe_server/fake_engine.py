@@ -131,6 +131,9 @@ class FakeEngine:
         self.cache_resets += 1
         return self.cache_reset_works
 
+    def seats(self) -> int:
+        return 8
+
     def dead(self) -> bool:
         return self.died
 

@@ -17,11 +17,12 @@ from leanmoe_server.key_source import key_source
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
 from leanmoe_server.schema import change_of
-from leanmoe_server.settings import ServeSettings
+from leanmoe_server.settings import KEEP_ALIVE_SECONDS, ServeSettings
 from leanmoe_server.table_folder import read_sources
 from leanmoe_server.tenants import cap_of
 
 _DEV_MODE = "VLLM_SERVER_DEV_MODE"
+_KEEP_ALIVE_VARIABLE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
 
 
 def _open_model(model: str, rest: Sequence[str]) -> Checkpoint:
@@ -68,6 +69,26 @@ def _check_seconds(name: str, value: float, least: float) -> float:
     return value
 
 
+def _check_count(name: str, value: int, least: int, most: int | None = None) -> int:
+    if value < least or (most is not None and value > most):
+        up = "up" if most is None else f"to {most}"
+        raise InputError(f"{name} is {value}, expected a whole number from {least} {up}")
+    return value
+
+
+def _keep_alive(given: float | None, environment: Mapping[str, str]) -> float:
+    """What is asked for, else what vLLM is told, else the default."""
+    if given is not None:
+        return _check_seconds("--keep-alive-seconds", given, 1.0)
+    told = environment.get(_KEEP_ALIVE_VARIABLE)
+    if told is None:
+        return KEEP_ALIVE_SECONDS
+    try:
+        return _check_seconds(_KEEP_ALIVE_VARIABLE, float(told), 1.0)
+    except ValueError:
+        raise InputError(f"{_KEEP_ALIVE_VARIABLE} is {told!r}, expected seconds") from None
+
+
 def _policy(args: Namespace) -> Policy:
     """The first policy, as a change of the exact one."""
     if args.skip_level is not None:
@@ -98,6 +119,10 @@ def check_and_configure(args: Namespace) -> ServeSettings:
         share_prefix_cache=args.share_prefix_cache,
         poll_seconds=_check_seconds("--poll-seconds", args.poll_seconds, 0.1),
         drain_seconds=_check_seconds("--drain-seconds", args.drain_seconds, 1.0),
+        client_seconds=_check_seconds("--client-seconds", args.client_seconds, 1.0),
+        keep_alive_seconds=_keep_alive(args.keep_alive_seconds, os.environ),
+        max_waiting=_check_count("--max-waiting", args.max_waiting, 0),
+        max_body_bytes=_check_count("--max-body-mib", args.max_body_mib, 1, 64) << 20,
         audit_file=args.audit_file,
     )
     settings.resolve(settings.policy)

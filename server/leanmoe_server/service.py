@@ -8,6 +8,7 @@ from typing import Any
 from leanmoe_server.control import SkipControl
 from leanmoe_server.drain import Drain
 from leanmoe_server.engine import Engine
+from leanmoe_server.intake import Intake
 from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.request_counts import RequestCounter
@@ -29,6 +30,7 @@ class Service:
     control: SkipControl
     poller: Poller
     drain: Drain
+    intake: Intake
     counter: RequestCounter
     tenants: Tenants
     watchdog: Watchdog

@@ -12,6 +12,13 @@ from leanmoe_server.key_source import KeySource
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
 
+# For a request to arrive whole, and for a client to read on.
+CLIENT_SECONDS = 60.0
+# Longer than proxies keep the connections that they reuse (nginx: 60).
+KEEP_ALIVE_SECONDS = 90.0
+MAX_WAITING = 1024
+MAX_BODY_MIB = 32
+
 
 @dataclass(frozen=True)
 class ServeSettings:
@@ -32,6 +39,10 @@ class ServeSettings:
     least_union: int = 0
     poll_seconds: float = 5.0
     drain_seconds: float = 30.0
+    client_seconds: float = CLIENT_SECONDS
+    keep_alive_seconds: float = KEEP_ALIVE_SECONDS
+    max_waiting: int = MAX_WAITING
+    max_body_bytes: int = MAX_BODY_MIB << 20
     audit_file: Path | None = None
 
     def heeding(self, workers: Iterable[HandshakeReport]) -> ServeSettings:

@@ -40,6 +40,7 @@ from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
 from leanmoe_server.admission import Admission
 from leanmoe_server.client_errors import leave_out_client_tracebacks
+from leanmoe_server.connection import BoundedConnection
 from leanmoe_server.control import SkipControl
 from leanmoe_server.door import Door
 from leanmoe_server.key_source import SECRET_VARIABLES, VLLM_KEY_VARIABLE
@@ -124,6 +125,11 @@ class VllmEngine:
         return bool(
             await self._client.reset_prefix_cache(reset_running_requests=True, reset_connector=True)
         )
+
+    def seats(self) -> int:
+        config = self._client.vllm_config
+        engines = config.parallel_config.data_parallel_size
+        return int(config.scheduler_config.max_num_seqs * engines)
 
     def dead(self) -> bool:
         return bool(self._client.errored)
@@ -295,7 +301,13 @@ async def _serve(args: Namespace) -> None:
     """vLLM's ``run_server`` without its signal handler, whose interrupt vLLM itself swallows."""
     decorate_logs("APIServer", skip_if_decorated=True)
     address, listening = setup_server(args, reuse_port=False)
-    await run_server_worker(address, listening, args, timeout_graceful_shutdown=_CLOSE_SECONDS)
+    await run_server_worker(
+        address,
+        listening,
+        args,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+        http=BoundedConnection,
+    )
 
 
 def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: TableSources) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from leanmoe_server.drain import Drain
 from leanmoe_server.engine import Engine
 from leanmoe_server.stopping import end_within
 
@@ -18,8 +19,9 @@ END_SECONDS = 8.0
 class Watchdog:
     """Looks at the engine until it is dead, once the server has started."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, drain: Drain) -> None:
         self._engine = engine
+        self._drain = drain
         self._task: asyncio.Task[None] | None = None
 
     def start(self, close: Callable[[], None]) -> None:
@@ -29,6 +31,8 @@ class Watchdog:
     async def _watch(self, close: Callable[[], None]) -> None:
         while not self._engine.dead():
             await asyncio.sleep(_LOOK_SECONDS)
+        if self._drain.draining:
+            return  # it was told to end, and so was the server
         logger.error("vLLM's engine is dead: the server ends")
         end_within(END_SECONDS, 1)
         close()

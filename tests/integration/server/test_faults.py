@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.ports import free_port
@@ -62,6 +64,37 @@ def test_a_process_that_hangs_makes_the_server_unready_until_it_goes_on(
         becomes_ready(server, 200)
         assert server.get("/v1/expert_skipping").json()["level"] == 0
         assert server.answer(tokens=2)
+        # Nor does what never arrives delay the end.
+        with half_a_request(server) as connection:
+            server.process.terminate()
+            assert b" 503 " in connection.recv(1000)
+            assert server.process.wait(60) == 0
+        said = server.log.read_text()
+    assert "stopping: 0 requests in flight" in said and "Traceback" not in said
+
+
+def test_a_client_that_leaves_ends_what_was_made_for_it(server: LiveServer) -> None:
+    def sampled(name: str) -> float:
+        families = text_string_to_metric_families(server.get("/metrics").text)
+        return sum(s.value for family in families for s in family.samples if s.name == name)
+
+    tokens = 1000
+    body = {"model": server.model, "prompt": "water", "max_tokens": tokens, "ignore_eos": True}
+    for streamed in (True, False):
+        before = sampled("vllm:generation_tokens_total")
+        request = {**body, "stream": streamed}
+        with httpx.Client(base_url=server.url) as client:
+            if streamed:
+                with client.stream("POST", "/v1/completions", json=request) as answer:
+                    next(answer.iter_lines())
+            else:
+                with pytest.raises(httpx.ReadTimeout):
+                    client.post("/v1/completions", json=request, timeout=0.2)
+        running = wait_for(
+            lambda: sampled("vllm:num_requests_running"), lambda count: count == 0, seconds=30
+        )
+        assert running == 0
+        assert sampled("vllm:generation_tokens_total") - before < tokens
 
 
 def alive(family: list[psutil.Process]) -> list[psutil.Process]:
