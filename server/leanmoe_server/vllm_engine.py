@@ -127,9 +127,7 @@ class VllmEngine:
         )
 
     def seats(self) -> int:
-        config = self._client.vllm_config
-        engines = config.parallel_config.data_parallel_size
-        return int(config.scheduler_config.max_num_seqs * engines)
+        return int(self._client.vllm_config.scheduler_config.max_num_seqs) * self._engines
 
     def dead(self) -> bool:
         return bool(self._client.errored)

@@ -33,7 +33,8 @@ class Client:
         self.answering = engines if answering is None else answering
         self.warmed: list[int | None] = []
         parallel = SimpleNamespace(data_parallel_size=engines)
-        self.vllm_config = SimpleNamespace(parallel_config=parallel)
+        scheduler = SimpleNamespace(max_num_seqs=4)
+        self.vllm_config = SimpleNamespace(parallel_config=parallel, scheduler_config=scheduler)
         self.engine_core = SimpleNamespace(call_utility_all_async=self._all)
 
     async def collective_rpc(self, method: str, args: tuple[str, ...] = ()) -> list[str]:
