@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from leanmoe.checkpoint import open_checkpoint
+from leanmoe.cli import main
 from leanmoe.messages import HandshakeReport, SkipSnapshot
 from tests.integration.runtime.one_process import running
-from tests.planned_models import write_planned
+from tests.planned_models import mixed_plan, write_planned
 from tests.tiny_families import write_tiny
 
 PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(4 + i % 5)] for i in range(8)]
 
 
-def test_tensor_parallel_workers_agree_with_one(start_engine, tmp_path):
-    """vLLM binds each worker to a core of its own: two cores, as the README asks for."""
+@pytest.fixture(params=["dense", "packed"])
+def model(request, tmp_path) -> Path:
+    """Layers that differ; stored packed, 16 of every 32 weights."""
     source, out = write_tiny(tmp_path / "source", "mixtral", dtype="float32"), tmp_path / "lean"
-    write_planned(source, out)
+    if request.param == "dense":
+        write_planned(source, out)
+        return out
+    write_planned(source, tmp_path / "mixed", mixed_plan)
+    pruned = ["prune", str(tmp_path / "mixed"), "--method", "magnitude", "--pattern", "16:32"]
+    assert main([*pruned, "--compress", "-o", str(out)]) == 0
+    return out
+
+
+def test_tensor_parallel_workers_agree_with_one(start_engine, model, tmp_path):
+    """vLLM binds each worker to a core of its own: two cores, as the README asks for."""
+    out = model
     betas = dict.fromkeys(open_checkpoint(out).skip_layers, 0.5)
     with running(out, tmp_path / "log", dtype="float32") as alone:
         alone.set_betas(betas)

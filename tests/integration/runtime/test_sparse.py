@@ -11,7 +11,7 @@ import pytest
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.errors import LeanMoEError
-from leanmoe.messages import PolicyUpdate, UnionBudget
+from leanmoe.messages import LevelTable, PolicyUpdate, UnionBudget
 from leanmoe_bench.engines.pair import RemoteArm
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from tests.integration.runtime.one_process import WITH_PLUGIN, one_process, start
@@ -51,6 +51,24 @@ def answers(arm: RemoteArm, model: Path, **flags: str) -> tuple[list, list, obje
     budget = PolicyUpdate(level=0.0, betas=betas, version=9, union=UnionBudget(experts=4))
     engine.rpc("leanmoe_set_policy", budget.model_dump_json())
     return exact, [top_one, engine.generate(PROMPTS, TOKENS)], report
+
+
+def test_a_request_s_own_level_reaches_its_tokens_and_no_others(ours, tmp_path):
+    source = write_tiny(tmp_path / "source", "mixtral", dtype="float32")
+    packed = pack(prune(source, tmp_path / "dense", "--pattern", "16:32"), tmp_path / "packed")
+    engine = start(ours, packed, FLAGS)
+    none, most = (dict.fromkeys(open_checkpoint(packed).skip_layers, beta) for beta in (0.0, 1.0))
+    table = LevelTable(key="level", betas={100: most})
+    engine.rpc("leanmoe_set_levels", table.model_dump_json())
+    engine.set_betas(most)
+    top_one = engine.generate(PROMPTS, TOKENS)
+    engine.set_betas(none)
+    exact = engine.generate(PROMPTS, TOKENS)
+    own = [i % 3 == 1 for i in range(len(PROMPTS))]
+    extras = [{"level": 100} if one else None for one in own]
+    mixed = ours.call("generate", prompts=PROMPTS, tokens=TOKENS, extras=extras)["ids"]
+    expected = [t if one else e for t, e, one in zip(top_one, exact, own, strict=True)]
+    assert mixed == expected != exact
 
 
 @pytest.mark.parametrize(
