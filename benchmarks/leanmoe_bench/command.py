@@ -24,6 +24,10 @@ BENCHES: dict[str, tuple[str, str]] = {
         "leanmoe_bench.patterns.command",
         "what patterns of weight sparsity cost on the reference model",
     ),
+    "same-tokens": (
+        "leanmoe_bench.same_tokens",
+        "whether packed experts continue as the dense model does",
+    ),
     "load": ("leanmoe_bench.load.command", "whether the load test's figures are true"),
     "tools": ("leanmoe_bench.tools.command", "whether other load generators see the same"),
     "tune": (
