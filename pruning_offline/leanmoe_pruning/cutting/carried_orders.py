@@ -54,16 +54,23 @@ def _orders_of(checkpoint: OpenedModel) -> dict[str, np.ndarray]:
 
 def check_summable(checkpoint: Checkpoint) -> None:
     """Raise ``CheckpointError`` where hidden channels of different experts no longer correspond."""
+    if not is_summable(checkpoint):
+        raise CheckpointError(
+            f"the experts of {checkpoint.path} cannot be added up: a pattern gave each one's "
+            "hidden channels an order of its own; merge its source and prune weights after"
+        )
+
+
+def is_summable(checkpoint: Checkpoint) -> bool:
+    """Whether hidden channels of different experts correspond, as the manifest tells."""
     link: dict[str, Any] = (
         checkpoint.manifest.model_dump(mode="json") if checkpoint.manifest else {}
     )
     while link:
         if link["settings"].get("permute"):
-            raise CheckpointError(
-                f"the experts of {checkpoint.path} cannot be added up: a pattern gave each one's "
-                "hidden channels an order of its own; merge its source and prune weights after"
-            )
+            return False
         link = link["settings"].get("before") or {}
+    return True
 
 
 def _check_experts(checkpoint: Checkpoint, orders: Mapping[str, np.ndarray]) -> None:

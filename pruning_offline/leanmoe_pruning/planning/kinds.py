@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+
 from leanmoe.families import MoEShape
+from leanmoe.input_orders import order_name
 from leanmoe.sparse.sparse_format import GROUP
+from leanmoe_pruning.cutting.carried_orders import is_summable
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
 from leanmoe_pruning.cutting.packing import Packer, packer_of
 from leanmoe_pruning.methods.registry import METHODS
@@ -50,6 +54,10 @@ class Kind(ABC):
         """What packs the experts of such a cut, or ``None``."""
         return None
 
+    def input_orders(self, model: HeaderModel) -> dict[str, torch.Tensor] | None:
+        """Orders of input columns that such a cut brings, ``None`` where the source's stay."""
+        return None
+
     @abstractmethod
     def budgets(self, model: HeaderModel) -> list[int]:
         """Every budget there is, the largest output first."""
@@ -60,7 +68,7 @@ class Kind(ABC):
         return nearest(known, [max(known) * share for share in (0.75, 0.5, 0.25)])
 
     def applies(self, model: HeaderModel) -> bool:
-        """Whether the family's router allows such a cut."""
+        """Whether the family's router and what was done to the model before allow such a cut."""
         return True
 
     @abstractmethod
@@ -115,7 +123,7 @@ class Merging(Keeping):
         return LayerPlan(merge=Merge(router=rows, experts=rows))
 
     def applies(self, model: HeaderModel) -> bool:
-        return model.checkpoint.family.transfers
+        return model.checkpoint.family.transfers and is_summable(model.checkpoint)
 
 
 class Condensing(Kind):
@@ -168,6 +176,16 @@ class Packing(Masking):
 
     def packer(self, model: HeaderModel, budget: int) -> Packer | None:
         return packer_of(model.checkpoint, self.words(budget))
+
+    def input_orders(self, model: HeaderModel) -> dict[str, torch.Tensor]:
+        """One of every expert: groups of 32 are permuted unless asked otherwise."""
+        family, shape = model.checkpoint.family, model.checkpoint.shape
+        order = torch.arange(shape.hidden_size, dtype=torch.int32)
+        return {
+            order_name(family, layer, expert): order
+            for layer, own in model.checkpoint.layers.items()
+            for expert in range(own.n_experts)
+        }
 
     def budgets(self, model: HeaderModel) -> list[int]:
         return [24, 16, 8]

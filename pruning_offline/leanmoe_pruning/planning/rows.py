@@ -56,7 +56,8 @@ def row_of(model: HeaderModel, kind: Kind | None, budget: int, kv_tokens: int) -
     """The sizes of one cut, by the cutter's own pieces."""
     plans = {} if kind is None else kind.plans(model, budget)
     packer = None if kind is None else kind.packer(model, budget)
-    cutter = Cutter(model.checkpoint, plans, packer=packer)
+    orders = None if kind is None else kind.input_orders(model)
+    cutter = Cutter(model.checkpoint, plans, input_orders=orders, packer=packer)
     written = cutter.weight_bytes if kind else model.weight_bytes
     kept_packed = kind is None and model.checkpoint.packing is not None
     held = written if kept_packed else cutter.weight_bytes

@@ -54,7 +54,7 @@ def test_sizes_of_packed_experts_are_those_of_the_file(pattern, tmp_path, capsys
         for row in planned(model, capsys, "--method", "wanda")["rows"]
         if row["budget"] == {"pattern": pattern}
     )
-    how = ("--method", "magnitude", "--pattern", pattern, "--no-permute", "--compress")
+    how = ("--method", "magnitude", "--pattern", pattern, "--compress")
     assert main(["prune", str(model), *how, "-o", str(out)]) == 0
     assert row["weight_bytes"] == weight_bytes(out)
     assert row["loads_in"] == "leanmoe serve"
