@@ -77,6 +77,19 @@ POLICY_CHANGES = Metric(
 AUDIT_FAILURES = Metric(
     "leanmoe_audit_write_failures_total", "Changes that could not be written to the audit file"
 )
+GOVERNOR_ARMED = Metric(
+    "leanmoe_governor_armed", "1 while the governor observes or acts; 0 off, held or disarmed"
+)
+GOVERNOR_LEVEL = Metric("leanmoe_governor_level", "Skip level of requests that name none")
+GOVERNOR_RUNG = Metric(
+    "leanmoe_governor_rung", "Rungs the governor stands above the operator's policy"
+)
+GOVERNOR_PRESSURE = Metric(
+    "leanmoe_governor_pressure", "Load against the governor's objectives, smoothed; 1 is at them"
+)
+GOVERNOR_MOVES = Metric(
+    "leanmoe_governor_moves_total", "Moves of the governor by direction", ("direction",)
+)
 
 TENANT_REQUESTS = Metric(
     "leanmoe_tenant_requests_total", "Requests that a tenant's key let in", ("tenant",)

@@ -94,6 +94,8 @@ def _on_started(app: Starlette, send: Send) -> Send:
             service.drain.on_signals(lambda: _close(app))
             service.poller.start()
             service.watchdog.start(lambda: _close(app))
+            if service.governor is not None:
+                service.governor.start()
         await send(message)
 
     return watch

@@ -14,6 +14,7 @@ from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import Phases, UnionMode
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.interrupts import hold_signals, stop_on_signals
+from leanmoe_server.governor.aims import add_governor_arguments
 from leanmoe_server.preflight import check_and_configure
 from leanmoe_server.settings import CLIENT_SECONDS, MAX_BODY_MIB, MAX_WAITING
 from leanmoe_server.table_folder import read_sources
@@ -112,6 +113,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drain-seconds", type=float, default=30.0, help="for answers to finish on SIGTERM"
     )
+    add_governor_arguments(parser)
 
 
 def _enter_engine_environment() -> None:

@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from leanmoe import __version__
@@ -17,7 +18,9 @@ from leanmoe.messages import (
     PolicyInForce,
     PolicyUpdate,
     SkipSnapshot,
+    UnionBudget,
 )
+from leanmoe.policy import RequestLevel, hundredths_of
 from leanmoe_server.audit.entry import Cause, Origin, PolicyRecord
 from leanmoe_server.audit.trail import AuditTrail
 from leanmoe_server.engine import Engine
@@ -61,6 +64,11 @@ class SkipControl:
         self.current: PolicyUpdate | None = None
         self.version = 0
         self.trail = trail
+        # What holds on top of the operator's policy, and how often that changed.
+        self.governor: str | None = None
+        self.governed: float | None = None
+        self.ceiling: float | None = None  # of the governor, where quality was found too low
+        self.changes = 0
         self._before: deque[Policy] = deque(maxlen=_UNDONE)
         self.spans = LevelSpans()
         # Unknown to clients, so that none can ask a worker past the cap.
@@ -152,43 +160,95 @@ class SkipControl:
         return self._before[-1]
 
     async def _put(self, policy: Policy, origin: Origin) -> None:
-        """In force on all workers, or unready; in the trail in both cases."""
+        """What an operator or the quality check wants; the governor starts anew from there."""
         update = self.settings.resolve(policy, self.version + 1)
-        if self._holds(update):
-            await self._rename(policy, origin)
-            return
+        before, enforced = self._recorded(), not self._holds(update)
+        if enforced:
+            await self._enforce(policy, update, origin)
+        self.policy, self.governed = policy, None
+        self.changes += 1
+        if origin.cause is not Cause.SHADOW:
+            self.ceiling = None
+        await self._record(origin, before, enforced)
+
+    async def _enforce(self, policy: Policy, update: PolicyUpdate, origin: Origin) -> None:
+        """In force on all workers, or unready and in the trail as a change that failed."""
         if not self.wrapped:
             raise RuntimeSeamError(
                 "the level cannot change: the model's layers are not wrapped, see /ready"
             )
         if (silence := self._pulse.problem) is not None:
             raise RuntimeSeamError(f"the level was not changed: {silence}")
-        before = self._recorded()
         try:
             await self._unless_silent(self._offer_levels())
             await self._unless_silent(self._apply(update))
         except Exception as error:
             reason = f"skip level {update.level} did not reach every worker: {_said(error)}"
             self._readiness.refuse([f"{reason}; set a level again or restart"])
-            wanted = PolicyRecord.of(policy, update)
-            await self.trail.record(origin, before, wanted, self.version, reason)
+            wanted = PolicyRecord.of(policy, update, self.governor)
+            await self.trail.record(origin, self._recorded(), wanted, self.version, reason)
             raise RuntimeSeamError(reason) from error
-        self.policy, self.current = policy, update
+        self.current = update
         self._readiness.accept()
         logger.info("skip level %s in force, %s, version %d", update.level, policy, self.version)
-        await self.trail.record(origin, before, PolicyRecord.of(policy, update), self.version)
 
-    async def _rename(self, policy: Policy, origin: Origin) -> None:
-        """Another promise that comes to what the workers apply already."""
-        before = self._recorded()
-        if self.current is None or policy == self.policy:
-            return
-        self.policy = policy
-        await self.trail.record(origin, before, PolicyRecord.of(policy, self.current), self.version)
+    async def govern(
+        self, level: float | None, union: UnionBudget | None, origin: Origin, based_on: int | None
+    ) -> bool:
+        """What holds on top of the operator's policy: a level for requests that name none
+        (``None``: the engine's) and a budget.
+
+        False, and nothing done, where the policy is not the one of ``based_on`` any more
+        (``changes``). Errors are those of ``change``.
+        """
+        return await asyncio.shield(self._govern(level, union, origin, based_on))
+
+    async def _govern(
+        self, level: float | None, union: UnionBudget | None, origin: Origin, based_on: int | None
+    ) -> bool:
+        async with self._lock:
+            if based_on != self.changes or self.current is None:
+                return False
+            before, enforced = self._recorded(), union != self.current.union
+            if enforced:
+                policy = replace(self.policy, union=union)
+                update = self.settings.resolve(policy, self.version + 1)
+                await self._enforce(policy, update, origin)
+            self.governed = level
+            await self._record(origin, before, enforced)
+            return True
+
+    async def set_governor(self, mode: str, origin: Origin) -> None:
+        """An operator tells the governor what to do; it starts anew from the operator's policy."""
+        if self.current is not None:
+            await self.govern(None, self.policy.union, origin, self.changes)
+        async with self._lock:
+            before, self.governor = self._recorded(), mode
+            await self._record(origin, before)
+
+    @property
+    def governed_budget(self) -> int | None:
+        """The budget that the governor put in force beside the operator's, if it did."""
+        union = None if self.current is None else self.current.union
+        return None if union is None or union == self.policy.union else union.experts
+
+    @property
+    def default_level(self) -> RequestLevel | None:
+        """The level of requests that name none, where it is not the engine's."""
+        return None if self.governed is None else RequestLevel(hundredths_of(self.governed))
+
+    async def _record(
+        self, origin: Origin, before: PolicyRecord | None, enforced: bool = False
+    ) -> None:
+        after = self._recorded()
+        if after is not None and (enforced or after != before):
+            await self.trail.record(origin, before, after, self.version)
 
     def _recorded(self) -> PolicyRecord | None:
-        current = self.current
-        return None if current is None else PolicyRecord.of(self.policy, current)
+        if self.current is None:
+            return None
+        found = PolicyRecord.of(self.policy, self.current, self.governor)
+        return found if self.governed is None else found.model_copy(update={"level": self.governed})
 
     def _holds(self, update: PolicyUpdate) -> bool:
         """True where ``update`` is what all workers apply already, but for its number."""
@@ -237,6 +297,7 @@ class SkipControl:
     def describe(self) -> dict[str, Any]:
         """The policy in force and the measured promise that bounds it, for ``GET``."""
         current, policy, model = self.current, self.policy, self.settings.model
+        union = policy.union if current is None else current.union
         answer: dict[str, Any] = {
             "leanmoe": __version__,
             "model": model.digest,
@@ -245,8 +306,8 @@ class SkipControl:
             "max_kld": None if current is None else policy.target.max_kld,
             "betas": {} if current is None else {str(i): b for i, b in current.betas.items()},
             "phases": policy.phases,
-            "union_budget": None if policy.union is None else policy.union.experts,
-            "union_mode": None if policy.union is None else policy.union.mode,
+            "union_budget": None if union is None else union.experts,
+            "union_mode": None if union is None else union.mode,
             "max_level": model.max_level,
             "request_levels": self.settings.request_levels_unavailable is None,
             "version": self.version,
@@ -257,7 +318,7 @@ class SkipControl:
         if model.curve is None or current is None:
             return answer
         # What a budget on distinct experts costs was not measured.
-        if policy.union is None:
+        if union is None:
             answer["promise"] = model.curve.point_at(current.level).model_dump(exclude={"betas"})
         answer["curve"] = [point.model_dump(exclude={"betas"}) for point in model.curve.points]
         return answer

@@ -15,6 +15,8 @@ from leanmoe_server.console.status import add_status, record_readings
 from leanmoe_server.control import SkipControl
 from leanmoe_server.drain import Drain
 from leanmoe_server.engine import Engine
+from leanmoe_server.governor.loop import Governor
+from leanmoe_server.governor.readings import Readings
 from leanmoe_server.intake import Intake
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.poller import Poller
@@ -48,19 +50,31 @@ def build_service(
     trail = AuditTrail(metrics, settings.audit_file)
     control = SkipControl(engine, settings, readiness, pulse, trail)
     drain = Drain(engine, settings.drain_seconds)
+    poller = Poller(
+        control.snapshot, metrics, TokenRates(), seconds, pulse=pulse, readiness=readiness
+    )
     return Service(
         engine=engine,
         readiness=readiness,
         control=control,
-        poller=Poller(
-            control.snapshot, metrics, TokenRates(), seconds, pulse=pulse, readiness=readiness
-        ),
+        poller=poller,
         drain=drain,
         intake=Intake(drain, engine.seats() + settings.max_waiting, settings.max_body_bytes),
         counter=RequestCounter(engine),
         watchdog=Watchdog(engine, drain),
         tenants=Tenants(settings, tenant_metrics),
+        governor=_governor(settings, control, poller, metrics),
     )
+
+
+def _governor(
+    settings: ServeSettings, control: SkipControl, poller: Poller, metrics: Metrics
+) -> Governor | None:
+    aims = settings.governor
+    if aims is None:
+        return None
+    readings = Readings(lambda: aims.traffic(control.handshake, settings.model.n_experts))
+    return Governor(aims, control, poller, readings, metrics)
 
 
 def _body(schema: dict[str, Any], required: bool = True) -> dict[str, Any]:

@@ -65,6 +65,13 @@ class Metrics:
         self._age.set_function(self.snapshot_age)
         self._changes = _counter(names.POLICY_CHANGES, registry)
         self.audit_failures = _counter(names.AUDIT_FAILURES, registry)
+        self._governor_armed = _gauge(names.GOVERNOR_ARMED, registry)
+        self._governor_level = _gauge(names.GOVERNOR_LEVEL, registry)
+        self._governor_rung = _gauge(names.GOVERNOR_RUNG, registry)
+        self._governor_pressure = _gauge(names.GOVERNOR_PRESSURE, registry)
+        self.governor_moves = _counter(names.GOVERNOR_MOVES, registry)
+        for direction in ("up", "down"):
+            self.governor_moves.labels(direction)
         self._last_snapshot: float | None = None
         # By data-parallel engine and layer.
         self._counted: dict[tuple[int, int], LayerCounts] = {}
@@ -113,6 +120,12 @@ class Metrics:
 
     def observe_change(self, cause: str, reached: bool) -> None:
         self._changes.labels(cause, "in_force" if reached else "failed").inc()
+
+    def observe_governor(self, armed: bool, level: float, rung: int, pressure: float) -> None:
+        self._governor_armed.set(armed)
+        self._governor_level.set(level)
+        self._governor_rung.set(rung)
+        self._governor_pressure.set(pressure)
 
     def observe_memory(self, resident_bytes: Mapping[str, int]) -> None:
         self._resident_bytes.clear()  # a process that ended holds nothing any more

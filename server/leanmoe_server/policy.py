@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leanmoe.errors import InputError
 from leanmoe.messages import Phases, UnionBudget, UnionMode
@@ -34,7 +34,8 @@ class Policy:
 class PolicyChange:
     """Any of: a target, the phases, the budget on distinct experts; what is not named stays.
 
-    ``union_budget`` is ``NO_BUDGET`` to turn it off; ``reason`` is for the audit trail.
+    ``union_budget`` is ``NO_BUDGET`` to turn it off; ``reason`` is for the audit trail
+    and ``governor`` what that one is to do from now on.
     """
 
     target: Target | None = None
@@ -42,6 +43,12 @@ class PolicyChange:
     union_budget: int | None = None
     union_mode: UnionMode | None = None
     reason: str | None = None
+    governor: str | None = None
+
+    @property
+    def names_policy(self) -> bool:
+        """False where it is only the governor that is told something."""
+        return replace(self, reason=None, governor=None) != PolicyChange()
 
     def applied_to(self, before: Policy) -> Policy:
         """What holds after this change of what held ``before``."""

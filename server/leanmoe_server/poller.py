@@ -40,6 +40,7 @@ class Poller:
         self._reading: asyncio.Task[None] | None = None
         self._loop: asyncio.Task[None] | None = None
         self._failing = False
+        self.latest: list[SkipSnapshot] = []
         self.after_reading: Callable[[], None] = lambda: None
 
     @property
@@ -80,6 +81,7 @@ class Poller:
             return
         self._failing = False
         self._pulse.beat()
+        self.latest = snapshots
         self._metrics.observe_snapshots(snapshots)
         self._metrics.observe_memory(_resident_bytes({s.pid: s.worker for s in snapshots}))
         self._metrics.observe_rates(self._rates.read())

@@ -6,6 +6,7 @@ import os
 import socket
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
@@ -13,6 +14,7 @@ from leanmoe.errors import CheckpointError, InputError
 from leanmoe.manifest import check_files
 from leanmoe.policy import check_level
 from leanmoe_server.audit.journal import Journal
+from leanmoe_server.governor.aims import aims_of
 from leanmoe_server.key_source import key_source
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
@@ -126,6 +128,7 @@ def check_and_configure(args: Namespace) -> ServeSettings:
         audit_file=args.audit_file,
     )
     settings.resolve(settings.policy)
+    settings = replace(settings, governor=aims_of(args, settings.model, settings.policy))
     if settings.audit_file is not None:
         Journal(settings.audit_file).close()
     for key in settings.keys.read():

@@ -6,7 +6,6 @@ And what was changed of it (``/history``), and back (``/rollback``).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,6 +15,7 @@ from leanmoe_server.audit.entry import Cause, Origin
 from leanmoe_server.audit.trail import KEPT
 from leanmoe_server.caller import caller_of
 from leanmoe_server.error_shapes import TooLongError, error_response, input_error_response
+from leanmoe_server.governor.loop import check_told
 from leanmoe_server.schema import parse_change, parse_rollback
 from leanmoe_server.service import NOT_SET_UP, Service, service_of
 
@@ -33,7 +33,7 @@ async def ready(request: Request) -> Response:
 
 async def show_policy(request: Request) -> Response:
     """The level in force, its betas and what it was measured to cost."""
-    return JSONResponse(_service(request).control.describe())
+    return JSONResponse(_service(request).describe())
 
 
 async def show_history(request: Request) -> Response:
@@ -61,9 +61,15 @@ def _limit(given: str | None) -> int:
 async def change_policy(request: Request) -> Response:
     """Put another level in force on every worker, without a restart."""
 
-    async def change(service: Service, body: bytes) -> dict[str, Any]:
+    async def change(service: Service, body: bytes) -> None:
         wanted = parse_change(body)
-        return await service.control.change(wanted, _origin(request, Cause.ADMIN, wanted.reason))
+        check_told(service.governor, wanted.governor)
+        origin = _origin(request, Cause.ADMIN, wanted.reason)
+        if wanted.names_policy:
+            await service.control.change(wanted, origin)
+        if service.governor is not None and wanted.governor is not None:
+            await service.control.set_governor(wanted.governor, origin)
+            service.governor.told(wanted.governor)
 
     return await _changed(request, change)
 
@@ -71,21 +77,22 @@ async def change_policy(request: Request) -> Response:
 async def roll_back_policy(request: Request) -> Response:
     """Put the policy of before the last change in force again."""
 
-    async def back(service: Service, body: bytes) -> dict[str, Any]:
+    async def back(service: Service, body: bytes) -> None:
         reason, version = parse_rollback(body)
-        return await service.control.roll_back(_origin(request, Cause.ROLLBACK, reason), version)
+        await service.control.roll_back(_origin(request, Cause.ROLLBACK, reason), version)
 
     return await _changed(request, back)
 
 
 async def _changed(
-    request: Request, change: Callable[[Service, bytes], Awaitable[dict[str, Any]]]
+    request: Request, change: Callable[[Service, bytes], Awaitable[None]]
 ) -> Response:
     service = _service(request)
     if not _administers(request):
         return error_response(403, "this needs the admin key", "permission_error")
     try:
-        return JSONResponse(await change(service, await _bounded_body(request)))
+        await change(service, await _bounded_body(request))
+        return JSONResponse(service.describe())
     except ConflictError as error:
         return error_response(409, str(error), "invalid_request_error")
     except InputError as error:

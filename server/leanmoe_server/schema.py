@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     ConfigDict,
@@ -44,6 +44,7 @@ _EXPECTED_VALUES = {
     "phases": "expected 'all' or 'decode'",
     "union_budget": "expected a whole number of experts from 1 up, or null for no budget",
     "union_mode": "expected 'vanish' or 'redirect'",
+    "governor": "expected 'act', 'observe' or 'hold'",
     "reason": "expected a text of 1 to 500 characters",
     "version": "expected the version that `GET /v1/expert_skipping` shows",
 }
@@ -75,6 +76,7 @@ class ChangeBody(TargetBody, total=False):
     union_budget: _Experts | None
     union_mode: _Mode
     reason: _Reason
+    governor: Literal["act", "observe", "hold"]
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
@@ -181,6 +183,7 @@ def change_of(content: Any) -> PolicyChange:
         union_budget=_budget(body),
         union_mode=body.get("union_mode"),
         reason=body.get("reason"),
+        governor=body.get("governor"),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from leanmoe_server.control import SkipControl
 from leanmoe_server.drain import Drain
 from leanmoe_server.engine import Engine
+from leanmoe_server.governor.loop import Governor
 from leanmoe_server.intake import Intake
 from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
@@ -34,6 +35,12 @@ class Service:
     counter: RequestCounter
     tenants: Tenants
     watchdog: Watchdog
+    governor: Governor | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What ``GET /v1/expert_skipping`` shows."""
+        governor = None if self.governor is None else self.governor.describe()
+        return {**self.control.describe(), "governor": governor}
 
     @property
     def settings(self) -> ServeSettings:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from leanmoe.errors import LevelError
 from leanmoe.messages import HandshakeReport, Phases, PolicyUpdate, UnionBudget
+from leanmoe_server.governor.aims import Aims
 from leanmoe_server.key_source import KeySource
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
@@ -44,6 +45,7 @@ class ServeSettings:
     max_waiting: int = MAX_WAITING
     max_body_bytes: int = MAX_BODY_MIB << 20
     audit_file: Path | None = None
+    governor: Aims | None = None
 
     def heeding(self, workers: Iterable[HandshakeReport]) -> ServeSettings:
         """These settings with what a worker found that requests cannot have, if one did."""

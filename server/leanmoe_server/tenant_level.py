@@ -1,4 +1,4 @@
-"""The level that a request keeps where its key has a highest one."""
+"""The level that a request keeps: the governor's, or what its key's highest one leaves."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def held_level(
     Held from the start, since the engine's level may rise past the key's meanwhile.
     ``ForbiddenError`` where more was asked, or where no request can be held to a level.
     """
+    default = control.default_level
     cap = None if session is None else session.cap
     if session is None or cap is None:
-        return asked
+        return default if asked is None else asked
     if asked is not None:
         if asked.hundredths > cap.hundredths:
             session.tenants.refused(session.name, "level")
@@ -28,6 +29,7 @@ def held_level(
         return RequestLevel(asked.hundredths, asked.deterministic or cap.deterministic)
     current = control.current
     level = EXACT if current is None else current.level
+    level = level if default is None else default.level
     if control.settings.request_levels_unavailable is None:
         return RequestLevel(min(hundredths_of(level), cap.hundredths), cap.deterministic)
     budget = current is not None and current.union is not None

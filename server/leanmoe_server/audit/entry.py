@@ -37,23 +37,29 @@ class _Record(BaseModel):
 
 
 class PolicyRecord(_Record):
-    """A policy as ``GET /v1/expert_skipping`` names it."""
+    """A policy as ``GET /v1/expert_skipping`` names it.
+
+    ``level`` is that of requests which name none, the governor's where it raised it; ``governor``
+    what that one was told to do.
+    """
 
     level: float | None
     max_kld: float | None
     phases: Phases
     union_budget: int | None
     union_mode: UnionMode | None
+    governor: str | None = None
 
     @classmethod
-    def of(cls, policy: Policy, update: PolicyUpdate) -> PolicyRecord:
-        union = policy.union
+    def of(cls, policy: Policy, update: PolicyUpdate, governor: str | None = None) -> PolicyRecord:
+        union = update.union
         return cls(
             level=update.level,
             max_kld=policy.target.max_kld,
             phases=policy.phases,
             union_budget=None if union is None else union.experts,
             union_mode=None if union is None else union.mode,
+            governor=governor,
         )
 
 

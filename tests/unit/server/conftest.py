@@ -21,6 +21,7 @@ from leanmoe_server.admission import Admission
 from leanmoe_server.door import Door
 from leanmoe_server.endpoint import LeanMoEEndpoint, build_service
 from leanmoe_server.fake_engine import FakeEngine
+from leanmoe_server.governor.aims import Aims
 from leanmoe_server.key_source import KeySource, key_source
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.model import SkipModel
@@ -86,6 +87,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
         model: SkipModel = skip_model,
         least_union: int = 0,
         audit_file: Path | None = None,
+        governor: Aims | None = None,
     ) -> App:
         app, registry = FastAPI(), CollectorRegistry()
         built: list[App] = []
@@ -120,6 +122,7 @@ def build_app(skip_model: SkipModel) -> Callable[..., App]:
             request_levels_unavailable=request_levels_unavailable,
             least_union=least_union,
             audit_file=audit_file,
+            governor=governor,
         )
         engine = engine or FakeEngine()
         service = build_service(engine, settings, Metrics(registry), TenantMetrics(registry))

@@ -221,3 +221,48 @@ def test_one_key_for_users_and_administrator() -> None:
     settings = ServeSettings(SkipModel((0,), None), keys=keys)
     with pytest.raises(InputError, match="is also a user's --api-key"):
         with_our_parts(parse_vllm_arguments(["--model", "m", "--api-key", "same"]), settings)
+
+
+BUDGET = ("--governor-union-budget", "4", "--memory-bandwidth", "30")
+ACT = ("--governor", "act", "--slo-ttft", "500")
+
+
+def test_the_governor_s_aims(small_model: Path) -> None:
+    assert configure(small_model).governor is None
+    aims = configure(small_model, *ACT, "--slo-itl", "50", "--governor-max-kld", "0.05").governor
+    assert aims is not None and (aims.mode, aims.top) == ("act", 0.5)
+    assert (aims.objectives.ttft_seconds, aims.objectives.itl_seconds) == (0.5, 0.05)
+    aims = configure(small_model, *ACT, "--governor-max-level", "1", *BUDGET).governor
+    assert aims is not None and (aims.least_budget, aims.bandwidth) == (4, 30e9)
+    assert 0.1 < aims.expert_share < 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--slo-ttft", "500"], "--slo-ttft is for the governor, which is off"),
+        (["--governor-max-level", "1"], "--governor-max-level is for the governor"),
+        (["--governor", "act", "--governor-max-level", "1"], "needs an objective"),
+        ([*ACT], "needs a floor of quality"),
+        ([*ACT, "--governor-max-level", "2"], "--governor-max-level is 2.0, outside [0, 1]"),
+        ([*ACT, "--governor-max-level", "nan"], "outside [0, 1]"),
+        ([*ACT, "--governor-max-level", "0.5", "--skip-level", "0.5"], "could do nothing"),
+        ([*ACT, "--governor-max-level", "1", "--max-skip-level", "0.5"], "--max-skip-level"),
+        ([*ACT, "--governor-max-level", "1", "--slo-itl", "0"], "--slo-itl is 0.0"),
+        ([*ACT, "--governor-max-level", "1", "--governor-dwell", "nan"], "--governor-dwell is nan"),
+        ([*ACT, "--governor-max-level", "1", "--memory-bandwidth", "9"], "go together"),
+        ([*ACT, "--governor-max-kld", "0.05", *BUDGET], "no curve measured"),
+        ([*ACT, "--governor-max-level", "1", *BUDGET, "--deterministic"], "--deterministic"),
+    ],
+)
+def test_a_governor_that_cannot_be(small_model: Path, arguments: list[str], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        configure(small_model, *arguments)
+    assert words in str(error.value), str(error.value)
+
+
+def test_a_trail_that_cannot_be_written_stops_the_start(small_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--audit-file"):
+        configure(small_model, "--audit-file", str(tmp_path / "absent" / "audit"))
+    configure(small_model, "--audit-file", str(tmp_path / "audit"))
+    assert (tmp_path / "audit").read_text() == ""

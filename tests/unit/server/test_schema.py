@@ -67,6 +67,6 @@ def test_null_is_no_budget_and_absent_is_no_change() -> None:
 def test_the_document_of_the_api_holds_what_a_change_may_say(build_app) -> None:
     methods = build_app().asgi.openapi()["paths"]["/v1/expert_skipping"]
     content = methods["put"]["requestBody"]["content"]["application/json"]["schema"]
-    named = {"level", "max_kld", "phases", "union_budget", "union_mode", "reason"}
+    named = {"level", "max_kld", "phases", "union_budget", "union_mode", "reason", "governor"}
     assert set(content["properties"]) == named and content["additionalProperties"] is False
     assert content["properties"]["phases"]["enum"] == ["all", "decode"]
