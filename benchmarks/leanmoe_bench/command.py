@@ -9,6 +9,10 @@ BENCHES: dict[str, tuple[str, str]] = {
     "kernel": ("leanmoe_bench.kernel.command", "ways of leaving assignments out on a CPU"),
     "soak": ("leanmoe_bench.soak.command", "many mixed requests, every counter against a recount"),
     "hostile": ("leanmoe_bench.hostile.command", "a running server under requests that mean harm"),
+    "overload": (
+        "leanmoe_bench.overload.command",
+        "a server past its capacity, beside idle connections, behind nginx",
+    ),
     "drafts": ("leanmoe_bench.drafts", "how many drafted tokens are accepted at which beta"),
     "memory": ("leanmoe_bench.memory", "resident memory over time, beside stock vLLM"),
     "offline": (

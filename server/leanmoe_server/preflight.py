@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
-from leanmoe.errors import CheckpointError, InputError
+from leanmoe.errors import CheckpointError, InputError, LeanMoEError
 from leanmoe.manifest import check_files
 from leanmoe.policy import check_level
 from leanmoe_server.audit.journal import Journal
+from leanmoe_server.cache_space import full_cache
 from leanmoe_server.governor.aims import aims_of
 from leanmoe_server.key_source import key_source
 from leanmoe_server.model import SkipModel
@@ -135,6 +136,8 @@ def check_and_configure(args: Namespace) -> ServeSettings:
         cap_of(key, settings.model)
     if not any(one.startswith("--uds") for one in args.rest):
         check_port(args.host, args.port)
+    if (full := full_cache(os.environ)) is not None:
+        raise LeanMoEError(full)
     read_sources(checkpoint, args.tuned_table)  # before the hashing, which takes minutes
     if manifest is not None and not args.skip_verify:
         check_files(checkpoint.path, manifest)

@@ -39,6 +39,7 @@ from leanmoe.seams import check, find
 from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
 from leanmoe_server.admission import Admission
+from leanmoe_server.cache_space import full_cache
 from leanmoe_server.client_errors import leave_out_client_tracebacks
 from leanmoe_server.connection import BoundedConnection
 from leanmoe_server.control import SkipControl
@@ -193,6 +194,15 @@ def _refuse_unsupported(args: Namespace) -> None:
             args.kv_offloading_size,
             "its store would mix keys and values of different levels",
         ),
+        "--speculative-config with multi-token prediction": (
+            "mtp" in str((args.speculative_config or {}).get("method", "")),
+            "a cut checkpoint has none of its layers, and on a source nobody has verified them "
+            "beside skipping; use the method ngram, suffix or draft_model",
+        ),
+        "--enable-expert-parallel on a CPU": (
+            args.enable_expert_parallel and is_cpu_build(),
+            "vLLM's CPU kernels crash on it, in stock vLLM too; leave it out",
+        ),
         "--hf-overrides": (args.hf_overrides, _OTHER_MODEL),
         "--hf-config-path": (args.hf_config_path, _OTHER_MODEL),
         "--headless": (args.headless, "the skip level needs the API process"),
@@ -326,9 +336,8 @@ def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: Tabl
         with tables_for(tables, engine_shape(args)), stopped_while_loading():
             uvloop.run(_serve(args))
     except (RuntimeError, ValueError, OSError) as error:
-        raise LeanMoEError(
-            f"vLLM could not serve {args.model}: {error}; its own messages above say more"
-        ) from error
+        why = full_cache(os.environ) or f"{error}; its own messages above say more"
+        raise LeanMoEError(f"vLLM could not serve {args.model}: {why}") from error
     # vLLM ends in the same way when its engine dies.
     service = getattr(args, SERVICE_ARGUMENT, None)
     if service is not None and not service.drain.draining:

@@ -140,6 +140,11 @@ def test_no_model_and_a_dense_one(tmp_path: Path) -> None:
         (["--enable-elastic-ep"], "cannot take --enable-elastic-ep"),
         (["--api-server-count", "2"], "cannot take --api-server-count above 1"),
         (["--headless"], "cannot take --headless"),
+        (["--enable-expert-parallel"], "cannot take --enable-expert-parallel on a CPU"),
+        (
+            ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}'],
+            "cannot take --speculative-config with multi-token prediction",
+        ),
         (["--kv-offloading-size", "1"], "cannot take --kv-offloading-size"),
         (
             ["--kv-transfer-config", '{"kv_connector": "x", "kv_role": "kv_both"}'],

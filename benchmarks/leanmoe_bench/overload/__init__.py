@@ -1,0 +1,1 @@
+"""A server under more than it can do, under idle connections, behind a proxy."""
