@@ -1,0 +1,260 @@
+"""A MoE block on packed experts on a GPU: the library of cuda/experts.cu, called by ctypes.
+
+The library has a C interface and no part of torch in it, so that it is built where torch is not. The
+operator ``leanmoe::packed_experts`` hides the call from Dynamo. E experts, T tokens, K top-k, D
+model, F hidden width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from leanmoe.errors import RuntimeSeamError
+from leanmoe_runtime.sparse.regimes import FEW_PAIRS, Regime, Way, regime_of
+from leanmoe_runtime.sparse.units import Units
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+# Dense experts that are unpacked at a time take no more than this, or one expert.
+WORKSPACE_BYTES = 512 << 20
+# What a block needs beside x: room to sort its pairs (cuda/experts.cu, few_bytes).
+_SORTING_BYTES = 4 << 10
+# (x, w13, w2, weights, ids) to the output of vLLM's kernel on dense experts.
+DenseKernel = Callable[..., torch.Tensor]
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("values", "mask", "starts", "entries")),
+        *((name, ctypes.c_int32) for name in ("rows", "columns", "keep", "lanes", "across")),
+        ("unused", ctypes.c_int32),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("gate_up", _Matrix),
+        ("down", _Matrix),
+        *((name, ctypes.c_void_p) for name in ("x", "weights", "ids", "orders", "out")),
+        *((name, ctypes.c_void_p) for name in ("hidden", "rows", "ordered", "sorted")),
+        *((name, ctypes.c_int32) for name in ("tokens", "top_k", "experts", "is_half")),
+        *((name, ctypes.c_int32) for name in ("activation", "way", "per_item", "most_items")),
+    )
+
+
+class _Writing(ctypes.Structure):
+    _fields_ = (
+        ("matrix", _Matrix),
+        ("orders", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("first", "count", "joined", "unused")),
+    )
+
+
+def _at(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """One projection of all experts, as the kernels read it (units.py)."""
+
+    units: Units
+    values: torch.Tensor
+    mask: torch.Tensor
+    overflow: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def told(self) -> _Matrix:
+        starts, listed = self.overflow or (None, None)
+        u = self.units
+        held = (_at(self.values), _at(self.mask), _at(starts), _at(listed))
+        return _Matrix(*held, u.rows, u.columns, u.keep, u.lanes, u.across)
+
+
+class Kernels:
+    """The library's functions; a launch that fails raises ``RuntimeSeamError``."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        library.leanmoe_packed_error.restype = ctypes.c_char_p
+        for name in ("leanmoe_packed_step", "leanmoe_packed_dense"):
+            getattr(library, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of shared memory that a block may have on the current device."""
+        return int(self._library.leanmoe_packed_shared_bytes())
+
+    def step(self, told: _Step, stream: int) -> None:
+        self._check(self._library.leanmoe_packed_step(ctypes.addressof(told), stream))
+
+    def write_dense(self, told: _Writing, stream: int) -> None:
+        self._check(self._library.leanmoe_packed_dense(ctypes.addressof(told), stream))
+
+    def _check(self, error: int) -> None:
+        if error:
+            words = self._library.leanmoe_packed_error(error).decode()
+            raise RuntimeSeamError(f"a kernel of packed experts could not be launched: {words}")
+
+
+def _stream(tensor: torch.Tensor) -> int:
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+@dataclass
+class Workspace:
+    """Memory for experts written out dense: one for all layers of an engine, allocated by loading."""
+
+    held: torch.Tensor | None = None
+
+    def reserve(self, numbers: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Be large enough for what a layer will write."""
+        if self.held is None or self.held.numel() < numbers:
+            self.held = torch.empty(numbers, dtype=dtype, device=device)
+
+    def views(self, *sizes: tuple[int, ...]) -> list[torch.Tensor]:
+        """Tensors of these sizes, one after the other."""
+        assert self.held is not None, "reserved when weights were loaded"
+        counts = [torch.Size(size).numel() for size in sizes]
+        parts = self.held[: sum(counts)].split(counts)
+        return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+
+
+@dataclass
+class PackedBlock:
+    """The packed experts of a layer on a GPU."""
+
+    kernels: Kernels
+    gate_up: PackedMatrix
+    down: PackedMatrix
+    orders_ED: torch.Tensor | None
+    activation: str
+    dense: DenseKernel
+    workspace: Workspace
+    slot: int = field(default_factory=count().__next__)
+
+    def __post_init__(self) -> None:
+        fits = self.kernels.shared_bytes - _SORTING_BYTES
+        widest = max(self.gate_up.units.gather_bytes, self.down.units.gather_bytes)
+        self._gathers = bool(self.gate_up.units.keep) and widest <= fits
+        values = self.gate_up.values
+        self.experts = len(values)
+        _, numbers = self._pieces()
+        self.workspace.reserve(numbers, values.dtype, values.device)
+        _BLOCKS[self.slot] = self
+
+    def regime(self, tokens: int, top_k: int) -> Regime:
+        return regime_of(tokens, top_k, self.experts, gathers=self._gathers)
+
+    def __call__(
+        self, x_TD: torch.Tensor, weights_TK: torch.Tensor, ids_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """``[T, D]``; a pair of id -1 costs nothing."""
+        x_TD, weights_TK = x_TD.contiguous(), weights_TK.float().contiguous()
+        ids_TK = ids_TK.to(torch.int32).contiguous()
+        regime = self.regime(*ids_TK.shape)
+        if regime.way is Way.DENSE:
+            return self._through_dense(x_TD, weights_TK, ids_TK)
+        return self._packed(x_TD, weights_TK, ids_TK, regime)
+
+    def _packed(
+        self, x_TD: torch.Tensor, weights_TK: torch.Tensor, ids_TK: torch.Tensor, regime: Regime
+    ) -> torch.Tensor:
+        (tokens, top_k), (wide, hidden) = ids_TK.shape, self._widths()
+        reorders = self.orders_ED is not None and regime.way is Way.TENSOR
+        sorts = reorders or ids_TK.numel() > FEW_PAIRS
+        out_TD = torch.empty_like(x_TD)
+        rows = x_TD.new_empty(tokens * top_k, hidden + wide * (2 if reorders else 1))
+        hidden_at, rows_at = rows.data_ptr(), rows.data_ptr() + 2 * tokens * top_k * hidden
+        items = 4 + regime.items * (1 + regime.per_item)
+        found = ids_TK.new_empty(items if sorts else 0)
+        told = _Step(
+            self.gate_up.told(),
+            self.down.told(),
+            *map(_at, (x_TD, weights_TK, ids_TK, self.orders_ED, out_TD)),
+            *(hidden_at, rows_at, rows_at + 2 * tokens * top_k * wide, _at(found)),
+            *(tokens, top_k, self.experts, int(x_TD.dtype == torch.float16)),
+            *(ACTIVATIONS.index(self.activation), regime.way, regime.per_item, regime.items),
+        )
+        self.kernels.step(told, _stream(x_TD))
+        return out_TD
+
+    def _widths(self) -> tuple[int, int]:
+        return self.down.units.rows, self.down.units.columns
+
+    def _pieces(self) -> tuple[int, int]:
+        """Experts that are written out at a time, and how many numbers they have."""
+        wide, hidden = self._widths()
+        each = 3 * wide * hidden
+        most = max(1, WORKSPACE_BYTES // (each * self.gate_up.values.itemsize))
+        pieces = -(-self.experts // most)
+        size = -(-self.experts // pieces)
+        return size, size * each
+
+    def _through_dense(
+        self, x_TD: torch.Tensor, weights_TK: torch.Tensor, ids_TK: torch.Tensor
+    ) -> torch.Tensor:
+        """vLLM's own kernel on as many experts at a time as the workspace holds."""
+        size, _ = self._pieces()
+        sum_TD: torch.Tensor | None = None
+        for first in range(0, self.experts, size):
+            some = min(size, self.experts - first)
+            w13, w2 = self.write_out(first, some)
+            inside = (ids_TK >= first) & (ids_TK < first + some)
+            part_TD = self.dense(x_TD, w13, w2, weights_TK, ids_TK.sub(first).where(inside, -1))
+            if some == self.experts:
+                return part_TD
+            sum_TD = part_TD.float() if sum_TD is None else sum_TD.add_(part_TD)
+        assert sum_TD is not None, "a layer has experts"
+        return sum_TD.to(x_TD.dtype)
+
+    def write_out(self, first: int, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some experts' weights ``[e, 2F, D]`` and ``[e, D, F]``, as vLLM's kernels read them."""
+        wide, hidden = self._widths()
+        w13, w2 = self.workspace.views((experts, 2 * hidden, wide), (experts, wide, hidden))
+        for matrix, out, orders in ((self.gate_up, w13, self.orders_ED), (self.down, w2, None)):
+            where = (_at(orders), _at(out), first, experts, int(matrix is self.gate_up))
+            self.kernels.write_dense(_Writing(matrix.told(), *where), _stream(out))
+        return w13, w2
+
+
+# What the operator is told a layer by.
+_BLOCKS: WeakValueDictionary[int, PackedBlock] = WeakValueDictionary()
+
+
+def packed_experts(
+    x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, slot: int
+) -> torch.Tensor:
+    """The body of ``leanmoe::packed_experts``: ``slot`` says which layer's."""
+    return _BLOCKS[slot](x, topk_weights, topk_ids)
+
+
+def packed_experts_fake(
+    x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, slot: int
+) -> torch.Tensor:
+    """What Dynamo is told of it."""
+    return torch.empty_like(x)
+
+
+def registered() -> Any:
+    """The operator, defined at first use."""
+    from leanmoe_runtime.compat import direct_register_custom_op
+
+    if not hasattr(torch.ops.leanmoe, "packed_experts"):
+        direct_register_custom_op(
+            op_name="packed_experts",
+            op_func=packed_experts,
+            fake_impl=packed_experts_fake,
+            target_lib=_LIBRARY,
+            dispatch_key="CUDA",
+        )
+    return torch.ops.leanmoe.packed_experts
+
+
+_LIBRARY = torch.library.Library("leanmoe", "FRAGMENT")  # type: ignore[no-untyped-call]
