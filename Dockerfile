@@ -42,10 +42,10 @@ RUN /opt/build/build-wheels /opt/build/sources /opt/build/wheels /opt/build/vllm
     && /opt/build/install-wheels /opt/build/wheels
 
 FROM cuda-dependencies AS cuda-build
-COPY packaging/image/build-wheels packaging/image/install-wheels /opt/build/
+COPY packaging/image/build-wheels packaging/image/install-wheels packaging/image/build-kernels /opt/build/
 COPY . /opt/build/sources
 RUN /opt/build/build-wheels /opt/build/sources /opt/build/wheels \
-    && /opt/build/install-wheels /opt/build/wheels
+    && /opt/build/install-wheels /opt/build/wheels && /opt/build/build-kernels
 
 # --- what is shipped: no build tools, no sources, no weights ------------------------------------
 

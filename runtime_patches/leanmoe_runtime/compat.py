@@ -48,7 +48,10 @@ try:
         RoutingMethodType,
     )
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
-    from vllm.model_executor.layers.fused_moe.fused_moe import try_get_optimal_moe_config
+    from vllm.model_executor.layers.fused_moe.fused_moe import (
+        fused_experts,
+        try_get_optimal_moe_config,
+    )
     from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
     from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
     from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import (
@@ -97,6 +100,7 @@ __all__ = [
     "factory_holders",
     "forward_context",
     "free_of_monolithic_kernels",
+    "fused_experts",
     "get_current_vllm_config",
     "get_forward_context",
     "grouped_in_one_kernel",

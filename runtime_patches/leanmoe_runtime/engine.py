@@ -16,6 +16,7 @@ import torch
 from leanmoe_runtime.compat import get_current_vllm_config
 from leanmoe_runtime.device.rows import StepRows
 from leanmoe_runtime.requests import RequestRows
+from leanmoe_runtime.sparse.workspace import Workspace
 from leanmoe_runtime.state import SkipState
 from leanmoe_runtime.tally import HostSkipped, Tally
 
@@ -36,6 +37,8 @@ class Engine:
         self.logits: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}
         # An accelerator's buffers, from its first layer's making on.
         self.step: StepRows | None = None
+        # Where packed experts are written out dense, on a GPU.
+        self.workspace = Workspace()
         # Read by direct.cpp: this pass is traffic, all at the engine's level, without a budget.
         self.steady = ctypes.c_int64(0)
         # The layer whose experts begin a pass.

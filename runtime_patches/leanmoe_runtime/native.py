@@ -3,6 +3,9 @@
 vLLM's CPU build needs both compilers at run time for ``torch.compile`` anyway. A library is
 named by a digest of its source, its flags, the processor and, where it is linked to it, torch;
 it is written aside and renamed, so that processes which start together cannot see half of one.
+
+The GPU's, sparse/cuda/packed.cu, takes nvcc for a minute. ``python -m leanmoe_runtime.native``
+builds it into the installed package, as the CUDA image does: serving then needs no compiler.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import ctypes
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -25,9 +29,25 @@ from leanmoe.files.digest import bytes_digest
 _SOURCE = Path(__file__).parent / "skip" / "cpu.c"
 _OPERATOR_SOURCE = Path(__file__).with_name("direct.cpp")
 _SPARSE_SOURCE = Path(__file__).parent / "sparse" / "experts.cpp"
+_GPU_SOURCE = Path(__file__).parent / "sparse" / "cuda" / "packed.cu"
+_GPU_HEADERS = ("numbers", "step", "gather", "tensor", "pairs", "dense", "launch")
+# Compute capabilities that get code of their own; newer ones take the PTX of the last.
+GPU_TARGETS = ("80", "86", "89", "90")
+# Where an installed package may hold a library that was built with it.
+_SHIPPED = Path(__file__).with_name("built")
 _FLAGS = ("-O3", "-std=c11", "-shared", "-fPIC")
 _OPERATOR_FLAGS = ("-O2", "-std=c++20", "-shared", "-fPIC")
 _SPARSE_FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp")
+_GPU_FLAGS = (
+    *("-O3", "-std=c++17", "-shared", "-Xcompiler=-fPIC", "--threads=0"),
+    *(f"-gencode=arch=compute_{target},code=sm_{target}" for target in GPU_TARGETS),
+    f"-gencode=arch=compute_{GPU_TARGETS[-1]},code=compute_{GPU_TARGETS[-1]}",
+)
+_COMPILERS = "install a C compiler and a C++ compiler (gcc, g++)"
+_NVCC = (
+    "packed experts on a GPU need this library: install CUDA's compiler (nvcc 12.6 or newer, with "
+    "a C++ compiler), use the CUDA image, which holds it, or `leanmoe unpack` the model"
+)
 
 
 class _Build(NamedTuple):
@@ -40,6 +60,7 @@ class _Build(NamedTuple):
     linked: tuple[str, ...] = ()
     version: str = ""  # of what it is linked to
     headers: tuple[Path, ...] = ()
+    advice: str = _COMPILERS
 
     @property
     def compiler(self) -> list[str]:
@@ -86,7 +107,9 @@ def _cached(build: _Build) -> Path | None:
 
 def _loaded(build: _Build) -> ctypes.CDLL:
     try:
-        kept = _cached(build)
+        # As trustworthy as the module beside it.
+        shipped = _SHIPPED / build.name
+        kept = shipped if shipped.exists() else _cached(build)
         if kept is not None:
             return ctypes.CDLL(str(kept))
         with tempfile.TemporaryDirectory(prefix="leanmoe-") as folder:
@@ -97,8 +120,8 @@ def _loaded(build: _Build) -> ctypes.CDLL:
         detail = getattr(error, "stderr", None) or error
         raise RuntimeSeamError(
             f"{build.source.name} could not be built by {shlex.join(build.compiler)!r}: "
-            f"{str(detail).strip()}; install a C compiler and a C++ compiler (gcc, g++) or name "
-            f"one in {build.variable}, and let XDG_CACHE_HOME be a folder that can be written"
+            f"{str(detail).strip()}; {build.advice}, or name one in {build.variable}, and let "
+            "XDG_CACHE_HOME be a folder that can be written"
         ) from error
 
 
@@ -121,8 +144,37 @@ def sparse_library() -> ctypes.CDLL:
     return _loaded(_beside_torch(_SPARSE_SOURCE, _SPARSE_FLAGS, headers))
 
 
+@cache
+def gpu_library() -> ctypes.CDLL:
+    """The library of packed experts on a GPU (sparse/gpu.py), which is linked to nothing."""
+    return _loaded(_gpu_build())
+
+
+def _gpu_build() -> _Build:
+    headers = tuple(_GPU_SOURCE.with_name(f"{name}.cuh") for name in _GPU_HEADERS)
+    return _Build(_GPU_SOURCE, "NVCC", _nvcc(), _GPU_FLAGS, headers=headers, advice=_NVCC)
+
+
+def _nvcc() -> str:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or f"{home}/bin/nvcc"
+
+
 def _beside_torch(source: Path, flags: tuple[str, ...], headers: tuple[Path, ...] = ()) -> _Build:
     root = Path(torch.__file__).parent
     linked = (f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10")
     found = (*flags, f"-I{root / 'include'}")
     return _Build(source, "CXX", "c++", found, linked, torch.__version__, headers)
+
+
+def main() -> None:
+    """Build the GPU's library into the installed package."""
+    build = _gpu_build()
+    build.compile(_SHIPPED / build.name)
+    (_SHIPPED / build.name).chmod(0o755)
+    _SHIPPED.chmod(0o755)
+    print(f"{_SHIPPED / build.name} is built")
+
+
+if __name__ == "__main__":
+    main()

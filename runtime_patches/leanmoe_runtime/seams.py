@@ -122,6 +122,12 @@ AT_START: tuple[Seam, ...] = (
         ),
     ),
     _in(
+        f"{_MOE}.fused_moe",
+        "fused_experts",
+        leading=("hidden_states", "w1", "w2", "topk_weights", "topk_ids"),
+        takes=("activation", "global_num_experts", "expert_map"),
+    ),
+    _in(
         f"{_MOE}.config",
         "FusedMoEParallelConfig",
         members=("tp_size", "tp_rank", "use_ep", "enable_eplb"),

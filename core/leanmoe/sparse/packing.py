@@ -24,6 +24,7 @@ from leanmoe.sparse.sparse_format import (
     OVERFLOW_ROWS,
     OVERFLOW_VALUES,
     VALUES,
+    SparseFormat,
 )
 
 Words = NDArray[np.unsignedinteger[Any]]
@@ -49,26 +50,35 @@ class Packed:
     overflow: Overflow | None = None
 
 
-def pack(words_RC: Words, keep: int, what: str, *, overflow: bool = False) -> Packed:
+def pack_by(how: SparseFormat, words_RC: Words, what: str) -> Packed:
+    """Pack a matrix ``[R, C]`` as a format has it, 2:4 with two of every four marked."""
+    if how.layout == "indices":
+        return pack(words_RC, 2, what, group=4)
+    return pack(words_RC, how.keep, what, overflow=how.layout == "overflow")
+
+
+def pack(
+    words_RC: Words, keep: int, what: str, *, overflow: bool = False, group: int = GROUP
+) -> Packed:
     """Pack a matrix ``[R, C]``; groups with fewer values store zeros too.
 
     Raises ``CheckpointError`` naming ``what`` where a group holds more than ``keep`` and there is
-    to be no overflow list, or where rows are no whole groups.
+    to be no overflow list, or where rows are no whole groups of 32.
     """
     rows, columns = _whole(words_RC, what)
-    used_RGM = nonzero(words_RC).reshape(rows, columns // GROUP, GROUP)
+    used_RGM = nonzero(words_RC).reshape(rows, columns // group, group)
     spilled = _spill_(used_RGM, keep)
     if spilled.any() and not overflow:
-        row, group, _ = (int(place) for place in np.argwhere(spilled)[0])
-        found = keep + int(spilled[row, group].sum())
+        row, place, _ = (int(found) for found in np.argwhere(spilled)[0])
+        found = keep + int(spilled[row, place].sum())
         raise CheckpointError(
-            f"{what} breaks its pattern: weights {GROUP * group} to {GROUP * group + GROUP - 1} "
+            f"{what} breaks its pattern: weights {group * place} to {group * place + group - 1} "
             f"of row {row} hold {found} that are not zero, expected at most {keep}; prune the "
-            f"model with --pattern {keep}:{GROUP}, or pack it with another pattern"
+            f"model with --pattern {keep}:{group}, or pack it with another pattern"
         )
     _fill_(used_RGM, keep)
     used_RC = used_RGM.reshape(rows, columns)
-    values_RV = words_RC[used_RC].reshape(rows, columns // GROUP * keep)
+    values_RV = words_RC[used_RC].reshape(rows, columns // group * keep)
     mask_RB = np.packbits(used_RC, axis=1, bitorder="little")
     rest = _listed(words_RC, spilled.reshape(rows, columns)) if overflow else None
     return Packed(values_RV, mask_RB, rest)

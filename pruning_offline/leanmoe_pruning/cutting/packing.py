@@ -16,7 +16,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.families.base import ExpertTensor, Family
 from leanmoe.input_orders import order_name
-from leanmoe.sparse.packing import Packed, pack, to_indices
+from leanmoe.sparse.packing import Packed, pack_by, to_indices
 from leanmoe.sparse.sparse_format import (
     GROUP,
     INDICES,
@@ -72,8 +72,8 @@ class HeldMatrix:
             words_RC = to_words(piece.read(reader))
             if order is not None:
                 words_RC = words_RC[:, order]
-            name, overflow = piece.info.name, how.layout == "overflow"
-            self._name, self._packed = name, pack(words_RC, how.keep, name, overflow=overflow)
+            self._name = piece.info.name
+            self._packed = pack_by(how, words_RC, self._name)
         return self._packed
 
 

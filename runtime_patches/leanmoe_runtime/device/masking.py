@@ -64,12 +64,20 @@ class SkipExpertsMixin:
     def device_mode(self) -> SkipMode:
         """How this layer skips; asked after loading, when vLLM has chosen the experts class."""
         if self._device_mode is None:
-            kernel = self._moe_kernel()
-            mode = mode_of(kernel) if current_platform.is_cuda() else SkipMode.ZERO
-            say_once(type(getattr(kernel, "fused_experts", kernel)).__name__, mode)
-            self.take_mode(mode)
+            self.take_mode(self._own_mode() or self._kernel_mode())
         assert self._device_mode is not None
         return self._device_mode
+
+    def _own_mode(self) -> SkipMode | None:
+        """Of packed experts, whose kernels are the plugin's."""
+        mode: SkipMode | None = getattr(self.quant_method, "skip_mode", None)
+        return mode
+
+    def _kernel_mode(self) -> SkipMode:
+        kernel = self._moe_kernel()
+        mode = mode_of(kernel) if current_platform.is_cuda() else SkipMode.ZERO
+        say_once(type(getattr(kernel, "fused_experts", kernel)).__name__, mode)
+        return mode
 
     def take_mode(self, mode: SkipMode | None) -> None:
         """Skip by ``mode``, or by the layer's own. *Mask* needs a map, or our own sum."""
@@ -77,7 +85,7 @@ class SkipExpertsMixin:
         if mode is None:
             return
         masks = mode is SkipMode.MASK
-        self._needs_map = masks and not self._has_own_sum()
+        self._needs_map = masks and not self._has_own_sum() and self._own_mode() is None
         if self._has_own_sum():
             experts = self.quant_method.moe_kernel.fused_experts
             experts.__dict__.pop("moe_sum", None)

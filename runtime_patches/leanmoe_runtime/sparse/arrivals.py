@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from leanmoe.errors import CheckpointError
-from leanmoe.sparse.packing import Packed, assemble, check, check_order, pack
+from leanmoe.sparse.packing import Packed, assemble, check, check_order, pack_by
 from leanmoe.sparse.sparse_format import INPUT_ORDER, NUMBERS, PARTS, WEIGHT, SparseFormat
 
 # Expert, and the name vLLM has for a projection: w1 gate, w3 up, w2 down.
@@ -62,8 +62,7 @@ class Arrivals:
         return assemble(parts, self.name(place))
 
     def _packed_dense(self, place: Place, weight_RC: torch.Tensor) -> Packed:
-        overflow = self._how.layout == "overflow"
-        return pack(self._words(weight_RC), self._how.keep, self.name(place), overflow=overflow)
+        return pack_by(self._how, self._words(weight_RC), self.name(place))
 
     def _words(self, tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
         numbers = tensor.to(self._dtype).contiguous()

@@ -1,8 +1,8 @@
-"""A MoE block on packed experts on a GPU: the library of cuda/experts.cu, called by ctypes.
+"""A MoE block on packed experts on a GPU: the library of cuda/packed.cu, called by ctypes.
 
-The library has a C interface and no part of torch in it, so that it is built where torch is not. The
-operator ``leanmoe::packed_experts`` hides the call from Dynamo. E experts, T tokens, K top-k, D
-model, F hidden width.
+The library has a C interface and no part of torch in it: it is built without torch's headers, and
+one build serves any torch. The operator ``leanmoe::packed_experts`` hides the call from Dynamo. E
+experts, T tokens, K top-k, D model, F hidden width.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from weakref import WeakValueDictionary
 import torch
 
 from leanmoe.errors import RuntimeSeamError
+from leanmoe_runtime.compat import direct_register_custom_op
 from leanmoe_runtime.sparse.regimes import FEW_PAIRS, Regime, Way, regime_of
 from leanmoe_runtime.sparse.units import Units
+from leanmoe_runtime.sparse.workspace import Workspace
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 # Dense experts that are unpacked at a time take no more than this, or one expert.
 WORKSPACE_BYTES = 512 << 20
-# What a block needs beside x: room to sort its pairs (cuda/experts.cu, few_bytes).
+# What a block needs beside x: room to sort its pairs (cuda/packed.cu, few_bytes).
 _SORTING_BYTES = 4 << 10
-# (x, w13, w2, weights, ids) to the output of vLLM's kernel on dense experts.
+# (x, w13, w2, weights, ids) to what vLLM makes of dense experts; id 0 is none, 1 the first.
 DenseKernel = Callable[..., torch.Tensor]
 
 
@@ -105,25 +107,6 @@ class Kernels:
 
 def _stream(tensor: torch.Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
-
-
-@dataclass
-class Workspace:
-    """Memory for experts written out dense: one for all layers of an engine, allocated by loading."""
-
-    held: torch.Tensor | None = None
-
-    def reserve(self, numbers: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Be large enough for what a layer will write."""
-        if self.held is None or self.held.numel() < numbers:
-            self.held = torch.empty(numbers, dtype=dtype, device=device)
-
-    def views(self, *sizes: tuple[int, ...]) -> list[torch.Tensor]:
-        """Tensors of these sizes, one after the other."""
-        assert self.held is not None, "reserved when weights were loaded"
-        counts = [torch.Size(size).numel() for size in sizes]
-        parts = self.held[: sum(counts)].split(counts)
-        return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
 
 @dataclass
@@ -207,7 +190,9 @@ class PackedBlock:
             some = min(size, self.experts - first)
             w13, w2 = self.write_out(first, some)
             inside = (ids_TK >= first) & (ids_TK < first + some)
-            part_TD = self.dense(x_TD, w13, w2, weights_TK, ids_TK.sub(first).where(inside, -1))
+            # 0 is none of these experts.
+            ids = ids_TK.sub(first - 1).where(inside, 0)
+            part_TD = self.dense(x_TD, w13, w2, weights_TK, ids)
             if some == self.experts:
                 return part_TD
             sum_TD = part_TD.float() if sum_TD is None else sum_TD.add_(part_TD)
@@ -244,8 +229,6 @@ def packed_experts_fake(
 
 def registered() -> Any:
     """The operator, defined at first use."""
-    from leanmoe_runtime.compat import direct_register_custom_op
-
     if not hasattr(torch.ops.leanmoe, "packed_experts"):
         direct_register_custom_op(
             op_name="packed_experts",

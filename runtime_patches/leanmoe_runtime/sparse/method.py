@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from leanmoe.errors import CheckpointError, InputError, RuntimeSeamError
 from leanmoe.manifest import read_manifest
+from leanmoe.messages import SkipMode
 from leanmoe.sparse.packing import Overflow, Packed, take_groups, take_rows
 from leanmoe.sparse.sparse_format import (
     CONFIG_KEY,
@@ -36,23 +35,20 @@ from leanmoe_runtime.compat import (
     QuantizationConfig,
     RoutedExperts,
     UnquantizedLinearMethod,
-    current_platform,
     get_current_vllm_config,
     register_quantization_config,
 )
 from leanmoe_runtime.sparse.arrivals import Arrivals, Place
-from leanmoe_runtime.sparse.kernel import PackedProjection, instruction_sets, sparse_experts
-from leanmoe_runtime.sparse.storage import empty_pages, first_kept, joined, put_half, put_rows
+from leanmoe_runtime.sparse.gpu import ACTIVATIONS
+from leanmoe_runtime.sparse.home import STACKS, Block, Held, Size, home_of
 
-# What the kernel computes, as vLLM names it.
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
-# Which stack of vLLM's a projection lies in.
-_STACKS = {"w1": "w13", "w3": "w13", "w2": "w2"}
-_DTYPES: dict[str, torch.dtype] = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
+# Which stack of vLLM's a projection lies in, and which half of it.
+_STACKS: dict[str, tuple[str, int | None]] = {
+    "w1": ("w13", 0),
+    "w3": ("w13", 1),
+    "w2": ("w2", None),
 }
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class LeanSparseConfig(QuantizationConfig):  # type: ignore[misc]
@@ -68,7 +64,7 @@ class LeanSparseConfig(QuantizationConfig):  # type: ignore[misc]
 
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
-        return list(_DTYPES.values())
+        return list(_DTYPES)
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -110,11 +106,16 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
 
     def __init__(self, how: SparseFormat, moe: Any) -> None:
         super().__init__(moe)
-        self._how = how
+        self._how, self._home = how, home_of(how)
         self._arrivals: Arrivals | None = None
+        self._sizes: dict[str, Size] = {}
         self._overflow: dict[Place, Overflow] = {}
-        self._gate_up: PackedProjection | None = None
-        self._down: PackedProjection | None = None
+        self._block: Block | None = None
+
+    @property
+    def skip_mode(self) -> SkipMode | None:
+        """How the layer's kernels leave an assignment out, where the router's launch decides."""
+        return self._home.skip_mode
 
     def create_weights(
         self,
@@ -131,24 +132,18 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         put = partial(self._put, layer)
         self._arrivals = Arrivals(self._how, params_dtype, layer.layer_name, put)
         for name, rows, columns in (("w13", 2 * hidden, wide), ("w2", wide, hidden)):
-            self._add(layer, name, (num_experts, rows, columns), params_dtype)
+            self._sizes[name] = (num_experts, rows, columns)
+            self._add(layer, name, params_dtype)
         if self._how.input_orders:
-            orders_ED = torch.arange(wide, dtype=torch.int32, device="cpu").repeat(num_experts, 1)
-            self._register(layer, f"w13{INPUT_ORDER}", orders_ED)
+            orders_D = torch.arange(wide, dtype=torch.int32, device=self._home.device)
+            self._register(layer, f"w13{INPUT_ORDER}", orders_D.repeat(num_experts, 1))
 
     def _check(self, layer: Any, wide: int, hidden: int, dtype: torch.dtype) -> None:
         where, parallel = layer.layer_name, self.moe.moe_parallel_config
-        if not current_platform.is_cpu():
-            problem = "run on CPUs only; `leanmoe unpack` writes the model for other devices"
-        elif parallel.use_ep or parallel.enable_eplb:
+        if parallel.use_ep or parallel.enable_eplb:
             problem = "are not shared out by expert parallelism; serve them with tensor parallelism"
         elif self.moe.is_lora_enabled:
             problem = "take no LoRA adapters; `leanmoe unpack` the model for them"
-        elif self._how.inner is not None or dtype not in _DTYPES.values():
-            problem = (
-                f"of {self._how.dtype} are not computed on a CPU, which knows "
-                f"{', '.join(_DTYPES)}; `leanmoe unpack` the model"
-            )
         elif layer.activation.value not in ACTIVATIONS or layer.apply_router_weight_on_input:
             problem = f"do not compute {layer.activation.value}, only {', '.join(ACTIVATIONS)}"
         elif wide % GROUP or hidden % GROUP:
@@ -156,17 +151,16 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
                 f"come in groups of {GROUP} weights, and this process would get {hidden} of the "
                 f"hidden width at a tensor parallel size of {parallel.tp_size}; take a smaller one"
             )
+        elif (of_device := self._home.problem(dtype)) is not None:
+            problem = of_device
         else:
-            instruction_sets()  # what cannot be built must fail here
             return
         raise RuntimeSeamError(f"{where}: packed experts {problem}")
 
-    def _add(self, layer: Any, name: str, size: tuple[int, int, int], dtype: torch.dtype) -> None:
-        experts, rows, columns = size
-        keep = self._how.keep
-        values = empty_pages((experts, rows, self._how.values_per_row(columns)), dtype)
-        mask = first_kept((experts, rows, columns // 8), keep)
-        held = {VALUES: values, MASK: mask}
+    def _add(self, layer: Any, name: str, dtype: torch.dtype) -> None:
+        held = dict(
+            zip((VALUES, MASK), self._home.empty(name, self._sizes[name], dtype), strict=True)
+        )
         # Of what only passes through, a name to load it by.
         none = torch.empty(0, dtype=dtype, device="cpu")
         for end in {*PARTS[self._how.layout], *held, WEIGHT}:
@@ -196,28 +190,26 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
     def _put(self, layer: Any, place: Place, packed: Packed, order: torch.Tensor | None) -> None:
         """Keep this process's part of a whole matrix."""
         expert, projection = place
-        name, hidden = _STACKS[projection], layer.intermediate_size_per_partition
-        part = self._part(packed, projection, hidden)
-        values = layer.get_parameter(f"{name}_weight_values").data[expert]
-        mask = layer.get_parameter(f"{name}_weight_mask").data[expert]
-        rows = hidden if name == "w13" else len(values)
-        if part.values_RV.shape != (rows, values.shape[1]):
+        name, half = _STACKS[projection]
+        _, rows, columns = self._sizes[name]
+        part = self._part(packed, projection, layer.intermediate_size_per_partition)
+        size = [rows if half is None else rows // 2, self._how.values_per_row(columns)]
+        if list(part.values_RV.shape) != size:
             raise CheckpointError(
                 f"{layer.layer_name}, expert {expert}, {projection}: its values are "
-                f"{list(part.values_RV.shape)}, expected {[rows, values.shape[1]]} from "
-                "config.json; config and shards are of different models"
+                f"{list(part.values_RV.shape)}, expected {size} from config.json; config and "
+                "shards are of different models"
             )
-        groups = mask.shape[1] * 8 // GROUP
-        for stored, numbers in ((values, part.values_RV), (mask, part.mask_RB)):
-            rows_RX = _tensor(numbers, stored.dtype)
-            if name == "w2":
-                put_rows(stored, rows_RX, groups)
-            else:
-                put_half(stored, int(projection == "w3"), rows_RX, groups)
+        values, mask = self._held(layer, name)
+        self._home.put(name, (values[expert], mask[expert]), part, half)
         if order is not None:
             layer.get_parameter("w13_weight_input_order").data[expert].copy_(order)
         if part.overflow is not None:
             self._overflow[expert, projection] = part.overflow
+
+    def _held(self, layer: Any, name: str) -> Held:
+        values, mask = (layer.get_parameter(f"{name}_weight_{end}") for end in ("values", "mask"))
+        return values.data, mask.data
 
     def _part(self, packed: Packed, projection: str, hidden: int) -> Packed:
         first = self.moe.moe_parallel_config.tp_rank * hidden
@@ -235,23 +227,19 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
             self._arrivals.check_whole(experts)
         for name in [name for name, held in layer.named_parameters() if not held.numel()]:
             delattr(layer, name)
-        self._gate_up = self._projection(layer, "w13", ("w1", "w3"), experts)
-        self._down = self._projection(layer, "w2", ("w2",), experts)
+        held = {name: self._held(layer, name) for name in STACKS}
+        self._block = self._home.block(layer, held, self._listed(experts))
 
-    def _projection(
-        self, layer: Any, name: str, projections: tuple[str, ...], experts: int
-    ) -> PackedProjection:
-        held = (
-            layer.get_parameter(f"{name}_weight_values"),
-            layer.get_parameter(f"{name}_weight_mask"),
-        )
+    def _listed(self, experts: int) -> dict[str, list[list[Overflow]]]:
+        """Overflow lists of each stack, expert by expert; they are not needed here any more."""
         if not self._overflow:
-            return PackedProjection(*held)
-        listed = [self._overflow[expert, one] for expert in range(experts) for one in projections]
-        overflow = joined(listed, held[0].dtype)
-        for end, tensor in zip(("rows", "columns", "values"), overflow, strict=True):
-            layer.register_buffer(f"{name}_weight_overflow_{end}", tensor)
-        return PackedProjection(*held, overflow)
+            return {}
+        found = {
+            name: [[self._overflow[expert, one] for one in parts] for expert in range(experts)]
+            for name, parts in (("w13", ("w1", "w3")), ("w2", ("w2",)))
+        }
+        self._overflow.clear()
+        return found
 
     def get_fused_moe_quant_config(self, layer: Any) -> Any:
         return FUSED_MOE_UNQUANTIZED_CONFIG
@@ -266,15 +254,8 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         shared_experts_input: torch.Tensor | None,
     ) -> torch.Tensor:
         """The experts' share of the block's output, ``[T, D]``."""
-        assert self._gate_up is not None and self._down is not None, "weights are loaded first"
-        orders_ED = layer.w13_weight_input_order if self._how.input_orders else None
-        return sparse_experts(
-            x, topk_weights, topk_ids, self._gate_up, self._down, orders_ED, layer.activation.value
-        )
-
-
-def _tensor(numbers: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(numbers).view(f"i{dtype.itemsize}")).view(dtype)
+        assert self._block is not None, "weights are loaded first"
+        return self._block(x, topk_weights, topk_ids)
 
 
 def register_method() -> None:

@@ -45,6 +45,7 @@ def regime_of(tokens: int, top_k: int, experts: int, *, gathers: bool) -> Regime
     ``gathers``: whether values can be gathered, which 2:4 has no kernel for and very wide inputs no
     shared memory.
     """
+    tokens = max(tokens, 1)
     pairs = tokens * top_k
     if pairs > TENSOR_ROWS * experts and tokens > TENSOR_ROWS:
         return Regime(Way.DENSE)

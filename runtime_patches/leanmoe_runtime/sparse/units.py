@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import pad
 
-from leanmoe.errors import CheckpointError, RuntimeSeamError
-from leanmoe.sparse.packing import Overflow, Packed, nonzero, to_indices, unpack
+from leanmoe.errors import RuntimeSeamError
+from leanmoe.sparse.packing import Overflow, Packed, to_indices
 from leanmoe.sparse.sparse_format import GROUP, SparseFormat
 
 LANES = 32
@@ -101,23 +103,21 @@ def _lanes_of(groups: int) -> int:
 
 def put_matrix(
     units: Units,
-    values: torch.Tensor,
-    mask: torch.Tensor,
+    stored: tuple[torch.Tensor, torch.Tensor],
     packed: Packed,
     half: int | None,
-    what: str,
 ) -> None:
-    """Put an expert's matrix where the kernels read it, through a copy on the device.
+    """Put an expert's matrix where the kernels read its values and mask.
 
-    ``half`` 0 is the gate, 1 the up projection, whose rows lie in turn; ``None`` a matrix by itself.
+    ``half`` 0 is the gate, 1 the up projection, whose rows lie in turn; ``None`` stands alone.
     """
     if units.keep:
-        _put_groups(units, values, mask, packed, half)
+        _put_groups(units, *stored, packed, half)
     else:
-        _put_fours(units, values, mask, _by_fours(packed, what), half)
+        _put_fours(units, *stored, packed, half)
 
 
-def _on(device: torch.device, words: np.ndarray, kind: type) -> torch.Tensor:  # type: ignore[type-arg]
+def _on(device: torch.device, words: NDArray[Any], kind: type) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(words).view(kind)).to(device)
 
 
@@ -148,25 +148,6 @@ def _put_rows(units: Units, stored: torch.Tensor, source: torch.Tensor, half: in
         rows = source.view(-1, shared // 2, *source.shape[1:])
         places = stored.view(*stored.shape[:3], shared // 2, 2, lanes, -1)
         places[..., half, :, :].copy_(rows.permute(0, 2, 3, 1, 4, 5))
-
-
-def _by_fours(packed: Packed, what: str) -> Packed:
-    """With two marked of every four: a group that holds fewer may mark them unevenly."""
-    nibbles = np.stack([packed.mask_RB & 15, packed.mask_RB >> 4])
-    if (np.bitwise_count(nibbles) == 2).all():
-        return packed
-    words_RC = unpack(packed, GROUP // 2, what)
-    used = nonzero(words_RC).reshape(len(words_RC), -1, FOUR)
-    if (used.sum(-1) > 2).any():
-        raise CheckpointError(
-            f"{what} breaks its pattern: four weights hold more than two that are not zero; prune "
-            "the model with --pattern 2:4"
-        )
-    free = ~used
-    used |= free & (free.cumsum(-1) <= (2 - used.sum(-1))[..., None])
-    used_RC = used.reshape(words_RC.shape)
-    values_RV = words_RC[used_RC].reshape(len(words_RC), -1)
-    return Packed(values_RV, np.packbits(used_RC, axis=1, bitorder="little"))
 
 
 def _put_fours(
@@ -215,7 +196,7 @@ def entries(
 
 def _of_expert(
     units: Units, halves: Sequence[Overflow]
-) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     turns, lanes, shared = len(halves), units.lanes, units.unit_rows
     rows = np.concatenate(
         [

@@ -12,11 +12,13 @@ from leanmoe.sparse.packing import (
     check,
     from_indices,
     pack,
+    pack_by,
     take_groups,
     take_rows,
     to_indices,
     unpack,
 )
+from leanmoe.sparse.sparse_format import SparseFormat
 
 GROUP = 32
 KEEP = st.integers(1, 31)
@@ -127,3 +129,14 @@ def test_an_overflow_list_never_points_outside(seed, place, value):
     except CheckpointError:
         return
     assert found.shape == (4, 64)
+
+
+def test_fours_that_hold_less_than_two_still_name_two_places():
+    words = np.zeros((4, 64), np.uint16)
+    words[1, ::4], words[2, 3::4], words[3, 8] = 7, 8, 9
+    packed = pack_by(SparseFormat.of_pattern("2:4", "bfloat16"), words, "w")
+    mask = from_indices(to_indices(packed.mask_RB), "w")
+    assert np.array_equal(unpack(Packed(packed.values_RV, mask), 16, "w"), words)
+    words[0, 4:7] = 1
+    with pytest.raises(CheckpointError, match=r"weights 4 to 7 of row 0 hold 3 .* --pattern 2:4"):
+        pack_by(SparseFormat.of_pattern("2:4", "bfloat16"), words, "w")

@@ -49,21 +49,20 @@ inline std::vector<Fibre> fibres;
 inline ucontext_t scheduler;
 inline int running;
 
-inline void give_way() {
-    swapcontext(&fibres[running].context, &scheduler);
-}
+inline std::vector<int> ready;
+
+inline void give_way() { swapcontext(&fibres[running].context, &scheduler); }
 
 struct Barrier {
-    int count = 0, turn = 0;
+    std::vector<int> waiting;
 
     void wait(int all) {
-        const int mine = turn;
-        if (++count == all) {
-            count = 0;
-            turn++;
-            return;
+        if (static_cast<int>(waiting.size()) + 1 < all) {
+            waiting.push_back(running);
+            return give_way();
         }
-        while (turn == mine) give_way();
+        ready.insert(ready.end(), waiting.begin(), waiting.end());
+        waiting.clear();
     }
 };
 inline Barrier of_block;
@@ -71,16 +70,20 @@ inline std::vector<Barrier> of_warps;
 inline Barrier& block() { return of_block; }
 inline Barrier& warp() { return of_warps[running / 32]; }
 
-// What the lanes of a warp show each other.
-inline u32 shown[32][32][16];
-inline u32 (*of_warp())[16] { return shown[running / 32]; }
+// What the lanes of a warp show each other, in two places in turn: who has passed a barrier may show
+// the next while others still look at the last.
+inline u32 shown[2][32][32][16];
+inline int turns[1024];
+inline u32 (*show(const void* words, int bytes))[16] {
+    auto* all = shown[turns[running]++ % 2][running / 32];
+    std::memcpy(all[running % 32], words, bytes);
+    warp().wait(32);
+    return all;
+}
 template <class Value>
 Value exchange(Value value, int from) {
-    std::memcpy(of_warp()[running % 32], &value, 4);
-    warp().wait(32);
     Value found;
-    std::memcpy(&found, of_warp()[from & 31], 4);
-    warp().wait(32);
+    std::memcpy(&found, show(&value, 4)[from & 31], 4);
     return found;
 }
 
@@ -103,7 +106,9 @@ inline void run_block(int threads, int bytes) {
     std::memset(shared, 0xff, bytes);
     of_block = Barrier();
     of_warps.assign(threads / 32, Barrier());
+    ready.clear();
     for (auto& one : fibres) {
+        ready.push_back(static_cast<int>(ready.size()));
         one.stack.resize(1 << 16);
         one.done = false;
         getcontext(&one.context);
@@ -112,15 +117,13 @@ inline void run_block(int threads, int bytes) {
         one.context.uc_link = nullptr;
         makecontext(&one.context, enter, 0);
     }
-    for (bool any = true; any;) {
-        any = false;
-        for (int i = 0; i < threads; i++) {
-            if (fibres[i].done) continue;
-            any = true;
-            running = threadIdx.x = i;
-            swapcontext(&scheduler, &fibres[i].context);
-        }
+    for (size_t next = 0; next < ready.size(); next++) {
+        running = threadIdx.x = ready[next];
+        swapcontext(&scheduler, &fibres[running].context);
+        if (next > 1 << 16) ready.erase(ready.begin(), ready.begin() + next), next = 0;
     }
+    for (auto& one : fibres)
+        if (!one.done) std::abort();  // threads that wait for others that never come
     std::free(shared);
 }
 
@@ -171,10 +174,8 @@ inline u32 as_bits(float value) {
 template <class Number>
 void host_mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     const int lane = host::running % 32;
-    auto* all = host::of_warp();
-    std::copy(a, a + 4, all[lane]);
-    std::copy(b, b + 2, all[lane] + 4);
-    host::warp().wait(32);
+    const u32 words[] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    const auto* all = host::show(words, sizeof words);
     const auto half = [](u32 word, int h) { return h ? Number::high(word) : Number::low(word); };
     for (int c = 0; c < 4; c++) {
         const int row = lane / 4 + c / 2 * 8, column = lane % 4 * 2 + c % 2;
@@ -184,7 +185,6 @@ void host_mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
             d[c] += half(left, k % 2) * half(right, k % 2);
         }
     }
-    host::warp().wait(32);
 }
 
 // mma.sp m16n8k32: a0, a1 are the two values of group t (columns 4t to 4t + 3) of rows g, g + 8; a2, a3
@@ -193,11 +193,8 @@ void host_mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 template <class Number, int HALF>
 void host_mma_sparse(float (&d)[4], uint4 a, uint4 b, u32 places) {
     const int lane = host::running % 32;
-    auto* all = host::of_warp();
-    std::memcpy(all[lane], &a, 16);
-    std::memcpy(all[lane] + 4, &b, 16);
-    all[lane][8] = places;
-    host::warp().wait(32);
+    const u32 words[] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w, places};
+    const auto* all = host::show(words, sizeof words);
     const auto half = [](u32 word, int h) { return h ? Number::high(word) : Number::low(word); };
     for (int c = 0; c < 4; c++) {
         const int row = lane / 4 + c / 2 * 8, column = lane % 4 * 2 + c % 2;
@@ -212,7 +209,6 @@ void host_mma_sparse(float (&d)[4], uint4 a, uint4 b, u32 places) {
             d[c] += half(values, kept % 2) * half(right, k % 2);
         }
     }
-    host::warp().wait(32);
 }
 
 struct Bfloat16 {
@@ -257,7 +253,7 @@ struct Float16 {
 struct Device {
     int multiprocessors, shared_of_block, shared_of_all;
 
-    int blocks(int, int most) const { return multiprocessors * most; }
+    int blocks(int, int) const { return multiprocessors; }
 };
 inline Device device_now() {
     return {host::multiprocessors, host::shared_of_block, host::shared_of_block};
@@ -287,3 +283,4 @@ inline const char* error_text(int) { return "a launch that no device takes"; }
 }  // namespace packed
 
 extern "C" int64_t host_launches() { return host::launches; }
+extern "C" void host_take(int multiprocessors) { host::multiprocessors = multiprocessors; }

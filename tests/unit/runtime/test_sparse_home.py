@@ -1,0 +1,180 @@
+"""Packed experts loaded for a GPU, its kernels run on a CPU; and what stops there."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from leanmoe.errors import RuntimeSeamError
+from leanmoe.messages import SkipMode
+from leanmoe.sparse.packing import Packed, pack_by, to_indices
+from leanmoe.sparse.sparse_format import SparseFormat
+from leanmoe_runtime.device.masking import SkipExpertsMixin
+from leanmoe_runtime.sparse import home, method
+from leanmoe_runtime.sparse.gpu import packed_experts, packed_experts_fake
+from leanmoe_runtime.sparse.method import LeanSparseMethod
+from leanmoe_runtime.sparse.units import Units
+from leanmoe_runtime.sparse.workspace import Workspace
+from tests.unit.runtime.packed_host import Layer, host_library, words_of
+
+
+def platform(capability: int = 90, *, cuda: bool = True) -> SimpleNamespace:
+    text = f"{capability // 10}.{capability % 10}"
+    return SimpleNamespace(
+        is_cpu=lambda: False,
+        is_cuda=lambda: cuda,
+        has_device_capability=lambda least: capability >= least,
+        get_device_capability=lambda: SimpleNamespace(as_version_str=lambda: text),
+    )
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    loading = SimpleNamespace(load_config=SimpleNamespace(load_format="auto"))
+    monkeypatch.setattr(home, "current_platform", platform())
+    monkeypatch.setattr(home, "device_of_worker", lambda: "cpu")
+    monkeypatch.setattr(home, "gpu_library", host_library)
+    monkeypatch.setattr(home, "registered", lambda: packed_experts)
+    engine = SimpleNamespace(workspace=Workspace())
+    monkeypatch.setattr(home, "current_engine", lambda: engine)
+    monkeypatch.setattr(method, "get_current_vllm_config", lambda: loading)
+
+
+def routed(hidden: int, experts: int = 3, activation: str = "silu") -> Any:
+    """What the method reads of a ``RoutedExperts``."""
+    layer = torch.nn.Module()
+    layer.layer_name, layer.local_num_experts = "layers.3.experts", experts
+    layer.intermediate_size_per_partition = hidden
+    layer.activation = SimpleNamespace(value=activation)
+    layer.apply_router_weight_on_input = False
+    return layer
+
+
+def sparse_method(how: SparseFormat, ranks: int = 1, rank: int = 0, **moe: Any) -> LeanSparseMethod:
+    parallel = {"use_ep": False, "enable_eplb": False, "tp_size": ranks, "tp_rank": rank}
+    parallel |= {name: moe.pop(name) for name in list(moe) if name in parallel}
+    told = {"is_lora_enabled": False, **moe, "moe_parallel_config": SimpleNamespace(**parallel)}
+    return LeanSparseMethod(how, SimpleNamespace(**told))
+
+
+def parts(packed: Packed, how: SparseFormat, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors of a file, by the ends of their names."""
+    number = lambda words: torch.from_numpy(words.view(np.int16)).view(dtype)  # noqa: E731
+    found = {".weight_values": number(packed.values_RV)}
+    if how.layout == "indices":
+        return {**found, ".weight_indices": torch.from_numpy(to_indices(packed.mask_RB))}
+    found[".weight_mask"] = torch.from_numpy(packed.mask_RB)
+    if packed.overflow is not None:
+        listed = packed.overflow
+        found[".weight_overflow_rows"] = torch.from_numpy(listed.rows)
+        found[".weight_overflow_columns"] = torch.from_numpy(listed.columns_N)
+        found[".weight_overflow_values"] = number(listed.values_N)
+    return found
+
+
+def loaded(source: Layer, ranks: int = 1, rank: int = 0) -> tuple[LeanSparseMethod, Any]:
+    """The layer's weights through the parameters that the method names, as vLLM's loader calls."""
+    how = source.how.model_copy(update={"input_orders": source.orders is not None})
+    hidden = source.down.shape[2] // ranks
+    layer, of_layer = routed(hidden), sparse_method(how, ranks, rank)
+    of_layer.create_weights(layer, 3, source.wide, hidden, source.dtype)
+    for expert in range(3):
+        gate_up = source.gate_up[expert]
+        if source.orders is not None:
+            gate_up = gate_up[:, source.orders[expert]]
+        three = dict(zip(("w1", "w3"), gate_up.chunk(2), strict=True)) | {"w2": source.down[expert]}
+        for shard, weight in three.items():
+            packed = pack_by(how, words_of(weight), "w")
+            held = parts(packed, how, source.dtype)
+            if source.orders is not None and shard != "w2":
+                held[".weight_input_order"] = source.orders[expert]
+            for end, tensor in held.items():
+                name = f"{'w2' if shard == 'w2' else 'w13'}_{end[1:]}"
+                parameter = layer.get_parameter(name)
+                parameter.weight_loader(parameter, tensor, name, shard, expert)
+    of_layer.process_weights_after_loading(layer)
+    return of_layer, layer
+
+
+@pytest.mark.parametrize("pattern", ["16:32", "2:4", "0.5"])
+@pytest.mark.parametrize("ordered", [False, True], ids=["plain", "ordered"])
+def test_loaded_from_files_they_compute_their_sum(pattern, ordered, on_a_gpu):
+    source = Layer(pattern, 96, 64, ordered=ordered)
+    of_layer, layer = loaded(source)
+    for tokens in (1, 5):
+        step = source.step(tokens)
+        assert source.error(of_layer.apply(layer, *step, None, None), step) < 1
+    assert packed_experts_fake(*step, 0).shape == step[0].shape
+
+
+def test_parts_of_tensor_parallelism_add_up(on_a_gpu):
+    source = Layer("0.5", 64, 128, ordered=True)
+    both = [loaded(source, 2, rank) for rank in range(2)]
+    step = source.step(3)
+    found = sum(of_layer.apply(layer, *step, None, None).float() for of_layer, layer in both)
+    assert source.error(found.to(source.dtype), step) < 1.5
+
+
+@pytest.mark.parametrize(("wide", "hidden"), [(4096, 14336), (2048, 768)])
+@pytest.mark.parametrize(
+    ("pattern", "share"), [("16:32", 0.5625), ("2:4", 0.5625), ("8:32", 0.3125)]
+)
+def test_bytes_of_real_shapes(wide, hidden, pattern, share):
+    how = SparseFormat.of_pattern(pattern, "bfloat16")
+    for rows, columns in ((2 * hidden, wide), (wide, hidden)):
+        units = Units.of(how, rows, columns)
+        held = 2 * rows * units.values_per_row + rows * units.padded // 8
+        assert held == share * 2 * rows * columns
+        assert units.gather_bytes < 64 << 10 or pattern == "2:4"
+
+
+def test_the_router_leaves_skipped_assignments_out_by_their_id(on_a_gpu):
+    class Experts(SkipExpertsMixin):
+        def __init__(self) -> None:
+            self.quant_method = SimpleNamespace(skip_mode=SkipMode.MASK, moe_kernel=None)
+
+    experts = Experts()
+    experts.before_experts()
+    assert experts.device_mode() is SkipMode.MASK
+    assert not experts._needs_map
+
+
+KEPT_16 = SparseFormat(keep=16)
+
+
+@pytest.mark.parametrize(
+    ("how", "given", "sentence"),
+    [
+        (KEPT_16, {"capability": 75}, r"capability 8\.0 or newer, and this one has 7\.5"),
+        (KEPT_16, {"cuda": False}, "run on CPUs and NVIDIA GPUs; `leanmoe unpack`"),
+        (KEPT_16, {"dtype": torch.float32}, "a GPU, which knows bfloat16, float16"),
+        (SparseFormat(keep=16, dtype="float8_e4m3fn", inner={}), {}, "of float8_e4m3fn"),
+        (SparseFormat(keep=28), {}, r"keep 28 of 32 .* up to 24"),
+        (KEPT_16, {"use_ep": True}, "expert parallelism; serve them with tensor"),
+        (KEPT_16, {"enable_eplb": True}, "expert parallelism"),
+        (KEPT_16, {"is_lora_enabled": True}, "take no LoRA adapters"),
+        (KEPT_16, {"activation": "relu2"}, "do not compute relu2"),
+        (KEPT_16, {"hidden": 48}, "this process would get 48 of the hidden width"),
+    ],
+)
+def test_what_a_gpu_cannot_do_stops_with_a_sentence(how, given, sentence, on_a_gpu, monkeypatch):
+    shown = {name: given.pop(name) for name in ("capability", "cuda") if name in given}
+    monkeypatch.setattr(home, "current_platform", platform(**shown))
+    hidden, dtype = given.pop("hidden", 64), given.pop("dtype", torch.bfloat16)
+    layer = routed(hidden, activation=given.pop("activation", "silu"))
+    with pytest.raises(RuntimeSeamError, match=sentence):
+        sparse_method(how, **given).create_weights(layer, 3, 64, hidden, dtype)
+
+
+def test_without_library_and_compiler_nothing_starts(on_a_gpu, monkeypatch, tmp_path):
+    from leanmoe_runtime import native
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NVCC", "no-such-compiler")
+    monkeypatch.setattr(home, "gpu_library", native.gpu_library.__wrapped__)
+    with pytest.raises(RuntimeSeamError, match=r"packed\.cu.*install CUDA's compiler.*NVCC"):
+        sparse_method(KEPT_16).create_weights(routed(64), 3, 64, 64, torch.bfloat16)
