@@ -192,7 +192,7 @@ def _check_separate(checkpoint: Checkpoint) -> None:
     if checkpoint.family.stacked or checkpoint.shape.packed:
         raise InputError(
             f"{checkpoint.path}: a {checkpoint.family.name} model holds all experts of a layer "
-            "in one tensor, which is not packed; leave --compress out"
+            "in one tensor, which is not packed; serve it as it is, without --compress"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
@@ -14,9 +15,11 @@ from leanmoe.errors import LeanMoEError
 from leanmoe.messages import LevelTable, PolicyUpdate, UnionBudget
 from leanmoe_bench.engines.pair import RemoteArm
 from leanmoe_pruning.checkpoints.shards import ShardReader
+from tests.family_references import change_config
 from tests.integration.runtime.one_process import WITH_PLUGIN, one_process, start
 from tests.planned_models import mixed_plan, write_planned
 from tests.tiny_families import write_tiny
+from tests.unit.pruning.test_small_floats import in_float8, is_matrix
 
 PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(3 + i % 9)] for i in range(20)]
 TOKENS = 10
@@ -111,6 +114,27 @@ def test_a_dense_checkpoint_is_packed_while_loading(ours, tmp_path):
     assert report.weight_bytes < stock.weight_bytes
 
 
+def test_packed_float8_is_refused_before_anything_is_loaded(ours, tmp_path):
+    source = write_tiny(tmp_path / "source", "qwen3_moe", dtype="float32")
+    rewrite_in_float8(source)
+    packed = pack(prune(source, tmp_path / "dense", "--pattern", "16:32"), tmp_path / "packed")
+    with pytest.raises(LeanMoEError, match=r"packed experts of float8_e4m3fn .* `leanmoe unpack`"):
+        start(ours, packed, FLAGS)
+
+
+def rewrite_in_float8(model: Path) -> None:
+    block = {"quant_method": "fp8", "weight_block_size": [128, 64]}
+    change_config(model, quantization_config=block)
+    coded = {}
+    for name, tensor in load_file(model / "model.safetensors").items():
+        if is_matrix(name):
+            coded[name], coded[f"{name}_scale_inv"], _ = in_float8(tensor)
+        else:
+            coded[name] = tensor.clone()
+    (model / "model.safetensors").unlink()
+    save_file(coded, model / "model.safetensors")
+
+
 def test_a_checkpoint_that_lacks_a_part_is_named(ours, tmp_path):
     source = write_tiny(tmp_path / "source", "mixtral", dtype="float32")
     packed = pack(prune(source, tmp_path / "dense", "--pattern", "16:32"), tmp_path / "packed")
@@ -122,8 +146,6 @@ def test_a_checkpoint_that_lacks_a_part_is_named(ours, tmp_path):
 
 
 def drop(file: Path, end: str) -> None:
-    from safetensors.torch import load_file, save_file
-
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     del tensors[f"model.layers.0.block_sparse_moe.{end}"]
     file.unlink()

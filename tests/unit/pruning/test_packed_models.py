@@ -124,11 +124,17 @@ def test_packed_twice_is_refused(source, tmp_path, capsys):
     assert "is packed already" in capsys.readouterr().err
 
 
-def test_a_stacked_family_is_refused(tmp_path, capsys):
-    source = write_tiny(tmp_path / "granite", "granitemoe")
-    arguments = ("--method", "magnitude", "--pattern", "16:32", "--compress")
-    assert run("prune", source, *arguments, "-o", tmp_path / "out") == 2
-    assert "holds all experts of a layer in one tensor" in capsys.readouterr().err
+@pytest.mark.parametrize("family", ["granitemoe", "gpt_oss"])
+def test_a_stacked_family_is_refused(family, tmp_path, capsys):
+    source = write_tiny(tmp_path / "source", family)
+    said = f"a {family} model holds all experts of a layer in one tensor, which is not packed"
+    arguments = ("--method", "magnitude", "--pattern", "16:32")
+    assert run("prune", source, *arguments, "--compress", "-o", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+    assert run("prune", source, *arguments, "-o", tmp_path / "dense") == 0
+    assert run("pack", tmp_path / "dense", "-o", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def damaged(packed: Path, change) -> Path:
