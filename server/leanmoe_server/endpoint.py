@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from leanmoe.wire import CONTROL_PATH, HISTORY_PATH, READY_PATH, ROLLBACK_PATH, STATUS_PATH
+from leanmoe_server.api_document import add_to_document
 from leanmoe_server.audit.trail import AuditTrail
 from leanmoe_server.console.pages import add_pages
 from leanmoe_server.console.recorder import Recorder
@@ -105,6 +106,7 @@ class LeanMoEEndpoint:
         )
         add_status(app, STATUS_PATH)
         add_pages(app)
+        add_to_document(app)
         # vLLM adds its own middleware, and our outer ones, around this one.
         app.add_middleware(RequestLevelMiddleware)
 

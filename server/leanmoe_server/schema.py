@@ -138,7 +138,15 @@ _REQUEST = _Schema(
 _ROLLBACK = _Schema(
     TypeAdapter(RollbackBody), "the body", 'expected no body, or "reason" or "version"'
 )
-CHANGE_SCHEMA: dict[str, Any] = _CHANGE.model.json_schema()
+# What their models cannot say: which targets go together.
+_BOTH = {"required": ["level", "max_kld"]}
+_ONE = [{"required": ["level"]}, {"required": ["max_kld"]}]
+CHANGE_SCHEMA: dict[str, Any] = {
+    **_CHANGE.model.json_schema(),
+    "minProperties": 1,
+    "not": _BOTH,
+}
+REQUEST_SCHEMA: dict[str, Any] = {**_REQUEST.model.json_schema(), "oneOf": _ONE}
 ROLLBACK_SCHEMA: dict[str, Any] = _ROLLBACK.model.json_schema()
 
 
