@@ -76,11 +76,17 @@ async def _stream(
             if leaves is not None and len(events) >= leaves:
                 answers.ended["left"] += 1
                 return
-    ends = [one for one in events[:-1] if json.loads(one)["choices"][0]["finish_reason"]]
+    ends = [one for one in events if _ends(one)]
     if len(ends) == 1 and events.count("[DONE]") == 1 and events[-1] == "[DONE]":
         answers.ended["completed"] += 1
     else:
         answers.fail(f"a stream of {len(events)} events ended {len(ends)} times: {events[-1:]}")
+
+
+def _ends(event: str) -> bool:
+    """Whether an event says why its answer ended; an error has no answer."""
+    choices = [] if event == "[DONE]" else json.loads(event).get("choices", [])
+    return any(one["finish_reason"] for one in choices)
 
 
 async def _whole(
