@@ -1,7 +1,7 @@
 """How long the workers have been silent, and from when on that means that they hang.
 
-A worker answers between two engine steps. One that computes a long prefill is late and busy; one
-that hangs is late and stopped, or uses no processor time.
+A worker answers between two engine steps. One that computes a long prefill, or has to wait for a
+processor on a crowded machine, is late and busy; one that hangs is late and wants no processor.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -21,7 +22,7 @@ _BUSY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Work:
-    """Of the engine's processes: seconds of processor time by process id, and who is stopped."""
+    """Of the engine's processes: seconds in which each ran or wanted to, and who is stopped."""
 
     seconds: dict[int, float]
     stopped: tuple[int, ...] = ()
@@ -32,13 +33,25 @@ def work_of_children() -> Work:
     seconds, stopped = {}, []
     for child in psutil.Process().children(recursive=True):
         try:
-            times = child.cpu_times()
-            seconds[child.pid] = times.user + times.system
+            seconds[child.pid] = _wanted_seconds(child)
             if child.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
                 stopped.append(child.pid)
         except psutil.Error:
             continue
     return Work(seconds, tuple(stopped))
+
+
+def _wanted_seconds(process: psutil.Process) -> float:
+    """What its threads ran and waited for a processor, where the kernel keeps that (schedstat)."""
+    try:
+        files = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
+        fields = [file.read_text().split() for file in files]
+    except OSError:
+        fields = []
+    if fields:
+        return sum(int(ran) + int(waited) for ran, waited, _ in fields) / 1e9
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 class Pulse:
@@ -80,7 +93,7 @@ class Pulse:
         elif silence <= BUSY_SECONDS and self._is_busy(now, silence):
             return None
         else:
-            why = "they hang, or are kept from running"
+            why = "they hang"
         return f"the workers have not answered for {silence:.0f} s: {why}"
 
     def _is_busy(self, now: Work, silence: float) -> bool:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from statistics import median
 from typing import Any
 
@@ -66,16 +67,17 @@ async def _arrivals(server: PressedServer, rate: float, seconds: float, seed: in
     return answers
 
 
-async def _changes(server: PressedServer, seconds: float) -> int:
-    changes, deadline = 0, time.monotonic() + seconds
+async def _changes(server: PressedServer, seconds: float) -> list[int]:
+    """The statuses of the level changes."""
+    statuses: list[int] = []
+    deadline = time.monotonic() + seconds
     async with _client(server) as client:
         while time.monotonic() + _CHANGE_SECONDS < deadline:
             await asyncio.sleep(_CHANGE_SECONDS)
-            changes += 1
-            level = {"level": changes % 2}
+            level = {"level": (len(statuses) + 1) % 2}
             answer = await client.put(CONTROL_PATH, json=level, headers={ADMIN_HEADER: ADMIN_KEY})
-            answer.raise_for_status()
-    return changes
+            statuses.append(answer.status_code)
+    return statuses
 
 
 async def _stopped_reader(server: PressedServer, seconds: float) -> str:
@@ -116,8 +118,8 @@ def _drained(server: PressedServer) -> bool:
     return not server.unfinished()
 
 
-async def _no_changes() -> int:
-    return 0
+async def _no_changes() -> list[int]:
+    return []
 
 
 async def _all(
@@ -141,7 +143,7 @@ async def _all(
         "seconds": seconds,
         **{name: answers.ended[name] for name in ("completed", "refused", "left")},
         "wrong": answers.wrong,
-        "level_changes": changes,
+        "level_changes": dict(Counter(map(str, changes))),
         "stopped_client": reader,
         "finished_by_the_server": counted,
         "consistent": completed <= counted <= completed + left + 1,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
-from leanmoe_server.pulse import BUSY_SECONDS, PATIENCE_SECONDS, Pulse, Work
+from leanmoe_server.pulse import BUSY_SECONDS, PATIENCE_SECONDS, Pulse, Work, work_of_children
 
 
 class Scene:
@@ -33,9 +39,7 @@ def test_idle_workers_that_do_not_answer_hang_within_ten_seconds() -> None:
     scene = Scene()
     scene.pulse.beat()
     scene.pass_by(9)
-    assert scene.pulse.problem == (
-        "the workers have not answered for 9 s: they hang, or are kept from running"
-    )
+    assert scene.pulse.problem == "the workers have not answered for 9 s: they hang"
     scene.pulse.beat()
     assert scene.pulse.problem is None
 
@@ -47,6 +51,25 @@ def test_a_long_step_is_no_hang_but_an_endless_one_is() -> None:
     assert scene.pulse.problem is None
     scene.pass_by(BUSY_SECONDS - 29, busy=BUSY_SECONDS)
     assert scene.pulse.problem is not None
+
+
+def test_a_child_that_computes_wants_a_processor_and_one_that_sleeps_does_not() -> None:
+    with child("while True: pass") as busy, child("import time; time.sleep(600)") as idle:
+        wanted = {one.pid: 0.0 for one in (busy, idle)}
+        while wanted[busy.pid] < 1.0:
+            wanted = {pid: work_of_children().seconds[pid] for pid in wanted}
+        assert wanted[idle.pid] < wanted[busy.pid] / 2
+        idle.send_signal(signal.SIGSTOP)
+        while not work_of_children().stopped:
+            pass
+        assert work_of_children().stopped == (idle.pid,)
+
+
+@contextmanager
+def child(code: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-S", "-c", code]) as process:
+        yield process
+        process.kill()
 
 
 @pytest.mark.parametrize("work", [Work({7: 12.0}, stopped=(7,)), Work({})])
