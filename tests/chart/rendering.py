@@ -86,6 +86,12 @@ def one(documents: list[Document], kind: str, name: str | None = None) -> Docume
     return found[0]
 
 
+def service(documents: list[Document]) -> Document:
+    """The Service that clients use; a headless one is the fleet's."""
+    (found,) = [one for one in all_of(documents, "Service") if one["spec"].get("clusterIP") is None]
+    return found
+
+
 def pod_templates(document: Document) -> list[Document]:
     """The pod templates inside a document, or a pod as one."""
     spec = document.get("spec", {})

@@ -23,6 +23,7 @@ from tests.chart.rendering import (
     one,
     rendered,
     server,
+    service,
     tool,
     variables,
 )
@@ -35,7 +36,7 @@ def placed(tmp_path):
     """Arguments of a container as it would see them: files mounted, variables filled in."""
 
     def place(documents: list[Document], container: Document) -> list[str]:
-        prefix = one(documents, "Service")["metadata"]["name"]
+        prefix = service(documents)["metadata"]["name"]
         files = one(documents, "ConfigMap", f"{prefix}-files")["data"]
         (tmp_path / "vllm.yaml").write_text(files["vllm.yaml"])
         known = {"/scripts/": f"{tmp_path}/", "$(LWS_LEADER_ADDRESS)": "127.0.0.1"}

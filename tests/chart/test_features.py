@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from leanmoe.cli import LEANMOE
+from leanmoe.command import parser_of
 from tests.chart.rendering import (
     CI,
     Document,
@@ -15,6 +17,7 @@ from tests.chart.rendering import (
     rendered_with,
     server,
     server_pod,
+    service,
     variables,
 )
 
@@ -42,7 +45,7 @@ def test_labels_and_selectors_hold_together(name):
     documents = rendered(name)
     wanted = {f"app.kubernetes.io/{key}" for key in ("name", "instance", "version", "managed-by")}
     assert all(wanted <= set(document["metadata"]["labels"]) for document in documents)
-    selector = one(documents, "Service")["spec"]["selector"]
+    selector = service(documents)["spec"]["selector"]
     chosen = [
         pod["spec"]["containers"][0]["name"]
         for document in documents
@@ -78,7 +81,7 @@ def test_caches_are_writable_and_named(name):
 
 
 def _name(documents: list[Document], suffix: str) -> str:
-    return f"{one(documents, 'Service')['metadata']['name']}-{suffix}"
+    return f"{service(documents)['metadata']['name']}-{suffix}"
 
 
 def test_defaults_serve_a_hub_model_exactly_on_one_gpu():
@@ -103,6 +106,8 @@ def test_defaults_serve_a_hub_model_exactly_on_one_gpu():
 def test_a_deployment_does_not_give_up_before_the_weights_can_be_there():
     for name in CI:
         for document in all_of(rendered(name), "Deployment"):
+            if document["metadata"]["name"].endswith("-fleet"):
+                continue  # it loads no weights
             startup = server(rendered(name))["startupProbe"]
             seconds = startup["periodSeconds"] * startup["failureThreshold"]
             assert document["spec"]["progressDeadlineSeconds"] > seconds
@@ -435,3 +440,23 @@ def test_notes_speak_of_a_driver_only_where_there_is_a_device():
     done = run_helm("install", "demo", str(CHART), "--dry-run=client", "--set", "gpu.count=0")
     assert done.returncode == 0, done.stderr
     assert "driver" not in done.stdout.partition("NOTES:")[2]
+
+
+@pytest.mark.parametrize("kind", ["job", "watch"])
+def test_a_level_is_brought_to_all_pods_by_their_own_addresses(kind):
+    documents = rendered({"job": "fleet-job", "watch": "fleet"}[kind])
+    headless = one(documents, "Service", "demo-leanmoe-fleet")
+    assert headless["spec"]["clusterIP"] == "None"
+    pods = server_pod(documents)["metadata"]["labels"]
+    assert headless["spec"]["selector"].items() <= pods.items()
+    holder = [d for d in documents if d["metadata"]["name"].startswith("demo-leanmoe-fleet")][1]
+    assert holder["kind"] == {"job": "Job", "watch": "Deployment"}[kind]
+    (container,) = containers(pod_templates(holder)[0])
+    arguments = container["args"]
+    assert arguments[0] == "fleet"
+    told = parser_of(LEANMOE.load("fleet").load(arguments[1])).parse_args(arguments[2:])
+    assert told.dns == "demo-leanmoe-fleet.models.svc"
+    assert (told.level, told.max_kld) == {"job": (0.4, None), "watch": (None, 0.05)}[kind]
+    assert "leanmoe-keys" not in str(container), "the key is mounted, never an argument"
+    labels = pod_templates(holder)[0]["metadata"]["labels"]
+    assert not headless["spec"]["selector"].items() <= labels.items()

@@ -13,7 +13,7 @@ import promql_parser
 import pytest
 
 from leanmoe.metric_names import ALL
-from tests.chart.rendering import CHART, ROOT, Document, all_of, one, rendered
+from tests.chart.rendering import CHART, ROOT, Document, all_of, one, rendered, service
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 # Prometheus' own, prometheus-fastapi-instrumentator's (vLLM mounts it), and the client library's.
@@ -163,8 +163,8 @@ def test_the_job_label_is_the_services_name():
     documents = rendered("monitoring")
     monitor = one(documents, "ServiceMonitor")["spec"]
     assert "jobLabel" not in monitor
-    assert one(documents, "Service")["metadata"]["name"] == "demo-leanmoe"
+    assert service(documents)["metadata"]["name"] == "demo-leanmoe"
     (endpoint,) = monitor["endpoints"]
     assert (endpoint["port"], endpoint["path"]) == ("http", "/metrics")
-    labels = one(documents, "Service")["metadata"]["labels"]
+    labels = service(documents)["metadata"]["labels"]
     assert monitor["selector"]["matchLabels"].items() <= labels.items()

@@ -29,6 +29,10 @@ CASES = {
     "model.source.huggingface.repo=": "huggingface.repo is empty",
     "model.storage.kind=image": "name the OCI image",
     "model.storage.kind=image,model.storage.image.reference=a": "set the source to none",
+    "fleet.enabled=true,fleet.level=1": "secrets.adminKey",
+    "fleet.enabled=true,secrets.adminKey.name=a": "one of fleet.level and fleet.maxKld",
+    "fleet.enabled=true,fleet.level=1,fleet.maxKld=1,secrets.adminKey.name=a": "set one",
+    "server.vllm.data-parallel-size=2,gpu.count=1": "give as many devices",
     "ingress.enabled=true": "name at least one host",
     "httpRoute.enabled=true": "name the Gateway",
 }

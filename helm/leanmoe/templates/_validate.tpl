@@ -5,6 +5,7 @@
 {{- include "leanmoe.validateServer" . }}
 {{- include "leanmoe.validateScale" . }}
 {{- include "leanmoe.validateNetwork" . }}
+{{- include "leanmoe.validateFleet" . }}
 {{- end }}
 
 {{- define "leanmoe.validateModel" -}}
@@ -67,7 +68,8 @@
 {{- fail (printf "server.vllm.%s: leanmoe serve refuses it, see docs/serving.md" $name) }}
 {{- end }}
 {{- end }}
-{{- $ranks := mul $server.tensorParallelSize $server.pipelineParallelSize | int }}
+{{- $engines := get $server.vllm "data-parallel-size" | default 1 | int }}
+{{- $ranks := mul $server.tensorParallelSize $server.pipelineParallelSize $engines | int }}
 {{- $devices := int .Values.gpu.count }}
 {{- if .Values.multiNode.enabled }}
 {{- $all := mul .Values.multiNode.size $devices | int }}
