@@ -182,6 +182,12 @@ def _refuse_unsupported(args: Namespace) -> None:
             "it reports expert ids as unsigned numbers, in which a skipped one turns into another",
         ),
         **_other_balancers(args),
+        "Ray on a CPU": (
+            is_cpu_build()
+            and "ray" in (args.distributed_executor_backend, args.data_parallel_backend),
+            "vLLM's CPU platform has no Ray device ('current platform cpu does not support ray'); "
+            "leave --distributed-executor-backend and --data-parallel-backend out",
+        ),
         "--api-server-count above 1": (
             (args.api_server_count or 1) > 1,
             "each API process would keep its own level and counters",

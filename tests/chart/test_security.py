@@ -30,7 +30,10 @@ ALLOWED = {
         None,
         "a tag names one build, so a node need not ask the registry at each start",
     ),
-    "CKV_K8S_8": (ONCE, "test pods end by themselves; a follower's end restarts its group, and fleet watch ends or looks"),
+    "CKV_K8S_8": (
+        ONCE,
+        "test pods end by themselves, the fleet's looks; a follower's end restarts its group",
+    ),
     "CKV_K8S_9": (ONCE, "test pods, followers and the fleet's pod serve nothing"),
     "CKV_K8S_11": (None, "a CPU limit throttles the engine, which shows as gaps between tokens"),
     "CKV_K8S_35": (

@@ -2,6 +2,7 @@
 
 import enum
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,15 @@ def test_every_carrier_of_ids_exists():
     text = "".join(file.read_text() for file in folder.glob("*.py"))
     for name in modes.PASSES_IDS:
         assert f"class {name}(" in text, name
+
+
+def test_every_way_of_bringing_tokens_to_experts_is_in_the_tables():
+    folder = Path(fused_moe.__file__).with_name("prepare_finalize")
+    text = "".join(file.read_text() for file in folder.glob("*.py"))
+    found = set(re.findall(r"^class (\w+)\((?:mk\.|MoEPrepare)\w*Modular\)", text, re.MULTILINE))
+    assert found == modes.PASSES_IDS | set(modes.KEEPS_IDS)
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    assert not [name for name in found if f"`{name}`" not in page]
 
 
 def test_the_map_is_read_from_the_layer_at_every_call():

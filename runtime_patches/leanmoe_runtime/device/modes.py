@@ -87,6 +87,18 @@ PASSES_IDS = frozenset(
         "DeepEPV2PrepareAndFinalize",
     }
 )
+# Others, read in vLLM 0.32: their libraries were never given an id of -1. Skipped ids stay there
+# with weight zero, which is right and saves nothing.
+KEEPS_IDS: dict[str, str] = {
+    "BatchedPrepareAndFinalize": "sorts tokens by expert id into a buffer per expert",
+    "DeepEPLLPrepareAndFinalize": "ids go to DeepEP's low-latency kernels",
+    "FlashInferNVLinkOneSidedPrepareAndFinalize": "ids go to FlashInfer",
+    "FlashInferNVLinkTwoSidedPrepareAndFinalize": "ids go to FlashInfer",
+    "MoonEPPrepareAndFinalize": "gives an invalid id to expert 0",
+    "MoriPrepareAndFinalize": "ids go to MoRI",
+    "NixlEPPrepareAndFinalize": "ids go to NIXL",
+    "PassThroughPrepareAndFinalize": "the experts bring tokens around by themselves",
+}
 _WEAKEST_FIRST = (SkipMode.ZERO, SkipMode.REDIRECT, SkipMode.MASK)
 
 

@@ -138,6 +138,8 @@ def test_no_model_and_a_dense_one(tmp_path: Path) -> None:
             "cannot take --data-parallel-size-local below --data-parallel-size",
         ),
         (["--enable-elastic-ep"], "cannot take --enable-elastic-ep"),
+        (["--distributed-executor-backend", "ray"], "cannot take Ray on a CPU"),
+        (["--data-parallel-backend", "ray"], "cannot take Ray on a CPU"),
         (["--api-server-count", "2"], "cannot take --api-server-count above 1"),
         (["--headless"], "cannot take --headless"),
         (["--enable-expert-parallel"], "cannot take --enable-expert-parallel on a CPU"),
