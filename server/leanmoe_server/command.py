@@ -15,6 +15,7 @@ from leanmoe.messages import Phases, UnionMode
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.interrupts import hold_signals, stop_on_signals
 from leanmoe_server.governor.aims import add_governor_arguments
+from leanmoe_server.log_lines import FORMATS, logging_as
 from leanmoe_server.preflight import check_and_configure
 from leanmoe_server.settings import CLIENT_SECONDS, MAX_BODY_MIB, MAX_WAITING
 from leanmoe_server.table_folder import read_sources
@@ -81,6 +82,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="append every change of the policy here, a JSON object a line (default: memory only)",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="text (default), or json: an object a line, with the request's id",
     )
     parser.add_argument("--skip-verify", action="store_true", help="do not hash the model's files")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="between two readings")
@@ -152,9 +159,10 @@ def _run(args: argparse.Namespace) -> Result:
 def _checked_and_served(args: argparse.Namespace) -> Result:
     settings = check_and_configure(args)
     tables = read_sources(open_checkpoint(Path(args.model)), args.tuned_table)
-    from leanmoe_server.vllm_engine import serve
+    with logging_as(args.log_format, os.environ):
+        from leanmoe_server.vllm_engine import serve
 
-    serve(args.model, _vllm_arguments(args), settings, tables)
+        serve(args.model, _vllm_arguments(args), settings, tables)
     return {"stopped": True}
 
 

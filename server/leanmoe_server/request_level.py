@@ -26,6 +26,7 @@ from leanmoe_server.cache_salt import salt_of, secret_of
 from leanmoe_server.error_shapes import TooLongError, input_error_response
 from leanmoe_server.level_span import LevelSpan
 from leanmoe_server.request_body import check_named_once, read_content
+from leanmoe_server.request_mark import keep_skipping
 from leanmoe_server.schema import request_target
 from leanmoe_server.service import Service, service_of
 from leanmoe_server.tenant_level import held_level
@@ -209,7 +210,12 @@ def _echoing(send: Send, service: Service, asked: RequestLevel | None, span: Lev
         counts = await service.counter.counts_of(answer) if answer and tells else None
         return {**span.describe(), **({} if counts is None else counts.model_dump())}
 
-    echo = UsageEcho(state)
+    async def kept(answer: str | None) -> Statement | None:
+        stated = await state(answer)
+        keep_skipping(stated)
+        return stated
+
+    echo = UsageEcho(kept)
 
     async def echoing(message: Message) -> None:
         if message["type"] == "http.response.start":

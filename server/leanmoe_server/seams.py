@@ -84,6 +84,7 @@ FROM_SOURCES: tuple[Seam, ...] = (
             *("kv_transfer_config", "kv_offloading_size", "hf_overrides", "hf_config_path"),
             *("speculative_config", "enable_dbo", "prefill_context_parallel_size"),
             *("shutdown_timeout", "additional_config", "pipeline_parallel_size"),
+            "otlp_traces_endpoint",
         ),
     ),
     Seam(_ARGUMENTS, "FrontendArgs", members=("middleware", "api_key")),
@@ -120,6 +121,11 @@ PASSAGES: tuple[Passage, ...] = (
         "v1/engine/core.py",
         ("def collective_rpc( self, method:",),
         "workers are asked through an engine's utility calls",
+    ),
+    Passage(
+        "logger.py",
+        ("envs.VLLM_LOGGING_CONFIG_PATH",),
+        "what --log-format json writes is read in every process",
     ),
     *_METRICS,
 )

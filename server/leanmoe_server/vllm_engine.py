@@ -45,6 +45,8 @@ from leanmoe_server.connection import BoundedConnection
 from leanmoe_server.control import SkipControl
 from leanmoe_server.door import Door
 from leanmoe_server.key_source import SECRET_VARIABLES, VLLM_KEY_VARIABLE
+from leanmoe_server.log_lines import CONFIG_VARIABLE, leave_out_polls
+from leanmoe_server.marking import Marking
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.stopping import stopped_while_loading
@@ -54,6 +56,7 @@ from leanmoe_server.tenant_generation import for_tenants
 _OTHER_MODEL = "the model would be another than the one that was checked"
 _ADMISSION = f"{Admission.__module__}.{Admission.__qualname__}"
 _DOOR = f"{Door.__module__}.{Door.__qualname__}"
+_MARKING = f"{Marking.__module__}.{Marking.__qualname__}"
 # After the drain, a client that does not read its last bytes may not hold the exit.
 _CLOSE_SECONDS = 5
 # A worker answers between two engine steps; a long prefill on a slow machine takes a while.
@@ -264,7 +267,7 @@ def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
     """Add admission, the drain time, the cache fingerprint and our settings to vLLM's arguments."""
     keys = settings.keys.with_users(_take_user_keys(args))
     # Outermost of all: added last, a middleware stands before those added earlier.
-    args.middleware = [*args.middleware, _ADMISSION, _DOOR]
+    args.middleware = [*args.middleware, _ADMISSION, _DOOR, _MARKING]
     # Engine processes that get the signal themselves must drain as well.
     args.shutdown_timeout = args.shutdown_timeout or math.ceil(settings.drain_seconds)
     union = settings.policy.union
@@ -311,6 +314,17 @@ def engine_shape(args: Namespace) -> EngineShape | None:
     )
 
 
+def _take_log_config(args: Namespace) -> None:
+    """The log's configuration that this start made, though vLLM read its environment before."""
+    ours = os.environ.get(CONFIG_VARIABLE)
+    given = getattr(args, "log_config_file", None)
+    if ours is None or given == ours:
+        return
+    if given is not None:
+        raise InputError("--log-config-file and --log-format each say how to log; leave out one")
+    args.log_config_file = ours
+
+
 async def _serve(args: Namespace) -> None:
     """vLLM's ``run_server`` without its signal handler, whose interrupt vLLM itself swallows."""
     decorate_logs("APIServer", skip_if_decorated=True)
@@ -333,8 +347,10 @@ def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: Tabl
         raise InputError(
             f"leanmoe serve was given two models, {model} and {args.model}; name one, first"
         )
+    _take_log_config(args)
     configure_logging_from_args(args)
     leave_out_client_tracebacks(logging.getLogger("vllm"))
+    leave_out_polls()
     # What the server decides is part of its log, whatever level libraries give the root.
     logging.getLogger("leanmoe_server").setLevel(logging.INFO)
     args = with_our_parts(args, settings)

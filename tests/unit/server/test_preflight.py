@@ -178,7 +178,8 @@ def test_our_parts_are_added_to_what_the_user_gave() -> None:
     settings = ServeSettings(SkipModel((0,), None), drain_seconds=7)
     args = with_our_parts(parse_vllm_arguments([*given, "--api-key", "k"]), settings)
     assert args.additional_config == {"mine": 1, "leanmoe": {"plugin": __version__}}
-    ours = ["leanmoe_server.admission.Admission", "leanmoe_server.door.Door"]
+    outer = ("admission.Admission", "door.Door", "marking.Marking")
+    ours = [f"leanmoe_server.{one}" for one in outer]
     assert args.middleware == [middleware, *ours]
     assert args.shutdown_timeout == 7
     assert args.api_key is None and not args.leanmoe.keys.admits_everyone
