@@ -43,10 +43,16 @@ def register_random_weights(spread: float) -> None:
         def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
             for name, weight in model.named_parameters():
                 draw(name, weight.data, spread)
+            for module in model.modules():
+                method: Any = getattr(module, "quant_method", None)
+                if hasattr(method, "made_up"):
+                    method.made_up = True  # packed experts wait for no file
 
 
 def draw(name: str, weight: torch.Tensor, spread: float) -> None:
     """Fill a parameter in place; the same name and shape give the same numbers."""
+    if not weight.is_floating_point():  # masks of packed experts, which hold something already
+        return
     if weight.dim() < 2:  # norms and scales
         weight.fill_(1.0)
         return

@@ -8,9 +8,12 @@ from typing import Any
 
 from leanmoe.errors import InputError
 from leanmoe.messages import UnionBudget
+from leanmoe.sparse.sparse_format import CONFIG_KEY, SparseFormat
 from leanmoe_bench.engines.cases import Case
 from leanmoe_bench.shapes import PlainShape, Shape
 
+# The pattern of the packed engine, and the share of a dense expert's bytes that it takes.
+PACKED, PACKED_SHARE = "16:32", 0.5625
 _WIDTHS = {"bfloat16": 2, "float32": 4}
 
 
@@ -67,6 +70,16 @@ class GpuModel:
         if self.budget is None:
             return ()
         return (Case("budget_off"), Case("budget", union=UnionBudget(experts=self.budget)))
+
+    @property
+    def packed_cases(self) -> tuple[Case, ...]:
+        """On an engine with packed experts beside a dense one."""
+        return (Case(PACKED, pattern=PACKED), Case("16:32+top1", beta=1.0, pattern=PACKED))
+
+    def packed_config(self) -> dict[str, Any]:
+        """The same with experts of half of the weights, packed."""
+        how = SparseFormat.of_pattern(PACKED, "bfloat16")
+        return {**self.config(), CONFIG_KEY: how.to_config()}
 
     def config(self) -> dict[str, Any]:
         """The whole of what vLLM reads."""

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from leanmoe.errors import InputError, LeanMoEError
-from leanmoe_bench.gpu import cells, kernels, profiles, speed, tokens
+from leanmoe_bench.gpu import cells, kernels, packed_part, profiles, speed, tokens
 from leanmoe_bench.gpu.deadline import Deadline
 from leanmoe_bench.gpu.fit import GIB, engine_bytes
-from leanmoe_bench.gpu.models import MODELS, GpuModel
+from leanmoe_bench.gpu.models import MODELS, PACKED, GpuModel
 from leanmoe_bench.gpu.session import Engines, Row
 from leanmoe_bench.gpu.settings import Settings
 
-_NO_GPU = "a rehearsal has no GPU, and the layer checks capture CUDA graphs"
+_NO_GPU = "a rehearsal has no GPU, and these checks capture CUDA graphs"
 _FIRST_CELL = "triton-bf16"
 
 
@@ -104,6 +104,24 @@ def _budget_of(model: GpuModel) -> Part:
     return Part(f"budget:{model.name}", text, partial(_budget, model), model.name)
 
 
+def _packed(context: Context, deadline: Deadline) -> Iterator[Row]:
+    if context.settings.rehearses:
+        yield {"row": "check", "check": "packed_kernels", "status": "not run", "reason": _NO_GPU}
+        return
+    context.engines.close()
+    yield from packed_part.kernels(context.settings.rounds, context.settings.seed, deadline)
+
+
+def _packed_engines(model: GpuModel, context: Context, deadline: Deadline) -> Iterator[Row]:
+    session = context.engines.session(context.settings.model(model), packed=True)
+    yield from packed_part.engines(session, deadline)
+
+
+def _packed_of(model: GpuModel) -> Part:
+    text = f"tokens per second, experts packed by {PACKED}, beside stock's dense ones"
+    return Part(f"packed:{model.name}", text, partial(_packed_engines, model), model.name)
+
+
 def _layer_part(cell: cells.Cell) -> Part:
     weights = cell.quantization or "bf16"
     text = f"one layer's checks, {cell.backend} on {weights}"
@@ -116,7 +134,9 @@ def _all() -> list[Part]:
     by_model = [part for model in MODELS.values() for part in _of_model(model)]
     budgets = [_budget_of(model) for model in MODELS.values() if model.budget]
     layers = {name: _layer_part(cell) for name, cell in cells.CELLS.items()}
-    return [first, layers.pop(_FIRST_CELL), *by_model, *budgets, *layers.values()]
+    packed = Part("packed", "kernels of packed experts: right, and beside vLLM's", _packed)
+    whole = [packed, *(_packed_of(model) for model in MODELS.values())]
+    return [first, layers.pop(_FIRST_CELL), *by_model, *budgets, *whole, *layers.values()]
 
 
 PARTS = {part.name: part for part in _all()}

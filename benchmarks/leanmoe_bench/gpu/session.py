@@ -15,7 +15,7 @@ from leanmoe_bench.engines.control import Betas, PairControl
 from leanmoe_bench.engines.measures import Counted, Measure
 from leanmoe_bench.engines.pair import Pair, RemoteArm
 from leanmoe_bench.gpu import gpu_arm_process
-from leanmoe_bench.gpu.models import GpuModel
+from leanmoe_bench.gpu.models import PACKED_SHARE, GpuModel
 from leanmoe_bench.gpu.settings import ENVIRONMENT, Settings
 
 _GRACE_SECONDS = 8.0
@@ -30,8 +30,12 @@ Row = dict[str, Any]
 class Session:
     """A running pair; thresholds found once are kept."""
 
-    def __init__(self, model: GpuModel, settings: Settings, pair: Pair) -> None:
+    def __init__(
+        self, model: GpuModel, settings: Settings, pair: Pair, *, packed: bool = False
+    ) -> None:
         self.model, self.settings, self.pair = model, settings, pair
+        # Of a dense expert's bytes, what ours reads.
+        self.expert_share = PACKED_SHARE if packed else 1.0
         self.control = PairControl(pair)
         self._betas: dict[str, Betas] = {}
         self._bandwidth: float | None = None
@@ -107,18 +111,21 @@ class Engines:
 
     def __init__(self, settings: Settings, put: Callable[[Row], None]) -> None:
         self._settings, self._put = settings, put
-        self._key: tuple[str, int | None] | None = None
+        self._key: tuple[str, int | None, bool] | None = None
         self._session: Session | None = None
         self._stack = ExitStack()
 
-    def session(self, model: GpuModel, *, budget: bool = False) -> Session:
-        """Engines of ``model``, started unless they run; ``budget``: ours could bound experts."""
+    def session(self, model: GpuModel, *, budget: bool = False, packed: bool = False) -> Session:
+        """Engines of ``model``, started unless they run.
+
+        ``budget``: ours could bound experts. ``packed``: ours has half of the weights, packed.
+        """
         # A CPU takes a budget at any time; on a GPU it has to be in the captured graphs.
         experts = model.budget if budget and not self._settings.rehearses else None
-        if self._session is None or self._key != (model.name, experts):
+        if self._session is None or self._key != (model.name, experts, packed):
             self.close()
-            self._start(model, experts)
-            self._key = (model.name, experts)
+            self._start(model, experts, packed)
+            self._key = (model.name, experts, packed)
         assert self._session is not None
         return self._session
 
@@ -128,16 +135,24 @@ class Engines:
         self._key = self._session = None
         stack.close()
 
-    def _start(self, model: GpuModel, budget: int | None) -> None:
+    def _start(self, model: GpuModel, budget: int | None, packed: bool) -> None:
         start = time.monotonic()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="leanmoe-gpu-")))
-        (folder / "config.json").write_text(json.dumps(model.config()), encoding="utf-8")
+        for name in ("stock", "ours"):
+            (folder / name).mkdir()
+            config = model.packed_config() if packed and name == "ours" else model.config()
+            (folder / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
         stock, ours = (self._arm(name, model, folder, budget) for name in ("stock", "ours"))
         for arm in (stock, ours):
             arm.answer()
-        session = Session(model, self._settings, Pair(stock, ours))
+        session = Session(model, self._settings, Pair(stock, ours), packed=packed)
         seconds = round(time.monotonic() - start, 1)
-        about = {"model": model.name, "layers": model.shape.layers, "union_budget": budget}
+        about = {
+            "model": model.name,
+            "layers": model.shape.layers,
+            "union_budget": budget,
+            "packed": packed,
+        }
         self._put({"row": "engines", **about, "seconds": seconds})
         for row in (session.handshake(), session.gates(), session.bandwidth()):
             self._put({**row, "model": model.name})
@@ -155,7 +170,7 @@ class Engines:
         extra = {"additional_config": {"leanmoe": own}} if plugin else {}
         arm.send(
             "start",
-            model=str(folder),
+            model=str(folder / name),
             engine={**self._settings.flags(model), **extra},
             vocabulary=model.shape.vocabulary,
             seed=self._settings.seed,

@@ -12,12 +12,13 @@ from leanmoe.errors import LeanMoEError
 from leanmoe_bench.engines.cases import Case
 from leanmoe_bench.engines.measures import Counted, Measure
 from leanmoe_bench.gpu.deadline import Deadline
+from leanmoe_bench.gpu.models import PACKED
 from leanmoe_bench.gpu.session import Row, Session
 from leanmoe_bench.gpu.targets import target
 from leanmoe_bench.ratio import paired_range
 
 _STOCK = "stock"
-_EXACT = ("level0", "budget_off")
+_EXACT = ("level0", "budget_off", PACKED)
 # A measure takes about as long as the one before it; the first is given this.
 _FIRST_SECONDS = 12.0
 
@@ -133,7 +134,10 @@ def _row(session: Session, case: Case, measure: Measure, timed: dict[str, Timed]
         "distinct": None if ours.distinct is None else round(ours.distinct, 2),
         "ours_gpu_busy": ours.busy,
         "stock_gpu_busy": stock.busy,
-        "ours_of_bandwidth": session.bytes_share(ours.distinct, ours.seconds(measure)),
+        "ours_of_bandwidth": session.bytes_share(
+            None if ours.distinct is None else session.expert_share * ours.distinct,
+            ours.seconds(measure),
+        ),
         "stock_of_bandwidth": session.bytes_share(exact, stock.seconds(measure)),
         "target": wanted,
         "met": None if wanted is None else ratio.middle >= wanted,

@@ -15,6 +15,7 @@ def show(rows: Sequence[Row]) -> str:
     lines = [_ended(row) for row in rows if row["row"] == "part"]
     lines += [_checked(row) for row in rows if row["row"] in ("kernels", "layers", "check")]
     lines += [_launched(row) for row in rows if row["row"] == "launches"]
+    lines += [_packed(row) for row in rows if row["row"] == "packed_kernel"]
     timed = [row for row in rows if row["row"] == "speed"]
     for part in dict.fromkeys(row["part"] for row in timed):
         lines += ["", part, _HEAD]
@@ -37,6 +38,16 @@ def _checked(row: Row) -> str:
 def _launched(row: Row) -> str:
     more = row["more_per_layer"]
     return f"{row['part']:28}{row['measure']:14}{more:+.2f} launches a layer over stock at level 0"
+
+
+def _packed(row: Row) -> str:
+    spread = f"{row['low']:.2f} to {row['high']:.2f}"
+    met = {True: " met", False: " NO", None: ""}[row["met"]]
+    return (
+        f"{row['shape']:10}{row['rows']:>4} tokens  {row['pattern']:8}{row['way']:8}"
+        f"{row['ratio']:6.2f}x  {spread:14}{met:5}{row['of_copy']:6.2f} of a copy's speed"
+        f"  dense {1e3 * row['dense_ms']:8.1f} us  error {row['error']:.4f}"
+    )
 
 
 def _speed(row: Row) -> str:

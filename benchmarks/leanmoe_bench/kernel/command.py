@@ -17,16 +17,19 @@ from leanmoe.process.environment import engine_environment
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe_bench import options
+from leanmoe_bench.gpu.fit import find_card
 from leanmoe_bench.machine import environment
 from leanmoe_bench.ratio import paired_ratio
 from leanmoe_bench.shapes import SHAPES, Shape
 
-# One layer of Mixtral-8x7B: too large for an engine here, not for its kernel.
+# One layer of Mixtral-8x7B and of Qwen3-30B-A3B: too large for an engine here, not for its kernel.
 MIXTRAL = replace(SHAPES["M"], name="mixtral", hidden=4096, ffn=14336)
+QWEN3 = replace(SHAPES["M"], name="qwen3", hidden=2048, ffn=768, experts=128, top_k=8)
+_LARGE = {shape.name: shape for shape in (MIXTRAL, QWEN3)}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="M", help="M (default), F, R, tiny or mixtral")
+    parser.add_argument("--shape", default="M", help="M (default), F, R, tiny, mixtral or qwen3")
     options.add_rounds(parser, "timings of every way, in turns")
     parser.add_argument(
         "--pattern",
@@ -34,22 +37,40 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N:M",
         help="time packed experts of that pattern (16:32) against dense ones instead",
     )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where: with --pattern also an NVIDIA GPU, beside vLLM's Triton experts",
+    )
 
 
 def _run(args: argparse.Namespace) -> Result:
-    shape = MIXTRAL if args.shape == MIXTRAL.name else options.shape_of(args)
+    shape = _LARGE.get(args.shape) or options.shape_of(args)
     rounds = options.rounds_of(args)
     for pattern in args.pattern or ():
         if SparseFormat.of_pattern(pattern, "bfloat16").layout == "overflow":
             raise InputError(f"--pattern {pattern} is not balanced in groups of 32; give N:32")
+    _check_device(args)
     with stop_on_signals():
-        rows = _measure(shape, rounds, args.seed, args.pattern or [])
+        rows = measure(shape, rounds, args.seed, args.pattern or [], args.device)
     return {"environment": environment(), "rounds": rounds, "kernel": rows}
 
 
-def _measure(shape: Shape, rounds: int, seed: int, patterns: list[str]) -> list[dict[str, Any]]:
+def _check_device(args: argparse.Namespace) -> None:
+    if args.device == "cpu":
+        return
+    if not args.pattern:
+        raise InputError("--device cuda times packed experts; name one with --pattern 16:32")
+    if find_card() is None:
+        raise InputError("no CUDA GPU is to be seen here; run on a machine with one")
+
+
+def measure(
+    shape: Shape, rounds: int, seed: int, patterns: list[str], device: str
+) -> list[dict[str, Any]]:
     """What the ways take at each number of rows, timed in a process of its own."""
-    from leanmoe_bench.kernel import crossover, packed
+    from leanmoe_bench.kernel import card_packed, crossover, packed
 
     layer = {
         "experts": shape.experts,
@@ -61,7 +82,8 @@ def _measure(shape: Shape, rounds: int, seed: int, patterns: list[str]) -> list[
         "patterns": patterns,
     }
     if patterns:
-        return [_packed_row(shape.name, row, patterns) for row in _timed(packed, layer)]
+        timed = _timed(packed if device == "cpu" else card_packed, layer)
+        return [_packed_row(shape.name, row, patterns) for row in timed]
     return [_row(shape.name, row) for row in _timed(crossover, layer)]
 
 
@@ -98,7 +120,8 @@ def _packed_row(shape: str, row: dict[str, Any], patterns: list[str]) -> dict[st
         read = share * row["dense_bytes"] / median(seconds[pattern])
         found[pattern] = {**_ratio(seconds, "dense", pattern), "of_copy": read / copied}
     dense = {"dense_ms": median(seconds["dense"]) * 1e3, "copy_gbs": copied / 1e9}
-    return {"shape": shape, "rows": row["rows"], **dense, "packed": found}
+    more: dict[str, Any] = {name: row[name] for name in ("errors", "ways") if name in row}
+    return {"shape": shape, "rows": row["rows"], **dense, "packed": found, **more}
 
 
 def _ratio(seconds: dict[str, list[float]], base: str, way: str) -> dict[str, float]:

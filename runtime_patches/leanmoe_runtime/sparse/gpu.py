@@ -143,7 +143,7 @@ class PackedBlock:
         ids_TK = ids_TK.to(torch.int32).contiguous()
         regime = self.regime(*ids_TK.shape)
         if regime.way is Way.DENSE:
-            return self._through_dense(x_TD, weights_TK, ids_TK)
+            return self.through_dense(x_TD, weights_TK, ids_TK)
         return self._packed(x_TD, weights_TK, ids_TK, regime)
 
     def _packed(
@@ -180,7 +180,7 @@ class PackedBlock:
         size = -(-self.experts // pieces)
         return size, size * each
 
-    def _through_dense(
+    def through_dense(
         self, x_TD: torch.Tensor, weights_TK: torch.Tensor, ids_TK: torch.Tensor
     ) -> torch.Tensor:
         """vLLM's own kernel on as many experts at a time as the workspace holds."""

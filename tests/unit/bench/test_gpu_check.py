@@ -88,7 +88,7 @@ def test_the_list_names_every_part_and_what_it_needs(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(PARTS)
     assert all(line.endswith(")") for line in lines)
-    assert {"tokens", "speed", "profile"} == {
+    assert {"tokens", "speed", "profile", "packed"} == {
         name.split(":")[0] for name, part in PARTS.items() if part.model == "mixtral-8x7b"
     }
 
@@ -302,7 +302,7 @@ def test_targets_are_for_whole_models_and_one_for_the_compiled_mode_only():
     assert target(QWEN3, "skip40", "prefill_2048", "full") is None
     assert target(QWEN3, "skip40", "prefill_2048", "compiled") == 1.1
     names = {
-        model.name: {case.name for case in (*model.cases, *model.budget_cases)}
+        model.name: {case.name for case in (*model.cases, *model.budget_cases, *model.packed_cases)}
         for model in MODELS.values()
     }
     measures = {measure.name for measure in Settings(card=card(140)).measures}
@@ -358,6 +358,8 @@ def test_a_count_that_differs_from_the_recount_is_named():
 
 class Idle:
     """What a row needs of a session."""
+
+    expert_share = 1.0
 
     def __init__(self, model):
         self.model, self.settings = model, Settings(card=card(140))

@@ -1,0 +1,164 @@
+"""Packed experts on a GPU against the sum over experts, on small layers of every pattern.
+
+``packed_part.py`` runs it in a process of its own: it prints one JSON object. What is written out
+dense is compared to the bit, products in float64, and a captured graph must follow ids that change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn.functional import silu
+
+from leanmoe.sparse.packing import pack_by
+from leanmoe.sparse.sparse_format import GROUP, SparseFormat
+from leanmoe_bench.kernel.card_packed import dense_on_map
+from leanmoe_runtime.native import gpu_library
+from leanmoe_runtime.sparse.gpu import Kernels, PackedBlock, PackedMatrix
+from leanmoe_runtime.sparse.units import Units, entries, put_matrix
+from leanmoe_runtime.sparse.workspace import Workspace
+
+PATTERNS = ("16:32", "8:32", "24:32", "2:4", "0.5")
+# Rows that share a unit, rows that fill one, both real shapes' widths.
+SIZES = ((96, 64), (1024, 288), (2048, 768), (4096, 512))
+TOKENS = (1, 2, 5, 16, 70)
+_EXPERTS, _TOP_K = 4, 2
+# What half precision of hidden values and outputs leaves of sums of these sizes.
+_TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
+Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Dense = Callable[..., torch.Tensor]
+
+
+class Trial:
+    """A random layer packed on ``device``, beside what it stands for."""
+
+    def __init__(
+        self,
+        pattern: str,
+        size: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: Kernels,
+        dense: Dense | None = None,
+    ) -> None:
+        self.how, self.dtype, self.device = (
+            SparseFormat.of_pattern(pattern, "bfloat16"),
+            dtype,
+            device,
+        )
+        self.wide, hidden = size
+        self.random = np.random.default_rng(hidden)
+        gate_up, down = self._drawn(2 * hidden, self.wide), self._drawn(self.wide, hidden)
+        orders = np.stack([self.random.permutation(self.wide) for _ in range(_EXPERTS)])
+        map_E = torch.arange(-1, _EXPERTS, dtype=torch.int32, device=device)
+        self.block = PackedBlock(
+            kernels,
+            self._packed(gate_up, 2),
+            self._packed(down, 1),
+            torch.from_numpy(orders.astype(np.int32)).to(device),
+            "silu",
+            dense or partial(dense_on_map, map_E),
+            Workspace(),
+        )
+        # Packed place p holds the source's column order[p].
+        back = torch.from_numpy(orders.argsort(1))
+        pairs = zip(gate_up, back, strict=True)
+        self.gate_up = torch.stack([one[:, order] for one, order in pairs]).to(device)
+        self.down = down.to(device)
+
+    def _drawn(self, rows: int, columns: int) -> torch.Tensor:
+        weight = self.random.standard_normal((_EXPERTS, rows, columns)) / columns**0.5
+        if self.how.layout == "overflow":
+            kept = self.random.random(weight.shape) < 0.5
+        else:
+            small = 4 if self.how.layout == "indices" else GROUP
+            ranks = self.random.random((*weight.shape[:2], columns // small, small)).argsort(-1)
+            kept = (ranks < self.how.keep * small // GROUP).reshape(weight.shape)
+        return torch.from_numpy(np.where(kept, weight, 0)).to(self.dtype)
+
+    def _packed(self, weight_ERC: torch.Tensor, halves: int) -> PackedMatrix:
+        units = Units.of(self.how, *weight_ERC.shape[1:])
+        values = units.empty_values(_EXPERTS, self.dtype, self.device)
+        mask, listed = units.empty_mask(_EXPERTS, self.how.keep, self.device), []
+        for expert, weight in enumerate(weight_ERC):
+            words = weight.view(torch.int16).numpy().view(np.uint16)
+            packed = [pack_by(self.how, part, "w") for part in np.split(words, halves)]
+            for half, one in enumerate(packed):
+                place = values[expert], mask[expert]
+                put_matrix(units, place, one, half if halves == 2 else None)
+            listed.append([one.overflow for one in packed if one.overflow is not None])
+        overflow = entries(units, listed, self.device) if listed[0] else None
+        return PackedMatrix(units, values, mask, overflow)
+
+    def step(self, tokens: int) -> Step:
+        """A third of all pairs is skipped."""
+        x = torch.from_numpy(self.random.standard_normal((tokens, self.wide))).to(self.dtype)
+        weights = torch.from_numpy(self.random.random((tokens, _TOP_K), dtype=np.float32))
+        ids = np.stack([self.random.permutation(_EXPERTS)[:_TOP_K] for _ in range(tokens)])
+        ids[self.random.random(ids.shape) < 1 / 3] = -1
+        found = x, weights, torch.from_numpy(ids).int()
+        return tuple(one.to(self.device) for one in found)  # type: ignore[return-value]
+
+    def close(self, found: torch.Tensor, step: Step) -> bool:
+        """Whether it is the sum over experts."""
+        x, weights, ids = step
+        expected = torch.zeros(x.shape, dtype=torch.float64, device=self.device)
+        for expert in range(_EXPERTS):
+            token, slot = torch.nonzero(ids == expert, as_tuple=True)
+            gate, up = (x[token].double() @ self.gate_up[expert].double().T).chunk(2, dim=1)
+            rows = (silu(gate) * up) @ self.down[expert].double().T
+            expected.index_add_(0, token, weights[token, slot].double()[:, None] * rows)
+        return bool(((found.double() - expected).abs() < _TOLERANCE[self.dtype]).all())
+
+    def computes(self, tokens: int) -> bool:
+        step = self.step(tokens)
+        return self.close(self.block(*step), step)
+
+    def writes(self) -> bool:
+        """What is written out dense, to the bit; the sign of a zero is lost."""
+        w13, w2 = self.block.write_out(0, _EXPERTS)
+        pairs = ((w13, self.gate_up), (w2, self.down))
+        return all(torch.equal(found, torch.where(one == 0, 0, one)) for found, one in pairs)
+
+    def follows(self) -> bool:
+        """A replayed graph computes with the ids and inputs of now."""
+        x, weights, ids = self.step(2)
+        self.block(x, weights, ids)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = self.block(x, weights, ids)
+        other = self.step(2)
+        for place, one in zip((x, weights, ids), other, strict=True):
+            place.copy_(one)
+        graph.replay()
+        torch.cuda.synchronize()
+        return self.close(found, other)
+
+
+def cases(
+    device: torch.device, kernels: Kernels, dense: Dense | None = None
+) -> Iterator[tuple[str, bool]]:
+    """Every case by name, and whether it passed."""
+    for pattern in PATTERNS:
+        for size in SIZES if device.type == "cuda" else SIZES[:1]:
+            for dtype in (torch.bfloat16, torch.float16):
+                trial = Trial(pattern, size, dtype, device, kernels, dense)
+                named = f"{pattern} {size} {dtype}"
+                yield f"dense {named}", trial.writes()
+                for tokens in TOKENS:
+                    yield f"{tokens} tokens {named}", trial.computes(tokens)
+                if device.type == "cuda":
+                    yield f"graph {named}", trial.follows()
+
+
+def main() -> None:
+    """On the current GPU."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    found = dict(cases(device, Kernels(gpu_library())))
+    failed = [name for name, passed in found.items() if not passed]
+    print(json.dumps({"passed": not failed, "cases": len(found), "failed": failed}))
