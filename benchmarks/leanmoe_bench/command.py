@@ -13,6 +13,10 @@ BENCHES: dict[str, tuple[str, str]] = {
         "leanmoe_bench.overload.command",
         "a server past its capacity, beside idle connections, behind nginx",
     ),
+    "governor": (
+        "leanmoe_bench.governor.command",
+        "answers within their goals under overload, governed beside a fixed level 0",
+    ),
     "drafts": ("leanmoe_bench.drafts", "how many drafted tokens are accepted at which beta"),
     "memory": ("leanmoe_bench.memory", "resident memory over time, beside stock vLLM"),
     "offline": (

@@ -110,5 +110,25 @@ TENANT_RUNNING = Metric(
 KEY_FILE_ERRORS = Metric(
     "leanmoe_key_file_errors_total", "Changes of the key file that could not be used"
 )
+SHADOW_REPLAYS = Metric(
+    "leanmoe_shadow_replays_total", "Finished answers that were scored again", ("outcome",)
+)
+SHADOW_TOKENS = Metric(
+    "leanmoe_shadow_tokens_total", "Tokens computed to score finished answers again"
+)
+SHADOW_KLD = Metric(
+    "leanmoe_shadow_kld", "Mean KLD of served from exact answers, nats per token", ("pair",)
+)
+SHADOW_TOP1 = Metric(
+    "leanmoe_shadow_top1_agreement",
+    "Share of tokens at which served and exact agree on the most likely one",
+    ("pair",),
+)
+SHADOW_LOWER = Metric(
+    "leanmoe_shadow_kld_lower_bound", "Lower confidence bound of the KLD above its noise"
+)
+SHADOW_BREACH = Metric(
+    "leanmoe_shadow_breach", "1 from when quality was found too low until an operator decides"
+)
 
 ALL: tuple[Metric, ...] = tuple(v for v in list(globals().values()) if isinstance(v, Metric))

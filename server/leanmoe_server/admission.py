@@ -96,6 +96,8 @@ def _on_started(app: Starlette, send: Send) -> Send:
             service.watchdog.start(lambda: _close(app))
             if service.governor is not None:
                 service.governor.start()
+            if service.shadow is not None:
+                service.shadow.start()
         await send(message)
 
     return watch

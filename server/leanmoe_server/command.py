@@ -18,6 +18,7 @@ from leanmoe_server.governor.aims import add_governor_arguments
 from leanmoe_server.log_lines import FORMATS, logging_as
 from leanmoe_server.preflight import check_and_configure
 from leanmoe_server.settings import CLIENT_SECONDS, MAX_BODY_MIB, MAX_WAITING
+from leanmoe_server.shadow.terms import add_shadow_arguments
 from leanmoe_server.table_folder import read_sources
 
 _REPLACED = "LEANMOE_SERVE_REPLACED"
@@ -121,6 +122,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drain-seconds", type=float, default=30.0, help="for answers to finish on SIGTERM"
     )
     add_governor_arguments(parser)
+    add_shadow_arguments(parser)
 
 
 def _enter_engine_environment() -> None:

@@ -25,7 +25,7 @@ from leanmoe_server.audit.entry import Cause, Origin, PolicyRecord
 from leanmoe_server.audit.trail import AuditTrail
 from leanmoe_server.engine import Engine
 from leanmoe_server.level_span import LevelSpans
-from leanmoe_server.policy import Policy, PolicyChange
+from leanmoe_server.policy import Policy, PolicyChange, Target
 from leanmoe_server.pulse import Pulse
 from leanmoe_server.readiness import Readiness, handshake_problems
 from leanmoe_server.settings import ServeSettings
@@ -69,6 +69,7 @@ class SkipControl:
         self.governed: float | None = None
         self.ceiling: float | None = None  # of the governor, where quality was found too low
         self.changes = 0
+        self.operator_changes = 0
         self._before: deque[Policy] = deque(maxlen=_UNDONE)
         self.spans = LevelSpans()
         # Unknown to clients, so that none can ask a worker past the cap.
@@ -169,6 +170,7 @@ class SkipControl:
         self.changes += 1
         if origin.cause is not Cause.SHADOW:
             self.ceiling = None
+            self.operator_changes += 1
         await self._record(origin, before, enforced)
 
     async def _enforce(self, policy: Policy, update: PolicyUpdate, origin: Origin) -> None:
@@ -217,6 +219,24 @@ class SkipControl:
             self.governed = level
             await self._record(origin, before, enforced)
             return True
+
+    async def limit(self, level: float, origin: Origin) -> None:
+        """No higher than ``level`` from now on, for the engine and for the governor, until an
+        operator decides. Errors are those of ``change``."""
+        await asyncio.shield(self._limit(level, origin))
+
+    async def _limit(self, level: float, origin: Origin) -> None:
+        async with self._lock:
+            self.ceiling = level
+            if self.current is not None and self.current.level > level:
+                before = self.policy
+                await self._put(replace(before, target=Target(level=level)), origin)
+                self._before.append(before)
+                return
+            recorded = self._recorded()
+            # The governor starts anew, from the operator's policy to this.
+            self.governed, self.changes = None, self.changes + 1
+            await self._record(origin, recorded)
 
     async def set_governor(self, mode: str, origin: Origin) -> None:
         """An operator tells the governor what to do; it starts anew from the operator's policy."""

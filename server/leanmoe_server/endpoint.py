@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -35,10 +36,15 @@ from leanmoe_server.routes import (
 from leanmoe_server.schema import CHANGE_SCHEMA, ROLLBACK_SCHEMA
 from leanmoe_server.service import SERVICE_ARGUMENT, Service, keep_service
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.shadow.replay import Shadow
+from leanmoe_server.shadow.sampling import Sampler
 from leanmoe_server.tenant_metrics import TenantMetrics
 from leanmoe_server.tenants import Tenants
 from leanmoe_server.token_rates import TokenRates
 from leanmoe_server.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from leanmoe_server.vllm_engine import VllmEngine
 
 
 def build_service(
@@ -76,6 +82,18 @@ def _governor(
         return None
     readings = Readings(lambda: aims.traffic(control.handshake, settings.model.n_experts))
     return Governor(aims, control, poller, readings, metrics)
+
+
+def _watch_quality(service: Service, engine: VllmEngine, metrics: Metrics) -> None:
+    """Sample finished answers and replay them, where that was asked for."""
+    terms, control = service.settings.shadow, service.control
+    if terms is None:
+        return
+    sampler = Sampler(terms.share, control, random.Random())
+    engine.sample_answers(sampler)
+    service.shadow = Shadow(
+        terms, control, sampler, engine, metrics, idle=lambda: not service.drain.in_flight
+    )
 
 
 def _body(schema: dict[str, Any], required: bool = True) -> dict[str, Any]:
@@ -118,6 +136,8 @@ class LeanMoEEndpoint:
         metrics = Metrics()
         engine = VllmEngine(engine_client)
         service = build_service(engine, args.leanmoe, metrics, TenantMetrics())
+        _watch_quality(service, engine, metrics)
+        # Around the sampler: by then a request has the level that it keeps.
         engine.generate_for_tenants(service.control)
         keep_service(state, service)
         record_readings(state, service, Recorder())

@@ -72,6 +72,14 @@ class Metrics:
         self.governor_moves = _counter(names.GOVERNOR_MOVES, registry)
         for direction in ("up", "down"):
             self.governor_moves.labels(direction)
+        self.shadow_replays = _counter(names.SHADOW_REPLAYS, registry)
+        self.shadow_tokens = _counter(names.SHADOW_TOKENS, registry)
+        self._shadow_kld = _gauge(names.SHADOW_KLD, registry)
+        self._shadow_top1 = _gauge(names.SHADOW_TOP1, registry)
+        self.shadow_lower = _gauge(names.SHADOW_LOWER, registry)
+        self.shadow_breach = _gauge(names.SHADOW_BREACH, registry)
+        for outcome in ("replayed", "failed"):
+            self.shadow_replays.labels(outcome)
         self._last_snapshot: float | None = None
         # By data-parallel engine and layer.
         self._counted: dict[tuple[int, int], LayerCounts] = {}
@@ -126,6 +134,14 @@ class Metrics:
         self._governor_level.set(level)
         self._governor_rung.set(rung)
         self._governor_pressure.set(pressure)
+
+    def observe_shadow(
+        self, kld: float | None, top1: float | None, noise_kld: float, noise_top1: float
+    ) -> None:
+        served = {"served": (kld or 0.0, top1 or 0.0), "exact": (noise_kld, noise_top1)}
+        for pair, (divergence, agreement) in served.items():
+            self._shadow_kld.labels(pair).set(divergence)
+            self._shadow_top1.labels(pair).set(agreement)
 
     def observe_memory(self, resident_bytes: Mapping[str, int]) -> None:
         self._resident_bytes.clear()  # a process that ended holds nothing any more

@@ -21,6 +21,7 @@ from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
 from leanmoe_server.schema import change_of
 from leanmoe_server.settings import KEEP_ALIVE_SECONDS, ServeSettings
+from leanmoe_server.shadow.terms import terms_of
 from leanmoe_server.table_folder import read_sources
 from leanmoe_server.tenants import cap_of
 
@@ -129,7 +130,11 @@ def check_and_configure(args: Namespace) -> ServeSettings:
         audit_file=args.audit_file,
     )
     settings.resolve(settings.policy)
-    settings = replace(settings, governor=aims_of(args, settings.model, settings.policy))
+    settings = replace(
+        settings,
+        governor=aims_of(args, settings.model, settings.policy),
+        shadow=terms_of(args, settings.policy),
+    )
     if settings.audit_file is not None:
         Journal(settings.audit_file).close()
     for key in settings.keys.read():

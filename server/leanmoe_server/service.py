@@ -14,6 +14,7 @@ from leanmoe_server.poller import Poller
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.request_counts import RequestCounter
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.shadow.replay import Shadow
 from leanmoe_server.tenants import Tenants
 from leanmoe_server.watchdog import Watchdog
 
@@ -36,11 +37,13 @@ class Service:
     tenants: Tenants
     watchdog: Watchdog
     governor: Governor | None = None
+    shadow: Shadow | None = None
 
     def describe(self) -> dict[str, Any]:
         """What ``GET /v1/expert_skipping`` shows."""
         governor = None if self.governor is None else self.governor.describe()
-        return {**self.control.describe(), "governor": governor}
+        shadow = None if self.shadow is None else self.shadow.describe()
+        return {**self.control.describe(), "governor": governor, "shadow": shadow}
 
     @property
     def settings(self) -> ServeSettings:

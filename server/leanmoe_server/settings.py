@@ -12,6 +12,7 @@ from leanmoe_server.governor.aims import Aims
 from leanmoe_server.key_source import KeySource
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
+from leanmoe_server.shadow.terms import ShadowTerms
 
 # For a request to arrive whole, and for a client to read on.
 CLIENT_SECONDS = 60.0
@@ -46,6 +47,7 @@ class ServeSettings:
     max_body_bytes: int = MAX_BODY_MIB << 20
     audit_file: Path | None = None
     governor: Aims | None = None
+    shadow: ShadowTerms | None = None
 
     def heeding(self, workers: Iterable[HandshakeReport]) -> ServeSettings:
         """These settings with what a worker found that requests cannot have, if one did."""

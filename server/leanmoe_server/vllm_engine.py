@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import secrets
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,6 +50,8 @@ from leanmoe_server.log_lines import CONFIG_VARIABLE, leave_out_polls
 from leanmoe_server.marking import Marking
 from leanmoe_server.service import SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
+from leanmoe_server.shadow.estimate import TopLogprobs
+from leanmoe_server.shadow.sampling import Sampler
 from leanmoe_server.stopping import stopped_while_loading
 from leanmoe_server.table_folder import EngineShape, TableSources, tables_for
 from leanmoe_server.tenant_generation import for_tenants
@@ -61,6 +64,8 @@ _MARKING = f"{Marking.__module__}.{Marking.__qualname__}"
 _CLOSE_SECONDS = 5
 # A worker answers between two engine steps; a long prefill on a slow machine takes a while.
 _RPC_SECONDS = 120.0
+# vLLM's scheduler takes smaller numbers first.
+_LAST = 1 << 30
 
 
 class VllmEngine:
@@ -73,6 +78,28 @@ class VllmEngine:
     def generate_for_tenants(self, control: SkipControl) -> None:
         """From now on what routes compute is at their tenant's level, in its caches, counted."""
         self._client.generate = for_tenants(self._client.generate, control)
+
+    def sample_answers(self, sampler: Sampler) -> None:
+        """From now on finished answers pass by ``sampler``."""
+        self._client.generate = sampler.around(self._client.generate)
+
+    @property
+    def has_priorities(self) -> bool:
+        return bool(self._client.vllm_config.scheduler_config.policy == "priority")
+
+    async def score(
+        self, tokens: Sequence[int], extra: dict[str, int], salt: str, top: int
+    ) -> list[TopLogprobs]:
+        sampling = SamplingParams(
+            max_tokens=1, prompt_logprobs=top, detokenize=False, extra_args=dict(extra)
+        )
+        prompt = TokensPrompt(prompt_token_ids=list(tokens), cache_salt=salt)
+        name = f"leanmoe-shadow-{secrets.token_hex(8)}"
+        priority = _LAST if self.has_priorities else 0
+        found: list[Any] = []
+        async for output in self._client.generate(prompt, sampling, name, priority=priority):
+            found = output.prompt_logprobs or found
+        return [{token: one.logprob for token, one in held.items()} for held in found[1:]]
 
     async def _ask(self, method: str, *arguments: str) -> list[str]:
         answers: list[str] = await asyncio.wait_for(self._answers(method, arguments), _RPC_SECONDS)

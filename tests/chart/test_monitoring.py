@@ -132,7 +132,7 @@ def test_panels_do_not_overlap():
 
 
 def test_alerts_ask_for_series_that_exist_in_this_release_alone():
-    assert len(_alerts()) == 14
+    assert len(_alerts()) == 15
     for alert in _alerts():
         asked = _series(alert["expr"])
         assert asked

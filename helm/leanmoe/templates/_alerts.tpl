@@ -34,6 +34,11 @@
   for: 0m
   summary: Routers gave weights that are not numbers.
   expr: sum by (pod) (increase(leanmoe_nonfinite_router_tokens_total{ {{- $series -}} }[10m])) > 0
+- name: LeanMoEQualityBreach
+  severity: critical
+  for: 0m
+  summary: Measured quality fell below its floor and the level was forced down.
+  expr: max by (pod) (leanmoe_shadow_breach{ {{- $series -}} }) == 1
 - name: LeanMoELevelsDiffer
   severity: warning
   for: 15m

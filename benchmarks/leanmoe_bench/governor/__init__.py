@@ -1,0 +1,1 @@
+"""``leanmoe bench governor``: goodput under overload, governed beside a fixed level 0."""

@@ -1,0 +1,1 @@
+"""Shadow quality: finished answers scored again, exact beside served, while nobody waits."""
