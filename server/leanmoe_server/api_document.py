@@ -119,6 +119,7 @@ def _add_errors(path: str, method: str, operation: Schema) -> None:
     # vLLM answers 400 to what FastAPI answers with 422.
     if responses.pop("422", None) is not None:
         responses.setdefault("400", _error(path, "The request cannot be used"))
+    responses.pop("501", None)  # 404 here
     access = access_of(path, method.upper())
     if access is not Access.PUBLIC:
         responses["401"] = _error(path, "No key came with the request, or none that is known")

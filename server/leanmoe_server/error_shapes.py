@@ -86,7 +86,8 @@ def _is_error(message: Message) -> bool:
 
 
 def _in_its_shape(path: str, start: Message, body: bytes) -> list[Message]:
-    status = start["status"]
+    # vLLM says 501 where a model has no such route; clients try a 5xx again.
+    status = 404 if start["status"] == 501 else start["status"]
     shaped = _shaped(path, status, body) if len(body) <= _MAX_ERROR_BYTES else None
     headers = MutableHeaders(raw=list(start["headers"]))
     if shaped is not None:
@@ -94,7 +95,7 @@ def _in_its_shape(path: str, start: Message, body: bytes) -> list[Message]:
         headers["content-type"] = "application/json"
         headers["content-length"] = str(len(body))
     return [
-        {**start, "headers": headers.raw},
+        {**start, "status": status, "headers": headers.raw},
         {"type": "http.response.body", "body": body, "more_body": False},
     ]
 
@@ -122,6 +123,6 @@ def _message_of(status: int, content: Any) -> tuple[str, bool]:
     """What the error says, and whether it says so in OpenAI's shape."""
     error = content.get("error", content.get("detail")) if isinstance(content, dict) else None
     if isinstance(error, dict) and isinstance(error.get("message"), str):
-        return error["message"], "error" in content
+        return error["message"], "error" in content and error.get("code") != 501
     # A text that nobody meant for clients may name what it should not.
     return error if isinstance(error, str) else HTTPStatus(status).phrase, False

@@ -19,6 +19,7 @@ Generate = Callable[..., AsyncGenerator[Any, None]]
 _SALT = "cache_salt"
 # Of ``SamplingParams.output_kind``: every output holds all tokens before it too.
 _CUMULATIVE = "CUMULATIVE"
+_TOGETHER = 32
 
 
 def for_tenants(generate: Generate, control: SkipControl) -> Generate:
@@ -67,9 +68,16 @@ async def _counted(
     tokens = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
     await session.count_tokens("prompt", len(tokens or ()))
     repeats = params.output_kind.name == _CUMULATIVE
-    async with aclosing(outputs):
-        async for output in outputs:
-            if output.finished or not repeats:
-                new = sum(len(one.token_ids) for one in output.outputs)
-                await session.count_tokens("generated", new)
-            yield output
+    new = 0
+    try:
+        async with aclosing(outputs):
+            async for output in outputs:
+                if output.finished or not repeats:
+                    new += sum(len(one.token_ids) for one in output.outputs)
+                # Not one by one: a stream has an output for each token.
+                if new >= _TOGETHER:
+                    await session.count_tokens("generated", new)
+                    new = 0
+                yield output
+    finally:
+        await session.count_tokens("generated", new)

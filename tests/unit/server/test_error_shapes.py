@@ -49,6 +49,13 @@ async def test_other_shapes_become_openai_s(status: int, parts: list[bytes], mes
     assert error["message"].startswith(message)
 
 
+async def test_what_a_model_has_not_is_not_found() -> None:
+    none = {"error": {"message": "m", "type": "NotImplementedError", "param": None, "code": 501}}
+    _, body, _ = await passed("/v1/systemone", 501, [json.dumps(none).encode()])
+    error = json.loads(body)["error"]
+    assert (error["message"], error["code"]) == ("m", 404)
+
+
 async def test_a_plain_text_gives_nothing_away() -> None:
     head, body, _ = await passed("/v1/x", 500, [b"Traceback: /usr/lib"], "text/plain")
     assert json.loads(body)["error"]["message"] == "Internal Server Error"
