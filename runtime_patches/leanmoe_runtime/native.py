@@ -4,8 +4,10 @@ vLLM's CPU build needs both compilers at run time for ``torch.compile`` anyway. 
 named by a digest of its source, its flags, the processor and, where it is linked to it, torch;
 it is written aside and renamed, so that processes which start together cannot see half of one.
 
-The GPU's, sparse/cuda/packed.cu, takes nvcc for a minute. ``python -m leanmoe_runtime.native``
-builds it into the installed package, as the CUDA image does: serving then needs no compiler.
+The GPU's, sparse/cuda/packed.cu, takes nvcc for a minute. ``python -m leanmoe_runtime.native gpu``
+builds it into the installed package, as the CUDA image does: serving then needs no compiler. With
+``cpu`` the others are built there, as ``make install`` does: they are linked to the torch they will
+run beside, which a wheel cannot know.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +109,13 @@ def _cached(build: _Build) -> Path | None:
         return None  # no home, or none that can be written
 
 
+def _built(build: _Build, target: Path) -> None:
+    try:
+        build.compile(target)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise _not_built(build, error) from error
+
+
 def _loaded(build: _Build) -> ctypes.CDLL:
     try:
         # As trustworthy as the module beside it.
@@ -117,31 +128,47 @@ def _loaded(build: _Build) -> ctypes.CDLL:
             build.compile(target)
             return ctypes.CDLL(str(target))
     except (OSError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        raise RuntimeSeamError(
-            f"{build.source.name} could not be built by {shlex.join(build.compiler)!r}: "
-            f"{str(detail).strip()}; {build.advice}, or name one in {build.variable}, and let "
-            "XDG_CACHE_HOME be a folder that can be written"
-        ) from error
+        raise _not_built(build, error) from error
+
+
+def _not_built(build: _Build, error: Exception) -> RuntimeSeamError:
+    detail = getattr(error, "stderr", None) or error
+    return RuntimeSeamError(
+        f"{build.source.name} could not be built by {shlex.join(build.compiler)!r}: "
+        f"{str(detail).strip()}; {build.advice}, or name one in {build.variable}, and let "
+        "XDG_CACHE_HOME be a folder that can be written"
+    )
+
+
+def _rule_build() -> _Build:
+    return _Build(_SOURCE, "CC", "cc", _FLAGS)
+
+
+def _operator_build() -> _Build:
+    return _beside_torch(_OPERATOR_SOURCE, _OPERATOR_FLAGS)
+
+
+def _sparse_build() -> _Build:
+    headers = tuple(_SPARSE_SOURCE.with_name(name) for name in ("layer.h", "products.h"))
+    return _beside_torch(_SPARSE_SOURCE, _SPARSE_FLAGS, headers)
 
 
 @cache
 def library() -> ctypes.CDLL:
     """The loaded library; ``RuntimeSeamError`` where it cannot be built."""
-    return _loaded(_Build(_SOURCE, "CC", "cc", _FLAGS))
+    return _loaded(_rule_build())
 
 
 @cache
 def operator_library() -> ctypes.CDLL:
     """The library that defines ``leanmoe::direct_experts``, built against the installed torch."""
-    return _loaded(_beside_torch(_OPERATOR_SOURCE, _OPERATOR_FLAGS))
+    return _loaded(_operator_build())
 
 
 @cache
 def sparse_library() -> ctypes.CDLL:
     """The library that defines ``leanmoe::sparse_experts``, built against the installed torch."""
-    headers = tuple(_SPARSE_SOURCE.with_name(name) for name in ("layer.h", "products.h"))
-    return _loaded(_beside_torch(_SPARSE_SOURCE, _SPARSE_FLAGS, headers))
+    return _loaded(_sparse_build())
 
 
 @cache
@@ -167,14 +194,27 @@ def _beside_torch(source: Path, flags: tuple[str, ...], headers: tuple[Path, ...
     return _Build(source, "CXX", "c++", found, linked, torch.__version__, headers)
 
 
-def main() -> None:
-    """Build the GPU's library into the installed package."""
-    build = _gpu_build()
-    build.compile(_SHIPPED / build.name)
-    (_SHIPPED / build.name).chmod(0o755)
+# What ``main`` builds, by the device it is for.
+_BUILDS: dict[str, tuple[Callable[[], _Build], ...]] = {
+    "cpu": (_rule_build, _operator_build, _sparse_build),
+    "gpu": (_gpu_build,),
+}
+
+
+def main(device: str = "gpu") -> None:
+    """Build a device's libraries into the installed package."""
+    for make in _BUILDS[device]:
+        build = make()
+        target = _SHIPPED / build.name
+        if not target.exists():
+            _built(build, target)
+        target.chmod(0o755)
+        print(f"{target} is built")
     _SHIPPED.chmod(0o755)
-    print(f"{_SHIPPED / build.name} is built")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(*sys.argv[1:])
+    except (RuntimeSeamError, KeyError, TypeError) as error:
+        sys.exit(f"{error}: expected cpu or gpu" if isinstance(error, KeyError) else str(error))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from leanmoe.errors import RuntimeSeamError
 from leanmoe_runtime import native
 from tests.unit.runtime.packed_host import CUDA, HERE, HOST_FLAGS
 
@@ -88,3 +89,22 @@ def test_building_it_into_the_package(tmp_path, monkeypatch, capsys):
     assert str(library) in capsys.readouterr().out
     assert library.stat().st_mode & 0o777 == 0o755
     assert library.name == native._gpu_build().name
+
+
+def test_a_cpu_s_libraries_are_built_into_the_package_and_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "_SHIPPED", tmp_path / "built")
+    native.main("cpu")
+    names = {build().name for build in native._BUILDS["cpu"]}
+    assert {path.name for path in (tmp_path / "built").iterdir()} == names
+    # No compiler is needed any more.
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    assert native.library.__wrapped__() is not None
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_machine_without_a_compiler_is_told_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "_SHIPPED", tmp_path / "built")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(RuntimeSeamError, match="install a C compiler"):
+        native.main("cpu")
