@@ -274,3 +274,27 @@ def test_a_trail_that_cannot_be_written_stops_the_start(small_model: Path, tmp_p
         configure(small_model, "--audit-file", str(tmp_path / "absent" / "audit"))
     configure(small_model, "--audit-file", str(tmp_path / "audit"))
     assert (tmp_path / "audit").read_text() == ""
+
+
+def test_the_terms_of_shadow_replays(small_model: Path) -> None:
+    assert configure(small_model).shadow is None
+    terms = configure(small_model, "--shadow-share", "0.1", "--max-kld", "0.05").shadow
+    assert terms is not None and (terms.share, terms.max_kld) == (0.1, 0.05)
+    own = configure(small_model, "--shadow-share", "1", "--shadow-max-kld", "0.2").shadow
+    assert own is not None and own.max_kld == 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--shadow-share", "1.5"], "--shadow-share is 1.5"),
+        (["--shadow-share", "nan"], "--shadow-share is nan"),
+        (["--shadow-max-kld", "0.1"], "add --shadow-share"),
+        (["--shadow-share", "1", "--shadow-max-kld", "nan"], "--shadow-max-kld is nan"),
+        (["--shadow-share", "1", "--shadow-tokens-per-minute", "0"], "is 0, expected 1 or more"),
+    ],
+)
+def test_shadow_replays_that_cannot_be(small_model: Path, arguments: list[str], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        configure(small_model, *arguments)
+    assert words in str(error.value)
