@@ -48,9 +48,10 @@ def ask(page: Page, text: str, kind: str, tokens: str = "24", level: str = "1") 
     page.locator("#ask-kind").select_option(kind)
     page.locator("#ask-level").fill(level)
     page.locator("#ask-tokens").fill(tokens)
+    # A refusal may be told before anybody sees that it was asked.
+    page.evaluate("document.getElementById('ask-live').textContent = ''")
     page.get_by_role("button", name="Ask both").click()
-    expect(page.locator("#ask-live")).to_have_text("Asked.")
-    expect(page.locator("#ask-live")).not_to_have_text("Asked.", timeout=60_000)
+    expect(page.locator("#ask-live")).to_contain_text("answers", timeout=60_000)
 
 
 def sides(page: Page) -> list[str]:
