@@ -6,10 +6,13 @@ import sys
 import pytest
 
 from leanmoe.cli import COMMANDS, LEANMOE, main
+from leanmoe.dispatch import Group
 from leanmoe_bench.command import BENCHES
 
+EVERY = list(LEANMOE.every())
+GROUPS = [one for one in EVERY if isinstance(one, Group)]
 # Every command that has arguments.
-ALONE = [*(name for name in COMMANDS if name != "bench"), *(f"bench {name}" for name in BENCHES)]
+ALONE = [one.name for one in EVERY if not isinstance(one, Group)]
 
 
 def test_no_command_prints_the_usage_and_fails(capsys):
@@ -29,11 +32,12 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("leanmoe 0.")
 
 
-def test_a_group_lists_its_commands(capsys):
-    assert main(["bench", "--help"]) == 0
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_a_group_lists_its_commands(group, capsys):
+    assert main([group.name, "--help"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("usage: leanmoe bench COMMAND") and "example:" in text
-    assert all(f"  {name} " in text for name in BENCHES)
+    assert text.startswith(f"usage: leanmoe {group.name} COMMAND") and "example:" in text
+    assert all(f"  {name} " in text for name in group.table)
 
 
 @pytest.mark.parametrize("arguments", [["bench"], ["bench", "serv"], ["bench", "--shape", "M"]])
@@ -55,8 +59,9 @@ def test_every_command_has_help_with_an_example_and_the_common_options(words, ca
 
 def test_every_command_is_called_what_the_command_line_calls_it():
     assert [LEANMOE.load(name).name for name in COMMANDS] == list(COMMANDS)
-    bench = LEANMOE.load("bench")
-    assert [bench.load(name).name for name in BENCHES] == [f"bench {name}" for name in BENCHES]
+    for group in GROUPS:
+        names = [group.load(name).name for name in group.table]
+        assert names == [f"{group.name} {name}" for name in group.table]
 
 
 def test_the_core_imports_neither_torch_nor_an_engine():

@@ -330,6 +330,8 @@ def test_the_engine_s_shape_follows_vllm_s_arguments(monkeypatch):
     assert shape() is None, "a CPU build"
     platform = vllm_engine.current_platform
     monkeypatch.setattr(platform, "is_cuda", lambda: True)
+    # A build for CPUs refuses flags of expert parallelism.
+    monkeypatch.setattr(vllm_engine, "is_cpu_build", lambda: False)
     monkeypatch.setattr(platform, "get_device_name", lambda device_id=0: "NVIDIA H200 NVL")
     assert shape() == H200
     quantised = shape("--quantization", "fp8", "--dtype", "float16")
