@@ -18,6 +18,7 @@ BENCHES: dict[str, tuple[str, str]] = {
         "answers within their goals under overload, governed beside a fixed level 0",
     ),
     "drafts": ("leanmoe_bench.drafts", "how many drafted tokens are accepted at which beta"),
+    "http": ("leanmoe_bench.http", "what our layer over vLLM's own server costs"),
     "memory": ("leanmoe_bench.memory", "resident memory over time, beside stock vLLM"),
     "offline": (
         "leanmoe_bench.offline.command",
