@@ -397,6 +397,21 @@ PASSAGES: tuple[Passage, ...] = (
         ("ops.topk_softmax(topk_weights, topk_indices, token_expert_indices, gating_output,",),
         "softmax routers choose in the kernel whose order of operations ours repeats",
     ),
+    *(
+        Passage(file, (text,), "a request's account is found by the id that its answer carries")
+        for file, text in (
+            (
+                "v1/engine/input_processor.py",
+                'request.request_id = f"{request.external_req_id}-{random_uuid():.8}"',
+            ),
+            ("v1/engine/parallel_sampling.py", 'child_req_id = f"{index}_{self.request_id}"'),
+            ("entrypoints/openai/completion/serving.py", 'request_id_item = f"{request_id}-{i}"'),
+            (
+                "entrypoints/openai/responses/serving.py",
+                'sub_request_id = f"{request_id}_{sub_request}"',
+            ),
+        )
+    ),
     Passage(
         "envs.py",
         ("VLLM_MOE_SKIP_PADDING: bool = True",),

@@ -35,14 +35,14 @@ AT_START: tuple[Seam, ...] = (
     Seam(
         ("vllm.sampling_params",),
         "SamplingParams",
-        members=("max_tokens", "ignore_eos", "detokenize", "extra_args"),
+        members=("max_tokens", "ignore_eos", "detokenize", "extra_args", "prompt_logprobs"),
     ),
-    Seam(("vllm.inputs",), "TokensPrompt", members=("prompt_token_ids",)),
+    Seam(("vllm.inputs",), "TokensPrompt", members=("prompt_token_ids", "cache_salt")),
     Seam(
         (_CLIENT,),
         "AsyncLLM.generate",
         leading=("self", "prompt", "sampling_params", "request_id"),
-        takes=("data_parallel_rank",),
+        takes=("data_parallel_rank", "priority"),
     ),
     # The answers of all data-parallel engines, of which collective_rpc gives the first one's.
     Seam(
@@ -88,6 +88,8 @@ FROM_SOURCES: tuple[Seam, ...] = (
         ),
     ),
     Seam(_ARGUMENTS, "FrontendArgs", members=("middleware", "api_key")),
+    # Replays of shadow quality come last where the scheduler knows priorities.
+    Seam(("vllm.config.scheduler",), "SchedulerConfig", members=("policy",)),
     # What a request's own level is written into.
     Seam((f"{_OPENAI}.chat_completion.protocol",), "ChatCompletionRequest", members=_BODY),
     Seam((f"{_OPENAI}.completion.protocol",), "CompletionRequest", members=_BODY),
@@ -99,6 +101,8 @@ _METRICS = tuple(
     for name in (
         *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"),
         *("prompt_tokens", "generation_tokens", "num_preemptions"),
+        # What the governor acts on.
+        *("time_to_first_token_seconds", "inter_token_latency_seconds", "iteration_tokens_total"),
     )
 )
 _ENGINES = "what reaches one engine reaches all of them"
