@@ -11,6 +11,7 @@ import pytest
 
 from leanmoe.errors import RuntimeSeamError
 from leanmoe_runtime import native
+from tests.sanitizing import run_sanitized
 from tests.unit.runtime.packed_host import CUDA, HERE, HOST_FLAGS
 
 # Of a block's threads, twice as many as may live on a multiprocessor at a time.
@@ -55,9 +56,7 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path):
     watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags = ["-O1", *HOST_FLAGS, *watched, "-x", "c++"]
     subprocess.run(["c++", *flags, str(source), "-o", str(built)], check=True)
-    run = subprocess.run([str(built)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) == 37
+    assert int(run_sanitized(built)) == 37
 
 
 def test_every_header_is_part_of_the_librarys_name():

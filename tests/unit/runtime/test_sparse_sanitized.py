@@ -9,6 +9,7 @@ import pytest
 
 import leanmoe_runtime.sparse
 from leanmoe_runtime.sparse.kernel import instruction_sets
+from tests.sanitizing import run_sanitized
 
 SOURCES = Path(leanmoe_runtime.sparse.__file__).parent
 
@@ -20,6 +21,4 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path):
     flags = ["-O1", "-std=c++20", "-fopenmp", "-w", f"-I{SOURCES}"]
     watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     subprocess.run(["c++", *flags, *watched, str(source), "-o", str(built)], check=True)
-    run = subprocess.run([str(built)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) == 180 * len(instruction_sets())
+    assert int(run_sanitized(built)) == 180 * len(instruction_sets())
