@@ -135,13 +135,11 @@ class Metrics:
         self._governor_rung.set(rung)
         self._governor_pressure.set(pressure)
 
-    def observe_shadow(
-        self, kld: float | None, top1: float | None, noise_kld: float, noise_top1: float
-    ) -> None:
-        served = {"served": (kld or 0.0, top1 or 0.0), "exact": (noise_kld, noise_top1)}
-        for pair, (divergence, agreement) in served.items():
-            self._shadow_kld.labels(pair).set(divergence)
-            self._shadow_top1.labels(pair).set(agreement)
+    def observe_shadow(self, pair: str, kld: float | None, top1: float | None) -> None:
+        """``pair`` is served or exact, each beside exact; what was not measured has no sample."""
+        if kld is not None and top1 is not None:
+            self._shadow_kld.labels(pair).set(kld)
+            self._shadow_top1.labels(pair).set(top1)
 
     def observe_memory(self, resident_bytes: Mapping[str, int]) -> None:
         self._resident_bytes.clear()  # a process that ended holds nothing any more

@@ -118,7 +118,9 @@ class Shadow:
         if again is not None:
             ledger.noise.append(again)
         bound = ledger.add(distance(scores[exact], scores[one.level]))
-        self._metrics.observe_shadow(ledger.kld, ledger.top1, ledger.noise_kld, ledger.noise_top1)
+        self._metrics.observe_shadow("served", ledger.kld, ledger.top1)
+        if ledger.noise:
+            self._metrics.observe_shadow("exact", ledger.noise_kld, ledger.noise_top1)
         if bound is not None:
             await self._judge(ledger, bound)
 
