@@ -6,6 +6,12 @@ from leanmoe.errors import RuntimeSeamError
 from leanmoe_runtime import native
 
 
+@pytest.fixture(autouse=True)
+def nothing_shipped(tmp_path, monkeypatch):
+    """As on a machine where ``make install`` built nothing into the package."""
+    monkeypatch.setattr(native, "_SHIPPED", tmp_path / "nothing-shipped")
+
+
 def test_it_is_built_once_and_nothing_else_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.library.__wrapped__()

@@ -174,6 +174,7 @@ def test_without_library_and_compiler_nothing_starts(on_a_gpu, monkeypatch, tmp_
     from leanmoe_runtime import native
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_SHIPPED", tmp_path / "nothing-shipped")
     monkeypatch.setenv("NVCC", "no-such-compiler")
     monkeypatch.setattr(home, "gpu_library", native.gpu_library.__wrapped__)
     with pytest.raises(RuntimeSeamError, match=r"packed\.cu.*install CUDA's compiler.*NVCC"):
