@@ -21,8 +21,9 @@ PYTEST2 := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile 
 .PHONY: demo test test-fast docs install lint chart-readme clean
 .PHONY: constraints constraints-cuda constraints-verify dist sbom audit check-vllm
 
+# Cut short, it goes on where it stopped; `make clean` removes the checkpoints (2.3 GB).
 demo: install
-	$(BIN)/leanmoe demo --output demo.json
+	$(BIN)/leanmoe demo --work demo-work --output demo.json
 
 # Loads whose pace is measured need the cores to themselves.
 test: install lint

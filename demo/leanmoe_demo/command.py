@@ -17,6 +17,7 @@ from leanmoe.files.output import atomic_write_json
 from leanmoe.manifest import read_manifest
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_demo.load import interleaved
+from leanmoe_demo.memory import Memory
 from leanmoe_demo.server import Server, lean_server, stock_server
 from leanmoe_demo.shell import Shell
 from leanmoe_demo.story import GIVEN_UP, KEEP, MAX_KLD, QUESTION, SERVED, mix
@@ -28,18 +29,23 @@ _SCORE_WINDOWS, _CURVE_WINDOWS, _EVAL_WINDOWS = 4, 4, 4
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="also write the result object to this file")
-    parser.add_argument("--work", type=Path, help="keep the checkpoints here (2.3 GB)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="keep the checkpoints here (2.3 GB); what was cut short goes on where it stopped",
+    )
 
 
 def _run(args: argparse.Namespace) -> Result:
     _check_output(args.output)
     find_base()  # raises where the base weights of the model are not installed
-    shell = Shell(args.seed)
     work = args.work or Path(tempfile.mkdtemp(prefix="leanmoe-demo-"))
-    work.mkdir(parents=True, exist_ok=True)
+    _make_folder(work)
+    memory = Memory(work)
     try:
         with stop_on_signals():
-            result = _story(shell, work)
+            result = _story(Shell(args.seed, memory), work)
+        memory.forget()
     finally:
         if args.work is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -58,6 +64,13 @@ def _check_output(output: Path | None) -> None:
         raise InputError(f"--output {output} is no ordinary file; name another")
 
 
+def _make_folder(work: Path) -> None:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--work {work}: {error.strerror}; name a folder") from error
+
+
 def _story(shell: Shell, work: Path) -> Result:
     reference, lean = work / "reference", work / "lean"
     _say("1. Offline: build, score our traffic, keep 5 of 8 experts, measure what skipping costs")
@@ -65,8 +78,8 @@ def _story(shell: Shell, work: Path) -> Result:
     level = _level(lean)
     _say("2. Perplexity on the domains served and the ones given up")
     domains = mix(SERVED + GIVEN_UP, _EVAL_WINDOWS)
-    stock_quality = shell.leanmoe("eval stock", "eval", str(reference), "--data", domains)
-    lean_quality = shell.leanmoe(
+    stock_quality = shell.step("eval stock", "eval", str(reference), "--data", domains)
+    lean_quality = shell.step(
         "eval lean", "eval", str(lean), "--data", domains, "--skip-level", str(level)
     )
     _say("3. Serve both side by side, same flags, load them in turns")
@@ -85,15 +98,20 @@ def _story(shell: Shell, work: Path) -> Result:
 
 def _offline(shell: Shell, work: Path, reference: Path, lean: Path) -> None:
     scores = work / "scores"
-    shell.leanmoe("reference", "reference", str(reference), "--force")
+    shell.step("reference", "reference", str(reference), "--force", makes=reference)
     traffic = mix(SERVED, _SCORE_WINDOWS)
-    shell.leanmoe("score", "score", str(reference), "--data", traffic, "-o", str(scores), "--force")
-    shell.leanmoe(
+    shell.step(
+        "score",
+        *("score", str(reference), "--data", traffic, "-o", str(scores), "--force"),
+        makes=scores,
+    )
+    shell.step(
         "prune",
         *("prune", str(reference), "--method", "naee", "--keep", str(KEEP)),
         *("--scores", str(scores), "-o", str(lean), "--force"),
+        makes=lean,
     )
-    shell.leanmoe("curve", "curve", str(lean), "--data", mix(SERVED, _CURVE_WINDOWS))
+    shell.step("curve", "curve", str(lean), "--data", mix(SERVED, _CURVE_WINDOWS))
 
 
 def _curve(lean: Path) -> Any:

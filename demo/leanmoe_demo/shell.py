@@ -1,4 +1,4 @@
-"""Runs ``leanmoe`` subcommands as a user would, one process each."""
+"""Runs ``leanmoe`` subcommands as a user would, one process each, and keeps what they print."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import LeanMoEError
+from leanmoe_demo.memory import Memory
 
 _CLEAN_UP_SECONDS = 30.0
 
@@ -16,9 +18,25 @@ _CLEAN_UP_SECONDS = 30.0
 class Shell:
     """Runs subcommands and says on stderr what happens and how long it took."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, memory: Memory) -> None:
+        self._seed, self._memory = seed, memory
         self.seconds: dict[str, float] = {}
+
+    def step(self, label: str, *arguments: str, makes: Path | None = None) -> dict[str, Any]:
+        """``leanmoe`` once: a run that was cut short goes on behind its last finished step.
+
+        ``makes`` is what the step leaves behind; without it there the step runs again.
+        """
+        key = [*arguments, "--seed", str(self._seed)]
+        found = self._memory.recall(key, makes)
+        if found is not None:
+            print(f"  leanmoe {' '.join(arguments)}", file=sys.stderr, flush=True)
+            print("    done before", file=sys.stderr, flush=True)
+            self.seconds[label] = found["seconds"]
+            return dict(found["result"])
+        result = self.leanmoe(label, *arguments)
+        self._memory.keep(key, {"seconds": self.seconds[label], "result": result})
+        return result
 
     def leanmoe(self, label: str, *arguments: str) -> dict[str, Any]:
         """The object that ``leanmoe ARGUMENTS --json`` prints."""

@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from leanmoe.errors import InputError, LeanMoEError
+from leanmoe.process.patience import Patience
 from leanmoe.process.ports import free_port
 from leanmoe_loadtest.messages import Ending
 from leanmoe_loadtest.plan import Plan
 from leanmoe_loadtest.record import RequestRecord
 
 _LOCUST_FILE = Path(__file__).with_name("locust_file.py")
-_START_SECONDS = 60.0
+_IDLE_SECONDS = 60.0
 _WORKERS_SECONDS = 3600.0
 _CUT_SECONDS, _WORKER_CUT_SECONDS = 15.0, 3.0
 
@@ -198,8 +199,9 @@ def _locust(arguments: list[str], folder: Path) -> Iterator[_Locust]:
 
 def _wait(locust: _Locust, plan: Plan, crew: Crew) -> bool:
     """Wait for the end; true where an interrupt brought it."""
-    start = _WORKERS_SECONDS if crew.master else _START_SECONDS
-    deadline = time.monotonic() + plan.duration + plan.request_seconds + start
+    start = _WORKERS_SECONDS if crew.master else 0.0
+    end = time.monotonic() + plan.duration + plan.request_seconds + start
+    patience: Patience | None = None  # once the load's own time is over
     console = Console(stderr=True)
     try:
         with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -209,11 +211,15 @@ def _wait(locust: _Locust, plan: Plan, crew: Crew) -> bool:
                     locust.process.wait(0.5)
                 except subprocess.TimeoutExpired:
                     progress.advance(bar, 0.5)
-                if time.monotonic() > deadline:
-                    raise LeanMoEError(
-                        "the load generator did not stop in time; nothing is reported"
-                    )
+                if time.monotonic() > end:
+                    patience = patience or Patience(locust.process.pid, idle_seconds=_IDLE_SECONDS)
+                    _check_still_ending(patience)
     except KeyboardInterrupt:
         locust.cut()
         return True
     return False
+
+
+def _check_still_ending(patience: Patience) -> None:
+    if lost := patience.lost():
+        raise LeanMoEError(f"the load generator does not stop: {lost}; nothing is reported")

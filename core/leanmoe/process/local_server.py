@@ -15,9 +15,9 @@ from typing import Any, Self
 from leanmoe.errors import LeanMoEError
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.group import ProcessGroup, last_lines
+from leanmoe.process.patience import Patience
 from leanmoe.process.ports import free_port
 
-START_SECONDS = 420.0
 _GRACE_SECONDS = 60.0
 # Loopback is never behind a proxy, whatever the environment says of other hosts.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -72,21 +72,24 @@ class LocalServer:
             return json.load(answer)
 
     def wait(self, path: str) -> None:
-        """Wait until ``path`` answers 200; raise with the log's end if the process ends."""
-        deadline, said = time.monotonic() + START_SECONDS, ""
-        while time.monotonic() < deadline:
-            if self.group.process.poll() is not None:
-                tail = last_lines(self._log)
-                raise LeanMoEError(f"the {self.name} server ended while starting:\n{tail}")
+        """Wait until ``path`` answers 200; raise where the server ends or no longer gets on."""
+        patience, said = Patience(self.group.process.pid), ""
+        while (lost := patience.lost()) is None:
+            self._check_alive()
             try:
-                self.get(path, timeout=5.0)
+                self.get(path, timeout=30.0)
                 return
             except urllib.error.HTTPError as error:
-                said = f": {path} says {error.read().decode(errors='replace')}"
+                said = f"; {path} says {error.read().decode(errors='replace')}"
             except OSError:
                 pass
             time.sleep(0.5)
-        raise LeanMoEError(f"the {self.name} server is not up after {START_SECONDS:.0f} s{said}")
+        raise LeanMoEError(f"the {self.name} server does not come up: {lost}{said}")
+
+    def _check_alive(self) -> None:
+        if self.group.process.poll() is not None:
+            tail = last_lines(self._log)
+            raise LeanMoEError(f"the {self.name} server ended while starting:\n{tail}")
 
     def close(self) -> None:
         """SIGTERM to the server, SIGKILL to whatever is left of its processes."""

@@ -1,13 +1,19 @@
 """A server of ours: waited for until ready, asked, ended with the block, its last words told."""
 
 import os
+import signal
+import sys
+from functools import partial
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
 from leanmoe.errors import LeanMoEError
+from leanmoe.process import local_server
 from leanmoe.process.group import last_lines
 from leanmoe.process.local_server import LocalServer
+from leanmoe.process.patience import Patience, session_cpu_seconds
 
 ECHO = """
 import argparse
@@ -72,3 +78,29 @@ def test_the_last_lines_of_a_log(tmp_path):
     log = tmp_path / "log"
     log.write_text("".join(f"line {n}\n" for n in range(40)))
     assert last_lines(log, 2) == "line 38\nline 39"
+
+
+def test_one_that_never_gets_ready_is_given_up_for_what_it_does(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(local_server, "Patience", partial(Patience, idle_seconds=0.0))
+    with (
+        LocalServer("echo", [str(script)], tmp_path / "log") as server,
+        pytest.raises(LeanMoEError, match="echo server does not come up: it has computed nothing"),
+    ):
+        server.wait("/ready")
+
+
+def test_patience_lasts_while_a_session_computes():
+    """What a child computes counts; a process that sleeps does not."""
+    busy = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
+    with Popen([sys.executable, "-c", busy], start_new_session=True) as process:
+        try:
+            patience = Patience(process.pid, idle_seconds=60.0, most_cpu_seconds=2.0)
+            while patience.lost() is None:
+                assert process.poll() is None
+            assert "it has computed for" in str(patience.lost())
+            assert session_cpu_seconds(process.pid) > 2.0
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    with Popen(["sleep", "60"], start_new_session=True) as process:
+        assert Patience(process.pid, idle_seconds=-1.0).lost() == "it has computed nothing for -1 s"
+        process.kill()
