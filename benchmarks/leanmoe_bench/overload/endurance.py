@@ -19,7 +19,7 @@ from leanmoe_bench.overload.answers import LEAVING_SHARE, Answers, ask
 from leanmoe_bench.overload.pressed_server import ADMIN_KEY, MODEL, PressedServer
 
 _CHANGE_SECONDS = 15.0
-_CAPACITY_SECONDS = 20.0
+_FILLING_SECONDS, _CAPACITY_SECONDS = 5.0, 40.0
 _END_SECONDS = 300.0
 # A client that reads a stream from a small buffer, until it is stopped from outside.
 _READER = """
@@ -41,18 +41,24 @@ def _client(server: PressedServer) -> httpx.AsyncClient:
 
 
 async def _capacity(server: PressedServer, seats: int, seed: int) -> float:
-    """Answers per second to as many clients as run at once."""
+    """Requests a second that end, of the same mix, while as many clients as seats ask at once.
+
+    Neither the first seconds count, when seats fill, nor the last, when they empty.
+    """
     answers, draws = Answers(), [random.Random(seed + one) for one in range(seats)]
-    deadline = time.monotonic() + _CAPACITY_SECONDS
+    deadline = time.monotonic() + _FILLING_SECONDS + _CAPACITY_SECONDS
 
     async def one(client: httpx.AsyncClient, draw: random.Random) -> None:
         while time.monotonic() < deadline:
-            await ask(client, draw, answers)
+            await ask(client, draw, answers, LEAVING_SHARE)
 
-    started = time.monotonic()
-    async with _client(server) as client:
-        await asyncio.gather(*(one(client, draw) for draw in draws))
-    return answers.ended["completed"] / (time.monotonic() - started)
+    async with _client(server) as client, asyncio.TaskGroup() as group:
+        for draw in draws:
+            group.create_task(one(client, draw))
+        await asyncio.sleep(_FILLING_SECONDS)
+        before = answers.ended.total()
+        await asyncio.sleep(_CAPACITY_SECONDS)
+        return (answers.ended.total() - before) / _CAPACITY_SECONDS
 
 
 async def _arrivals(server: PressedServer, rate: float, seconds: float, seed: int) -> Answers:
