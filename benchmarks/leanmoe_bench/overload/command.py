@@ -63,7 +63,9 @@ def _run(args: argparse.Namespace) -> Result:
         if "endurance" in cases:
             found["endurance"] = _endurance(model, work, args)
         if "connections" in cases:
-            with pressed_server(model, work / "connections.log", STREAMS + 8) as server:
+            # All streams keep their places: one that waits for memory would hold up the probes.
+            room = ("--kv-cache-memory-bytes", "1200000000")
+            with pressed_server(model, work / "connections.log", STREAMS + 8, *room) as server:
                 found["connections"] = crowd(server, options.rounds_of(args))
         if nginx is not None:
             with pressed_server(model, work / "proxy.log", _SEATS) as server:
