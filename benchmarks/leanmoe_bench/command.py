@@ -29,6 +29,10 @@ BENCHES: dict[str, tuple[str, str]] = {
         "what methods decide against the published code's numbers",
     ),
     "methods": ("leanmoe_bench.methods.command", "every pruning method on the reference model"),
+    "cuts": (
+        "leanmoe_bench.cuts.command",
+        "cuts whose layers are chosen together, beside cuts by chance",
+    ),
     "patterns": (
         "leanmoe_bench.patterns.command",
         "what patterns of weight sparsity cost on the reference model",

@@ -77,8 +77,8 @@ def _method(request: Request) -> Method[Any]:
         if request.variant is not None and not method.variants:
             raise InputError(f"--method {method.name} has no variants; leave --variant out")
         return method
-    others = ("method", "variant", "keep", "ratio", "budget", "total_bytes", "scores", "data")
-    for name in (*others, "dump", "compute"):
+    others = ("method", "variant", "keep", "ratio", "budget", "total_bytes", "spread")
+    for name in (*others, "scores", "data", "dump", "compute"):
         if getattr(request, name) is not None:
             raise InputError(f"--plan says what is cut and {flag(name)} was given too; drop one")
     return planned.METHOD
@@ -121,6 +121,8 @@ def _check_method(request: Request, method: Method[Any], model: OpenedModel) -> 
             f"--method {method.name} does not share a budget out among layers; leave --budget and "
             f"--total-bytes out, or use one of {able}"
         )
+    if request.spread is not None:
+        _check_spread(request, method)
     if model.layout.layers and not method.takes_mixed:
         able = ", ".join(one.name for one in METHODS.values() if one.takes_mixed)
         raise CheckpointError(
@@ -135,6 +137,19 @@ def _check_method(request: Request, method: Method[Any], model: OpenedModel) -> 
         raise InputError(
             f"--method {method.name} changes single weights, which no plan can say; leave "
             "--plan-only out"
+        )
+
+
+def _check_spread(request: Request, method: Method[Any]) -> None:
+    if not method.spreads:
+        able = ", ".join(one.name for one in METHODS.values() if one.spreads)
+        raise InputError(
+            f"--method {method.name} does not choose layers together; leave --spread out, or use "
+            f"one of {able}"
+        )
+    if request.adaptive or request.total_bytes is not None:
+        raise InputError(
+            "--spread takes as many experts of every layer and --budget adaptive does not; drop one"
         )
 
 

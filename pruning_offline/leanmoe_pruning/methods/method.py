@@ -13,14 +13,16 @@ import torch
 
 from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
+from leanmoe_pruning.budgets.domains import Domains
 from leanmoe_pruning.checkpoints.opening import OpenedModel, check_runnable
 from leanmoe_pruning.cutting.layer_plan import LayerPlan
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.data import DataSet
+from leanmoe_pruning.data.spec import parse_spec
 from leanmoe_pruning.evaluation.redundancy import TOKENS, LayerSample
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
-from leanmoe_pruning.methods.request import Request
+from leanmoe_pruning.methods.request import Asked, Request
 from leanmoe_pruning.progress import no_tick, progress
 from leanmoe_pruning.scores.bundle import ScoreBundle
 from leanmoe_pruning.scores.layer_scores import LayerScores
@@ -108,6 +110,19 @@ class Inputs:
         return [] if self.data is None else self.data.layout
 
     @property
+    def domains(self) -> Domains:
+        """The sources that were scored."""
+        calibration = self.calibration
+        assert calibration is not None, "need_scores was asked"
+        names = tuple(item.name for item in parse_spec(calibration[0]))
+        return Domains(names, tuple(self.layout))
+
+    def check_spread(self, asked: Asked) -> None:
+        """Raise where ``--spread`` needs several domains and there is one."""
+        if asked != "experts":
+            self.domains.check_several("--spread" if asked == "auto" else f"--spread {asked}")
+
+    @property
     def computed_in(self) -> str:
         """The dtype of the products that decisions rest on."""
         if self.bundle is not None:
@@ -153,6 +168,8 @@ class Method(Generic[Options]):
     reads_data: bool = True
     # Whether it takes --budget adaptive, and models whose layers hold differently many experts.
     shares_budget: bool = False
+    # Whether it takes --spread.
+    spreads: bool = False
     takes_mixed: bool = False
     # Whether a plan can say all that it decides.
     plannable: bool = True

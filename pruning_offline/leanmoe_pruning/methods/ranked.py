@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from leanmoe_pruning.budgets.budget import Budget, budget_of
-from leanmoe_pruning.budgets.choosing import Chooser, choose_layers
+from leanmoe_pruning.budgets.choosing import Chooser, LossTable, choose_layers
+from leanmoe_pruning.budgets.gathering import Gathering
+from leanmoe_pruning.budgets.offers import offer_of_experts
 from leanmoe_pruning.evaluation.redundancy import LayerSample
 from leanmoe_pruning.methods.gate_ratios import evidence_of
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.observed import Observations
-from leanmoe_pruning.methods.request import Request
+from leanmoe_pruning.methods.request import Asked, Request
 from leanmoe_pruning.methods.saliency import GATES, SALIENCIES, highest
 from leanmoe_pruning.methods.selection import LayerChoice, plans_of
 from leanmoe_pruning.options import option
@@ -64,22 +67,44 @@ class Ranked:
     budget: Budget
     # What the manifest records of how the saliency was taken.
     own: Mapping[str, Any]
+    # Whether and how layers are chosen together.
+    spread: Asked | None = None
 
     def settings(self) -> dict[str, Any]:
         return {**self.budget.settings(), **self.own}
 
     def decide(self, dump: bool) -> Decision:
         ranking, shape = _Ranking(self, dump), self.inputs.shape
-        choices, table = choose_layers(self.inputs.layers(), ranking, self.budget, shape)
+        choices, table, record = self._choose(ranking)
         plans, notes = plans_of(choices), ranking.notes()
         if ranking.seen is None:
-            return Decision(plans, notes=notes, samples=ranking.samples)
+            return Decision(plans, notes=notes, record=record, samples=ranking.samples)
         run = f"{self.name}_{self.budget.name}"
         keeps = [] if self.budget.keep is None else [self.budget.keep]
         tensors = ranking.seen.tensors(keeps, shape.n_groups)
         tensors[f"{run}.saliency"] = torch.stack(ranking.saliencies)
         more, facts = evidence_of(self.inputs, run, choices, table)
-        return Decision(plans, {**tensors, **more}, facts, notes, samples=ranking.samples)
+        facts = {**facts, **record}
+        return Decision(plans, {**tensors, **more}, facts, notes, record, ranking.samples)
+
+    def _choose(
+        self, ranking: _Ranking
+    ) -> tuple[list[LayerChoice], LossTable | None, dict[str, Any]]:
+        layers, shape = self.inputs.layers(), self.inputs.shape
+        if self.spread is None:
+            return *choose_layers(layers, ranking, self.budget, shape), {}
+        assert self.budget.keep is not None, "open refuses any other"
+        domains = self.inputs.domains
+        gathering = Gathering(self.spread, domains)
+        for scores in layers:
+            ranking(scores)
+            saliency_E, coverage_DE = ranking.saliencies[-1], domains.coverage(scores)
+            offer = offer_of_experts(
+                scores.layer, saliency_E, coverage_DE, self.budget.keep, shape.n_groups
+            )
+            gathering.add(scores, offer)
+        choices, record = gathering.choose()
+        return choices, None, record
 
 
 @dataclass(frozen=True)
@@ -107,10 +132,13 @@ def _ranking(name: str, summary: str, options: type[AnyGate] | type[GateOptions]
     def open_(request: Request, own: AnyGate | GateOptions, inputs: Inputs) -> Ranked:
         budget = budget_of(request, inputs.checkpoint)
         inputs.need_scores(name)
+        if request.spread is not None:
+            inputs.check_spread(request.spread)
         settings = {"gate": own.gate} if options is GateOptions else {}
-        return Ranked(inputs, name, lambda scores: saliency(scores, own.gate), budget, settings)
+        taken = partial(saliency, gate=own.gate)
+        return Ranked(inputs, name, taken, budget, settings, request.spread)
 
-    return Method(name, summary, open_, options, shares_budget=True)
+    return Method(name, summary, open_, options, shares_budget=True, spreads=True)
 
 
 RANKINGS = (

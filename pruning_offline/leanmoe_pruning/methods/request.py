@@ -22,6 +22,8 @@ from leanmoe_pruning.options import (
 )
 
 BudgetKind = Literal["uniform", "adaptive"]
+# What --spread may name: a rule, or that the scores say which.
+Asked = Literal["auto", "experts", "domains"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,14 @@ class Request:
     total_bytes: str | None = option(
         "with --budget adaptive: weights the output may have, such as 40GiB, instead of --keep",
         metavar="SIZE",
+    )
+    spread: Asked | None = option(
+        "choose all layers together: every expert number kept in about equally many layers "
+        "(experts), or no calibration domain losing more than its share (domains); without a "
+        "word the scores say which of both",
+        nargs="?",
+        const="auto",
+        choices=get_args(Asked),
     )
     plan: Path | None = option("a JSON file that says it for each layer instead", metavar="PLAN")
     scores: Path | None = option("a bundle to decide from", metavar="SCORES")

@@ -3,8 +3,9 @@
 ``scores.json`` names model, data and the digest of every file beside it;
 ``layer-NNN.safetensors`` holds what decisions follow from (``LayerScores`` says what:
 ``router_logits`` [T, E], ``output_gram`` [T, P], ``ratios`` w_j/w_max [T, K-1],
-``output_norm`` [T, K], ``max_activation`` [E], ``moments.*``, and ``token_counts``,
-``gate_mass`` [E] and ``median_beta``), ``summary.safetensors`` the last three of all layers.
+``output_norm`` [T, K], ``max_activation`` and ``peak_output`` [E], ``moments.*``, and
+``token_counts``, ``gate_mass`` [E] and ``median_beta``), ``summary.safetensors`` the last three
+of all layers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class BundleDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[2] = 2
+    # Bundles of version 2 lack ``peak_output``; all else is the same, so they are read as well.
+    schema_version: Literal[2, 3] = 3
     family: str
     source: dict[str, str]
     data: str
@@ -106,6 +108,8 @@ def write_layer(directory: Path, scores: LayerScores) -> str:
         "gate_mass": scores.gate_mass(),
         "median_beta": torch.tensor(median_beta(routing), dtype=torch.float64),
     }
+    if scores.peak_output_E is not None:
+        tensors["peak_output"] = scores.peak_output_E
     if scores.rule.correction_E is not None:
         tensors["router_correction"] = scores.rule.correction_E
     return write_tensors(directory / layer_file(scores.layer), tensors)
@@ -181,6 +185,7 @@ class ScoreBundle:
             held["output_norm"],
             held["max_activation"],
             Moments(**moments),
+            held.get("peak_output"),
         )
 
 

@@ -35,6 +35,9 @@ class LayerScores:
     # Largest signed entry of an expert's routed outputs, at least 0, float32 [E].
     max_activation_E: torch.Tensor
     moments: Moments
+    # Largest absolute entry of an expert's routed outputs, float32 [E]; bundles made before it was
+    # taken down have none.
+    peak_output_E: torch.Tensor | None = None
 
     @property
     def n_experts(self) -> int:
@@ -86,4 +89,10 @@ def joined(parts: Sequence[LayerScores]) -> LayerScores:
         torch.cat([part.output_norm_TK for part in parts]),
         torch.stack([part.max_activation_E for part in parts]).amax(0),
         moments,
+        _highest([part.peak_output_E for part in parts]),
     )
+
+
+def _highest(peaks: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    known = [peak_E for peak_E in peaks if peak_E is not None]
+    return torch.stack(known).amax(0) if len(known) == len(peaks) else None

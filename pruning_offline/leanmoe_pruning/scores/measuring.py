@@ -55,12 +55,12 @@ def measure_chunk(
     moments = Moments.zeros(n_experts, x_TD.shape[1], layer.shape.expert_ffn_size)
     moments.add_inputs_(x_TD)
     moments.calls_E.add_(_calls(routing, len(chunk_NTD), n_experts))
-    largest_E = torch.zeros(n_experts)
+    largest_E, peak_E = torch.zeros(n_experts), torch.zeros(n_experts)
     output_TD, norms, grams = torch.empty_like(x_TD), [], []
     for start in range(0, len(x_TD), step := _tokens_at_once(layer.shape)):
         part = slice(start, start + step)
         own = rows[(rows >= start) & (rows < start + step)] - start
-        found = _run(experts, x_TD[part], _rows(routing, part), own, moments, largest_E)
+        found = _run(experts, x_TD[part], _rows(routing, part), own, moments, largest_E, peak_E)
         output_TD[part] = found.output_TD
         norms.append(found.norm_TK)
         target = found.output_TD if target_TD is None else target_TD[part]
@@ -73,6 +73,7 @@ def measure_chunk(
         torch.cat(norms),
         largest_E,
         moments,
+        peak_E,
     )
     _check_finite(scores, output_TD)
     return scores, output_TD if shared_TD is None else output_TD + shared_TD
@@ -101,6 +102,7 @@ def _run(
     sampled: torch.Tensor,
     moments: Moments,
     largest_E: torch.Tensor,
+    peak_E: torch.Tensor,
 ) -> _Slice:
     found = _Slice(
         torch.zeros_like(x_TD),
@@ -125,6 +127,7 @@ def _run(
         found.output_TD[token] += own_ND * gates_N[:, None]
         found.norm_TK[token, slot] = own_ND.norm(dim=-1)
         largest_E[expert] = torch.maximum(largest_E[expert], own_ND.max())
+        peak_E[expert] = torch.maximum(peak_E[expert], own_ND.abs().max())
         moments.add_routed_(expert, x_TD[token], hidden_RF[place_T[token]], gates_N)
     return found
 

@@ -20,6 +20,7 @@ from leanmoe_pruning.methods.naee.naee_options import (
     search_of,
     search_settings,
 )
+from leanmoe_pruning.methods.naee.naee_spread import open_spread
 from leanmoe_pruning.methods.naee.subsets import Search, layerwise, progressive
 from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.selection import (
@@ -138,6 +139,8 @@ def _int_rows(rows: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def _open(request: Request, options: NaeeOptions, inputs: Inputs) -> Chooser:
+    if request.spread is not None:
+        return open_spread(request, options, inputs)
     if request.adaptive or request.total_bytes is not None:
         return open_adaptive(request, options, inputs)
     keep = request.experts_to_keep(inputs.checkpoint)
@@ -155,5 +158,6 @@ METHOD = Method(
     open=_open,
     options=NaeeOptions,
     shares_budget=True,
+    spreads=True,
     variants=VARIANTS,
 )

@@ -46,9 +46,18 @@ def subset_losses(
     pruned_S: Sequence[Sequence[int]],
     batch_of_T: torch.Tensor,
 ) -> torch.Tensor:
-    """Loss of each set of pruned experts, float64; ``batch_of_T`` is each token's batch.
+    """Loss of each set of pruned experts, float64; ``batch_of_T`` is each token's batch."""
+    return batch_losses(scores, pruned_S, batch_of_T).sum(1)
 
-    Of all tokens that were scored; those without a Gram matrix are left out here.
+
+def batch_losses(
+    scores: LayerScores,
+    pruned_S: Sequence[Sequence[int]],
+    batch_of_T: torch.Tensor,
+) -> torch.Tensor:
+    """What each batch adds to the loss of each set, float64 ``[S, B]``.
+
+    ``batch_of_T`` is of all tokens that were scored; those without a Gram matrix are left out here.
     """
     batch_of_T = batch_of_T[scores.gram_tokens]
     at_once = max(1, MAX_ROWS // len(batch_of_T))
@@ -81,7 +90,15 @@ def _losses(
     n_batches = int(batch_of_T[-1]) + 1
     sums_SB = torch.zeros(len(pruned_S), n_batches, dtype=torch.float64)
     sums_SB.scatter_add_(1, batch_of_T.expand(len(pruned_S), -1), squared_ST)
-    return sums_SB.sqrt().sum(1)
+    return sums_SB.sqrt()
+
+
+def output_norms(scores: LayerScores, batch_of_T: torch.Tensor) -> torch.Tensor:
+    """Norm of the whole block's routed output in each batch, float64 ``[B]``."""
+    batch_of_T = batch_of_T[scores.gram_tokens]
+    # The last of the packed products is the output's with itself.
+    sums_B = torch.zeros(int(batch_of_T[-1]) + 1, dtype=torch.float64)
+    return sums_B.index_add_(0, batch_of_T, scores.output_gram_TP[:, -1]).sqrt()
 
 
 def chooser_of(

@@ -1,0 +1,1 @@
+"""Cuts whose layers are chosen together, beside cuts by chance."""

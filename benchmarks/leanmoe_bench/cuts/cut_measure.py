@@ -1,0 +1,96 @@
+"""Every cut decided and its log loss taken window by window, kept as soon as it is known.
+
+A decision is a plan; the model is computed with the experts that would go masked in the router,
+which is what the cut checkpoint computes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanmoe.errors import InputError
+from leanmoe.files.output import atomic_write_json
+from leanmoe_bench.cuts.cut_runs import HELD_OUT, Run
+from leanmoe_bench.reference import leanmoe
+from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.cutting.layer_plan import read_plan
+from leanmoe_pruning.data import load_data
+from leanmoe_pruning.evaluation.comparison import WindowSums, measure_window
+from leanmoe_pruning.forward.passes import embed_all, step_
+from leanmoe_pruning.forward.stream import DecoderStream
+
+Row = dict[str, Any]
+Losses = dict[str, list[float]]
+_FULL_FILE = "full.json"
+
+
+def measure(model: str, runs: Sequence[Run], data: str, work: Path) -> Iterator[Row]:
+    """The full model's row, then those of every run."""
+    path, scores = work / "reference", work / "scores"
+    if not (path / "config.json").exists():
+        leanmoe("reference", str(path), "--model", model)
+    full = {"method": "full model", "model": model}
+    yield _once(work / _FULL_FILE, lambda: {**full, "losses": losses(path, {})})
+    if not (scores / "scores.json").exists():
+        leanmoe("score", str(path), "--data", data, "-o", str(scores))
+    places = {"model": path, "scores": scores}
+    for run in runs:
+        yield _once(work / f"{run.name}.json", partial(_judged, run, places, work))
+
+
+def finished(runs: Sequence[Run], work: Path) -> list[Row]:
+    """The rows that ``work`` holds; ``InputError`` where not even the full model was judged."""
+    full = work / _FULL_FILE
+    if not full.exists():
+        raise InputError(f"{full} is missing, so nothing was measured in {work}; drop --done")
+    paths = [full, *(work / f"{run.name}.json" for run in runs)]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+
+def _once(path: Path, make: Callable[[], Row]) -> Row:
+    if not path.exists():
+        atomic_write_json(path, make())
+    found: Row = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _judged(run: Run, places: dict[str, Path], work: Path) -> Row:
+    plan = work / f"{run.name}.plan"
+    started = time.monotonic()
+    if not plan.exists():
+        leanmoe(*(part.format(**places, out=plan) for part in run.command))
+    seconds = round(time.monotonic() - started, 1)
+    read = read_plan(plan, open_model(places["model"]))
+    kept = {layer: list(own.kept) for layer, own in read.layers.items()}
+    told = {**asdict(run), "command": " ".join(run.command), "seconds": seconds}
+    return {**told, "kept": list(kept.values()), "losses": losses(places["model"], kept)}
+
+
+@torch.inference_mode()
+def losses(path: Path, kept: Mapping[int, Sequence[int]]) -> Losses:
+    """Mean log loss in nats per token of each held-out window, by domain.
+
+    ``kept`` are the experts of a layer that stay, all where it is not named.
+    """
+    checkpoint = open_model(path)
+    data = load_data(HELD_OUT, checkpoint, "heldout")
+    stream = DecoderStream(checkpoint)
+    hidden = embed_all(stream, data.ids)
+    for layer in stream.layers():
+        step_(layer, hidden, kept.get(layer.index))
+    found: Losses = {}
+    for source, hidden_NTD in zip(data.sources, hidden, strict=True):
+        sums = WindowSums()
+        for window_TD, ids_T in zip(hidden_NTD, source.ids_NT, strict=True):
+            measure_window(stream, window_TD, ids_T, sums, None)
+        pairs = zip(sums.log_loss, sums.tokens, strict=True)
+        found[source.name] = [loss / (tokens - 1) for loss, tokens in pairs]
+    return found
