@@ -11,14 +11,17 @@ import torch
 from leanmoe.command import Result
 from leanmoe.errors import InputError
 from leanmoe_pruning.amounts import parse_bytes, show_bytes
+from leanmoe_pruning.budgets.budget import allowed_counts
+from leanmoe_pruning.checkpoints.opening import check_uniform
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.methods.selection import check_keep
 from leanmoe_pruning.options import command_of, model_argument, option
 from leanmoe_pruning.planning.costs import matmul_rate
 from leanmoe_pruning.planning.fit import USABLE, largest_fitting
 from leanmoe_pruning.planning.headers import HeaderModel
-from leanmoe_pruning.planning.kinds import Kind, known_kinds
+from leanmoe_pruning.planning.kinds import Kind, known_kinds, nearest
 from leanmoe_pruning.planning.parallel import tensor_parallel
+from leanmoe_pruning.planning.preview import preview
 from leanmoe_pruning.planning.rows import Row, facts_of, row_of
 from leanmoe_pruning.planning.table import render
 
@@ -40,6 +43,10 @@ class PlanOptions:
     )
     fit: str | None = option(
         "find the largest cut one device holds, such as 80GiB", metavar="MEMORY"
+    )
+    preview: bool = option(
+        "read the weights too and say which experts they alone would keep (AIMER), at each --keep",
+        default=False,
     )
     kv_tokens: int = option(
         f"tokens of KV to leave room for, over all sequences (default {DEFAULT_KV_TOKENS})",
@@ -114,6 +121,7 @@ def _run(options: PlanOptions) -> Result:
     memory = None if options.fit is None else parse_bytes(options.fit, "--fit")
     model = HeaderModel.open(options.model)
     kinds = _kinds(options, model)
+    seen = _preview(options, model) if options.preview else {}
     if memory is None:
         rows = _rows(options, model, kinds)
     else:
@@ -130,7 +138,18 @@ def _run(options: PlanOptions) -> Result:
         "estimates": ["make", "serve", "kv_bytes_per_1k_tokens"],
         "rows": [facts_of(model, row, options.tokens, rate) for row in rows],
         "notes": _notes(options, model, rows),
+        **seen,
     }
+
+
+def _preview(options: PlanOptions, model: HeaderModel) -> dict[str, Any]:
+    """By the budgets asked for, half of the experts where none is."""
+    check_uniform(model.checkpoint)
+    shape = model.checkpoint.shape
+    for keep in options.keep or ():
+        check_keep(keep, shape, str(options.model))
+    half = nearest(allowed_counts(shape), [shape.n_routed_experts / 2])
+    return {"preview": preview(model.checkpoint, list(options.keep or half))}
 
 
 def _model_facts(path: Path, model: HeaderModel) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +25,12 @@ from leanmoe_pruning.cutting.packing import Packer, packer_of
 from leanmoe_pruning.cutting.plan_file import check_plan_target, plan_note, write_plan
 from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.data import load_data
-from leanmoe_pruning.evaluation.redundancy import cuts_experts, redundancy_of
+from leanmoe_pruning.evaluation.importance import (
+    cut_super_experts,
+    importance_facts,
+    super_experts,
+)
+from leanmoe_pruning.evaluation.redundancy import LayerSample, cuts_experts, redundancy_of
 from leanmoe_pruning.methods import planned
 from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
 from leanmoe_pruning.methods.registry import METHODS
@@ -56,6 +62,12 @@ class PruneOptions(Request):
         "which form of the method, the first if not given. "
         + "; ".join(f"{m.name}: {', '.join(m.variants)}" for m in METHODS.values() if m.variants),
         metavar="NAME",
+    )
+    super_experts: str = option(
+        "where experts would go whose rare, huge outputs the model rests on: refuse (default), or "
+        "only warn",
+        default="refuse",
+        choices=("refuse", "warn"),
     )
 
 
@@ -179,7 +191,7 @@ def _run(args: argparse.Namespace) -> Result:
     method = _method(request)
     inputs, chooser = _open(request, method, _own_options(args, method))
     with stop_on_signals():
-        decision = _probed(inputs, chooser.decide(request.dump is not None))
+        decision = _probed(request, inputs, chooser.decide(request.dump is not None))
         for note in decision.notes:
             _LOG.warning("%s", note)
         if request.plan_only:
@@ -207,19 +219,47 @@ def _packer(request: PruneOptions, inputs: Inputs, chooser: Chooser) -> Packer |
     return packer_of(inputs.checkpoint, pattern_of(chooser.settings()))
 
 
-def _probed(inputs: Inputs, decision: Decision) -> Decision:
-    """The decision with what the probe found of it, where experts go and there are scores."""
+def _probed(request: PruneOptions, inputs: Inputs, decision: Decision) -> Decision:
+    """The decision with what the probes found of it, where experts go and there are scores."""
     if not cuts_experts(decision.layers):
         return decision
-    found = redundancy_of(decision.samples or inputs.samples(), decision.layers)
+    samples = decision.samples or inputs.samples()
+    found = redundancy_of(samples, decision.layers)
     if found is None:
         return decision
-    warning = found.warning()
-    return replace(
-        decision,
-        notes=decision.notes if warning is None else (*decision.notes, warning),
-        record={**decision.record, "redundancy": found.facts()},
+    guarded, lost = _super_experts(request, samples, decision)
+    notes = [note for note in (found.warning(), guarded) if note is not None]
+    facts = {"redundancy": found.facts(), "importance": importance_facts(samples), **lost}
+    return replace(decision, notes=(*decision.notes, *notes), record={**decision.record, **facts})
+
+
+def _super_experts(
+    request: PruneOptions, samples: Sequence[LayerSample], decision: Decision
+) -> tuple[str | None, dict[str, Any]]:
+    """What to say and to record of super experts that go; raise where that is refused."""
+    found = super_experts(samples)
+    if found is None:
+        return (
+            "the score bundle lacks peak_output, which `leanmoe score` takes down since version 3, "
+            "so nobody looked whether super experts go; score again to have it looked",
+            {},
+        )
+    kept = {layer: plan.kept for layer, plan in decision.layers.items()}
+    gone = cut_super_experts(found, kept)
+    facts = {"super_experts": [asdict(one) for one in found]}
+    if not gone:
+        return None, facts
+    named = ", ".join(f"layer {one.layer} expert {one.expert} ({one.peak:.4g})" for one in gone)
+    said = (
+        f"this cut removes super experts, whose rare huge outputs the model rests on (largest "
+        f"absolute outputs in brackets): {named}"
     )
+    if request.super_experts == "refuse":
+        raise InputError(
+            f"{said}; keep more experts, name those that stay in a plan (--plan), or say "
+            "--super-experts warn to cut all the same"
+        )
+    return said, facts
 
 
 def _plan(

@@ -41,6 +41,10 @@ class LayerSample:
     logits_TE: torch.Tensor
     gram_TP: torch.Tensor
     mass_E: torch.Tensor
+    # Summed norms of an expert's outputs, weighted by the router, float64 [E], of all tokens.
+    work_E: torch.Tensor
+    # ``LayerScores.peak_output_E``.
+    peak_E: torch.Tensor | None
 
     @classmethod
     def of(cls, scores: LayerScores) -> LayerSample:
@@ -48,7 +52,15 @@ class LayerSample:
         count = max(1, min(TOKENS, len(held_TP), _BYTES // (held_TP.shape[1] * 8)))
         some = evenly_spaced(len(held_TP), count)
         logits_TE = scores.router_logits_TE[scores.gram_tokens[some]]
-        return cls(scores.layer, scores.rule, logits_TE, held_TP[some], scores.gate_mass())
+        return cls(
+            scores.layer,
+            scores.rule,
+            logits_TE,
+            held_TP[some],
+            scores.gate_mass(),
+            scores.work(),
+            scores.peak_output_E,
+        )
 
     @property
     def n_experts(self) -> int:

@@ -23,6 +23,8 @@ from leanmoe_pruning.methods.selection import LayerChoice, plans_of
 from leanmoe_pruning.options import option
 from leanmoe_pruning.scores.layer_scores import LayerScores
 
+Saliency = Callable[[LayerScores], torch.Tensor]
+
 
 class _Ranking:
     """The layers as they are ranked, and what is worth telling of them."""
@@ -63,7 +65,7 @@ class Ranked:
 
     inputs: Inputs
     name: str
-    saliency: Callable[[LayerScores], torch.Tensor]
+    saliency: Saliency
     budget: Budget
     # What the manifest records of how the saliency was taken.
     own: Mapping[str, Any]
@@ -127,28 +129,40 @@ class GateOptions:
 
 
 def _ranking(name: str, summary: str, options: type[AnyGate] | type[GateOptions]) -> Method[Any]:
-    saliency = SALIENCIES[name]
-
     def open_(request: Request, own: AnyGate | GateOptions, inputs: Inputs) -> Ranked:
         budget = budget_of(request, inputs.checkpoint)
         inputs.need_scores(name)
         if request.spread is not None:
             inputs.check_spread(request.spread)
         settings = {"gate": own.gate} if options is GateOptions else {}
-        taken = partial(saliency, gate=own.gate)
+        taken = (
+            _coverage(inputs) if name == "coverage" else partial(SALIENCIES[name], gate=own.gate)
+        )
         return Ranked(inputs, name, taken, budget, settings, request.spread)
 
     return Method(name, summary, open_, options, shares_budget=True, spreads=True)
+
+
+def _coverage(inputs: Inputs) -> Saliency:
+    """The largest share of a domain's weighted output norms that the expert has, by expert.
+
+    Coverage per corpus (arXiv 2607.01710), whose text was not at hand: this follows the
+    description, that what a corpus needs stays covered whatever the others' weight.
+    """
+    return lambda scores: inputs.domains.coverage(scores).amax(0)
 
 
 RANKINGS = (
     _ranking("frequency", "the experts most tokens were routed to", AnyGate),
     _ranking("soft-activation", "the experts the router finds likeliest", AnyGate),
     _ranking("ean", "the experts whose outputs are largest where they are used", AnyGate),
+    _ranking("man", "the same as ean, by the name of its paper", AnyGate),
+    _ranking("msan", "the experts whose mean squared output norm is largest", AnyGate),
     _ranking(
         "weighted-ean",
         "the experts whose weighted outputs sum to most",
         GateOptions,
     ),
+    _ranking("coverage", "the experts that some calibration domain rests on most", AnyGate),
     _ranking("reap", "the experts whose mean weighted output is largest", GateOptions),
 )

@@ -11,6 +11,7 @@ from leanmoe_pruning.methods.eep.matrices import METHOD as MATRICES
 from leanmoe_pruning.methods.merging.merging import METHOD as M_SMOE
 from leanmoe_pruning.methods.method import Method
 from leanmoe_pruning.methods.naee.naee import METHOD as NAEE
+from leanmoe_pruning.methods.pairwise import METHOD as PAIRWISE
 from leanmoe_pruning.methods.ranked import RANKINGS
 from leanmoe_pruning.methods.weights.weight_pruner import WEIGHT_METHODS
 
@@ -19,6 +20,7 @@ METHODS: dict[str, Method[Any]] = {
     for method in (
         NAEE,
         *RANKINGS,
+        PAIRWISE,
         RANDOM,
         M_SMOE,
         EEP,

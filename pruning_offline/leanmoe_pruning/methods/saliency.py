@@ -62,6 +62,11 @@ def ean(scores: LayerScores, gate: str = "model") -> torch.Tensor:
     return mean_of(scores, per_expert(scores, scores.output_norm_TK))
 
 
+def msan(scores: LayerScores, gate: str = "model") -> torch.Tensor:
+    """Mean of n^2 over the expert's tokens (arXiv 2606.15716: MSAN)."""
+    return mean_of(scores, per_expert(scores, scores.output_norm_TK.double().square()))
+
+
 def weighted_ean(scores: LayerScores, gate: str = "model") -> torch.Tensor:
     """Sum of g * n over the expert's tokens: frequency and gate count (arXiv 2606.15716)."""
     return per_expert(scores, gate_weights(scores, gate) * scores.output_norm_TK)
@@ -76,6 +81,8 @@ SALIENCIES: Mapping[str, Saliency] = {
     "frequency": frequency,
     "soft-activation": soft_activation,
     "ean": ean,
+    "man": ean,
+    "msan": msan,
     "weighted-ean": weighted_ean,
     "reap": reap,
 }

@@ -212,9 +212,20 @@ def nearest(known: Sequence[int], targets: Sequence[float]) -> list[int]:
 
 
 _WEIGHTS = ("moe-pruner", "wanda", "magnitude", "sparsegpt")
+_RANKED = (
+    "frequency",
+    "soft-activation",
+    "ean",
+    "man",
+    "msan",
+    "weighted-ean",
+    "reap",
+    "coverage",
+    "pairwise",
+)
 _ALL: tuple[Kind, ...] = (
     Keeping("no data", ("random",), nothing),
-    Keeping("scores", ("frequency", "soft-activation", "ean", "weighted-ean", "reap"), scores),
+    Keeping("scores", _RANKED, scores),
     Keeping("subsets", ("naee",), subsets),
     Merging("merging", ("m-smoe",), merged_scores),
     Merging("evolution", ("eep",), evolution),

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from leanmoe_pruning.amounts import show_bytes, show_numbers, show_seconds
+from leanmoe_pruning.planning.preview import preview_lines
 
 _WIDTH = 140
 Facts = dict[str, Any]
@@ -92,5 +93,6 @@ def _foot(result: Facts) -> str:
         f"tensor-parallel sizes: {show_numbers(result['tensor_parallel'])}. EP: expert-parallel "
         "sizes that divide every layer's experts. top-k: what a plan may lower it to.",
         *result["notes"],
+        *(preview_lines(result["preview"]) if "preview" in result else ()),
     ]
     return "\n".join(lines)

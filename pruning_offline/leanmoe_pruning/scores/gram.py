@@ -27,6 +27,11 @@ def _pair_table(n: int) -> torch.Tensor:
     return table
 
 
+def packed_place(row: torch.Tensor, column: torch.Tensor, n: int) -> torch.Tensor:
+    """Where the product of vectors ``row`` and ``column``, of ``n``, lies among the packed ones."""
+    return _pair_table(n)[row, column]
+
+
 def packed_size(n_experts: int) -> int:
     """Numbers stored per token: the upper triangle of (E+1) x (E+1)."""
     return (n_experts + 1) * (n_experts + 2) // 2

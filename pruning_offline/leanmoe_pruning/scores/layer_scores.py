@@ -60,9 +60,16 @@ class LayerScores:
     def gate_mass(self) -> torch.Tensor:
         """Sum of applied router weights per expert, float64 ``[E]``."""
         routing = self.routing()
-        weights = routing.applied().double().flatten()
-        mass = torch.zeros(self.n_experts, dtype=torch.float64)
-        return mass.index_add_(0, routing.ids_TK.flatten(), weights)
+        return self._summed(routing.ids_TK, routing.applied())
+
+    def work(self) -> torch.Tensor:
+        """Sum of output norms times applied router weights per expert, float64 ``[E]``."""
+        routing = self.routing()
+        return self._summed(routing.ids_TK, routing.applied() * self.output_norm_TK)
+
+    def _summed(self, ids_TK: torch.Tensor, values_TK: torch.Tensor) -> torch.Tensor:
+        total_E = torch.zeros(self.n_experts, dtype=torch.float64)
+        return total_E.index_add_(0, ids_TK.flatten(), values_TK.double().flatten())
 
 
 def weight_ratios(routing: Routing) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

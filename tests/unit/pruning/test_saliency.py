@@ -38,6 +38,8 @@ WEIGHTED = [SHARE + 2 * FAR, (1 - SHARE) * 4 + SHARE, (1 - FAR) * 8 + (1 - SHARE
     [
         ("frequency", [2.0, 2.0, 2.0, 0.0]),
         ("ean", [1.5, 2.5, 12.0, 0.0]),
+        ("man", [1.5, 2.5, 12.0, 0.0]),
+        ("msan", [2.5, 8.5, 160.0, 0.0]),
         ("weighted-ean", WEIGHTED),
         ("reap", [one / 2 for one in WEIGHTED]),
         ("soft-activation", LOGITS.double().softmax(-1).mean(0).tolist()),

@@ -1,0 +1,250 @@
+"""Layers chosen together: the least loss under each rule, and what the command makes of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from leanmoe.cli import main
+from leanmoe.manifest import read_manifest
+from leanmoe_pruning.budgets.domains import Domains, identity
+from leanmoe_pruning.budgets.offers import Offer, offer_of_experts, offer_of_sets
+from leanmoe_pruning.budgets.spreading import LAYERS_OFF, spread
+from leanmoe_pruning.forward.routing import RouterRule
+from leanmoe_pruning.methods.selection import complement, pruned_subsets
+from tests.golden.naee_data import CALIBRATION, CHECKPOINT
+from tests.layer_scores import bare_scores
+
+KEPT = [complement(gone, 4) for gone in pruned_subsets(4, 2)]
+
+
+def offers(losses: list[list[float]], domains: int = 1) -> list[Offer]:
+    """A layer per row, of four experts that keep two, each subset with its loss."""
+    found = []
+    for layer, row in enumerate(losses):
+        losses_S = torch.tensor(row, dtype=torch.float64)
+        losses_SD = losses_S[:, None].repeat(1, domains)
+        found.append(offer_of_sets(layer, KEPT, losses_S, losses_SD, 4))
+    return found
+
+
+def counts(kept) -> list[int]:
+    return [sum(expert in own for own in kept) for expert in range(4)]
+
+
+LOSS = st.floats(0.0, 1.0, width=16)
+TABLES = st.lists(st.lists(LOSS, min_size=6, max_size=6), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TABLES)
+def test_the_balanced_choice_is_the_best_of_all_balanced_ones(losses):
+    chosen = spread(offers(losses), "experts", layers_off=0.5)
+    mean = len(losses) / 2
+    low, high = min(mean - 0.5, np.floor(mean)), max(mean + 0.5, np.ceil(mean))
+    best = min(
+        sum(losses[layer][place] for layer, place in enumerate(places))
+        for places in itertools.product(range(6), repeat=len(losses))
+        if all(low <= count <= high for count in counts([KEPT[place] for place in places]))
+    )
+    assert all(low <= count <= high for count in counts(chosen.kept))
+    assert chosen.facts()["loss"] == pytest.approx(best, abs=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(TABLES)
+def test_without_a_rule_every_layer_decides_alone_the_first_of_equal_sets(losses):
+    firsts = [KEPT[min(range(6), key=row.__getitem__)] for row in losses]
+    assert list(spread(offers(losses), None).kept) == firsts
+
+
+def test_by_hand():
+    """Experts 0 and 1 would stay in all six layers; two layers pay least for a change."""
+    plain = [0.1, 0.4, 0.5, 0.5, 0.5, 0.6]
+    # The first subset drops 0 and 1, the last 2 and 3.
+    losses = [[*reversed(plain)] for _ in range(6)]
+    losses[2][0], losses[4][0] = 0.15, 0.2
+    chosen = spread(offers(losses), "experts")
+    assert counts(spread(offers(losses), None).kept) == [6, 6, 0, 0]
+    assert counts(chosen.kept) == [4, 4, 2, 2]
+    assert chosen.kept[2] == chosen.kept[4] == (2, 3)
+    facts = chosen.facts()
+    assert facts["layers_kept"] == [4, 4, 2, 2] and facts["slack_layers"] == LAYERS_OFF
+    assert facts["layers_kept_alone"] == [6, 6, 0, 0]
+    assert facts["loss"] == pytest.approx(4 * 0.1 + 0.15 + 0.2)
+    assert facts["loss_of_layers_alone"] == pytest.approx(0.6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000))
+def test_no_domain_loses_more_than_its_share(seed):
+    """Two domains, of which the layers alone would sacrifice the second."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for layer in range(8):
+        losses_SD = torch.rand(6, 2, generator=generator, dtype=torch.float64)
+        losses_S = 0.9 * losses_SD[:, 0] + 0.1 * losses_SD[:, 1]
+        found.append(offer_of_sets(layer, KEPT, losses_S, losses_SD, 4))
+    chosen = spread(found, "domains", ("a", "b"))
+    facts = chosen.facts()
+    assert max(facts["domain_loss"].values()) <= facts["limit"] + 1e-5
+    assert facts["limit"] >= sum(facts["domain_loss_alone"].values()) / 2 - 1e-6
+    assert facts["loss"] >= facts["loss_of_layers_alone"] - 1e-6
+
+
+def test_the_fair_choice_is_near_the_best_of_all_fair_ones():
+    generator = torch.Generator().manual_seed(3)
+    tables = torch.rand(5, 6, 2, generator=generator, dtype=torch.float64)
+    tables[..., 1] *= 2
+    found = [
+        offer_of_sets(i, KEPT, 0.9 * own[:, 0] + 0.05 * own[:, 1], own, 4)
+        for i, own in enumerate(tables)
+    ]
+    facts = spread(found, "domains", ("a", "b")).facts()
+    fair = []
+    for places in itertools.product(range(6), repeat=5):
+        lost_D = tables[range(5), places].sum(0)
+        if float(lost_D.max()) / 5 <= facts["limit"] + 1e-9:
+            fair.append(sum(one.loss((place,)) for one, place in zip(found, places, strict=True)))
+    assert facts["loss"] <= min(fair) * 1.006
+
+
+def test_single_experts_are_spread_by_their_scores():
+    """Of equal scores the lower number stays where the rule allows it."""
+    scores = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    found = [offer_of_experts(i, scores, scores[None] / 10, 2) for i in range(8)]
+    chosen = spread(found, "experts")
+    assert counts(chosen.kept) == [5, 5, 3, 3]
+    assert all(len(own) == 2 for own in chosen.kept)
+    assert chosen.facts()["loss_of_layers_alone"] == pytest.approx(8 * 0.3)
+
+
+def test_groups_keep_as_many_each():
+    scores = torch.tensor([9.0, 8.0, 2.0, 1.0])
+    found = [offer_of_experts(i, scores, scores[None], 2, n_groups=2) for i in range(6)]
+    for own in spread(found, "experts", layers_off=0.0).kept:
+        assert len({expert // 2 for expert in own}) == 2
+
+
+def test_many_experts_are_solved():
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for layer in range(12):
+        cover = torch.rand(4, 128, generator=generator, dtype=torch.float64) ** 4
+        cover /= cover.sum(1, keepdim=True)
+        scores = torch.rand(128, generator=generator) + torch.arange(128) / 64
+        found.append(offer_of_experts(layer, scores, cover, 64))
+    kept = spread(found, "experts").kept
+    counted = [sum(expert in own for own in kept) for expert in range(128)]
+    assert min(counted) >= 6 - LAYERS_OFF and max(counted) <= 6 + LAYERS_OFF
+    facts = spread(found, "domains", tuple("abcd")).facts()
+    assert max(facts["domain_loss"].values()) <= facts["limit"] + 1e-3
+
+
+def test_identity_is_one_for_specialists_by_number_and_none_for_shuffled_ones():
+    generator = torch.Generator().manual_seed(1)
+    same = [torch.eye(8, dtype=torch.float64) for _ in range(6)]
+    assert identity(same) == pytest.approx(1.0 + 1.0 / 7.0)
+    shuffled = [one[:, torch.randperm(8, generator=generator)] for one in same]
+    assert abs(identity(shuffled)) < 0.3
+    assert identity(same[:1]) == 0.0
+
+
+def test_usage_and_coverage_by_hand():
+    """Three tokens of two domains, top-2 of three experts, gates from equal logits."""
+    logits = torch.tensor([[1.0, 1.0, -9.0], [1.0, -9.0, 1.0], [-9.0, 1.0, 1.0]])
+    scores = bare_scores(RouterRule(top_k=2, renormalize=True), logits, torch.zeros(3, 10))
+    ids = scores.routing().ids_TK
+    scores.output_norm_TK.copy_(torch.where(ids == 0, 1.0, torch.where(ids == 1, 2.0, 4.0)))
+    domains = Domains(("a", "b"), ((2, 1), (1, 1)))
+    assert domains.usage(scores).tolist() == [[0.5, 0.25, 0.25], [0.0, 0.5, 0.5]]
+    assert domains.coverage(scores)[0].tolist() == pytest.approx([2 / 8, 2 / 8, 4 / 8])
+    assert domains.coverage(scores)[1].tolist() == pytest.approx([0.0, 2 / 6, 4 / 6])
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """Scores of two sources."""
+    folder = tmp_path_factory.mktemp("spread")
+    ids = load_file(CALIBRATION.split(":")[0])["calib_input_ids"]
+    parts = []
+    for name, rows in (("a", ids[:3]), ("b", ids[3:])):
+        save_file({"input_ids": rows.contiguous()}, folder / f"{name}.safetensors")
+        parts.append(str(folder / f"{name}.safetensors"))
+    out = folder / "scores"
+    assert main(["score", str(CHECKPOINT), "--data", ",".join(parts), "-o", str(out)]) == 0
+    return str(out)
+
+
+def prune(out, *more: str) -> int:
+    return main(["prune", str(CHECKPOINT), "--keep", "4", "-o", str(out), *more])
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [
+        (["naee"], "experts"),
+        (["naee"], "domains"),
+        (["naee", "--search", "greedy"], "experts"),
+        (["reap"], "experts"),
+        (["frequency"], "domains"),
+        (["coverage"], "domains"),
+    ],
+)
+def test_the_manifest_says_which_rule_was_in_force(method, rule, bundle, tmp_path):
+    out, dump = tmp_path / "out", tmp_path / "dump"
+    options = ["--method", *method, "--spread", rule, "--scores", bundle]
+    assert prune(out, *options, "--dump", str(dump)) == 0
+    facts = read_manifest(out).settings["spread"]
+    assert facts["asked"] == facts["rule"] == rule
+    assert len(facts["domain_loss"]) == 2 and -1.0 <= facts["identity"] <= 1.2
+    assert json.loads((dump / "results.json").read_text())["spread"] == facts
+    if rule == "experts":
+        kept = read_manifest(out).kept.values()
+        assert facts["layers_kept"] == [sum(e in own for own in kept) for e in range(8)]
+        assert max(facts["layers_kept"]) <= 3
+
+
+def test_the_scores_say_which_rule_is_taken(bundle, tmp_path):
+    """The experts of this random model are no specialists by number."""
+    assert prune(tmp_path / "out", "--method", "naee", "--scores", bundle, "--spread") == 0
+    facts = read_manifest(tmp_path / "out").settings["spread"]
+    assert facts["asked"] == "auto" and facts["rule"] == "domains"
+    assert facts["identity"] < facts["experts_from"]
+
+
+def test_a_rule_that_layers_alone_obey_changes_nothing(bundle, tmp_path):
+    """Any count from 0 to 3 is within 1.5 of the mean of three layers."""
+    for name, more in (("plain", []), ("spread", ["--spread", "experts"])):
+        assert prune(tmp_path / name, "--method", "naee", "--scores", bundle, *more) == 0
+    plain, spread_ = (read_manifest(tmp_path / name).kept for name in ("plain", "spread"))
+    assert plain == spread_
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--method", "random", "--spread"], "--method random does not choose layers together"),
+        (["--method", "naee", "--spread", "--budget", "adaptive"], "drop one"),
+        (["--method", "naee", "--spread", "--variant", "progressive"], "drop it or --spread"),
+        (["--method", "naee", "--data", CALIBRATION, "--spread"], "score a mix of several"),
+        (["--method", "reap", "--data", CALIBRATION, "--spread", "domains"], "these scores are of"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(more, words, tmp_path, capsys):
+    assert prune(tmp_path / "out", *more) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_source_is_enough_for_balance_over_experts(tmp_path):
+    options = ["--method", "reap", "--data", CALIBRATION, "--spread", "experts"]
+    assert prune(tmp_path / "out", *options) == 0
+    assert "identity" not in read_manifest(tmp_path / "out").settings["spread"]
