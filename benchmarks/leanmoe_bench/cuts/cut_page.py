@@ -37,7 +37,10 @@ def tables(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row], full: Row) -> str:
     domains = list(full["losses"])
     chance = [row for row in rows if row["method"] == RANDOM]
-    judged = [(row["method"], row["losses"], _layers(row)) for row in rows if row not in chance]
+    experts = 1 + max(expert for row in rows for kept in row["kept"] for expert in kept)
+    judged = [
+        (row["method"], row["losses"], _layers(row, experts)) for row in rows if row not in chance
+    ]
     if chance:
         words = f"random, mean of {len(chance)} seeds"
         judged.append((words, mean_of(chance), ""))
@@ -65,8 +68,7 @@ def _alone(losses: Losses, full: Losses, domain: str) -> str:
     return f"{math.expm1(mean):+.1%}"
 
 
-def _layers(row: Row) -> str:
+def _layers(row: Row, experts: int) -> str:
     """The fewest and the most layers that keep one expert."""
-    experts = range(max(max(kept) for kept in row["kept"]) + 1)
-    counts = [sum(expert in kept for kept in row["kept"]) for expert in experts]
+    counts = [sum(expert in kept for kept in row["kept"]) for expert in range(experts)]
     return f"{min(counts)} to {max(counts)}"

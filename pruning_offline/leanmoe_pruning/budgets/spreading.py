@@ -61,7 +61,7 @@ class Spread:
     def facts(self) -> dict[str, Any]:
         """For the manifest: the rule, its slack, and what it cost and brought."""
         alone = tuple(one.own for one in self.offers)
-        facts = {
+        facts: dict[str, Any] = {
             "rule": self.rule,
             "loss": _figure(_total(self.offers, self.columns)),
             "loss_of_layers_alone": _figure(_total(self.offers, alone)),
@@ -214,7 +214,8 @@ def _taken(offers: Sequence[Offer], n: int) -> LinearConstraint:
 def _kept_counts(offers: Sequence[Offer], columns: Sequence[Sequence[int]]) -> Floats:
     """Layers that keep each expert, ``[E]``."""
     kept = [one.members_CE[list(own)].sum(0) for one, own in zip(offers, columns, strict=True)]
-    return np.sum(kept, axis=0)
+    counts_E: Floats = np.sum(kept, axis=0)
+    return counts_E
 
 
 def _domain_losses(offers: Sequence[Offer], columns: Sequence[Sequence[int]]) -> Floats:
@@ -223,7 +224,8 @@ def _domain_losses(offers: Sequence[Offer], columns: Sequence[Sequence[int]]) ->
         one.base_D + one.losses_CD[list(own)].sum(0)
         for one, own in zip(offers, columns, strict=True)
     ]
-    return np.sum(parts, axis=0)
+    losses_D: Floats = np.sum(parts, axis=0)
+    return losses_D
 
 
 def _total(offers: Sequence[Offer], columns: Sequence[Sequence[int]]) -> float:

@@ -97,7 +97,8 @@ def _swapped(terms_EE: torch.Tensor, gone: Sequence[int], n_groups: int) -> list
     n, size = len(terms_EE), len(terms_EE) // n_groups
     absent_E = torch.zeros(n, dtype=torch.float64)
     absent_E[list(gone)] = 1.0
-    same_EE = torch.block_diag(*(torch.ones(size, size) for _ in range(n_groups))).bool()
+    group_E = torch.arange(n) // size
+    same_EE = group_E[:, None] == group_E
     least = _LEAST_GAIN * float(terms_EE.diagonal().sum())
     while True:
         share_E, own_E = terms_EE @ absent_E, terms_EE.diagonal()

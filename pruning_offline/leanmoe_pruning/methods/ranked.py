@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -135,12 +134,14 @@ def _ranking(name: str, summary: str, options: type[AnyGate] | type[GateOptions]
         if request.spread is not None:
             inputs.check_spread(request.spread)
         settings = {"gate": own.gate} if options is GateOptions else {}
-        taken = (
-            _coverage(inputs) if name == "coverage" else partial(SALIENCIES[name], gate=own.gate)
-        )
+        taken = _coverage(inputs) if name == "coverage" else _by_name(name, own.gate)
         return Ranked(inputs, name, taken, budget, settings, request.spread)
 
     return Method(name, summary, open_, options, shares_budget=True, spreads=True)
+
+
+def _by_name(name: str, gate: str) -> Saliency:
+    return lambda scores: SALIENCIES[name](scores, gate)
 
 
 def _coverage(inputs: Inputs) -> Saliency:

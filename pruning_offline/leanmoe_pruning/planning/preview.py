@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.families.base import PROJECTIONS
 from leanmoe_pruning.checkpoints.opening import OpenedModel
@@ -35,7 +36,7 @@ def _aimer(weights: LayerWeights, expert: int) -> float:
     return absolute / (count * squared) ** 0.5 if squared else 0.0
 
 
-def check_previewable(checkpoint: OpenedModel) -> None:
+def check_previewable(checkpoint: Checkpoint) -> None:
     """Raise where weights cannot be read as single numbers."""
     if checkpoint.shape.packed:
         raise CheckpointError(

@@ -39,14 +39,15 @@ def counts(kept) -> list[int]:
     return [sum(expert in own for own in kept) for expert in range(4)]
 
 
+ONE = ("all",)
 LOSS = st.floats(0.0, 1.0, width=16)
 TABLES = st.lists(st.lists(LOSS, min_size=6, max_size=6), min_size=1, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TABLES)
 def test_the_balanced_choice_is_the_best_of_all_balanced_ones(losses):
-    chosen = spread(offers(losses), "experts", layers_off=0.5)
+    chosen = spread(offers(losses), "experts", ONE, layers_off=0.5)
     mean = len(losses) / 2
     low, high = min(mean - 0.5, np.floor(mean)), max(mean + 0.5, np.ceil(mean))
     best = min(
@@ -62,7 +63,7 @@ def test_the_balanced_choice_is_the_best_of_all_balanced_ones(losses):
 @given(TABLES)
 def test_without_a_rule_every_layer_decides_alone_the_first_of_equal_sets(losses):
     firsts = [KEPT[min(range(6), key=row.__getitem__)] for row in losses]
-    assert list(spread(offers(losses), None).kept) == firsts
+    assert list(spread(offers(losses), None, ONE).kept) == firsts
 
 
 def test_by_hand():
@@ -71,8 +72,8 @@ def test_by_hand():
     # The first subset drops 0 and 1, the last 2 and 3.
     losses = [[*reversed(plain)] for _ in range(6)]
     losses[2][0], losses[4][0] = 0.15, 0.2
-    chosen = spread(offers(losses), "experts")
-    assert counts(spread(offers(losses), None).kept) == [6, 6, 0, 0]
+    chosen = spread(offers(losses), "experts", ONE)
+    assert counts(spread(offers(losses), None, ONE).kept) == [6, 6, 0, 0]
     assert counts(chosen.kept) == [4, 4, 2, 2]
     assert chosen.kept[2] == chosen.kept[4] == (2, 3)
     facts = chosen.facts()
@@ -82,45 +83,38 @@ def test_by_hand():
     assert facts["loss_of_layers_alone"] == pytest.approx(0.6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000))
 def test_no_domain_loses_more_than_its_share(seed):
-    """Two domains, of which the layers alone would sacrifice the second."""
+    """Two domains, of which layers alone look at the first; all choices of four layers are tried.
+
+    The least loss within the limit is found, or, where no choice keeps to it, the least excess.
+    """
     generator = torch.Generator().manual_seed(seed)
-    found = []
-    for layer in range(8):
-        losses_SD = torch.rand(6, 2, generator=generator, dtype=torch.float64)
-        losses_S = 0.9 * losses_SD[:, 0] + 0.1 * losses_SD[:, 1]
-        found.append(offer_of_sets(layer, KEPT, losses_S, losses_SD, 4))
-    chosen = spread(found, "domains", ("a", "b"))
-    facts = chosen.facts()
-    assert max(facts["domain_loss"].values()) <= facts["limit"] + 1e-5
-    assert facts["limit"] >= sum(facts["domain_loss_alone"].values()) / 2 - 1e-6
-    assert facts["loss"] >= facts["loss_of_layers_alone"] - 1e-6
-
-
-def test_the_fair_choice_is_near_the_best_of_all_fair_ones():
-    generator = torch.Generator().manual_seed(3)
-    tables = torch.rand(5, 6, 2, generator=generator, dtype=torch.float64)
-    tables[..., 1] *= 2
+    tables = torch.rand(4, 6, 2, generator=generator, dtype=torch.float64)
     found = [
-        offer_of_sets(i, KEPT, 0.9 * own[:, 0] + 0.05 * own[:, 1], own, 4)
-        for i, own in enumerate(tables)
+        offer_of_sets(layer, KEPT, 0.9 * own[:, 0] + 0.1 * own[:, 1], own, 4)
+        for layer, own in enumerate(tables)
     ]
     facts = spread(found, "domains", ("a", "b")).facts()
-    fair = []
-    for places in itertools.product(range(6), repeat=5):
-        lost_D = tables[range(5), places].sum(0)
-        if float(lost_D.max()) / 5 <= facts["limit"] + 1e-9:
-            fair.append(sum(one.loss((place,)) for one, place in zip(found, places, strict=True)))
-    assert facts["loss"] <= min(fair) * 1.006
+    worst, losses = [], []
+    for places in itertools.product(range(6), repeat=4):
+        worst.append(float(tables[range(4), places].sum(0).max()) / 4)
+        losses.append(sum(one.loss((own,)) for one, own in zip(found, places, strict=True)))
+    fair = [loss for loss, most in zip(losses, worst, strict=True) if most <= facts["limit"] + 1e-6]
+    most = max(facts["domain_loss"].values())
+    assert facts["limit"] >= sum(facts["domain_loss_alone"].values()) / 2 - 1e-6
+    if fair:
+        assert most <= facts["limit"] + 2e-6 and facts["loss"] <= min(fair) * 1.006
+    else:
+        assert most <= min(worst) + 1e-3
 
 
 def test_single_experts_are_spread_by_their_scores():
     """Of equal scores the lower number stays where the rule allows it."""
     scores = torch.tensor([4.0, 3.0, 2.0, 1.0])
     found = [offer_of_experts(i, scores, scores[None] / 10, 2) for i in range(8)]
-    chosen = spread(found, "experts")
+    chosen = spread(found, "experts", ONE)
     assert counts(chosen.kept) == [5, 5, 3, 3]
     assert all(len(own) == 2 for own in chosen.kept)
     assert chosen.facts()["loss_of_layers_alone"] == pytest.approx(8 * 0.3)
@@ -129,7 +123,7 @@ def test_single_experts_are_spread_by_their_scores():
 def test_groups_keep_as_many_each():
     scores = torch.tensor([9.0, 8.0, 2.0, 1.0])
     found = [offer_of_experts(i, scores, scores[None], 2, n_groups=2) for i in range(6)]
-    for own in spread(found, "experts", layers_off=0.0).kept:
+    for own in spread(found, "experts", ONE, layers_off=0.0).kept:
         assert len({expert // 2 for expert in own}) == 2
 
 
@@ -141,7 +135,7 @@ def test_many_experts_are_solved():
         cover /= cover.sum(1, keepdim=True)
         scores = torch.rand(128, generator=generator) + torch.arange(128) / 64
         found.append(offer_of_experts(layer, scores, cover, 64))
-    kept = spread(found, "experts").kept
+    kept = spread(found, "experts", tuple("abcd")).kept
     counted = [sum(expert in own for own in kept) for expert in range(128)]
     assert min(counted) >= 6 - LAYERS_OFF and max(counted) <= 6 + LAYERS_OFF
     facts = spread(found, "domains", tuple("abcd")).facts()

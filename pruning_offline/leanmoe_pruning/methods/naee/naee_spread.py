@@ -61,12 +61,11 @@ class SpreadNaee:
                 tick()
         choices, record = gathering.choose()
         notes = search_notes(self.search, self.inputs.shape)
-        evidence = self._evidence(choices, record) if dump else ({}, {})
-        return Decision(plans_of(choices), *evidence, notes, record, samples)
-
-    def _evidence(self, choices: Any, record: dict[str, Any]) -> Any:
+        plans = plans_of(choices)
+        if not dump:
+            return Decision(plans, notes=notes, record=record, samples=samples)
         tensors, facts = evidence_of(self.inputs, f"layerwise_r{self.keep}_spread", choices)
-        return tensors, {**facts, **record}
+        return Decision(plans, tensors, {**facts, **record}, notes, record, samples)
 
     def _offer(self, scores: LayerScores, domains: Domains) -> Offer:
         batch_of_T = batch_of_tokens(self.inputs.layout, self.batch_size)

@@ -1,0 +1,95 @@
+"""The comparison of cuts: its command lines are ones ``leanmoe`` takes, its tables add up."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib import import_module
+
+import pytest
+
+from leanmoe.cli import COMMANDS, main
+from leanmoe.command import parse
+from leanmoe_bench.cuts.command import COMMAND
+from leanmoe_bench.cuts.cut_measure import losses
+from leanmoe_bench.cuts.cut_page import mean_of
+from leanmoe_bench.cuts.cut_runs import KEEPS, RANDOM, every_run
+
+RUNS = [run for model in KEEPS for run in every_run(model)]
+
+
+@pytest.mark.parametrize("run", RUNS[:11], ids=lambda run: run.name)
+def test_every_command_line_is_one_that_leanmoe_takes(run):
+    name, *arguments = run.command
+    parse(import_module(COMMANDS[name][0]).COMMAND, arguments)
+    assert run.command[-1] == "{out}"
+
+
+def test_no_two_runs_of_a_model_share_a_file_and_chance_has_five_seeds():
+    for model, keeps in KEEPS.items():
+        runs = list(every_run(model))
+        assert len({run.name for run in runs}) == len(runs)
+        assert sum(run.method == RANDOM for run in runs) == 5 * len(keeps)
+
+
+def row(method: str, first: list[float], seed: int = 0) -> dict:
+    kept = [[0, 1], [0, 2]] if method == "naee" else [[0, 1], [2, 3]]
+    losses = {"gen": first, "c": [one + 1 for one in first]}
+    return {"method": method, "keep": 2, "seed": seed, "kept": kept, "losses": losses}
+
+
+ROWS = [
+    {"method": "full model", "losses": row("", [1.0, 1.2])["losses"]},
+    row("naee", [1.1, 1.3]),
+    row(RANDOM, [1.2, 1.4]),
+    row(RANDOM, [1.22, 1.5], seed=1),
+]
+
+
+def test_chance_is_the_mean_of_its_seeds_window_by_window():
+    assert mean_of(ROWS[2:])["gen"] == pytest.approx([1.21, 1.45])
+
+
+def test_the_table_holds_every_method_against_chance():
+    lines = COMMAND.show({"rows": ROWS}).splitlines()
+    assert lines[0] == "Keep 2:" and len([one for one in lines if one.startswith("| ")]) == 4
+    naee, chance = lines[4:6]
+    assert naee.startswith("| naee | +10.5% (+10.5% to +10.5%) |") and naee.endswith("| 0 to 2 |")
+    # Against chance 0.11 and 0.15 less in both domains.
+    assert f"| {math.expm1(-0.13):+.1%} (" in naee
+    assert chance.startswith("| random, mean of 2 seeds | +25.9% (") and "|  |" in chance
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
+    for options, said in (
+        (["--case", "eep"], "no method 'eep' is compared"),
+        (["--windows", "65"], "--windows is 65, expected 1 to the 64 that ship"),
+        (["--done", "--work", str(tmp_path)], "nothing was measured"),
+    ):
+        assert main(["bench", "cuts", *options]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_done_shows_the_rows_there_are_and_runs_nothing(tmp_path, capsys):
+    (tmp_path / "full.json").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "naee-keep-4-seed-0.json").write_text(json.dumps(ROWS[1]))
+    assert main(["bench", "cuts", "--done", "--work", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == ROWS[:2]
+
+
+def test_masked_experts_cost_what_the_cut_checkpoint_costs(tmp_path, monkeypatch):
+    """Held-out token ids of the tiny golden model instead of text."""
+    from leanmoe_bench.cuts import cut_measure
+    from leanmoe_pruning.checkpoints.opening import open_model
+    from tests.golden.naee_data import CALIBRATION, CHECKPOINT
+
+    monkeypatch.setattr(cut_measure, "HELD_OUT", CALIBRATION)
+    arguments = ["--method", "random", "--keep", "4", "-o", str(tmp_path / "out")]
+    assert main(["prune", str(CHECKPOINT), *arguments]) == 0
+    cut = losses(tmp_path / "out", {})
+    manifest = json.loads((tmp_path / "out" / "leanmoe.json").read_text())
+    kept = {int(layer): own for layer, own in manifest["kept"].items()}
+    assert set(kept) == set(open_model(CHECKPOINT).shape.moe_layers)
+    masked = losses(CHECKPOINT, kept)
+    for name, windows in cut.items():
+        assert masked[name] == pytest.approx(windows, rel=1e-5)
