@@ -12,20 +12,20 @@ from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe_bench import options
 from leanmoe_bench.machine import environment
-from leanmoe_bench.offline import naee, scoring
+from leanmoe_bench.offline import naee, score_timing, scoring
 from leanmoe_bench.shapes import SHAPES
 
-CASES = ("naee", "memory")
+CASES = ("naee", "memory", "score")
 _TOKENS = 2048
 _TINY_TOKENS = 512
 LEAST_TOKENS, MOST_TOKENS = 256, 1 << 20
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_case(parser, "naee or memory (default: both)")
+    options.add_case(parser, "naee, memory or score (default: all)")
     parser.add_argument("--shape", default="M", help="tiny: small models, to see that it works")
     parser.add_argument("--tokens", type=int, help="calibration tokens (default 2048)")
-    options.add_rounds(parser, "portions in which naee times both ways in turns")
+    options.add_rounds(parser, "turns in which naee and score time their ways")
     options.add_work(parser, "keep the checkpoint here (11 GB)")
 
 
@@ -62,18 +62,21 @@ def _measure(
     if not cases or "memory" in cases:
         model = small if tiny else replace(SHAPES["M"], name="M16", layers=16)
         rows["memory"] = scoring.measure(model, work, tokens, seed)
+    if not cases or "score" in cases:
+        model = small if tiny else SHAPES["R"]
+        rows["score"] = score_timing.measure(model, work, tokens, rounds, seed)
     return rows
 
 
 def _show(result: Result) -> str:
-    shown = {"naee": naee.show, "memory": scoring.show}
+    shown = {"naee": naee.show, "memory": scoring.show, "score": score_timing.show}
     return "\n".join(shown[name](row) for name, row in result["offline"].items())
 
 
 COMMAND = Command(
     name="bench offline",
-    help="How fast experts are chosen beside the published procedure, and within which memory a "
-    "checkpoint is scored.",
+    help="How fast experts are chosen beside the published procedure, how fast and within which "
+    "memory a checkpoint is scored.",
     example="leanmoe bench offline --case naee --rounds 2 --json",
     add_arguments=_add_arguments,
     run=_run,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from leanmoe.command import Result
+from leanmoe.files.digest import bytes_digest
 from leanmoe.files.output import check_output
 from leanmoe.files.resuming import resumable_directory
 from leanmoe.process.interrupts import stop_on_signals
@@ -26,6 +27,7 @@ from leanmoe_pruning.options import (
     window_option,
 )
 from leanmoe_pruning.progress import progress
+from leanmoe_pruning.scores.activations import PORTION_TOKENS
 from leanmoe_pruning.scores.bundle import BundleDescription, complete_bundle, describe
 from leanmoe_pruning.scores.passing import sampled_tokens, score_into
 from leanmoe_pruning.scores.sampling import ALL_TOKENS_UP_TO, MOST_TOKENS
@@ -39,9 +41,9 @@ class ScoreOptions:
     data: str = data_option()
     window: int = window_option()
     gram_tokens: int | None = option(
-        f"with more than {ALL_TOKENS_UP_TO} experts per layer: tokens, evenly spaced, whose "
-        f"expert outputs naee compares (default: up to {MOST_TOKENS}, fewer with very many "
-        "experts)",
+        "tokens, evenly spaced, whose expert outputs naee compares: fewer are faster (default: "
+        f"all with up to {ALL_TOKENS_UP_TO} experts per layer, else up to {MOST_TOKENS}, fewer "
+        "with very many experts)",
         metavar="N",
     )
     compute: str | None = compute_option()
@@ -79,7 +81,8 @@ def _run(options: ScoreOptions) -> Result:
 
 
 def _key(described: BundleDescription) -> str:
-    return described.digest().removeprefix("sha256:")[:12]
+    followed = f"{described.digest()} in portions of {PORTION_TOKENS} tokens"
+    return bytes_digest([followed.encode()]).removeprefix("sha256:")[:12]
 
 
 def _show(result: Result) -> str:

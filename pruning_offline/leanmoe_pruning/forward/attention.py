@@ -6,11 +6,15 @@ N windows, T tokens, S tokens that may be seen, D model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
 
 from leanmoe_pruning.forward.placing import Placing
+
+# Some of transformers' rotary embeddings change themselves by the length that they are asked for.
+_ROTARY = Lock()
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Attention:
     def _mixed(
         self, normed_NTD: torch.Tensor, positions: torch.Tensor, mask: Any, cache: Any
     ) -> torch.Tensor:
-        rotary = self.rotary(normed_NTD, position_ids=positions)
+        with _ROTARY:
+            rotary = self.rotary(normed_NTD, position_ids=positions)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.compute == torch.bfloat16):
             mixed_NTD, _ = self.module(
                 hidden_states=normed_NTD,

@@ -35,11 +35,11 @@ def embed_all(stream: DecoderStream, ids: Sequence[torch.Tensor]) -> Hidden:
     return [stream.embed(ids_NT) for ids_NT in ids]
 
 
-def chunks(hidden: Hidden) -> Iterator[tuple[torch.Tensor, slice]]:
+def chunks(hidden: Hidden, most_tokens: int = CHUNK_TOKENS) -> Iterator[tuple[torch.Tensor, slice]]:
     """Views of a few whole windows each, with the rows their tokens have among all tokens."""
     start = 0
     for part in hidden:
-        for chunk_NTD in torch.split(part, max(1, CHUNK_TOKENS // part.shape[1])):
+        for chunk_NTD in torch.split(part, max(1, most_tokens // part.shape[1])):
             end = start + chunk_NTD.shape[0] * chunk_NTD.shape[1]
             yield chunk_NTD, slice(start, end)
             start = end

@@ -17,7 +17,7 @@ from leanmoe_pruning.amounts import GIB
 from leanmoe_pruning.methods.naee.naee_options import ENUMERATED_UP_TO
 from leanmoe_pruning.planning.headers import HeaderModel
 from leanmoe_pruning.scores.gram import packed_size
-from leanmoe_pruning.scores.sampling import gram_tokens
+from leanmoe_pruning.scores.sampling import gram_sample
 
 EEP_EVALUATIONS = 200  # the paper's 40 while pruning and 160 while merging
 # Rates of work that is no matrix product, as operations of a product that take as long.
@@ -78,7 +78,7 @@ def bundle_bytes(model: HeaderModel, tokens: int) -> int:
 
 
 def _sampled(model: HeaderModel, tokens: int) -> int:
-    return gram_tokens(model.checkpoint.shape.n_routed_experts, tokens)
+    return gram_sample(model.checkpoint.shape.n_routed_experts, tokens)
 
 
 def forward_operations(model: HeaderModel, tokens: int) -> float:

@@ -13,30 +13,37 @@ import torch
 from safetensors import safe_open
 
 from leanmoe_pruning.checkpoints.shards import TensorInfo, write_shard
-from leanmoe_pruning.forward.passes import chunks
+from leanmoe_pruning.forward.passes import Hidden, chunks
 
 Portions = list[tuple[tuple[int, ...], slice]]
+# Few enough for all cores to have some, enough for products to be as fast as they get.
+PORTION_TOKENS = 1024
+
+
+def cut(hidden: Hidden) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Views of what is computed at a time, with the rows its tokens have among all."""
+    return chunks(hidden, PORTION_TOKENS)
 
 
 def portions(ids: list[torch.Tensor]) -> Portions:
-    """(windows, length) of each chunk, and the rows its tokens have among all."""
-    return [(tuple(chunk.shape), rows) for chunk, rows in chunks(ids)]
+    """(windows, length) of each portion, and the rows its tokens have among all."""
+    return [(tuple(portion.shape), rows) for portion, rows in cut(ids)]
 
 
 def write_activations(
-    path: Path, cut: Portions, hidden_size: int, computed: Iterable[torch.Tensor]
+    path: Path, parts: Portions, hidden_size: int, computed: Iterable[torch.Tensor]
 ) -> str:
     """Write chunks as they are computed; return the file's digest."""
     plan = [
         TensorInfo(_name(index), torch.float32, (*shape, hidden_size))
-        for index, (shape, _) in enumerate(cut)
+        for index, (shape, _) in enumerate(parts)
     ]
     return write_shard(path, plan, computed)
 
 
-def read_activations(path: Path, cut: Portions) -> Iterator[tuple[torch.Tensor, slice]]:
+def read_activations(path: Path, parts: Portions) -> Iterator[tuple[torch.Tensor, slice]]:
     """Each chunk, free to be changed, with its rows among all tokens."""
-    for index, (_, rows) in enumerate(cut):
+    for index, (_, rows) in enumerate(parts):
         # A copy out of a short-lived mapping: mapped pages would count as ours.
         with safe_open(path, framework="pt") as file:
             chunk_NTD: torch.Tensor = file.get_tensor(_name(index)).clone()

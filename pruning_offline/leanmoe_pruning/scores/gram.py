@@ -15,7 +15,7 @@ from itertools import combinations_with_replacement
 
 import torch
 
-_MOST_BYTES = 1 << 26  # of float64 vectors held at a time
+_MOST_BYTES = 1 << 20  # of float64 vectors held at a time: they stay in a processor's cache
 
 
 @lru_cache
@@ -43,16 +43,20 @@ def centred_gram(outputs_ETD: torch.Tensor, target_TD: torch.Tensor) -> torch.Te
     A subset that hardly changes anything has a loss far below the terms it is the
     difference of: float32 would leave noise of it.
     """
-    n = len(outputs_ETD) + 1
+    n, tokens = len(outputs_ETD) + 1, len(target_TD)
     row, column = torch.triu_indices(n, n)
-    gram_TP = torch.empty(len(target_TD), len(row), dtype=torch.float64)
+    place_P = row * n + column
+    gram_TP = torch.empty(tokens, len(place_P), dtype=torch.float64)
     step = max(1, _MOST_BYTES // (n * target_TD.shape[1] * 8))
-    for start in range(0, len(target_TD), step):
+    vectors_TED = torch.empty(step, n, target_TD.shape[1], dtype=torch.float64)
+    for start in range(0, tokens, step):
         some = slice(start, start + step)
         z_TD = target_TD[some]
-        vectors_ETD = torch.cat([outputs_ETD[:, some] - z_TD, z_TD[None]])
-        vectors_TED = vectors_ETD.transpose(0, 1).double()
-        gram_TP[some] = (vectors_TED @ vectors_TED.transpose(1, 2))[:, row, column]
+        held_TED = vectors_TED[: len(z_TD)]
+        held_TED[:, :-1] = (outputs_ETD[:, some] - z_TD).transpose(0, 1)
+        held_TED[:, -1] = z_TD
+        products_TEE = held_TED @ held_TED.transpose(1, 2)
+        torch.index_select(products_TEE.flatten(1), 1, place_P, out=gram_TP[some])
     return gram_TP
 
 

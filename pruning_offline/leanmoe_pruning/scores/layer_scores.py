@@ -10,7 +10,7 @@ from these without the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,21 +83,33 @@ def median_beta(routing: Routing) -> float:
     return float(np.median(ratios)) if len(ratios) else 0.0
 
 
-def joined(parts: Sequence[LayerScores]) -> LayerScores:
-    """Scores of consecutive tokens of one layer as one; takes over the first one's sums."""
-    first, moments = parts[0], parts[0].moments
-    for part in parts[1:]:
-        moments.add_(part.moments)
-    return LayerScores(
-        first.layer,
-        first.rule,
-        torch.cat([part.router_logits_TE for part in parts]),
-        torch.cat([part.output_gram_TP for part in parts]),
-        torch.cat([part.output_norm_TK for part in parts]),
-        torch.stack([part.max_activation_E for part in parts]).amax(0),
-        moments,
-        _highest([part.peak_output_E for part in parts]),
-    )
+class Gathering:
+    """Scores of consecutive tokens of one layer, taken portion by portion; sums are kept as one."""
+
+    def __init__(self) -> None:
+        self._parts: list[LayerScores] = []
+
+    def take(self, part: LayerScores) -> None:
+        """Add further tokens; the first ones' sums are taken over."""
+        if self._parts:
+            moments = self._parts[0].moments
+            moments.add_(part.moments)
+            part = replace(part, moments=moments)
+        self._parts.append(part)
+
+    def whole(self) -> LayerScores | None:
+        """All as one; ``None`` where there was nothing."""
+        if not self._parts:
+            return None
+        parts, first = self._parts, self._parts[0]
+        return replace(
+            first,
+            router_logits_TE=torch.cat([part.router_logits_TE for part in parts]),
+            output_gram_TP=torch.cat([part.output_gram_TP for part in parts]),
+            output_norm_TK=torch.cat([part.output_norm_TK for part in parts]),
+            max_activation_E=torch.stack([part.max_activation_E for part in parts]).amax(0),
+            peak_output_E=_highest([part.peak_output_E for part in parts]),
+        )
 
 
 def _highest(peaks: Sequence[torch.Tensor | None]) -> torch.Tensor | None:

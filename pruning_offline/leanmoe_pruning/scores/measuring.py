@@ -1,7 +1,8 @@
 """One MoE block run on a few windows, everything a score bundle holds taken down on the way.
 
 Every expert runs on the tokens that get a Gram matrix, and on those routed to it.
-T tokens, S sampled tokens, N routed to one expert, D model, F expert hidden, E experts, K top-k.
+T tokens, S sampled ones, N routed to one expert, R that it runs on, D model, F expert hidden,
+E experts, K top-k.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from leanmoe.families import MoEShape
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.passes import check_activations
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer
 from leanmoe_pruning.scores.gram import centred_gram
 from leanmoe_pruning.scores.layer_scores import LayerScores
-from leanmoe_pruning.scores.moments import Moments
+from leanmoe_pruning.scores.moments import Moments, Shares
 
-_MOST_BYTES = 1 << 28  # of the outputs, or of one expert's squares, held at a time
+_MOST_BYTES = 1 << 27  # of the outputs held at a time
 
 
 @dataclass
@@ -53,11 +53,10 @@ def measure_chunk(
     rows = torch.arange(len(x_TD)) if sampled is None else sampled
     experts, n_experts = layer.experts, len(layer.experts)
     moments = Moments.zeros(n_experts, x_TD.shape[1], layer.shape.expert_ffn_size)
-    moments.add_inputs_(x_TD)
     moments.calls_E.add_(_calls(routing, len(chunk_NTD), n_experts))
     largest_E, peak_E = torch.zeros(n_experts), torch.zeros(n_experts)
     output_TD, norms, grams = torch.empty_like(x_TD), [], []
-    for start in range(0, len(x_TD), step := _tokens_at_once(layer.shape)):
+    for start in range(0, len(x_TD), step := _tokens_at_once(len(x_TD), len(rows), experts)):
         part = slice(start, start + step)
         own = rows[(rows >= start) & (rows < start + step)] - start
         found = _run(experts, x_TD[part], _rows(routing, part), own, moments, largest_E, peak_E)
@@ -79,10 +78,10 @@ def measure_chunk(
     return scores, output_TD if shared_TD is None else output_TD + shared_TD
 
 
-def _tokens_at_once(shape: MoEShape) -> int:
-    outputs = shape.n_routed_experts * shape.hidden_size * 4
-    squares = max(shape.expert_ffn_size, shape.hidden_size) * 8
-    return max(1, _MOST_BYTES // max(outputs, squares))
+def _tokens_at_once(tokens: int, sampled: int, experts: Experts) -> int:
+    """So many that what all experts give for the sampled ones among them fits."""
+    most = _MOST_BYTES // (len(experts) * len(experts.down_proj[0]) * 4)
+    return max(1, most if sampled == 0 else most * tokens // sampled)
 
 
 def _rows(routing: Routing, part: slice) -> Routing:
@@ -109,27 +108,51 @@ def _run(
         torch.zeros(routing.ids_TK.shape),
         torch.empty(len(experts), len(sampled), x_TD.shape[1]),
     )
-    weights_TK = routing.applied()
+    weights_TK, shares = routing.applied(), Shares.of(routing, len(experts), sampled)
+    moments.add_inputs_(x_TD, shares)
+    given_TD = x_TD.to(experts.dtype)
     for expert in range(len(experts)):
         token, slot = (routing.ids_TK == expert).nonzero(as_tuple=True)
-        needed_T = torch.zeros(len(x_TD), dtype=torch.bool)
-        needed_T[token] = True
-        needed_T[sampled] = True
-        # Where among the computed rows a token is.
-        place_T = needed_T.cumsum(0) - 1
-        hidden_RF = experts.hidden(expert, x_TD[needed_T])
+        rows = _Rows.of(token, sampled, len(x_TD))
+        hidden_RF = experts.hidden(expert, rows.of_tokens(given_TD))
+        moments.add_hidden_(expert, hidden_RF, rows.needed, shares)
         output_RD = experts.project(expert, hidden_RF)
-        found.sampled_ESD[expert] = output_RD[place_T[sampled]]
-        moments.add_hidden_(expert, hidden_RF[place_T[sampled]])
+        found.sampled_ESD[expert] = rows.at(sampled, output_RD)
         if len(token) == 0:
             continue
-        own_ND, gates_N = output_RD[place_T[token]], weights_TK[token, slot]
-        found.output_TD[token] += own_ND * gates_N[:, None]
+        own_ND = output_RD[rows.place_T[token]]
+        found.output_TD[token] += own_ND * weights_TK[token, slot, None]
         found.norm_TK[token, slot] = own_ND.norm(dim=-1)
         largest_E[expert] = torch.maximum(largest_E[expert], own_ND.max())
         peak_E[expert] = torch.maximum(peak_E[expert], own_ND.abs().max())
-        moments.add_routed_(expert, x_TD[token], hidden_RF[place_T[token]], gates_N)
     return found
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The tokens that one expert runs on: ``needed``, ascending; ``place_T`` says where each is."""
+
+    needed: torch.Tensor
+    place_T: torch.Tensor
+
+    @classmethod
+    def of(cls, routed: torch.Tensor, sampled: torch.Tensor, tokens: int) -> _Rows:
+        if len(sampled) == tokens:
+            return cls(sampled, sampled)
+        needed_T = torch.zeros(tokens, dtype=torch.bool)
+        needed_T[routed] = True
+        needed_T[sampled] = True
+        return cls(needed_T.nonzero().flatten(), needed_T.cumsum(0) - 1)
+
+    def of_tokens(self, values_TD: torch.Tensor) -> torch.Tensor:
+        """The rows of these tokens; no copy where they are all."""
+        return values_TD if len(self.needed) == len(values_TD) else values_TD[self.needed]
+
+    def at(self, sampled: torch.Tensor, computed_RD: torch.Tensor) -> torch.Tensor:
+        """The sampled tokens' rows of what was computed; no copy where they are all."""
+        return (
+            computed_RD if len(sampled) == len(computed_RD) else computed_RD[self.place_T[sampled]]
+        )
 
 
 def _check_finite(scores: LayerScores, output_TD: torch.Tensor) -> None:

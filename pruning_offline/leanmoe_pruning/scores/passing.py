@@ -8,16 +8,22 @@ from pathlib import Path
 import torch
 
 from leanmoe.files.resuming import Unfinished
-from leanmoe_pruning.forward.passes import chunks, embed_all, step_
+from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.scores.activations import portions, read_activations, write_activations
+from leanmoe_pruning.scores.activations import (
+    cut,
+    portions,
+    read_activations,
+    write_activations,
+)
 from leanmoe_pruning.scores.bundle import layer_file, write_layer
-from leanmoe_pruning.scores.layer_scores import LayerScores, joined
+from leanmoe_pruning.scores.layer_scores import Gathering, LayerScores
 from leanmoe_pruning.scores.measuring import measure_chunk
-from leanmoe_pruning.scores.sampling import evenly_spaced, gram_tokens
+from leanmoe_pruning.scores.sampling import evenly_spaced, gram_sample
+from leanmoe_pruning.scores.threads import in_order
 
-Chunks = Iterable[tuple[torch.Tensor, slice]]
+Portion = tuple[torch.Tensor, slice]
 
 
 def sampled_tokens(
@@ -25,23 +31,26 @@ def sampled_tokens(
 ) -> torch.Tensor:
     """Which tokens get a Gram matrix, int64; raise where ``asked`` is no such number."""
     tokens = sum(part.numel() for part in ids)
-    sample = gram_tokens(stream.shape.n_routed_experts, tokens, asked)
+    sample = gram_sample(stream.shape.n_routed_experts, tokens, asked)
     return evenly_spaced(tokens, sample)
 
 
 def score_layers(
-    stream: DecoderStream, ids: Sequence[torch.Tensor], tick: Tick
+    stream: DecoderStream,
+    ids: Sequence[torch.Tensor],
+    tick: Tick,
+    gram_tokens: int | None = None,
 ) -> Iterator[LayerScores]:
     """Scores of every MoE layer in order; activations are held in memory."""
-    sampled = sampled_tokens(stream, ids, None)
+    sampled = sampled_tokens(stream, ids, gram_tokens)
     hidden = embed_all(stream, ids)
     for layer in stream.layers():
         passing = _Passing(layer, sampled)
-        for _ in passing.through(chunks(hidden)):
+        for _ in passing.through(cut(hidden)):
             pass
         tick()
-        if passing.parts:
-            yield joined(passing.parts)
+        if (scores := passing.gathered.whole()) is not None:
+            yield scores
 
 
 class _Passing:
@@ -50,23 +59,25 @@ class _Passing:
     def __init__(self, layer: DecoderLayer, sampled: torch.Tensor) -> None:
         self._layer = layer
         self._sampled = sampled
-        self.parts: list[LayerScores] = []
+        self.gathered = Gathering()
 
-    def through(self, cut: Chunks) -> Iterator[torch.Tensor]:
+    def through(self, portions: Iterable[Portion]) -> Iterator[torch.Tensor]:
         """Each chunk after the layer, changed in place."""
-        for chunk_NTD, rows in cut:
-            if self._layer.experts is None:
-                step_(self._layer, [chunk_NTD])
-            else:
-                self._measure_(chunk_NTD, rows)
+        for chunk_NTD, scores in in_order(self._step_, portions):
+            if scores is not None:
+                self.gathered.take(scores)
             yield chunk_NTD
 
-    def _measure_(self, chunk_NTD: torch.Tensor, rows: slice) -> None:
+    def _step_(self, portion: Portion) -> tuple[torch.Tensor, LayerScores | None]:
+        chunk_NTD, rows = portion
+        if self._layer.experts is None:
+            step_(self._layer, [chunk_NTD])
+            return chunk_NTD, None
         self._layer.attend_(chunk_NTD)
         own = self._sampled[(self._sampled >= rows.start) & (self._sampled < rows.stop)]
         scores, output_TD = measure_chunk(self._layer, chunk_NTD, sampled=own - rows.start)
         self._layer.add_(chunk_NTD, output_TD)
-        self.parts.append(scores)
+        return chunk_NTD, scores
 
 
 def score_into(
@@ -81,29 +92,29 @@ def score_into(
     A layer is committed with the activations that enter the next one, so memory holds one
     layer's weights and a few windows, whatever the amount of data.
     """
-    cut, size = portions(ids), stream.shape.hidden_size
+    held, size = portions(ids), stream.shape.hidden_size
     for _ in range(unfinished.step):
         tick()
     if unfinished.step == 0:
-        embedded = (stream.embed(ids_NT) for ids_NT, _ in chunks(ids))
-        write_activations(_entering(unfinished, 0), cut, size, embedded)
+        embedded = (stream.embed(ids_NT) for ids_NT, _ in cut(ids))
+        write_activations(_entering(unfinished, 0), held, size, embedded)
         stream.forget_embedding()
     for index in range(unfinished.step, stream.n_layers):
         files = {f"output/{name}": one for name, one in unfinished.finished().items()}
-        before = read_activations(_entering(unfinished, index), cut)
+        before = read_activations(_entering(unfinished, index), held)
         passing = _Passing(stream.layer(index), sampled)
         after = passing.through(before)
         if index + 1 < stream.n_layers:
             path = _entering(unfinished, index + 1)
-            files[path.name] = write_activations(path, cut, size, after)
+            files[path.name] = write_activations(path, held, size, after)
         else:
             for _ in after:
                 pass
-        parts = passing.parts
+        scores = passing.gathered.whole()
         # Before the next layer is read: two in memory are more than is promised.
         del passing, after
-        if parts:
-            digest = write_layer(unfinished.output, joined(parts))
+        if scores is not None:
+            digest = write_layer(unfinished.output, scores)
             files[f"output/{layer_file(index)}"] = digest
         unfinished.commit(index + 1, files)
         tick()

@@ -1,4 +1,4 @@
-"""Which tokens have a Gram matrix: all with few experts, an even sample with many.
+"""Which tokens have a Gram matrix: all with few experts, an even sample with many or when asked.
 
 A token's Gram grows with the square of the number of experts and needs the output of every
 expert, routed or not. Everything else in a bundle is of all tokens.
@@ -17,21 +17,16 @@ LEAST_TOKENS = 512
 MOST_BYTES = 1 << 27  # of one layer's Gram matrices
 
 
-def gram_tokens(n_experts: int, tokens: int, asked: int | None = None) -> int:
+def gram_sample(n_experts: int, tokens: int, asked: int | None = None) -> int:
     """How many of ``tokens`` get a Gram matrix; ``asked`` is the user's ``--gram-tokens``."""
     if asked is not None and not 1 <= asked <= tokens:
         raise InputError(
             f"--gram-tokens is {asked}, expected a number from 1 to the {tokens} tokens of --data"
         )
-    if n_experts <= ALL_TOKENS_UP_TO:
-        if asked not in (None, tokens):
-            raise InputError(
-                f"--gram-tokens is for models of more than {ALL_TOKENS_UP_TO} experts per layer "
-                f"and this one has {n_experts}: all tokens are used; leave it out"
-            )
-        return tokens
     if asked is not None:
         return asked
+    if n_experts <= ALL_TOKENS_UP_TO:
+        return tokens
     affordable = MOST_BYTES // (packed_size(n_experts) * 8)
     return min(tokens, max(LEAST_TOKENS, min(MOST_TOKENS, affordable)))
 

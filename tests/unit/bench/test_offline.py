@@ -1,4 +1,4 @@
-"""``leanmoe bench offline`` on tiny shapes: both cases run and their rows say what was found."""
+"""``leanmoe bench offline`` on tiny shapes: the cases run and their rows say what was found."""
 
 from __future__ import annotations
 
@@ -30,6 +30,16 @@ def test_memory_is_watched(capsys, tmp_path):
     row = rows(capsys)["memory"]
     assert row["limited_by"] in ("RLIMIT_DATA", "cgroup v2")
     assert 0 < row["peak_anonymous_bytes"] <= row["peak_resident_bytes"] < row["bound_bytes"]
+
+
+def test_scoring_is_timed_both_ways_on_one_thread_and_two(capsys):
+    assert main([*BENCH, "--case", "score"]) == 0
+    row = rows(capsys)["score"]
+    assert sorted(row["threads"]) == ["1", "2"]
+    for found in row["threads"].values():
+        for taken in found.values():
+            low, high = taken["plain_over_fast"][1:]
+            assert 0 < low <= taken["plain_over_fast"][0] <= high
 
 
 def test_the_limit_holds(tmp_path):

@@ -24,7 +24,7 @@ from leanmoe_pruning.methods.naee.removal import Removals
 from leanmoe_pruning.methods.selection import LayerChoice, complement, pruned_subsets
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.gram import squared_distance
-from leanmoe_pruning.scores.layer_scores import LayerScores, joined
+from leanmoe_pruning.scores.layer_scores import Gathering, LayerScores
 from leanmoe_pruning.scores.measuring import measure_chunk
 from leanmoe_pruning.scores.passing import sampled_tokens
 
@@ -172,12 +172,14 @@ def _advance_both(
     layer: DecoderLayer, full: Hidden, pruned: Hidden, sampled: torch.Tensor
 ) -> LayerScores:
     """The full model passes the layer, the pruned one stops at its MoE block: its scores."""
-    parts = []
+    gathering = Gathering()
     for (full_NTD, rows), (pruned_NTD, _) in zip(chunks(full), chunks(pruned), strict=True):
         layer.attend_(full_NTD)
         target_TD, _ = run_block(layer, full_NTD)
         layer.add_(full_NTD, target_TD)
         layer.attend_(pruned_NTD)
         own = sampled[(sampled >= rows.start) & (sampled < rows.stop)] - rows.start
-        parts.append(measure_chunk(layer, pruned_NTD, target_TD, own)[0])
-    return joined(parts)
+        gathering.take(measure_chunk(layer, pruned_NTD, target_TD, own)[0])
+    scores = gathering.whole()
+    assert scores is not None  # there is data
+    return scores

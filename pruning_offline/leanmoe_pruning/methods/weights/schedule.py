@@ -25,7 +25,7 @@ from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.methods.weights.layer_weights import LayerWeights
 from leanmoe_pruning.progress import Tick
-from leanmoe_pruning.scores.moments import Moments
+from leanmoe_pruning.scores.moments import Moments, Shares
 
 Schedule = Literal["unpruned", "pruned"]
 SCHEDULES: tuple[Schedule, ...] = ("unpruned", "pruned")
@@ -72,15 +72,13 @@ class LayerInputs:
 def _add(
     found: Moments, experts: Experts, x_TD: torch.Tensor, routing: Routing, windows: int
 ) -> None:
-    weights_TK = routing.applied()
-    found.add_inputs_(x_TD)
+    shares = Shares.of(routing, len(experts), sampled=torch.arange(0))
+    found.add_inputs_(x_TD, shares)
     for expert in range(len(experts)):
         chosen_TK = routing.ids_TK == expert
-        token, slot = chosen_TK.nonzero(as_tuple=True)
+        token = chosen_TK.any(1).nonzero().flatten()
         if len(token):
-            x_nD = x_TD[token]
-            hidden_nF = experts.hidden(expert, x_nD)
-            found.add_routed_(expert, x_nD, hidden_nF, weights_TK[token, slot])
+            found.add_hidden_(expert, experts.hidden(expert, x_TD[token]), token, shares)
             found.calls_E[expert] += chosen_TK.view(windows, -1).any(1).sum()
 
 
