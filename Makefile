@@ -85,10 +85,11 @@ check-vllm: install
 	$(BIN)/python packaging/vllm_check.py $(WHEEL)
 
 # Of LeanMoE and of its reference models a wheel and a source distribution each, the wheels built
-# from the latter.
+# from the latter; of LeanMoE one with compiled code for this platform and one for any.
 dist: install
 	rm -rf dist
 	$(BIN)/python -m build
+	LEANMOE_PURE_WHEEL=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist dist/leanmoe-*.tar.gz
 	$(BIN)/python -m build --outdir dist reference_model
 
 $(RELEASE)/.installed: Makefile

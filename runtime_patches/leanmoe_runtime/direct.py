@@ -4,25 +4,38 @@ A layer whose kernel can be called directly goes through it. The first layer of 
 passes, every layer's first call and every layer that may skip it hands on to ``leanmoe::experts``
 with its body in Python; that says whether the rest of the pass is steady: traffic, no request with
 a level of its own, no budget. The other layers then are counted and computed in C++ while their
-beta is 0.
+beta is 0. It is linked to the torch beside it, so no wheel can bring it: where it cannot be built,
+all layers have their body in Python, at some cost per layer and step.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 
 import torch
 
+from leanmoe.errors import RuntimeSeamError
 from leanmoe_runtime.engine import Engine
 from leanmoe_runtime.native import library, operator_library
 from leanmoe_runtime.state import LayerState
+
+_LOG = logging.getLogger(__name__)
+
+
+def direct_experts(fragment: torch.library.Library) -> DirectExperts | None:
+    """The operator; ``None``, with a warning, where there is neither its library nor a compiler."""
+    try:
+        return DirectExperts(fragment, operator_library())
+    except RuntimeSeamError as error:
+        _LOG.warning("level 0 costs more than it has to, for %s", error)
+        return None
 
 
 class DirectExperts:
     """What Python tells the operator; one per process, as the operator is."""
 
-    def __init__(self, fragment: torch.library.Library) -> None:
-        loaded = operator_library()
+    def __init__(self, fragment: torch.library.Library, loaded: ctypes.CDLL) -> None:
         self._add = loaded.leanmoe_add_layer
         self._add.argtypes = [
             *(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),

@@ -30,7 +30,7 @@ from leanmoe_runtime.compat import (
     is_draft_built,
 )
 from leanmoe_runtime.device.masking import SkipExpertsMixin
-from leanmoe_runtime.direct import DirectExperts
+from leanmoe_runtime.direct import DirectExperts, direct_experts
 from leanmoe_runtime.engine import current_engine
 from leanmoe_runtime.skip.cpu import REDIRECT_MAX_ROWS, SHAPES_STAY, Budget, Kernel, Planner, run
 from leanmoe_runtime.state import LayerState
@@ -44,8 +44,8 @@ _planner = cache(Planner)
 
 
 @cache
-def _direct() -> DirectExperts:
-    return DirectExperts(_LIBRARY)
+def _direct() -> DirectExperts | None:
+    return direct_experts(_LIBRARY)
 
 
 class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
@@ -62,10 +62,13 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         self._kernel: Kernel | None = None
         self.redirect_max_rows = REDIRECT_MAX_ROWS
         self._slot = _slot_of(self)
+        self._direct: DirectExperts | None = None
         if current_platform.is_cpu():
             # What cannot be built must fail here, not at the first change of level.
             _planner()
-            _direct().add(self._slot)
+            self._direct = _direct()
+            if self._direct is not None:
+                self._direct.add(self._slot)
             if self.moe_config.dp_size > 1:
                 add_cpu_collectives()
 
@@ -87,7 +90,7 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
             # dispatch is asynchronous, which it is nowhere on a CPU.
             routed, operators = (x, topk_weights, topk_ids), torch.ops.leanmoe
             arguments = _direct_arguments(self)
-            if arguments is None:
+            if arguments is None or self._direct is None:
                 return operators.experts(*routed, self._slot)
             return operators.direct_experts(*routed, *arguments, self._slot)
         if self.condensed and self.skip_state is not None:
@@ -102,8 +105,8 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         self.skip_state, self.condensed = state, condensed
         logits = self.engine.logits.get(state.layer)
         self._logits = logits if logits is not None and self.can_move() else None
-        if current_platform.is_cpu() and not condensed:
-            _direct().attach(self._slot, state, self.engine)
+        if self._direct is not None and not condensed:
+            self._direct.attach(self._slot, state, self.engine)
 
     def can_move(self) -> bool:
         """Whether router logits say what another expert would weigh."""

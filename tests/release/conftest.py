@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -21,12 +22,29 @@ def distributions(tmp_path_factory):
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+    _build_for_any_platform(out)
     return out
+
+
+def _build_for_any_platform(out: Path) -> None:
+    source = next(out.glob("leanmoe-*.tar.gz"))
+    how = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out]
+    command = [sys.executable, "-m", "pip", "wheel", *how, source]
+    environment = {**os.environ, "LEANMOE_PURE_WHEEL": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session")
 def wheel(distributions):
-    return next(distributions.glob("leanmoe-*.whl"))
+    """For this platform, with compiled code."""
+    return next(distributions.glob("leanmoe-*linux*.whl"))
+
+
+@pytest.fixture(scope="session")
+def pure_wheel(distributions):
+    """For any platform."""
+    return next(distributions.glob("leanmoe-*-any.whl"))
 
 
 @pytest.fixture(scope="session")

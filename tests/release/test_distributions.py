@@ -74,9 +74,10 @@ def tracked(*paths):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_wheel_holds_every_file_of_each_package(in_wheel, part):
+def test_the_wheel_holds_every_file_of_each_package(in_wheel, pure_wheel, part):
     names = packed(part, PARTS[part])
     assert names and names <= in_wheel, sorted(names - in_wheel)[:5]
+    assert names <= names_in(pure_wheel)
 
 
 def test_the_reference_wheel_holds_its_package_and_nothing_else(in_reference_wheel):
@@ -159,13 +160,17 @@ def test_the_reference_source_distribution_holds_all_of_its_folder(distributions
     assert wanted <= found, sorted(wanted - found)[:5]
 
 
-def test_all_are_of_the_version_that_the_changelog_begins_with(distributions):
+def test_all_are_of_the_version_that_the_changelog_begins_with(distributions, wheel):
     version = project(".")["version"]
     assert {path.name for path in distributions.iterdir()} == {
-        f"{name}-{version}{ending}"
-        for name in ("leanmoe", "leanmoe_reference")
-        for ending in (".tar.gz", "-py3-none-any.whl")
+        wheel.name,
+        *(
+            f"{name}-{version}{ending}"
+            for name in ("leanmoe", "leanmoe_reference")
+            for ending in (".tar.gz", "-py3-none-any.whl")
+        ),
     }
+    assert wheel.name.startswith(f"leanmoe-{version}-py3-none-manylinux_2_")
     headings = [
         line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")
     ]

@@ -18,7 +18,7 @@ import torch
 
 from leanmoe.sparse.sparse_format import GROUP, SparseFormat
 from leanmoe_bench.kernel.crossover import ROWS, dense_kernel, seconds_per_way
-from leanmoe_runtime.sparse.kernel import PackedProjection, sparse_experts
+from leanmoe_runtime.sparse.kernel import PackedExperts, PackedProjection
 from leanmoe_runtime.sparse.storage import empty_pages
 
 COPIED = 1 << 28
@@ -44,11 +44,7 @@ def _packed(layer: dict[str, Any], keep: int) -> Callable[..., torch.Tensor]:
     down = _projection(experts, hidden, ffn, keep)
     # As a pattern with input orders has it, which costs a little more.
     orders = torch.stack([torch.randperm(hidden, dtype=torch.int32) for _ in range(experts)])
-
-    def kernel(x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        return sparse_experts(x, weights, ids, gate_up, down, orders, "silu")
-
-    return kernel
+    return PackedExperts(gate_up, down, orders, "silu")
 
 
 def _step(layer: dict[str, Any], rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from leanmoe_runtime.compat import current_platform, device_of_worker, fused_exp
 from leanmoe_runtime.engine import current_engine
 from leanmoe_runtime.native import gpu_library
 from leanmoe_runtime.sparse.gpu import DenseKernel, Kernels, PackedBlock, PackedMatrix, registered
-from leanmoe_runtime.sparse.kernel import PackedProjection, instruction_sets, sparse_experts
+from leanmoe_runtime.sparse.kernel import PackedExperts, PackedProjection, instruction_sets
 from leanmoe_runtime.sparse.storage import empty_pages, first_kept, joined, put_half, put_rows
 from leanmoe_runtime.sparse.units import Units, entries, put_matrix
 
@@ -78,7 +78,7 @@ def _orders(layer: Any) -> torch.Tensor | None:
 
 
 class CpuHome:
-    """Read by ``leanmoe::sparse_experts`` (experts.cpp)."""
+    """Read by the library of experts.cpp."""
 
     skip_mode: SkipMode | None = None
 
@@ -115,10 +115,7 @@ class CpuHome:
         gate_up, down = (
             self._projection(layer, name, held[name], listed.get(name)) for name in STACKS
         )
-        orders_ED, activation = _orders(layer), layer.activation.value
-        return lambda x, weights, ids: sparse_experts(
-            x, weights, ids, gate_up, down, orders_ED, activation
-        )
+        return PackedExperts(gate_up, down, _orders(layer), layer.activation.value)
 
     def _projection(
         self,

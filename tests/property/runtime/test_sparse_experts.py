@@ -1,4 +1,4 @@
-"""The operator on packed experts against the sum over experts in float64."""
+"""The kernel on packed experts against the sum over experts in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import gelu, silu
 
 from leanmoe.sparse.packing import pack
-from leanmoe_runtime.sparse.kernel import PackedProjection, instruction_sets, sparse_experts
+from leanmoe_runtime.sparse.kernel import PackedExperts, PackedProjection, instruction_sets
 from leanmoe_runtime.sparse.storage import first_kept, joined, put_half, put_rows
 
 ACTIVATIONS = {
@@ -85,16 +85,14 @@ def compare(seed, tokens, groups, keep, share, dtype, isa, activation="silu", or
     ids = torch.from_numpy(np.where(random.random(ids.shape) < 0.3, -1, ids)[:tokens]).int()
     orders = torch.from_numpy(np.stack([random.permutation(wide) for _ in range(experts)])).int()
     packed = torch.stack([w[:, order] for w, order in zip(gate_up, orders.long(), strict=True)])
-    found = sparse_experts(
-        x,
-        weights,
-        ids,
+    block = PackedExperts(
         stored(packed if ordered else gate_up, keep, halves=True),
         stored(down, keep),
         orders if ordered else None,
         activation,
         isa,
     )
+    found = block(x, weights, ids)
     assert found.dtype == dtype
     assert found.shape == x.shape
     error = found.double() - expected(x, weights, ids, gate_up, down, ACTIVATIONS[activation])
@@ -130,8 +128,43 @@ def test_an_expert_that_is_not_there_is_refused():
     weights = torch.zeros(1, 64, 32)
     ids = torch.tensor([[1]], dtype=torch.int32)
     gate_up, down = stored(weights, 16, halves=True), stored(torch.zeros(1, 32, 32), 16)
-    with pytest.raises(RuntimeError, match="expert 1 of 1"):
-        sparse_experts(torch.zeros(1, 32), torch.ones(1, 1), ids, gate_up, down, None, "silu")
+    block = PackedExperts(gate_up, down, None, "silu")
+    with pytest.raises(IndexError, match="expert 1 of 1"):
+        block(torch.zeros(1, 32), torch.ones(1, 1), ids)
+
+
+# Inputs and ids of 2 rows fit together; each is wrong in one way.
+WRONG_STEPS = {
+    "another type": (torch.zeros(2, 32).half(), torch.ones(2, 1)),
+    "another width": (torch.zeros(2, 64), torch.ones(2, 1)),
+    "more rows": (torch.zeros(3, 32), torch.ones(2, 1)),
+    "fewer weights": (torch.zeros(2, 32), torch.ones(1, 1)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_STEPS)
+def test_a_step_of_another_size_is_refused_before_memory_is_read(wrong):
+    x, ones = WRONG_STEPS[wrong]
+    weights = torch.zeros(1, 64, 32)
+    gate_up, down = stored(weights, 16, halves=True), stored(torch.zeros(1, 32, 32), 16)
+    with pytest.raises(ValueError, match=r"expected rows of 32 of torch\.float32"):
+        PackedExperts(gate_up, down, None, "silu")(x, ones, torch.zeros(2, 1, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "keep", "dtype"),
+    [
+        (128, 32, 16, torch.float32),
+        (64, 64, 16, torch.float32),
+        (64, 32, 8, torch.float32),
+        (64, 32, 16, torch.float16),
+    ],
+)
+def test_projections_of_other_sizes_are_refused(rows, width, keep, dtype):
+    gate_up = stored(torch.zeros(1, rows, width, dtype=dtype), keep, halves=True)
+    down = stored(torch.zeros(1, 32, 32), 16)
+    with pytest.raises(ValueError, match="not of one layer"):
+        PackedExperts(gate_up, down, None, "silu")
 
 
 def test_threads_change_no_bit():
@@ -140,20 +173,12 @@ def test_threads_change_no_bit():
     down = matrices(random, 2, 64, 64, 0.5, torch.float32)
     x = torch.from_numpy(random.standard_normal((9, 64), dtype=np.float32))
     ids = torch.tensor([[0, 1]] * 9, dtype=torch.int32)
-    given_ = (
-        x,
-        torch.full((9, 2), 0.5),
-        ids,
-        stored(gate_up, 16, halves=True),
-        stored(down, 16),
-        None,
-        "silu",
-    )
+    block = PackedExperts(stored(gate_up, 16, halves=True), stored(down, 16), None, "silu")
     threads = torch.get_num_threads()
     found = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        found.append(sparse_experts(*given_))
+        found.append(block(x, torch.full((9, 2), 0.5), ids))
     torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])

@@ -3,7 +3,7 @@
 import pytest
 
 from leanmoe.errors import RuntimeSeamError
-from leanmoe_runtime import native
+from leanmoe_runtime import builds, direct, native
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_a_source_that_does_not_compile_is_quoted(tmp_path, monkeypatch):
     source = tmp_path / "broken.c"
     source.write_text("int broken(void) { return missing; }\n")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "_SOURCE", source)
+    monkeypatch.setattr(builds, "_RULE_SOURCE", source)
     with pytest.raises(RuntimeSeamError, match="missing"):
         native.library.__wrapped__()
 
@@ -69,3 +69,14 @@ def test_without_a_cpp_compiler_the_error_names_its_variable(tmp_path, monkeypat
     with pytest.raises(RuntimeSeamError, match=r"direct\.cpp.*'no-such-compiler'.*g\+\+.*CXX"):
         native.operator_library.__wrapped__()
     assert [*(tmp_path / "leanmoe").iterdir()] == []
+
+
+def test_without_its_library_layers_run_in_python_and_a_warning_says_so(
+    tmp_path, monkeypatch, caplog
+):
+    """Wheels bring all but this one: it is linked to the torch beside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(direct, "operator_library", native.operator_library.__wrapped__)
+    assert direct.direct_experts(None) is None
+    assert "direct.cpp could not be built" in caplog.text

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from leanmoe.errors import RuntimeSeamError
-from leanmoe_runtime import native
+from leanmoe_runtime import builds, native
 from tests.sanitizing import run_sanitized
 from tests.unit.runtime.packed_host import CUDA, HERE, HOST_FLAGS
 
@@ -22,7 +22,7 @@ def compiled(folder: Path, capability: str) -> dict[str, tuple[int, int]]:
     """Registers and bytes of spilling by kernel."""
     target = f"-gencode=arch=compute_{capability},code=sm_{capability}"
     flags = ["-O3", "-std=c++17", "-cubin", "-Xptxas=-v", target]
-    command = [native._nvcc(), *flags, str(CUDA / "packed.cu"), "-o", str(folder / "out")]
+    command = [builds._nvcc(), *flags, str(CUDA / "packed.cu"), "-o", str(folder / "out")]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path):
 
 def test_every_header_is_part_of_the_librarys_name():
     headers = {path.stem for path in CUDA.glob("*.cuh")}
-    assert headers == set(native._GPU_HEADERS)
+    assert headers == set(builds._GPU_HEADERS)
 
 
 def test_a_library_that_came_with_the_package_is_taken(tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_a_library_that_came_with_the_package_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "_SHIPPED", tmp_path)
     source = tmp_path / "small.c"
     source.write_text("int leanmoe_packed_shared_bytes(void) { return 7; }\n")
-    name = native._gpu_build().name
+    name = builds.gpu_build().name
     flags = ["-shared", "-fPIC", str(source)]
     subprocess.run(["cc", *flags, "-o", str(tmp_path / name)], check=True)
     assert native.gpu_library.__wrapped__().leanmoe_packed_shared_bytes() == 7
@@ -87,7 +87,7 @@ def test_building_it_into_the_package(tmp_path, monkeypatch, capsys):
     [library] = built.iterdir()
     assert str(library) in capsys.readouterr().out
     assert library.stat().st_mode & 0o777 == 0o755
-    assert library.name == native._gpu_build().name
+    assert library.name == builds.gpu_build().name
 
 
 def test_a_cpu_s_libraries_are_built_into_the_package_and_taken(tmp_path, monkeypatch):
