@@ -13,13 +13,14 @@ from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe.tuned_tables import TableRecord, TunedRecord
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge, PrunePlan
 from leanmoe_pruning.scores.bundle import BundleDescription
+from leanmoe_pruning.scores.halves_record import HalfAgreement, Halves
 from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 MODELS = (
     *(Manifest, Source, QualityCurve, CurvePoint, Layout, LayerLayout),
     *(SparseFormat, TunedRecord, TableRecord),
-    *(PrunePlan, LayerPlan, Merge, BundleDescription),
+    *(PrunePlan, LayerPlan, Merge, BundleDescription, Halves, HalfAgreement),
 )
 _ROW = re.compile(r"^\| `(\w+)` \|.*?\| (yes|no) \|", re.MULTILINE)
 # Written by the function beside the model, not by the model.

@@ -228,9 +228,15 @@ def _probed(request: PruneOptions, inputs: Inputs, decision: Decision) -> Decisi
     if found is None:
         return decision
     guarded, lost = _super_experts(request, samples, decision)
-    notes = [note for note in (found.warning(), guarded) if note is not None]
+    notes = [note for note in (found.warning(), guarded, _few_windows(inputs)) if note is not None]
     facts = {"redundancy": found.facts(), "importance": importance_facts(samples), **lost}
     return replace(decision, notes=(*decision.notes, *notes), record={**decision.record, **facts})
+
+
+def _few_windows(inputs: Inputs) -> str | None:
+    """What the bundle says of its windows, where they are too few."""
+    halves = None if inputs.bundle is None else inputs.bundle.description.halves
+    return halves.sentence() if halves is not None and halves.too_few() else None
 
 
 def _super_experts(

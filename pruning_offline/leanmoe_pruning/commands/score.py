@@ -15,7 +15,9 @@ from leanmoe.files.resuming import resumable_directory
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import check_uniform, open_runnable_model
 from leanmoe_pruning.data import load_data
+from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.methods.halves import compare_halves
 from leanmoe_pruning.options import (
     command_of,
     compute_option,
@@ -28,7 +30,12 @@ from leanmoe_pruning.options import (
 )
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.activations import PORTION_TOKENS
-from leanmoe_pruning.scores.bundle import BundleDescription, complete_bundle, describe
+from leanmoe_pruning.scores.bundle import (
+    BundleDescription,
+    complete_bundle,
+    describe,
+    read_layer,
+)
 from leanmoe_pruning.scores.passing import sampled_tokens, score_into
 from leanmoe_pruning.scores.sampling import ALL_TOKENS_UP_TO, MOST_TOKENS
 
@@ -68,7 +75,10 @@ def _run(options: ScoreOptions) -> Result:
     ):
         resumed = unfinished.step
         score_into(unfinished, stream, data.ids, sampled, tick)
-        found = complete_bundle(unfinished.output, described, unfinished.finished())
+        rule = RouterRule.of(stream.shape)
+        layers = (read_layer(unfinished.output, layer, rule) for layer in described.moe_layers)
+        halves = compare_halves(layers, described.layout, len(sampled), stream.shape)
+        found = complete_bundle(unfinished.output, described, unfinished.finished(), halves)
     return {
         "out": str(options.out),
         "digest": found.digest(),
@@ -76,6 +86,8 @@ def _run(options: ScoreOptions) -> Result:
         "gram_tokens": found.gram_tokens,
         "layers": len(found.moe_layers),
         "layers_resumed": resumed,
+        "halves": None if halves is None else halves.model_dump(mode="json", exclude_none=True),
+        "notes": [] if halves is None else [halves.sentence()],
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -88,10 +100,11 @@ def _key(described: BundleDescription) -> str:
 def _show(result: Result) -> str:
     resumed = result["layers_resumed"]
     before = f", {resumed} finished by an earlier run," if resumed else ""
-    return (
+    scored = (
         f"scored {result['layers']} layers{before} on {result['tokens']} tokens in "
         f"{result['seconds']} s: {result['out']}"
     )
+    return "\n".join([scored, *result["notes"]])
 
 
 COMMAND = command_of(

@@ -29,6 +29,7 @@ from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.scores.gram import packed_size
+from leanmoe_pruning.scores.halves_record import Halves
 from leanmoe_pruning.scores.layer_scores import LayerScores, median_beta
 from leanmoe_pruning.scores.moments import Moments
 
@@ -58,9 +59,12 @@ class BundleDescription(BaseModel):
     top_k: int
     tools: dict[str, str]
     files: dict[str, str]
+    # Whether the windows are enough; bundles made before this was looked at say nothing.
+    halves: Halves | None = None
 
     def digest(self) -> str:
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        content = self.model_dump(mode="json", exclude_none=True)
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return bytes_digest([text.encode()])
 
 
@@ -116,14 +120,17 @@ def write_layer(directory: Path, scores: LayerScores) -> str:
 
 
 def complete_bundle(
-    directory: Path, description: BundleDescription, files: dict[str, str]
+    directory: Path,
+    description: BundleDescription,
+    files: dict[str, str],
+    halves: Halves | None,
 ) -> BundleDescription:
     """Add summary and description to the layers' ``files`` (name to digest)."""
     held = [_summary_of(directory / name) for name in files]
     summary = {name: torch.stack([one[name] for one in held]) for name in _SUMMED}
     files = {**files, SUMMARY: write_tensors(directory / SUMMARY, summary)}
-    whole = description.model_copy(update={"files": files})
-    content = {"digest": whole.digest(), **whole.model_dump(mode="json")}
+    whole = description.model_copy(update={"files": files, "halves": halves})
+    content = {"digest": whole.digest(), **whole.model_dump(mode="json", exclude_none=True)}
     atomic_write_json(directory / DESCRIPTION, content)
     return whole
 
@@ -168,25 +175,30 @@ class ScoreBundle:
             yield self._layer(layer, rule)
 
     def _layer(self, layer: int, rule: RouterRule) -> LayerScores:
-        held = load_file(self.directory / layer_file(layer))
-        gram_TP = held["output_gram"]
-        if gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
+        scores = read_layer(self.directory, layer, rule)
+        if scores.output_gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
             raise InputError(f"{self.directory / layer_file(layer)} has a Gram of wrong size")
-        moments = {
-            name.removeprefix(_MOMENTS): tensor
-            for name, tensor in held.items()
-            if name.startswith(_MOMENTS)
-        }
-        return LayerScores(
-            layer,
-            replace(rule, correction_E=held.get("router_correction")),
-            held["router_logits"],
-            gram_TP,
-            held["output_norm"],
-            held["max_activation"],
-            Moments(**moments),
-            held.get("peak_output"),
-        )
+        return scores
+
+
+def read_layer(directory: Path, layer: int, rule: RouterRule) -> LayerScores:
+    """One layer's scores; ``rule`` is the model's."""
+    held = load_file(directory / layer_file(layer))
+    moments = {
+        name.removeprefix(_MOMENTS): tensor
+        for name, tensor in held.items()
+        if name.startswith(_MOMENTS)
+    }
+    return LayerScores(
+        layer,
+        replace(rule, correction_E=held.get("router_correction")),
+        held["router_logits"],
+        held["output_gram"],
+        held["output_norm"],
+        held["max_activation"],
+        Moments(**moments),
+        held.get("peak_output"),
+    )
 
 
 def _read_description(directory: Path) -> BundleDescription:
