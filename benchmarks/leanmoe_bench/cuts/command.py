@@ -10,11 +10,11 @@ from leanmoe.errors import InputError
 from leanmoe_bench import options
 from leanmoe_bench.cuts.cut_measure import finished, measure
 from leanmoe_bench.cuts.cut_page import tables
-from leanmoe_bench.cuts.cut_runs import HELD_OUT, KEEPS, Run, calibration, every_run
+from leanmoe_bench.cuts.cut_runs import KEEPS, Run, every_run, windows_of
 from leanmoe_bench.machine import environment
 
-# The calibration windows that ship, per domain.
-_MOST_WINDOWS = 64
+# The windows that ship, per domain: for calibration, and the fewest that one holds out.
+_MOST_WINDOWS, _HELD_OUT = 64, 14
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,31 +29,45 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="calibration windows of each domain (default: all that ship)",
     )
     parser.add_argument(
+        "--held-out",
+        type=int,
+        default=_HELD_OUT,
+        help=f"held-out windows of each domain (default {_HELD_OUT}, as many as all have)",
+    )
+    parser.add_argument("--keep", type=int, help="only this number of experts")
+    parser.add_argument(
         "--done", action="store_true", help="only the rows that --work holds, run nothing"
     )
     options.add_work(parser, "keep every finished row here, and go on from there")
 
 
 def _selected(args: argparse.Namespace) -> list[Run]:
-    runs = [run for run in every_run(args.model) if not args.case or run.method in args.case]
+    if args.keep not in (None, *KEEPS[args.model]):
+        known = " and ".join(map(str, KEEPS[args.model]))
+        raise InputError(f"--keep is {args.keep}, compared are {known} of {args.model}")
+    every = [run for run in every_run(args.model) if args.keep in (None, run.keep)]
+    runs = [run for run in every if not args.case or run.method in args.case]
     if not runs:
         raise InputError(f"no method {args.case[0]!r} is compared; leave --case out for all")
     return runs
 
 
+def _check_windows(option: str, windows: int, most: int) -> None:
+    if not 1 <= windows <= most:
+        raise InputError(f"{option} is {windows}, expected 1 to the {most} that ship per domain")
+
+
 def _run(args: argparse.Namespace) -> Result:
-    if not 1 <= args.windows <= _MOST_WINDOWS:
-        raise InputError(
-            f"--windows is {args.windows}, expected 1 to the {_MOST_WINDOWS} that ship per domain"
-        )
-    runs, data = _selected(args), calibration(args.windows)
+    _check_windows("--windows", args.windows, _MOST_WINDOWS)
+    _check_windows("--held-out", args.held_out, _HELD_OUT)
+    runs, data = _selected(args), windows_of(args.windows)
     with options.work_folder(args.work) as work:
-        rows = finished(runs, work) if args.done else []
+        rows = finished(runs, args.held_out, work) if args.done else []
         if not args.done:
-            for row in measure(args.model, runs, data, work):
+            for row in measure(args.model, runs, data, args.held_out, work):
                 rows.append(row)
                 print(f"{row['method']}: done", file=sys.stderr, flush=True)
-    told = {"model": args.model, "calibration": data, "held_out": HELD_OUT}
+    told = {"model": args.model, "calibration": data, "held_out": windows_of(args.held_out)}
     return {"environment": environment(), **told, "rows": rows}
 
 

@@ -18,7 +18,7 @@ import torch
 
 from leanmoe.errors import InputError
 from leanmoe.files.output import atomic_write_json
-from leanmoe_bench.cuts.cut_runs import HELD_OUT, Run
+from leanmoe_bench.cuts.cut_runs import Run, windows_of
 from leanmoe_bench.reference import leanmoe
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.cutting.layer_plan import read_plan
@@ -29,29 +29,33 @@ from leanmoe_pruning.forward.stream import DecoderStream
 
 Row = dict[str, Any]
 Losses = dict[str, list[float]]
-_FULL_FILE = "full.json"
+_FULL = "full"
 
 
-def measure(model: str, runs: Sequence[Run], data: str, work: Path) -> Iterator[Row]:
-    """The full model's row, then those of every run."""
+def measure(model: str, runs: Sequence[Run], data: str, held_out: int, work: Path) -> Iterator[Row]:
+    """The full model's row, then those of every run, on ``held_out`` windows of each domain."""
     path, scores = work / "reference", work / "scores"
     if not (path / "config.json").exists():
         leanmoe("reference", str(path), "--model", model)
-    full = {"method": "full model", "model": model}
-    yield _once(work / _FULL_FILE, lambda: {**full, "losses": losses(path, {})})
+    full, text = {"method": "full model", "model": model}, windows_of(held_out)
+    yield _once(_file(work, _FULL, held_out), lambda: {**full, "losses": losses(path, {}, text)})
     if not (scores / "scores.json").exists():
         leanmoe("score", str(path), "--data", data, "-o", str(scores))
     places = {"model": path, "scores": scores}
     for run in runs:
-        yield _once(work / f"{run.name}.json", partial(_judged, run, places, work))
+        yield _once(_file(work, run.name, held_out), partial(_judged, run, places, work, text))
 
 
-def finished(runs: Sequence[Run], work: Path) -> list[Row]:
+def _file(work: Path, name: str, held_out: int) -> Path:
+    return work / f"{name}-on-{held_out}.json"
+
+
+def finished(runs: Sequence[Run], held_out: int, work: Path) -> list[Row]:
     """The rows that ``work`` holds; ``InputError`` where not even the full model was judged."""
-    full = work / _FULL_FILE
+    full = _file(work, _FULL, held_out)
     if not full.exists():
         raise InputError(f"{full} is missing, so nothing was measured in {work}; drop --done")
-    paths = [full, *(work / f"{run.name}.json" for run in runs)]
+    paths = [full, *(_file(work, run.name, held_out) for run in runs)]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
@@ -62,7 +66,7 @@ def _once(path: Path, make: Callable[[], Row]) -> Row:
     return found
 
 
-def _judged(run: Run, places: dict[str, Path], work: Path) -> Row:
+def _judged(run: Run, places: dict[str, Path], work: Path, text: str) -> Row:
     plan = work / f"{run.name}.plan"
     started = time.monotonic()
     if not plan.exists():
@@ -71,17 +75,17 @@ def _judged(run: Run, places: dict[str, Path], work: Path) -> Row:
     read = read_plan(plan, open_model(places["model"]))
     kept = {layer: list(own.kept) for layer, own in read.layers.items()}
     told = {**asdict(run), "command": " ".join(run.command), "seconds": seconds}
-    return {**told, "kept": list(kept.values()), "losses": losses(places["model"], kept)}
+    return {**told, "kept": list(kept.values()), "losses": losses(places["model"], kept, text)}
 
 
 @torch.inference_mode()
-def losses(path: Path, kept: Mapping[int, Sequence[int]]) -> Losses:
-    """Mean log loss in nats per token of each held-out window, by domain.
+def losses(path: Path, kept: Mapping[int, Sequence[int]], text: str) -> Losses:
+    """Mean log loss in nats per token of each held-out window of ``text``, by domain.
 
     ``kept`` are the experts of a layer that stay, all where it is not named.
     """
     checkpoint = open_model(path)
-    data = load_data(HELD_OUT, checkpoint, "heldout")
+    data = load_data(text, checkpoint, "heldout")
     stream = DecoderStream(checkpoint)
     hidden = embed_all(stream, data.ids)
     for layer in stream.layers():

@@ -13,8 +13,6 @@ KEEPS = {"mixtral": (4, 6), "mixtral-2": (4, 6), "qwen2-moe": (12,)}
 RANDOM = "random"
 SEEDS = range(5)
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
-# Windows that every domain holds out at least.
-HELD_OUT = ",".join(f"builtin:{domain}:14" for domain in DOMAINS)
 _RULES = {
     "naee, spread": ("--method", "naee", "--spread"),
     "naee": ("--method", "naee"),
@@ -40,7 +38,7 @@ class Run:
         return f"{words}-keep-{self.keep}-seed-{self.seed}"
 
 
-def calibration(windows: int) -> str:
+def windows_of(windows: int) -> str:
     """``--data`` of as many windows of each domain."""
     return ",".join(f"builtin:{domain}:{windows}" for domain in DOMAINS)
 

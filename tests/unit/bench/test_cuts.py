@@ -64,6 +64,8 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
     for options, said in (
         (["--case", "eep"], "no method 'eep' is compared"),
         (["--windows", "65"], "--windows is 65, expected 1 to the 64 that ship"),
+        (["--held-out", "15"], "--held-out is 15, expected 1 to the 14 that ship"),
+        (["--keep", "5"], "--keep is 5, compared are 4 and 6 of mixtral"),
         (["--done", "--work", str(tmp_path)], "nothing was measured"),
     ):
         assert main(["bench", "cuts", *options]) == 2
@@ -71,25 +73,23 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
 
 
 def test_done_shows_the_rows_there_are_and_runs_nothing(tmp_path, capsys):
-    (tmp_path / "full.json").write_text(json.dumps(ROWS[0]))
-    (tmp_path / "naee-keep-4-seed-0.json").write_text(json.dumps(ROWS[1]))
+    (tmp_path / "full-on-14.json").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "naee-keep-4-seed-0-on-14.json").write_text(json.dumps(ROWS[1]))
     assert main(["bench", "cuts", "--done", "--work", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == ROWS[:2]
 
 
-def test_masked_experts_cost_what_the_cut_checkpoint_costs(tmp_path, monkeypatch):
+def test_masked_experts_cost_what_the_cut_checkpoint_costs(tmp_path):
     """Held-out token ids of the tiny golden model instead of text."""
-    from leanmoe_bench.cuts import cut_measure
     from leanmoe_pruning.checkpoints.opening import open_model
     from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 
-    monkeypatch.setattr(cut_measure, "HELD_OUT", CALIBRATION)
     arguments = ["--method", "random", "--keep", "4", "-o", str(tmp_path / "out")]
     assert main(["prune", str(CHECKPOINT), *arguments]) == 0
-    cut = losses(tmp_path / "out", {})
+    cut = losses(tmp_path / "out", {}, CALIBRATION)
     manifest = json.loads((tmp_path / "out" / "leanmoe.json").read_text())
     kept = {int(layer): own for layer, own in manifest["kept"].items()}
     assert set(kept) == set(open_model(CHECKPOINT).shape.moe_layers)
-    masked = losses(CHECKPOINT, kept)
+    masked = losses(CHECKPOINT, kept, CALIBRATION)
     for name, windows in cut.items():
         assert masked[name] == pytest.approx(windows, rel=1e-5)
