@@ -72,7 +72,8 @@ class Ranked:
     spread: Asked | None = None
 
     def settings(self) -> dict[str, Any]:
-        return {**self.budget.settings(), **self.own}
+        spread = {} if self.spread is None else {"spread": self.spread}
+        return {**self.budget.settings(), **self.own, **spread}
 
     def decide(self, dump: bool) -> Decision:
         ranking, shape = _Ranking(self, dump), self.inputs.shape

@@ -238,6 +238,12 @@ def test_what_cannot_be_spread_is_refused(more, words, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_is_not_spread(tmp_path, capsys):
+    arguments = ["--plan", str(tmp_path / "plan.json"), "--spread", "-o", str(tmp_path / "out")]
+    assert main(["prune", str(CHECKPOINT), *arguments]) == 2
+    assert "--plan says what is cut and --spread was given too" in capsys.readouterr().err
+
+
 def test_one_source_is_enough_for_balance_over_experts(tmp_path):
     options = ["--method", "reap", "--data", CALIBRATION, "--spread", "experts"]
     assert prune(tmp_path / "out", *options) == 0

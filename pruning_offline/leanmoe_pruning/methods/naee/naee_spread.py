@@ -49,7 +49,7 @@ class SpreadNaee:
 
     def settings(self) -> dict[str, Any]:
         fixed = {"keep": self.keep, "variant": "layerwise", "batch_size": self.batch_size}
-        return {**fixed, **search_settings(self.search)}
+        return {**fixed, **search_settings(self.search), "spread": self.asked}
 
     def decide(self, dump: bool) -> Decision:
         domains, samples = self.inputs.domains, list[LayerSample]()
