@@ -40,6 +40,7 @@ SEAMS: tuple[Seam, ...] = (
     *leanmoe_runtime.seams.TRITON_CALLS,
     *leanmoe_runtime.seams.FROM_SOURCES,
     *leanmoe_server.seams.AT_START,
+    *leanmoe_server.seams.SEVERAL_API_PROCESSES,
     *leanmoe_server.seams.FROM_SOURCES,
     *leanmoe_bench.seams.FROM_SOURCES,
 )

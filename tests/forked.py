@@ -152,6 +152,9 @@ def _forked_or(spawn: Callable[..., int]) -> Callable[..., int]:
         _blind(descriptors)
         # A Python of its own would not have loaded any yet.
         import_module("vllm.plugins").plugins_loaded = False
+        # It would look only now whether series are those of several processes.
+        values = import_module("prometheus_client.values")
+        values.ValueClass = values.get_value_class()
         code = arguments[arguments.index("-c") + 1]
         sys.argv = ["-c", "--multiprocessing-fork"]
         _end_with(lambda: exec(code, {}))

@@ -30,8 +30,6 @@ _ALWAYS_OPEN = frozenset(
         *(METRICS_PATH, HEALTH_PATH, "/version", "/load"),
     }
 )
-METRICS_MAX_AGE_SECONDS = 0.1
-METRICS_WAIT_SECONDS = 2.0
 
 
 class Admission:
@@ -51,7 +49,7 @@ class Admission:
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = service_of(scope["app"])
         if service is not None and routed_path(scope) == METRICS_PATH:
-            await service.poller.refresh(METRICS_MAX_AGE_SECONDS, METRICS_WAIT_SECONDS)
+            await service.refresh_metrics()
         await self.app(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,13 +89,7 @@ def _on_started(app: Starlette, send: Send) -> Send:
     async def watch(message: Message) -> None:
         service = service_of(app)
         if message["type"] == "lifespan.startup.complete" and service is not None:
-            service.drain.on_signals(lambda: _close(app))
-            service.poller.start()
-            service.watchdog.start(lambda: _close(app))
-            if service.governor is not None:
-                service.governor.start()
-            if service.shadow is not None:
-                service.shadow.start()
+            service.start(lambda: _close(app))
         await send(message)
 
     return watch

@@ -7,7 +7,7 @@ import secrets
 
 from leanmoe.messages import Phases
 from leanmoe.policy import RequestLevel
-from leanmoe_server.control import SkipControl
+from leanmoe_server.in_force import InForce
 
 
 def salt_of(secret: str, level: RequestLevel | None, given: str | None) -> str:
@@ -16,7 +16,7 @@ def salt_of(secret: str, level: RequestLevel | None, given: str | None) -> str:
     return hashlib.sha256(f"{secret} {packed} {given or ''}".encode()).hexdigest()
 
 
-def secret_of(control: SkipControl, level: RequestLevel) -> str:
+def secret_of(control: InForce, level: RequestLevel) -> str:
     """What the salt of a request's own level rests on: the server's, or one of it alone.
 
     Where only decoding skips, cached answers hold skipped keys and values and prompts exact ones;

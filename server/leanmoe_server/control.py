@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from leanmoe import __version__
 from leanmoe.errors import ConflictError, LeanMoEError, RuntimeSeamError
@@ -20,11 +20,10 @@ from leanmoe.messages import (
     SkipSnapshot,
     UnionBudget,
 )
-from leanmoe.policy import RequestLevel, hundredths_of
 from leanmoe_server.audit.entry import Cause, Origin, PolicyRecord
 from leanmoe_server.audit.trail import AuditTrail
 from leanmoe_server.engine import Engine
-from leanmoe_server.level_span import LevelSpans
+from leanmoe_server.in_force import InForce
 from leanmoe_server.policy import Policy, PolicyChange, Target
 from leanmoe_server.pulse import Pulse
 from leanmoe_server.readiness import Readiness, handshake_problems
@@ -37,11 +36,23 @@ _AT_START = Origin(Cause.START, "start")
 _UNDONE = 100  # changes that can be rolled back, one after the other
 
 
-class SkipControl:
+class Audience(Protocol):
+    """The API processes that follow the policy."""
+
+    async def announce(self, level: float) -> None:
+        """Return when all know that answers may be computed at ``level`` from now on."""
+        ...
+
+    async def publish(self) -> None:
+        """Return when all know what holds."""
+        ...
+
+
+class SkipControl(InForce):
     """Holds the settings and the policy in force, which it changes on every worker together.
 
     ``policy`` is what was asked for, ``current`` what the workers apply for it, ``trail`` what
-    was changed and by whom.
+    was changed and by whom. ``audience`` hears of every change.
     """
 
     def __init__(
@@ -52,8 +63,8 @@ class SkipControl:
         pulse: Pulse,
         trail: AuditTrail,
     ) -> None:
+        super().__init__(settings)
         self._engine = engine
-        self.settings = settings
         self._readiness = readiness
         self._pulse = pulse
         self._lock = asyncio.Lock()
@@ -61,19 +72,15 @@ class SkipControl:
         self.wrapped = False
         self._offered = False
         self.policy = settings.policy
-        self.current: PolicyUpdate | None = None
         self.version = 0
         self.trail = trail
         # What holds on top of the operator's policy, and how often that changed.
         self.governor: str | None = None
-        self.governed: float | None = None
         self.ceiling: float | None = None  # of the governor, where quality was found too low
         self.changes = 0
         self.operator_changes = 0
         self._before: deque[Policy] = deque(maxlen=_UNDONE)
-        self.spans = LevelSpans()
-        # Unknown to clients, so that none can ask a worker past the cap.
-        self.request_key = f"leanmoe-{secrets.token_hex(16)}"
+        self.audience: Audience | None = None
 
     async def start(self) -> None:
         """Run the model once, check every layer on every worker, put the first policy in force.
@@ -124,8 +131,18 @@ class SkipControl:
         # A client that hangs up must not leave half of the workers changed.
         return await asyncio.shield(self._change(change, origin))
 
-    async def _change(self, change: PolicyChange, origin: Origin) -> dict[str, Any]:
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """One change at a time; whoever follows knows what became of it when it is over."""
         async with self._lock:
+            try:
+                yield
+            finally:
+                if self.audience is not None:
+                    await self.audience.publish()
+
+    async def _change(self, change: PolicyChange, origin: Origin) -> dict[str, Any]:
+        async with self._alone():
             before, started = self.policy, self.current is not None
             await self._put(change.applied_to(before), origin)
             if started and self.policy != before:
@@ -141,7 +158,7 @@ class SkipControl:
         return await asyncio.shield(self._roll_back(origin, version))
 
     async def _roll_back(self, origin: Origin, version: int | None) -> dict[str, Any]:
-        async with self._lock:
+        async with self._alone():
             if version is not None and version != self.version:
                 raise ConflictError(
                     f"version {version} is not in force, {self.version} is; somebody changed the "
@@ -208,7 +225,7 @@ class SkipControl:
     async def _govern(
         self, level: float | None, union: UnionBudget | None, origin: Origin, based_on: int | None
     ) -> bool:
-        async with self._lock:
+        async with self._alone():
             if based_on != self.changes or self.current is None:
                 return False
             before, enforced = self._recorded(), union != self.current.union
@@ -226,7 +243,7 @@ class SkipControl:
         await asyncio.shield(self._limit(level, origin))
 
     async def _limit(self, level: float, origin: Origin) -> None:
-        async with self._lock:
+        async with self._alone():
             self.ceiling = level
             if self.current is not None and self.current.level > level:
                 before = self.policy
@@ -251,11 +268,6 @@ class SkipControl:
         """The budget that the governor put in force beside the operator's, if it did."""
         union = None if self.current is None else self.current.union
         return None if union is None or union == self.policy.union else union.experts
-
-    @property
-    def default_level(self) -> RequestLevel | None:
-        """The level of requests that name none, where it is not the engine's."""
-        return None if self.governed is None else RequestLevel(hundredths_of(self.governed))
 
     async def _record(
         self, origin: Origin, before: PolicyRecord | None, enforced: bool = False
@@ -309,6 +321,8 @@ class SkipControl:
     async def _apply(self, update: PolicyUpdate) -> None:
         self.version = update.version
         self.spans.change(update.level)
+        if self.audience is not None:
+            await self.audience.announce(update.level)
         _check_acknowledged(await self._engine.set_policy(update), update, len(self.handshake))
         # KV computed under another level must not be reused under this one.
         if not await self._engine.reset_prefix_cache():

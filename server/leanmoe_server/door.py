@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from leanmoe.errors import LeanMoEError
 from leanmoe_server.access import Access, access_of, routed_path
 from leanmoe_server.caller import Caller, keep_caller
 from leanmoe_server.error_shapes import error_response, in_shape
@@ -18,7 +19,8 @@ from leanmoe_server.keyring import Keyring, Presented
 from leanmoe_server.keys import ANONYMOUS, UNKNOWN, Key
 from leanmoe_server.service import NOT_SET_UP, Service, service_of
 from leanmoe_server.tenant_metrics import KEY_MISSING, KEY_WRONG
-from leanmoe_server.tenants import SESSION, Excess
+from leanmoe_server.tenant_usage import Excess
+from leanmoe_server.tenants import SESSION
 
 _NO_ADMIN = (
     "this needs an admin key and none is set: start the server with --admin-key-file FILE, "
@@ -81,7 +83,11 @@ class Door:
         self, service: Service, key: Key | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         session = service.tenants.session(key)
-        excess = await service.tenants.begin(session)
+        try:
+            excess = await service.tenants.begin(session)
+        except LeanMoEError as error:
+            await _refuse(scope, receive, send, Refusal(503, "server_error", str(error)))
+            return
         if excess is not None:
             await _refuse(scope, receive, send, excess)
             return

@@ -46,11 +46,18 @@ class Drain:
         if self.in_flight == 0:
             self._idle.set()
 
-    def on_signals(self, close: Callable[[], None]) -> None:
-        """Drain, then call ``close``, when this process is told to stop."""
+    def on_signals(self, close: Callable[[], None], alone: bool = True) -> None:
+        """Drain, then call ``close``, when this process is told to stop.
+
+        One of several is told by SIGTERM of the process that started it; a terminal's Ctrl-C
+        reaches all of them, and counts there.
+        """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.begin, close)
+        loop.add_signal_handler(signal.SIGTERM, self.begin, close)
+        if alone:
+            loop.add_signal_handler(signal.SIGINT, self.begin, close)
+        else:
+            loop.add_signal_handler(signal.SIGINT, lambda: None)
 
     def begin(self, close: Callable[[], None]) -> None:
         """Start draining; called again, stop waiting."""

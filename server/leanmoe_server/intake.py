@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from leanmoe_server.drain import Drain
 from leanmoe_server.error_shapes import error_response
+from leanmoe_server.occupancy import Occupancy
 
 # All requests under way together hold as much as this many of the longest body.
 _LONGEST_AT_ONCE = 16
@@ -32,20 +33,37 @@ class Refusal:
 class Intake:
     """The places and the bytes that requests take, and whether more may come."""
 
-    def __init__(self, drain: Drain, max_requests: int, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        drain: Drain,
+        max_requests: int,
+        max_body_bytes: int,
+        occupancy: Occupancy | None = None,
+    ) -> None:
         self.drain = drain
+        self.occupancy = occupancy or Occupancy.alone()
         self.max_requests = max_requests
         self.max_body_bytes = max_body_bytes
         self.most_bytes = _LONGEST_AT_ONCE * max_body_bytes
-        self.held_bytes = 0
+
+    def enter(self) -> None:
+        """A request arrived whole."""
+        self.drain.enter()
+        self.occupancy.enter()
+
+    def leave(self) -> None:
+        """The counterpart of ``enter``."""
+        self.occupancy.leave()
+        self.drain.leave()
 
     def no_place(self) -> Refusal | None:
         """Why one more request cannot be taken, if it cannot."""
-        if self.drain.in_flight < self.max_requests:
+        running = self.occupancy.requests
+        if running < self.max_requests:
             return None
         return Refusal(
             503,
-            f"{self.drain.in_flight} requests run or wait, the most this server takes "
+            f"{running} requests run or wait, the most this server takes "
             "(--max-waiting); try again later",
         )
 
@@ -61,14 +79,14 @@ class Intake:
 
     def hold(self, size: int) -> Refusal | None:
         """Take ``size`` more bytes, or say why they cannot be held."""
-        self.held_bytes += size
-        if self.held_bytes <= self.most_bytes:
+        self.occupancy.hold(size)
+        if self.occupancy.held_bytes <= self.most_bytes:
             return None
         return Refusal(503, "the requests under way hold too much memory; try again later")
 
     def let_go(self, size: int) -> None:
         """The counterpart of ``hold``."""
-        self.held_bytes -= size
+        self.occupancy.hold(-size)
 
     async def next(self, receive: Receive) -> Message | None:
         """The next message of a request that has not arrived, or ``None`` once the server stops."""
@@ -103,7 +121,7 @@ class Arrival:
 
     def _enter(self) -> None:
         self._whole = True
-        self._intake.drain.enter()
+        self._intake.enter()
 
     async def receive(self) -> Message:
         """The next message, as the connection's own."""
@@ -140,4 +158,4 @@ class Arrival:
                 await answer(self._scope, self._receive, self._send)
         finally:
             if self._whole:
-                self._intake.drain.leave()
+                self._intake.leave()

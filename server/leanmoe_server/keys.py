@@ -49,6 +49,12 @@ class KeyLimits:
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
 
+    @property
+    def counted(self) -> bool:
+        """True where what its holder uses has to be counted."""
+        counts = (self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests)
+        return any(one is not None for one in counts)
+
 
 @dataclass(frozen=True)
 class Key:

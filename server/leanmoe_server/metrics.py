@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from leanmoe import metric_names as names
 from leanmoe.messages import HandshakeReport, LayerCounts, SkipSnapshot
 from leanmoe.metric_names import Metric
+from leanmoe_server.exported import sums_several
 
 logger = logging.getLogger(__name__)
 
@@ -80,15 +81,29 @@ class Metrics:
         self.shadow_breach = _gauge(names.SHADOW_BREACH, registry)
         for outcome in ("replayed", "failed"):
             self.shadow_replays.labels(outcome)
-        self._last_snapshot: float | None = None
+        # Of the monotonic clock, which is the machine's: when the workers' counters were read.
+        self.read_at: float | None = None
+        self._holders: set[str] = set()
         # By data-parallel engine and layer.
         self._counted: dict[tuple[int, int], LayerCounts] = {}
 
     def snapshot_age(self) -> float:
         """Seconds since the last snapshot; infinite before the first."""
-        return (
-            float("inf") if self._last_snapshot is None else time.monotonic() - self._last_snapshot
-        )
+        return float("inf") if self.read_at is None else time.monotonic() - self.read_at
+
+    def state_age(self) -> None:
+        """Put the age where a scrape of several processes finds it, which asks no function."""
+        if sums_several():
+            self._age.set(self.snapshot_age())
+
+    def start_from_zero(self) -> None:
+        """Have series without a value yet: added up over processes, there would be no sample."""
+        for gauge in (
+            *(self._union_budget, self._level, self._version, self._complete),
+            *(self._governor_armed, self._governor_level, self._governor_rung),
+            *(self._governor_pressure, self.shadow_lower, self.shadow_breach),
+        ):
+            gauge.set(0)
 
     def observe_handshake(self, reports: Iterable[HandshakeReport], complete: bool) -> None:
         self._complete.set(complete)
@@ -99,7 +114,7 @@ class Metrics:
                 self._wrapped.labels(report.worker, mode).set(layers)
 
     def observe_snapshots(self, snapshots: list[SkipSnapshot]) -> None:
-        self._last_snapshot = time.monotonic()
+        self.read_at = time.monotonic()
         for snapshot in reversed(snapshots):
             self._level.set(snapshot.level)
             self._version.set(snapshot.policy_version)
@@ -142,8 +157,10 @@ class Metrics:
             self._shadow_top1.labels(pair).set(top1)
 
     def observe_memory(self, resident_bytes: Mapping[str, int]) -> None:
-        self._resident_bytes.clear()  # a process that ended holds nothing any more
-        for process, size in resident_bytes.items():
+        # A process that ended holds nothing any more.
+        sizes = {**dict.fromkeys(self._holders, 0), **resident_bytes}
+        self._holders = set(sizes)
+        for process, size in sizes.items():
             self._resident_bytes.labels(process).set(size)
 
     def observe_rates(self, tokens_per_second: Mapping[str, float]) -> None:

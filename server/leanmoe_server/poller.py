@@ -11,6 +11,7 @@ import psutil
 
 from leanmoe.messages import SkipSnapshot
 from leanmoe_server.metrics import Metrics
+from leanmoe_server.process_tree import ProcessTree
 from leanmoe_server.pulse import PATIENCE_SECONDS, Pulse
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.token_rates import TokenRates
@@ -30,6 +31,7 @@ class Poller:
         *,
         pulse: Pulse,
         readiness: Readiness,
+        tree: ProcessTree,
     ) -> None:
         self._snapshot = snapshot
         self._metrics = metrics
@@ -37,6 +39,7 @@ class Poller:
         self._seconds = seconds
         self._pulse = pulse
         self._readiness = readiness
+        self._tree = tree
         self._reading: asyncio.Task[None] | None = None
         self._loop: asyncio.Task[None] | None = None
         self._failing = False
@@ -83,7 +86,8 @@ class Poller:
         self._pulse.beat()
         self.latest = snapshots
         self._metrics.observe_snapshots(snapshots)
-        self._metrics.observe_memory(_resident_bytes({s.pid: s.worker for s in snapshots}))
+        workers = {snapshot.pid: snapshot.worker for snapshot in snapshots}
+        self._metrics.observe_memory(_resident_bytes(self._tree, workers))
         self._metrics.observe_rates(self._rates.read())
         self.after_reading()
 
@@ -95,16 +99,17 @@ def _label(process: psutil.Process, workers: Mapping[int, str]) -> str:
     return "engine_core" if "EngineCore" in title else "other"
 
 
-def _resident_bytes(workers: Mapping[int, str]) -> dict[str, int]:
+def _resident_bytes(tree: ProcessTree, workers: Mapping[int, str]) -> dict[str, int]:
     """Bytes by process label; ``workers`` maps process ids to worker names.
 
     Processes that share a label are summed; one that ends meanwhile is left out.
     """
-    own = psutil.Process()
-    sizes: Counter[str] = Counter(api_server=own.memory_info().rss)
-    for child in own.children(recursive=True):
+    sizes: Counter[str] = Counter()
+    api = list(tree.api())
+    labels = {**workers, **{process.pid: "api_server" for process in api}}
+    for process in (*api, *tree.others()):
         try:
-            sizes[_label(child, workers)] += child.memory_info().rss
+            sizes[_label(process, labels)] += process.memory_info().rss
         except psutil.Error:
             continue
     return dict(sizes)

@@ -7,7 +7,7 @@ processor on a crowded machine, is late and busy; one that hangs is late and wan
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +28,10 @@ class Work:
     stopped: tuple[int, ...] = ()
 
 
-def work_of_children() -> Work:
-    """Of all processes below this one; one that ends meanwhile is left out."""
+def work_of(processes: Iterable[psutil.Process]) -> Work:
+    """What ``processes`` ran; one that ends meanwhile is left out."""
     seconds, stopped = {}, []
-    for child in psutil.Process().children(recursive=True):
+    for child in processes:
         try:
             seconds[child.pid] = _wanted_seconds(child)
             if child.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
@@ -57,15 +57,18 @@ def _wanted_seconds(process: psutil.Process) -> float:
 class Pulse:
     """Beats with every answer of the workers; ``problem`` once they have been silent too long.
 
-    ``poll_seconds`` lie between two answers where all is well.
+    ``poll_seconds`` lie between two answers where all is well; ``who`` answers, and ``work`` says
+    what it did meanwhile.
     """
 
     def __init__(
         self,
         poll_seconds: float,
         clock: Callable[[], float] = time.monotonic,
-        work: Callable[[], Work] = work_of_children,
+        work: Callable[[], Work] = lambda: Work({}),
+        who: str = "the workers have",
     ) -> None:
+        self._who = who
         self._limit = poll_seconds + PATIENCE_SECONDS
         self._clock = clock
         self._work = work
@@ -93,8 +96,8 @@ class Pulse:
         elif silence <= BUSY_SECONDS and self._is_busy(now, silence):
             return None
         else:
-            why = "they hang"
-        return f"the workers have not answered for {silence:.0f} s: {why}"
+            why = "they hang" if self._who.endswith("have") else "it hangs"
+        return f"{self._who} not answered for {silence:.0f} s: {why}"
 
     def _is_busy(self, now: Work, silence: float) -> bool:
         used = [

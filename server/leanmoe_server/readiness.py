@@ -7,7 +7,7 @@ An unready server stays up instead of exiting: restarting would not mend the mod
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from leanmoe import __version__
 from leanmoe.layout import LayerLayout
@@ -28,12 +28,14 @@ class Readiness:
         self._pulse = pulse
         self._refused: list[str] = ["the workers have not reported yet"]
         self._silent = False
+        # Why else nothing may be answered, as it is found each time.
+        self.besides: Callable[[], list[str]] = list
 
     @property
     def reasons(self) -> list[str]:
         """Why nothing may be answered; empty when it may."""
         silence = self._pulse.problem
-        return self._refused or ([] if silence is None else [silence])
+        return self._refused or [*([] if silence is None else [silence]), *self.besides()]
 
     @property
     def refused(self) -> bool:

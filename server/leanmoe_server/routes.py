@@ -17,7 +17,7 @@ from leanmoe_server.caller import caller_of
 from leanmoe_server.error_shapes import TooLongError, error_response, input_error_response
 from leanmoe_server.governor.loop import check_told
 from leanmoe_server.schema import parse_change, parse_rollback
-from leanmoe_server.service import NOT_SET_UP, Service, service_of
+from leanmoe_server.service import NOT_SET_UP, OwnerService, service_of
 
 MAX_BODY_BYTES = 4096
 HISTORY_LIMIT = 100
@@ -28,7 +28,9 @@ async def ready(request: Request) -> Response:
     service = service_of(request.app)
     reasons = [NOT_SET_UP] if service is None else service.blocked
     status = 503 if reasons else 200
-    return JSONResponse({"ready": not reasons, "reasons": reasons}, status_code=status)
+    standing = {} if service is None else service.standing
+    content = {"ready": not reasons, "reasons": reasons, **standing}
+    return JSONResponse(content, status_code=status)
 
 
 async def show_policy(request: Request) -> Response:
@@ -61,7 +63,7 @@ def _limit(given: str | None) -> int:
 async def change_policy(request: Request) -> Response:
     """Put another level in force on every worker, without a restart."""
 
-    async def change(service: Service, body: bytes) -> None:
+    async def change(service: OwnerService, body: bytes) -> None:
         wanted = parse_change(body)
         check_told(service.governor, wanted.governor)
         origin = _origin(request, Cause.ADMIN, wanted.reason)
@@ -77,7 +79,7 @@ async def change_policy(request: Request) -> Response:
 async def roll_back_policy(request: Request) -> Response:
     """Put the policy of before the last change in force again."""
 
-    async def back(service: Service, body: bytes) -> None:
+    async def back(service: OwnerService, body: bytes) -> None:
         reason, version = parse_rollback(body)
         await service.control.roll_back(_origin(request, Cause.ROLLBACK, reason), version)
 
@@ -85,7 +87,7 @@ async def roll_back_policy(request: Request) -> Response:
 
 
 async def _changed(
-    request: Request, change: Callable[[Service, bytes], Awaitable[None]]
+    request: Request, change: Callable[[OwnerService, bytes], Awaitable[None]]
 ) -> Response:
     service = _service(request)
     if not _administers(request):
@@ -122,8 +124,8 @@ async def _bounded_body(request: Request) -> bytes:
     return body
 
 
-def _service(request: Request) -> Service:
+def _service(request: Request) -> OwnerService:
     service = service_of(request.app)
-    if service is None:
+    if not isinstance(service, OwnerService):
         raise RuntimeError(NOT_SET_UP)
     return service

@@ -19,6 +19,24 @@ MAKE_ARG_PARSER = Seam(_ARGUMENTS, "make_arg_parser", leading=("parser",))
 VALIDATE_ARGUMENTS = Seam(_ARGUMENTS, "validate_parsed_serve_args", leading=("args",))
 CLI_ENV_SETUP = Seam(_STARTUP, "cli_env_setup")
 
+_SEVERAL = "vllm.entrypoints.cli.serve"
+RUN_API_PROCESSES = Seam((_SEVERAL,), "run_multi_api_server", leading=("args",))
+# Looked up in the module of that function, where ours stands in for it.
+API_PROCESS_MANAGER = Seam(
+    (_SEVERAL,),
+    "APIServerProcessManager",
+    leading=("listen_address", "sock", "args", "num_servers"),
+    takes=("target_server_fn",),
+    members=("shutdown",),
+)
+
+# With --api-server-count above 1.
+SEVERAL_API_PROCESSES: tuple[Seam, ...] = (
+    RUN_API_PROCESSES,
+    API_PROCESS_MANAGER,
+    Seam(("vllm.utils.system_utils",), "set_process_title", leading=("name", "suffix")),
+)
+
 AT_START: tuple[Seam, ...] = (
     MAKE_ARG_PARSER,
     VALIDATE_ARGUMENTS,
@@ -130,6 +148,31 @@ PASSAGES: tuple[Passage, ...] = (
         "logger.py",
         ("envs.VLLM_LOGGING_CONFIG_PATH",),
         "what --log-format json writes is read in every process",
+    ),
+    Passage(
+        "entrypoints/cli/serve.py",
+        ("api_server_manager = APIServerProcessManager( listen_address=",),
+        "API processes are started through a name that ours can stand in for, by keywords",
+    ),
+    Passage(
+        "entrypoints/cli/serve.py",
+        ("setup_multiprocess_prometheus()",),
+        "where there are several API processes their series are added up",
+    ),
+    Passage(
+        "v1/utils.py",
+        ("args=(listen_address, sock, args, client_config)",),
+        "what a process is started with: its own number is in client_config",
+    ),
+    Passage(
+        "v1/utils.py",
+        ("died with exit code {proc.exitcode}",),
+        "an API process that fails ends the server",
+    ),
+    Passage(
+        "v1/core/sched/scheduler.py",
+        ("# Return stats to only one of the front-ends.",),
+        "an engine's gauges reach one API process a step, so that nothing counts twice",
     ),
     *_METRICS,
 )

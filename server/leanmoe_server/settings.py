@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +51,17 @@ class ServeSettings:
     audit_file: Path | None = None
     governor: Aims | None = None
     shadow: ShadowTerms | None = None
+    # Of one start, and the same in all of its API processes.
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    @property
+    def request_key(self) -> str:
+        """The name under which a request's own level travels to the workers."""
+        return f"leanmoe-{self.derived('request')[:32]}"
+
+    def derived(self, purpose: str) -> str:
+        """A secret of this start for ``purpose``, as hexadecimal digits."""
+        return hmac.digest(self.secret, purpose.encode(), hashlib.sha256).hex()
 
     def heeding(self, workers: Iterable[HandshakeReport]) -> ServeSettings:
         """These settings with what a worker found that requests cannot have, if one did."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from leanmoe.policy import RequestLevel
 from leanmoe_server.cache_salt import salt_of, secret_of
-from leanmoe_server.control import SkipControl
+from leanmoe_server.in_force import InForce
 from leanmoe_server.tenant_level import held_level
 from leanmoe_server.tenants import SESSION, Session
 
@@ -22,7 +22,7 @@ _CUMULATIVE = "CUMULATIVE"
 _TOGETHER = 32
 
 
-def for_tenants(generate: Generate, control: SkipControl) -> Generate:
+def for_tenants(generate: Generate, control: InForce) -> Generate:
     """``generate``, for requests that came through the door; what the server asks passes."""
 
     def generated(
@@ -39,7 +39,7 @@ def for_tenants(generate: Generate, control: SkipControl) -> Generate:
     return generated
 
 
-def _put_level(params: Any, session: Session, control: SkipControl) -> RequestLevel | None:
+def _put_level(params: Any, session: Session, control: InForce) -> RequestLevel | None:
     """The level that the request keeps, in its parameters; ``None`` where none is put there."""
     extra = params.extra_args or {}
     if control.request_key in extra:
@@ -50,7 +50,7 @@ def _put_level(params: Any, session: Session, control: SkipControl) -> RequestLe
     return level
 
 
-def _salted(prompt: Any, level: RequestLevel | None, session: Session, control: SkipControl) -> Any:
+def _salted(prompt: Any, level: RequestLevel | None, session: Session, control: InForce) -> Any:
     own = session.salt
     if own is None and level is None:
         return prompt

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from leanmoe.policy import EXACT, RequestLevel, hundredths_of
-from leanmoe_server.control import SkipControl
 from leanmoe_server.error_shapes import ForbiddenError
+from leanmoe_server.in_force import InForce
 from leanmoe_server.tenants import Session
 
 
 def held_level(
-    session: Session | None, control: SkipControl, asked: RequestLevel | None
+    session: Session | None, control: InForce, asked: RequestLevel | None
 ) -> RequestLevel | None:
     """What a request runs at all through; ``None``: at the engine's level, whatever it becomes.
 

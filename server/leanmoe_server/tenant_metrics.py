@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from leanmoe import metric_names as names
+from leanmoe_server.exported import sums_several
 from leanmoe_server.keys import ANONYMOUS, UNKNOWN
 
 KINDS = ("prompt", "generated")
@@ -18,9 +19,15 @@ def _counter(metric: names.Metric, registry: CollectorRegistry) -> Counter:
 
 
 class TenantMetrics:
-    """Requests, tokens and refusals of each tenant."""
+    """Requests, tokens and refusals of each tenant.
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+    Of several API processes that read one key file, one ``counts_files``.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry = REGISTRY, *, counts_files: bool = True
+    ) -> None:
+        self._counts_files = counts_files
         self._requests = _counter(names.TENANT_REQUESTS, registry)
         self._tokens = _counter(names.TENANT_TOKENS, registry)
         self._refused = _counter(names.TENANT_REFUSED, registry)
@@ -44,19 +51,26 @@ class TenantMetrics:
         for kind in KINDS:
             self._tokens.labels(name, kind)
 
+    def _close(self, name: str) -> None:
+        if sums_several():  # what several processes counted together stays
+            self._running.labels(name).set(0)
+            return
+        for series in (self._requests, self._tokens, self._refused, self._running):
+            series.remove_by_labels({"tenant": name})
+
     def name_tenants(self, tenants: Iterable[str]) -> None:
         """Series of all ``tenants`` from zero, and none of those that are gone."""
         wanted = set(tenants)
         for name in wanted - self._named:
             self._open(name)
         for name in self._named - wanted:
-            for series in (self._requests, self._tokens, self._refused, self._running):
-                series.remove_by_labels({"tenant": name})
+            self._close(name)
         self._named = wanted
 
     def broken_file(self) -> None:
         """A changed key file could not be used."""
-        self._broken.inc()
+        if self._counts_files:
+            self._broken.inc()
 
     def began(self, tenant: str, running: int) -> None:
         self._requests.labels(tenant).inc()

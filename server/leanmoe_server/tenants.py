@@ -6,19 +6,9 @@ calls find it in ``SESSION``, wherever in vLLM they come from.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import math
-import secrets
-import time
 from collections import Counter
-from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-
-from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from leanmoe.policy import RequestLevel
 from leanmoe_server.keyring import Keyring
@@ -27,18 +17,9 @@ from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Target
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.tenant_metrics import TenantMetrics
+from leanmoe_server.tenant_usage import Excess, LocalUsage, Usage
 
 SESSION: ContextVar[Session | None] = ContextVar("leanmoe_session", default=None)
-_BUSY_SECONDS = 1
-
-
-@dataclass(frozen=True)
-class Excess:
-    """A limit of a key that a request would break, and when to come again."""
-
-    reason: str
-    limit: str
-    retry_after: int
 
 
 @dataclass
@@ -86,16 +67,15 @@ class Tenants:
         self,
         settings: ServeSettings,
         metrics: TenantMetrics,
-        clock: Callable[[], float] = time.time,
+        usage: Usage | None = None,
     ) -> None:
         self._model = settings.model
         self._shared = settings.share_prefix_cache
         self._metrics = metrics
-        self._clock = clock
+        self.usage = usage or LocalUsage()
         self._caps: dict[str, RequestLevel | None] = {}
         self._running: Counter[str] = Counter()
-        self._secret = secrets.token_bytes(32)
-        self._storage: MemoryStorage | None = None
+        self._derived = settings.derived
         self.keyring = Keyring(settings.keys, self._accept, metrics.broken_file)
 
     def _accept(self, keys: tuple[Key, ...]) -> None:
@@ -104,10 +84,10 @@ class Tenants:
         self._metrics.name_tenants(key.name for key in keys if not key.admin)
 
     def salt_of(self, key: Key | None) -> str | None:
-        """A secret of this process and this tenant; nobody's own while anybody may come."""
+        """A secret of this start and this tenant; nobody's own while anybody may come."""
         if key is None or self._shared:
             return None
-        return hmac.digest(self._secret, key.name.encode(), hashlib.sha256).hex()
+        return self._derived(f"tenant {key.name}")
 
     def session(self, key: Key | None) -> Session:
         """A request of ``key``'s holder, which has not begun yet."""
@@ -116,12 +96,12 @@ class Tenants:
 
     async def begin(self, session: Session) -> Excess | None:
         """Count a request in, or say which limit it would break. ``end`` must follow."""
-        self._running[session.name] += 1
-        excess = None if session.key is None else await self._excess(session.key)
+        key = session.key
+        excess = None if key is None else await self.usage.begin(key.name, key.limits)
         if excess is not None:
-            self._running[session.name] -= 1
             self._metrics.refused(session.name, excess.limit)
             return excess
+        self._running[session.name] += 1
         self._metrics.began(session.name, self._running[session.name])
         return None
 
@@ -129,6 +109,8 @@ class Tenants:
         """A request that began is over."""
         self._running[session.name] -= 1
         self._metrics.ended(session.name, self._running[session.name])
+        if session.key is not None:
+            self.usage.end(session.key.name, session.key.limits)
 
     def refused(self, name: str, reason: str) -> None:
         """Count a request that did not come in."""
@@ -136,49 +118,5 @@ class Tenants:
 
     async def charge(self, session: Session, kind: str, tokens: int) -> None:
         self._metrics.tokens(session.name, kind, tokens)
-        limit = None if session.key is None else session.key.limits.tokens_per_minute
-        if limit is not None:
-            item = RateLimitItemPerMinute(limit)
-            await self._by_tokens().hit(item, "tokens", session.name, cost=tokens)
-
-    async def _excess(self, key: Key) -> Excess | None:
-        limits, name = key.limits, key.name
-        at_once = limits.concurrent_requests
-        if at_once is not None and self._running[name] > at_once:
-            said = f"this key has {at_once} requests running, its most; wait for one to end"
-            return Excess(said, "concurrent_requests", _BUSY_SECONDS)
-        per_minute = limits.tokens_per_minute
-        if per_minute is not None:
-            item = RateLimitItemPerMinute(per_minute)
-            if not await self._by_tokens().test(item, "tokens", name):
-                return await self._spent(self._by_tokens(), item, "tokens", name)
-        per_minute = limits.requests_per_minute
-        if per_minute is not None:
-            item = RateLimitItemPerMinute(per_minute)
-            if not await self._by_requests().hit(item, "requests", name):
-                return await self._spent(self._by_requests(), item, "requests", name)
-        return None
-
-    async def _spent(
-        self,
-        limiter: FixedWindowRateLimiter | SlidingWindowCounterRateLimiter,
-        item: RateLimitItem,
-        what: str,
-        name: str,
-    ) -> Excess:
-        stats = await limiter.get_window_stats(item, what, name)
-        seconds = max(1, math.ceil(stats.reset_time - self._clock()))
-        said = f"this key had its {item.amount} {what} of this minute; come again in {seconds} s"
-        return Excess(said, f"{what}_per_minute", seconds)
-
-    def _memory(self) -> MemoryStorage:
-        # It wants an event loop, which there is not yet while a server is put together.
-        self._storage = self._storage or MemoryStorage()
-        return self._storage
-
-    def _by_requests(self) -> SlidingWindowCounterRateLimiter:
-        return SlidingWindowCounterRateLimiter(self._memory())
-
-    def _by_tokens(self) -> FixedWindowRateLimiter:
-        """It counts what was used even past the limit, as answers that run must."""
-        return FixedWindowRateLimiter(self._memory())
+        if session.key is not None:
+            await self.usage.charge(session.key.name, session.key.limits, tokens)

@@ -6,13 +6,15 @@ import time
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from leanmoe_server.exported import exported
+
 _PHASES = {"prefill": "vllm:prompt_tokens_total", "decode": "vllm:generation_tokens_total"}
 # Shorter intervals say more about the scrape than about the engine.
 _MIN_INTERVAL_SECONDS = 0.5
 
 
 def _total(name: str, registry: CollectorRegistry) -> float:
-    families = registry.restricted_registry([name]).collect()
+    families = exported(registry).restricted_registry([name]).collect()
     return sum(s.value for family in families for s in family.samples if s.name == name)
 
 

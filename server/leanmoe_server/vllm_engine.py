@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import secrets
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.utils.system_utils import decorate_logs
+from vllm.utils.system_utils import decorate_logs, set_process_title
 
 from leanmoe import __version__
 from leanmoe.errors import InputError, LeanMoEError, RuntimeSeamError
@@ -40,15 +41,18 @@ from leanmoe.seams import check, find
 from leanmoe.tuned_tables import card_in_file_names
 from leanmoe_server import seams
 from leanmoe_server.admission import Admission
+from leanmoe_server.api_processes.process_set import ProcessSet
+from leanmoe_server.api_processes.supervision import supervise
 from leanmoe_server.cache_space import full_cache
 from leanmoe_server.client_errors import leave_out_client_tracebacks
 from leanmoe_server.connection import BoundedConnection
-from leanmoe_server.control import SkipControl
 from leanmoe_server.door import Door
+from leanmoe_server.in_force import InForce
 from leanmoe_server.key_source import SECRET_VARIABLES, VLLM_KEY_VARIABLE
 from leanmoe_server.log_lines import CONFIG_VARIABLE, leave_out_polls
 from leanmoe_server.marking import Marking
-from leanmoe_server.service import SERVICE_ARGUMENT
+from leanmoe_server.refusals import refuse_unsupported
+from leanmoe_server.service import PLACE_ARGUMENT, PROCESSES_ARGUMENT, SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.shadow.estimate import TopLogprobs
 from leanmoe_server.shadow.sampling import Sampler
@@ -56,12 +60,15 @@ from leanmoe_server.stopping import stopped_while_loading
 from leanmoe_server.table_folder import EngineShape, TableSources, tables_for
 from leanmoe_server.tenant_generation import for_tenants
 
-_OTHER_MODEL = "the model would be another than the one that was checked"
 _ADMISSION = f"{Admission.__module__}.{Admission.__qualname__}"
 _DOOR = f"{Door.__module__}.{Door.__qualname__}"
 _MARKING = f"{Marking.__module__}.{Marking.__qualname__}"
 # After the drain, a client that does not read its last bytes may not hold the exit.
 _CLOSE_SECONDS = 5
+_OUR_CONNECTIONS: dict[str, Any] = {
+    "timeout_graceful_shutdown": _CLOSE_SECONDS,
+    "http": BoundedConnection,
+}
 # A worker answers between two engine steps; a long prefill on a slow machine takes a while.
 _RPC_SECONDS = 120.0
 # vLLM's scheduler takes smaller numbers first.
@@ -75,7 +82,7 @@ class VllmEngine:
         self._client = client
         self._engines: int = client.vllm_config.parallel_config.data_parallel_size
 
-    def generate_for_tenants(self, control: SkipControl) -> None:
+    def generate_for_tenants(self, control: InForce) -> None:
         """From now on what routes compute is at their tenant's level, in its caches, counted."""
         self._client.generate = for_tenants(self._client.generate, control)
 
@@ -180,73 +187,8 @@ def parse_vllm_arguments(argv: Sequence[str]) -> Namespace:
         find(seams.VALIDATE_ARGUMENTS)(args)
     except (TypeError, ValueError) as error:
         raise InputError(f"vLLM refuses these arguments: {error}") from None
-    _refuse_unsupported(args)
+    refuse_unsupported(args, os.environ)
     return args
-
-
-def _other_balancers(args: Namespace) -> dict[str, tuple[Any, str]]:
-    """Ways of data parallelism in which this server would not see every engine."""
-    here = args.data_parallel_size_local
-    why = "some engines would be another server's, and no level could be verified on them"
-    return {
-        "--data-parallel-rank": (args.data_parallel_rank is not None, why),
-        "--data-parallel-start-rank": (args.data_parallel_start_rank is not None, why),
-        "--data-parallel-external-lb": (args.data_parallel_external_lb, why),
-        "--data-parallel-hybrid-lb": (args.data_parallel_hybrid_lb, why),
-        "--data-parallel-multi-port-external-lb": (args.data_parallel_multi_port_external_lb, why),
-        "--data-parallel-size-local below --data-parallel-size": (
-            here is not None and here != args.data_parallel_size,
-            "engines on other machines are started with --headless, which leanmoe serve has not",
-        ),
-        "--enable-elastic-ep": (
-            args.enable_elastic_ep,
-            "engines that join later would not know the level",
-        ),
-    }
-
-
-def _refuse_unsupported(args: Namespace) -> None:
-    refused = {
-        "--enable-return-routed-experts": (
-            args.enable_return_routed_experts,
-            "it reports expert ids as unsigned numbers, in which a skipped one turns into another",
-        ),
-        **_other_balancers(args),
-        "Ray on a CPU": (
-            is_cpu_build()
-            and "ray" in (args.distributed_executor_backend, args.data_parallel_backend),
-            "vLLM's CPU platform has no Ray device ('current platform cpu does not support ray'); "
-            "leave --distributed-executor-backend and --data-parallel-backend out",
-        ),
-        "--api-server-count above 1": (
-            (args.api_server_count or 1) > 1,
-            "each API process would keep its own level and counters",
-        ),
-        "--kv-transfer-config": (
-            args.kv_transfer_config,
-            "its store would mix keys and values of different levels",
-        ),
-        "--kv-offloading-size": (
-            args.kv_offloading_size,
-            "its store would mix keys and values of different levels",
-        ),
-        "--speculative-config with multi-token prediction": (
-            "mtp" in str((args.speculative_config or {}).get("method", "")),
-            "a cut checkpoint has none of its layers, and on a source nobody has verified them "
-            "beside skipping; use the method ngram, suffix or draft_model",
-        ),
-        "--enable-expert-parallel on a CPU": (
-            args.enable_expert_parallel and is_cpu_build(),
-            "vLLM's CPU kernels crash on it, in stock vLLM too; leave it out",
-        ),
-        "--hf-overrides": (args.hf_overrides, _OTHER_MODEL),
-        "--hf-config-path": (args.hf_config_path, _OTHER_MODEL),
-        "--headless": (args.headless, "the skip level needs the API process"),
-        "--grpc": (args.grpc, "the skip level is controlled over HTTP"),
-    }
-    for flag, (given, why) in refused.items():
-        if given:
-            raise InputError(f"leanmoe serve cannot take {flag}: {why}")
 
 
 def _union_unavailable(least: int) -> str | None:
@@ -356,13 +298,48 @@ async def _serve(args: Namespace) -> None:
     """vLLM's ``run_server`` without its signal handler, whose interrupt vLLM itself swallows."""
     decorate_logs("APIServer", skip_if_decorated=True)
     address, listening = setup_server(args, reuse_port=False)
-    await run_server_worker(
-        address,
-        listening,
-        args,
-        timeout_graceful_shutdown=_CLOSE_SECONDS,
-        http=BoundedConnection,
-    )
+    await run_server_worker(address, listening, args, **_OUR_CONNECTIONS)
+
+
+def _prepare_logs(args: Namespace) -> None:
+    configure_logging_from_args(args)
+    leave_out_client_tracebacks(logging.getLogger("vllm"))
+    leave_out_polls()
+    # What the server decides is part of its log, whatever level libraries give the root.
+    logging.getLogger("leanmoe_server").setLevel(logging.INFO)
+
+
+def run_api_process(
+    address: str, listening: Any, args: Namespace, client_config: dict[str, Any]
+) -> NoReturn:
+    """One of several API processes, where vLLM would run its ``run_api_server_worker_proc``."""
+    index = int(client_config["client_index"])
+    processes: ProcessSet = getattr(args, PROCESSES_ARGUMENT)
+    place = processes.take(index, os.getppid(), os.getpid())
+    setattr(args, PLACE_ARGUMENT, place)
+    _prepare_logs(args)
+    set_process_title("APIServer", str(index))
+    decorate_logs()
+    serving = run_server_worker(address, listening, args, client_config, **_OUR_CONNECTIONS)
+    try:
+        with stopped_while_loading():
+            uvloop.run(serving)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    # One that ends by itself ends the others.
+    sys.exit(0 if processes.told_to_stop else 1)
+
+
+def _run(args: Namespace) -> None:
+    """In this process, or in several that it starts."""
+    count = args.api_server_count or 1
+    if count == 1:
+        uvloop.run(_serve(args))
+        return
+    check(seams.SEVERAL_API_PROCESSES)
+    processes = ProcessSet(count)
+    setattr(args, PROCESSES_ARGUMENT, processes)
+    supervise(args, processes, run_api_process)
 
 
 def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: TableSources) -> None:
@@ -375,15 +352,11 @@ def serve(model: str, argv: Sequence[str], settings: ServeSettings, tables: Tabl
             f"leanmoe serve was given two models, {model} and {args.model}; name one, first"
         )
     _take_log_config(args)
-    configure_logging_from_args(args)
-    leave_out_client_tracebacks(logging.getLogger("vllm"))
-    leave_out_polls()
-    # What the server decides is part of its log, whatever level libraries give the root.
-    logging.getLogger("leanmoe_server").setLevel(logging.INFO)
+    _prepare_logs(args)
     args = with_our_parts(args, settings)
     try:
         with tables_for(tables, engine_shape(args)), stopped_while_loading():
-            uvloop.run(_serve(args))
+            _run(args)
     except (RuntimeError, ValueError, OSError) as error:
         why = full_cache(os.environ) or f"{error}; its own messages above say more"
         raise LeanMoEError(f"vLLM could not serve {args.model}: {why}") from error

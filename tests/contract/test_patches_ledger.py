@@ -6,7 +6,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LEDGER = (ROOT / "runtime_patches" / "PATCHES.md").read_text()
 CODE = "\n".join(
-    path.read_text() for path in (ROOT / "runtime_patches/leanmoe_runtime").rglob("*.py")
+    path.read_text()
+    for path in (
+        *(ROOT / "runtime_patches/leanmoe_runtime").rglob("*.py"),
+        *(ROOT / "server/leanmoe_server/api_processes").rglob("*.py"),
+        ROOT / "server/leanmoe_server/seams.py",
+    )
 )
 
 

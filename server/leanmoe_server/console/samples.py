@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 
 from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.multiprocess import MultiProcessCollector
 
-_MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+from leanmoe_server.exported import exported
 
 
 class Samples:
@@ -20,12 +18,9 @@ class Samples:
     @classmethod
     def read(cls, names: Iterable[str], registry: CollectorRegistry = REGISTRY) -> Samples:
         """The samples ``names``, of all API processes where there are several."""
-        if registry is REGISTRY and _MULTIPROCESS in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         wanted = set(names)
         found: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name in wanted}
-        for family in registry.restricted_registry(wanted).collect():
+        for family in exported(registry).restricted_registry(wanted).collect():
             for sample in family.samples:
                 if sample.name in wanted:
                     found[sample.name].append((sample.labels, sample.value))

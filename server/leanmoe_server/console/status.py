@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -16,13 +15,13 @@ from leanmoe import __version__
 from leanmoe.errors import InputError
 from leanmoe_server.console.recorder import Recorder
 from leanmoe_server.error_shapes import error_response
-from leanmoe_server.service import NOT_SET_UP, Service, service_of
+from leanmoe_server.service import NOT_SET_UP, OwnerService, service_of
 
 _ATTRIBUTE = "leanmoe_recorder"
 _MOST_DIGITS = 15
 
 
-def record_readings(app_state: Any, service: Service, recorder: Recorder) -> None:
+def record_readings(app_state: Any, service: OwnerService, recorder: Recorder) -> None:
     """Make a point of every reading of the poller's."""
     setattr(app_state, _ATTRIBUTE, recorder)
     service.poller.after_reading = recorder.read
@@ -32,7 +31,7 @@ async def show_status(request: Request) -> Response:
     """Readiness, policy, curve, rates, memory and layers; ``?after=N`` leaves out older points."""
     service = service_of(request.app)
     recorder = getattr(request.app.state, _ATTRIBUTE, None)
-    if service is None or not isinstance(recorder, Recorder):
+    if not isinstance(service, OwnerService) or not isinstance(recorder, Recorder):
         return error_response(503, NOT_SET_UP, "server_error")
     try:
         after = _after(request.query_params.get("after"))
@@ -52,7 +51,7 @@ def _after(given: str | None) -> int:
     return int(given)
 
 
-def describe(service: Service) -> dict[str, Any]:
+def describe(service: OwnerService) -> dict[str, Any]:
     """The state of ``service`` apart from its counters; the betas are left out."""
     policy = service.control.describe()
     del policy["betas"]
@@ -70,7 +69,7 @@ def describe(service: Service) -> dict[str, Any]:
     }
 
 
-def _loaded(service: Service) -> list[dict[str, Any]]:
+def _loaded(service: OwnerService) -> list[dict[str, Any]]:
     """Each MoE layer as the first worker that holds it reported it."""
     layers = {
         layer.layer: {
@@ -84,8 +83,3 @@ def _loaded(service: Service) -> list[dict[str, Any]]:
         for layer in report.layers
     }
     return [layers[number] for number in sorted(layers)]
-
-
-def add_status(app: FastAPI, path: str) -> None:
-    """The route, at ``path``."""
-    app.add_api_route(path, show_status, methods=["GET"])

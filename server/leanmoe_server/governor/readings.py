@@ -1,4 +1,4 @@
-"""From vLLM's own Prometheus series in this process and the workers' counters to observations."""
+"""From vLLM's own Prometheus series and the workers' counters to observations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.samples import Sample
 
 from leanmoe.messages import SkipSnapshot
+from leanmoe_server.exported import exported, sums_several
 from leanmoe_server.governor.observation import Observation
 from leanmoe_server.governor.traffic import Traffic
 
@@ -103,7 +104,7 @@ class Readings:
     def _samples(self) -> dict[tuple[str, str], float]:
         """Sums over engines by (name, what of a histogram); the fullest engine's KV usage."""
         wanted = [*_GAUGES, *(f"{one}{end}" for one in _HISTOGRAMS for end in ("_sum", "_count"))]
-        families = self._registry.restricted_registry(wanted).collect()
+        families = exported(self._registry).restricted_registry(wanted).collect()
         found: dict[tuple[str, str], float] = {}
         for sample in (sample for family in families for sample in family.samples):
             key = _key(sample, wanted)
@@ -126,14 +127,18 @@ def _key(sample: Sample, wanted: Iterable[str]) -> tuple[str, str] | None:
 
 def _totals(found: dict[tuple[str, str], float], snapshots: Sequence[SkipSnapshot]) -> _Totals:
     counts = [layer for snapshot in snapshots[:1] for layer in snapshot.layers]
+    layer_steps = float(sum(one.steps for one in counts))
+    steps = found.get((STEP_TOKENS, "_count"), 0.0)
+    if sums_several() and counts:  # each API process counts the steps that had tokens for it
+        steps = layer_steps / len(counts)
     return _Totals(
         ttft_sum=found.get((TTFT, "_sum"), 0.0),
         ttft_count=found.get((TTFT, "_count"), 0.0),
         itl_sum=found.get((ITL, "_sum"), 0.0),
         itl_count=found.get((ITL, "_count"), 0.0),
         tokens=found.get((STEP_TOKENS, "_sum"), 0.0),
-        steps=found.get((STEP_TOKENS, "_count"), 0.0),
-        layer_steps=float(sum(one.steps for one in counts)),
+        steps=steps,
+        layer_steps=layer_steps,
         distinct=float(sum(one.distinct_experts for one in counts)),
         routed=float(sum(one.routed for one in counts)),
         skipped=float(sum(one.skipped for one in counts)),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanmoe.policy import EXACT, RequestLevel, hundredths_of
-from leanmoe_server.control import SkipControl
+from leanmoe_server.in_force import InForce
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
 # More would be stale before their turn; the texts of answers are held for no longer.
@@ -34,9 +34,10 @@ class Answer:
 class Sampler:
     """Stands around vLLM's ``generate`` and keeps some of what passes."""
 
-    def __init__(self, share: float, control: SkipControl, chance: random.Random) -> None:
+    def __init__(self, share: float, control: InForce, chance: random.Random) -> None:
         self._share, self._control, self._chance = share, control, chance
         self.held: deque[Answer] = deque(maxlen=MOST_HELD)
+        self.keep: Callable[[Answer], None] = self.held.append
 
     @property
     def level(self) -> RequestLevel | None:
@@ -74,7 +75,7 @@ class Sampler:
                 for one in output.outputs[:1]:
                     tokens = list(one.token_ids) if repeats else [*tokens, *one.token_ids]
                 if output.finished and tokens and self._is_of(params, level):
-                    self.held.append(Answer(prompt, tuple(tokens), level))
+                    self.keep(Answer(prompt, tuple(tokens), level))
                 yield output
 
     def _is_of(self, params: Any, level: RequestLevel) -> bool:

@@ -18,8 +18,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from leanmoe.manifest import read_manifest
 from leanmoe.wire import ADMIN_HEADER
 from leanmoe_server.admission import Admission
+from leanmoe_server.assembly import build_service
 from leanmoe_server.door import Door
-from leanmoe_server.endpoint import LeanMoEEndpoint, build_service
+from leanmoe_server.endpoint import LeanMoEEndpoint
 from leanmoe_server.fake_engine import FakeEngine
 from leanmoe_server.governor.aims import Aims
 from leanmoe_server.key_source import KeySource, key_source

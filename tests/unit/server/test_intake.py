@@ -42,7 +42,7 @@ async def test_a_long_body_is_refused_before_it_is_held(build_app, path, announc
         answer = await client.post(path, content=content)
         assert answer.status_code == 413 and "longer than 1000 bytes" in said(answer)
         assert (await client.post(path, content=chunks(100, 10))).status_code == 200
-    assert (app.service.intake.held_bytes, app.service.drain.in_flight) == (0, 0)
+    assert (app.service.intake.occupancy.held_bytes, app.service.drain.in_flight) == (0, 0)
 
 
 async def test_bodies_that_hold_too_much_together_are_refused(build_app) -> None:
@@ -53,7 +53,7 @@ async def test_bodies_that_hold_too_much_together_are_refused(build_app) -> None
         assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
         assert "too much memory" in said(answer)
         assert (await client.post(PATH, content=b"{}")).status_code == 200
-    assert app.service.intake.held_bytes == 990
+    assert app.service.intake.occupancy.held_bytes == 990
 
 
 async def test_past_the_last_place_a_request_is_refused_and_reading_is_not(build_app) -> None:
@@ -61,13 +61,13 @@ async def test_past_the_last_place_a_request_is_refused_and_reading_is_not(build
     assert app.service.intake.max_requests == FakeEngine().seats() + 1024
     app.service.intake.max_requests = 2
     for _ in range(2):
-        app.service.drain.enter()
+        app.service.intake.enter()
     async with app.client() as client:
         answer = await client.post(PATH, json={})
         assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
         assert "--max-waiting" in said(answer)
         assert (await client.get("/v1/models")).status_code == 200
-        app.service.drain.leave()
+        app.service.intake.leave()
         assert (await client.post(PATH, json={})).status_code == 200
     assert app.service.drain.in_flight == 1
 
@@ -83,11 +83,11 @@ async def test_the_last_place_goes_to_who_has_arrived(build_app) -> None:
 
     async with app.client() as client:
         waits = asyncio.create_task(client.post(PATH, content=slow()))
-        while not app.service.intake.held_bytes:
+        while not app.service.intake.occupancy.held_bytes:
             await asyncio.sleep(0)
         assert app.service.drain.in_flight == 0
         assert (await client.post(PATH, json={})).status_code == 200
-        app.service.drain.enter()
+        app.service.intake.enter()
         rest.set()
         assert (await waits).status_code == 503
 
@@ -102,13 +102,13 @@ async def test_a_half_sent_body_does_not_delay_a_stop(build_app) -> None:
 
     async with app.client() as client:
         waits = asyncio.create_task(client.post(PATH, content=never()))
-        while not app.service.intake.held_bytes:
+        while not app.service.intake.occupancy.held_bytes:
             await asyncio.sleep(0)
         app.service.drain.begin(closed.set)
         answer = await asyncio.wait_for(waits, 30)
         assert answer.status_code == 503 and "stopping" in said(answer)
     await asyncio.wait_for(closed.wait(), 30)
-    assert (app.engine.aborts, app.service.intake.held_bytes) == (0, 0)
+    assert (app.engine.aborts, app.service.intake.occupancy.held_bytes) == (0, 0)
 
 
 async def test_what_was_refused_is_not_answered_twice(build_app) -> None:

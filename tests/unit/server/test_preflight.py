@@ -140,7 +140,7 @@ def test_no_model_and_a_dense_one(tmp_path: Path) -> None:
         (["--enable-elastic-ep"], "cannot take --enable-elastic-ep"),
         (["--distributed-executor-backend", "ray"], "cannot take Ray on a CPU"),
         (["--data-parallel-backend", "ray"], "cannot take Ray on a CPU"),
-        (["--api-server-count", "2"], "cannot take --api-server-count above 1"),
+        (["--api-server-count", "0"], "cannot take --api-server-count 0"),
         (["--headless"], "cannot take --headless"),
         (["--enable-expert-parallel"], "cannot take --enable-expert-parallel on a CPU"),
         (
@@ -298,3 +298,25 @@ def test_shadow_replays_that_cannot_be(small_model: Path, arguments: list[str], 
     with pytest.raises(InputError) as error:
         configure(small_model, *arguments)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "VLLM_ENABLE_RESPONSES_API_STORE",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+        "VLLM_USE_RUST_FRONTEND",
+    ],
+)
+def test_what_only_one_api_process_would_know_is_refused_for_several(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from leanmoe_server.vllm_engine import parse_vllm_arguments
+
+    several = ["--model", "m", "--api-server-count", "2"]
+    monkeypatch.setenv(variable, "0")
+    assert parse_vllm_arguments(several).api_server_count == 2
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(InputError, match=f"--api-server-count 2 with {variable}: .*process"):
+        parse_vllm_arguments(several)
+    assert parse_vllm_arguments(["--model", "m"]).api_server_count is None

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from leanmoe_server.pulse import BUSY_SECONDS, PATIENCE_SECONDS, Pulse, Work, work_of_children
+from leanmoe_server.process_tree import ProcessTree
+from leanmoe_server.pulse import BUSY_SECONDS, PATIENCE_SECONDS, Pulse, Work, work_of
 
 
 class Scene:
@@ -57,12 +58,12 @@ def test_a_child_that_computes_wants_a_processor_and_one_that_sleeps_does_not() 
     with child("while True: pass") as busy, child("import time; time.sleep(600)") as idle:
         wanted = {one.pid: 0.0 for one in (busy, idle)}
         while wanted[busy.pid] < 1.0:
-            wanted = {pid: work_of_children().seconds[pid] for pid in wanted}
+            wanted = {pid: work_of(ProcessTree().others()).seconds[pid] for pid in wanted}
         assert wanted[idle.pid] < wanted[busy.pid] / 2
         idle.send_signal(signal.SIGSTOP)
-        while not work_of_children().stopped:
+        while not work_of(ProcessTree().others()).stopped:
             pass
-        assert work_of_children().stopped == (idle.pid,)
+        assert work_of(ProcessTree().others()).stopped == (idle.pid,)
 
 
 @contextmanager

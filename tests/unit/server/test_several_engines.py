@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 
 from leanmoe.errors import RuntimeSeamError
 from leanmoe.messages import LevelTable, PolicyInForce, PolicyUpdate
+from leanmoe_server.assembly import build_service
 from leanmoe_server.audit.entry import Cause, Origin
 from leanmoe_server.control import SkipControl
-from leanmoe_server.endpoint import build_service
 from leanmoe_server.fake_engine import FakeEngine, FakeWorker
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.model import SkipModel

@@ -320,7 +320,7 @@ def test_a_folder_of_the_user_stays_and_what_it_lacks_is_told(lean, tmp_path, mo
 
 
 def test_the_engine_s_shape_follows_vllm_s_arguments(monkeypatch):
-    from leanmoe_server import vllm_engine
+    from leanmoe_server import refusals, vllm_engine
 
     def shape(*arguments: str) -> EngineShape | None:
         return vllm_engine.engine_shape(
@@ -331,7 +331,7 @@ def test_the_engine_s_shape_follows_vllm_s_arguments(monkeypatch):
     platform = vllm_engine.current_platform
     monkeypatch.setattr(platform, "is_cuda", lambda: True)
     # A build for CPUs refuses flags of expert parallelism.
-    monkeypatch.setattr(vllm_engine, "is_cpu_build", lambda: False)
+    monkeypatch.setattr(refusals, "is_cpu_build", lambda: False)
     monkeypatch.setattr(platform, "get_device_name", lambda device_id=0: "NVIDIA H200 NVL")
     assert shape() == H200
     quantised = shape("--quantization", "fp8", "--dtype", "float16")
