@@ -22,18 +22,18 @@ CLI_ENV_SETUP = Seam(_STARTUP, "cli_env_setup")
 _SEVERAL = "vllm.entrypoints.cli.serve"
 RUN_API_PROCESSES = Seam((_SEVERAL,), "run_multi_api_server", leading=("args",))
 # Looked up in the module of that function, where ours stands in for it.
-API_PROCESS_MANAGER = Seam(
-    (_SEVERAL,),
-    "APIServerProcessManager",
-    leading=("listen_address", "sock", "args", "num_servers"),
-    takes=("target_server_fn",),
-    members=("shutdown",),
-)
+API_PROCESS_MANAGER = Seam((_SEVERAL,), "APIServerProcessManager", members=("shutdown",))
 
 # With --api-server-count above 1.
 SEVERAL_API_PROCESSES: tuple[Seam, ...] = (
     RUN_API_PROCESSES,
     API_PROCESS_MANAGER,
+    Seam(
+        (_SEVERAL,),
+        "APIServerProcessManager.__init__",
+        leading=("self", "listen_address", "sock", "args", "num_servers"),
+        takes=("target_server_fn",),
+    ),
     Seam(("vllm.utils.system_utils",), "set_process_title", leading=("name", "suffix")),
 )
 

@@ -266,7 +266,7 @@ def test_a_killed_process_ends_the_server(
         wait_for(lambda: server.get("/ready").status_code, lambda s: s == 200, seconds=60)
         os.kill(pid_of(server, killed), signal.SIGKILL)
         assert server.process.wait(60) == 1
-        left = wait_for(lambda: [p for p in family if alive(p)], lambda left: not left, seconds=10)
+        left = wait_for(lambda: [p for p in family if alive(p)], lambda left: not left, seconds=60)
     assert left == []
 
 
