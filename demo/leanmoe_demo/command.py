@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from leanmoe.manifest import read_manifest
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_demo.load import interleaved
 from leanmoe_demo.memory import Memory
-from leanmoe_demo.server import Server, lean_server, stock_server
+from leanmoe_demo.server import Server, lean_server, ready_servers, stock_server
 from leanmoe_demo.shell import Shell
-from leanmoe_demo.story import GIVEN_UP, KEEP, MAX_KLD, QUESTION, SERVED, mix
+from leanmoe_demo.story import GIVEN_UP, KEEP, MAX_KLD, PATTERN, QUESTION, SERVED, mix
 from leanmoe_demo.table import render
 from leanmoe_reference.gguf_base import find_base
 
@@ -32,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work",
         type=Path,
-        help="keep the checkpoints here (2.3 GB); what was cut short goes on where it stopped",
+        help="keep the checkpoints here (3.2 GB); what was cut short goes on where it stopped",
     )
 
 
@@ -72,9 +73,11 @@ def _make_folder(work: Path) -> None:
 
 
 def _story(shell: Shell, work: Path) -> Result:
-    reference, lean = work / "reference", work / "lean"
-    _say("1. Offline: build, score our traffic, keep 5 of 8 experts, measure what skipping costs")
+    reference, lean, sparse = (work / name for name in ("reference", "lean", "sparse"))
+    _say("1. Offline: build, score our traffic, keep 5 of 8 experts, measure what skipping costs;")
+    _say("   and keep all experts with half of their weights")
     _offline(shell, work, reference, lean)
+    _sparse(shell, work, reference, sparse)
     level = _level(lean)
     _say("2. Perplexity on the domains served and the ones given up")
     domains = mix(SERVED + GIVEN_UP, _EVAL_WINDOWS)
@@ -82,14 +85,16 @@ def _story(shell: Shell, work: Path) -> Result:
     lean_quality = shell.step(
         "eval lean", "eval", str(lean), "--data", domains, "--skip-level", str(level)
     )
-    _say("3. Serve both side by side, same flags, load them in turns")
-    served = _serve(shell, work, reference, lean)
+    sparse_quality = shell.step("eval sparse", "eval", str(sparse), "--data", domains)
+    _say("3. Serve all side by side, same flags, load them in turns")
+    served = _serve(shell, work, {"stock": reference, "lean": lean, "sparse": sparse})
     return {
         "question": QUESTION,
         "level": level,
         "promise": _promise(lean, level),
         "stock": {**served["stock"], **_on_disk(reference), **_perplexity(stock_quality)},
         "lean": {**_on_disk(lean), **_perplexity(lean_quality), **served["lean"]},
+        "sparse": {**_on_disk(sparse), **_perplexity(sparse_quality), **served["sparse"]},
         "load": served["load"],
         "seconds": shell.seconds,
         "tools": tool_versions(),
@@ -114,6 +119,17 @@ def _offline(shell: Shell, work: Path, reference: Path, lean: Path) -> None:
     shell.step("curve", "curve", str(lean), "--data", mix(SERVED, _CURVE_WINDOWS))
 
 
+def _sparse(shell: Shell, work: Path, reference: Path, sparse: Path) -> None:
+    """Chosen in one pass: distilling, or a search for orders of the inputs, takes minutes."""
+    shell.step(
+        "sparse",
+        *("prune", str(reference), "--method", "moe-pruner", "--pattern", PATTERN),
+        *("--no-permute", "--compress", "--scores", str(work / "scores")),
+        *("-o", str(sparse), "--force"),
+        makes=sparse,
+    )
+
+
 def _curve(lean: Path) -> Any:
     manifest = read_manifest(lean)
     assert manifest is not None and manifest.curve is not None
@@ -128,25 +144,23 @@ def _promise(lean: Path, level: float) -> dict[str, Any]:
     return dict(_curve(lean).point_at(level).model_dump(mode="json", exclude={"betas"}))
 
 
-def _serve(shell: Shell, work: Path, reference: Path, lean: Path) -> dict[str, Any]:
-    with (
-        stock_server(reference, work) as stock,
-        lean_server(lean, work, "--max-kld", str(MAX_KLD)) as ours,
-    ):
-        answers = {server.name: server.chat(QUESTION) for server in (stock, ours)}
-        load = interleaved(shell, stock, ours)
-        return {
-            "stock": _server_facts(stock, answers),
-            "lean": {
-                **_server_facts(ours, answers),
-                "weight_bytes": int(ours.metric("leanmoe_weight_bytes")),
-            },
-            "load": load,
-        }
+def _serve(shell: Shell, work: Path, models: dict[str, Path]) -> dict[str, Any]:
+    starts = (
+        partial(stock_server, models["stock"], work),
+        partial(lean_server, "lean", models["lean"], work, "--max-kld", str(MAX_KLD)),
+        partial(lean_server, "sparse", models["sparse"], work),
+    )
+    with ready_servers(starts) as servers:
+        facts = {server.name: _server_facts(server) for server in servers}
+        return {**facts, "load": interleaved(shell, servers)}
 
 
-def _server_facts(server: Server, answers: dict[str, str]) -> dict[str, Any]:
-    return {"resident_bytes": server.worker_resident_bytes(), "answer": answers[server.name]}
+def _server_facts(server: Server) -> dict[str, Any]:
+    answer = server.chat(QUESTION)
+    facts = {"resident_bytes": server.worker_resident_bytes(), "answer": answer}
+    if server.name == "stock":
+        return facts
+    return {**facts, "weight_bytes": int(server.metric("leanmoe_weight_bytes"))}
 
 
 def _on_disk(model: Path) -> dict[str, int]:

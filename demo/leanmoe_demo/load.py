@@ -1,8 +1,9 @@
-"""Stock and lean under the same load, in turns, the idle server stopped meanwhile."""
+"""The servers under the same load, in turns, the idle ones stopped meanwhile."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -11,38 +12,46 @@ from leanmoe_demo.shell import Shell
 
 ROUNDS = 3
 USERS = 4
-SECONDS = 12
+SECONDS = 10
 
 
-def interleaved(shell: Shell, stock: Server, lean: Server) -> dict[str, Any]:
-    """Output tokens per second of both, the ratio of each pair, and what lean skipped."""
-    before = _assignments(lean)
-    pairs = [_pair(shell, turn, stock, lean) for turn in range(ROUNDS)]
-    routed, skipped = (b - a for a, b in zip(before, _assignments(lean), strict=True))
-    ratios = sorted(pair["lean"] / pair["stock"] for pair in pairs)
+def interleaved(shell: Shell, servers: Sequence[Server]) -> dict[str, Any]:
+    """Output tokens per second of each, by its name, and beside the first in the same round."""
+    before = {server.name: _assignments(server) for server in servers[1:]}
+    rounds = [_round(shell, turn, servers) for turn in range(ROUNDS)]
+    found = {server.name: _speeds(server.name, servers[0].name, rounds) for server in servers}
+    for server in servers[1:]:
+        counted = zip(before[server.name], _assignments(server), strict=True)
+        routed, skipped = (now - then for then, now in counted)
+        found[server.name]["skip_rate"] = skipped / routed
+    return {"users": USERS, "rounds": ROUNDS, "seconds_per_round": SECONDS, **found}
+
+
+def _speeds(name: str, base: str, rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    speed = median(one[name] for one in rounds)
+    if name == base:
+        return {"tokens_per_second": speed}
+    ratios = sorted(one[name] / one[base] for one in rounds)
+    ends = {"ratio_low": ratios[0], "ratio_high": ratios[-1]}
+    return {"tokens_per_second": speed, "ratio": median(ratios), **ends}
+
+
+def _round(shell: Shell, turn: int, servers: Sequence[Server]) -> dict[str, float]:
+    order = [*servers[turn:], *servers[:turn]]
     return {
-        "users": USERS,
-        "rounds": ROUNDS,
-        "seconds_per_round": SECONDS,
-        "stock_tokens_per_second": median(pair["stock"] for pair in pairs),
-        "lean_tokens_per_second": median(pair["lean"] for pair in pairs),
-        "ratio": median(ratios),
-        "ratio_low": ratios[0],
-        "ratio_high": ratios[-1],
-        "skip_rate": skipped / routed,
+        active.name: _alone(
+            shell,
+            f"load {turn + 1} {active.name}",
+            active,
+            [server for server in servers if server is not active],
+        )
+        for active in order
     }
 
 
-def _pair(shell: Shell, turn: int, stock: Server, lean: Server) -> dict[str, float]:
-    order = [(stock, lean), (lean, stock)]
-    return {
-        active.name: _alone(shell, f"load {turn + 1} {active.name}", active, idle)
-        for active, idle in (order if turn % 2 == 0 else reversed(order))
-    }
-
-
-def _alone(shell: Shell, label: str, active: Server, idle: Server) -> float:
-    idle.group.signal(signal.SIGSTOP)
+def _alone(shell: Shell, label: str, active: Server, idle: Sequence[Server]) -> float:
+    for server in idle:
+        server.group.signal(signal.SIGSTOP)
     try:
         result = shell.leanmoe(
             label,
@@ -50,7 +59,8 @@ def _alone(shell: Shell, label: str, active: Server, idle: Server) -> float:
             *("--users", str(USERS), "--duration", str(SECONDS), "--max-tokens", "48"),
         )
     finally:
-        idle.group.signal(signal.SIGCONT)
+        for server in idle:
+            server.group.signal(signal.SIGCONT)
     return float(result["output_tokens_per_second"])
 
 

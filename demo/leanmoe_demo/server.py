@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,7 +16,16 @@ MODEL_NAME = "reference"
 
 
 class Server(LocalServer):
-    """A live server on loopback. ``name`` is stock or lean."""
+    """A live server on loopback, named as its column is; ``ready`` answers once it serves."""
+
+    def __init__(
+        self, name: str, arguments: Sequence[str], log: Path, ready: str, *, plugin: bool
+    ) -> None:
+        super().__init__(name, arguments, log, plugin=plugin)
+        self._ready = ready
+
+    def wait_until_ready(self) -> None:
+        self.wait(self._ready)
 
     def chat(self, question: str, max_tokens: int = 60) -> str:
         """One greedy answer."""
@@ -42,7 +51,7 @@ class Server(LocalServer):
         return max(process.memory_info().rss for process in tree)
 
 
-# The engine flags both servers get.
+# The engine flags all servers get.
 _FLAGS = (
     *("--served-model-name", MODEL_NAME),
     *("--max-model-len", "1024", "--max-num-seqs", "8"),
@@ -50,27 +59,29 @@ _FLAGS = (
 )
 
 
-@contextmanager
-def stock_server(model: Path, logs: Path) -> Iterator[Server]:
-    """vLLM's own API server on ``model``, without the plugin."""
+def stock_server(model: Path, logs: Path) -> Server:
+    """vLLM's own API server on ``model``, without the plugin, starting."""
     module = "vllm.entrypoints.launchers.api_server.entry"
-    with _started("stock", ["-m", module, "--model", str(model)], logs, plugin=False) as server:
-        server.wait(HEALTH_PATH)
-        yield server
+    return _started("stock", ["-m", module, "--model", str(model)], logs, plugin=False)
 
 
-@contextmanager
-def lean_server(model: Path, logs: Path, *options: str) -> Iterator[Server]:
-    """``leanmoe serve`` on ``model``."""
+def lean_server(name: str, model: Path, logs: Path, *options: str) -> Server:
+    """``leanmoe serve`` on ``model``, starting."""
     arguments = ["-m", "leanmoe.cli", "serve", str(model), *options]
-    with _started("lean", arguments, logs, plugin=True) as server:
-        server.wait(READY_PATH)
-        yield server
+    return _started(name, arguments, logs, plugin=True)
+
+
+def _started(name: str, arguments: list[str], logs: Path, *, plugin: bool) -> Server:
+    print(f"  python {' '.join(arguments)}", file=sys.stderr, flush=True)
+    ready = READY_PATH if plugin else HEALTH_PATH
+    return Server(name, [*arguments, *_FLAGS], logs / f"{name}.log", ready, plugin=plugin)
 
 
 @contextmanager
-def _started(name: str, arguments: list[str], logs: Path, *, plugin: bool) -> Iterator[Server]:
-    print(f"  python {' '.join(arguments)}", file=sys.stderr, flush=True)
-    server = Server(name, [*arguments, *_FLAGS], logs / f"{name}.log", plugin=plugin)
-    with server:
-        yield server
+def ready_servers(starts: Sequence[Callable[[], Server]]) -> Iterator[list[Server]]:
+    """All of them, started at once: most of a start keeps one core busy and not the other."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(start()) for start in starts]
+        for server in servers:
+            server.wait_until_ready()
+        yield servers

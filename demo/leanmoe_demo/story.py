@@ -4,6 +4,8 @@ from __future__ import annotations
 
 KEEP = 5
 MAX_KLD = 0.05
+# What the third column keeps of each expert's weights.
+PATTERN = "16:32"
 QUESTION = "What is the capital of France?"
 
 SERVED = ("gen", "c", "man", "math")
