@@ -9,10 +9,13 @@ from typing import Any
 
 from leanmoe.errors import CheckpointError
 from leanmoe.families import Family, MoEShape, family_of
+from leanmoe.families.base import ConfigError
 from leanmoe.files.digest import parse_json
 from leanmoe.layout import LayerLayout, Layout, read_layout
 from leanmoe.manifest import Manifest, read_manifest
 from leanmoe.sparse.sparse_format import SparseFormat, read_sparse_format
+
+_ADVICE = "take the config of the original model"
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class Checkpoint:
         try:
             return self.family.shape(self.config)
         except ValueError as error:
+            advice = error.advice if isinstance(error, ConfigError) else _ADVICE
             raise CheckpointError(
                 f"{self.path / 'config.json'} does not describe a {self.family.name} model: "
-                f"{error}; take the config of the original model"
+                f"{error}; {advice}"
             ) from None
 
     @cached_property
@@ -98,6 +102,17 @@ def _is_dir(path: Path) -> bool:
         return False
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """What a JSON file of a model says; ``CheckpointError`` where it is no object."""
+    try:
+        found = parse_json(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}); fetch it again") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} holds no JSON object; fetch it again")
+    return found
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read ``path/config.json`` and find its family; raise ``CheckpointError`` otherwise."""
     file = path / "config.json"
@@ -105,10 +120,5 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not a directory; give a Hugging Face model directory")
     if not file.is_file():
         raise CheckpointError(f"{path} has no config.json; give a Hugging Face model directory")
-    try:
-        config = parse_json(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); fetch it again") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} holds no JSON object; fetch it again")
+    config = read_object(file)
     return Checkpoint(path, config, family_of(config, str(path)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from leanmoe import __version__
 from leanmoe.dispatch import Group
@@ -47,10 +49,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         interrupt_from_the_start()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except OSError as error:  # of a help text or a version
+        _let_go_of_stdout()
+        with suppress(OSError):
+            print(f"leanmoe: it could not be printed: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
-        print(f"leanmoe {__version__}")
+        print(f"leanmoe {__version__}", flush=True)
         return 0
-    return LEANMOE.main(arguments)
+    try:
+        return LEANMOE.main(arguments)
+    finally:
+        sys.stdout.flush()
+
+
+def _let_go_of_stdout() -> None:
+    """Else the interpreter would try to print again as it ends, and say so in its own way."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

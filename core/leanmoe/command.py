@@ -7,10 +7,12 @@ returns the one object that ``--json`` prints. Logs and progress go to stderr.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,11 @@ from leanmoe.extras import missing_package
 from leanmoe.process.interrupts import interrupt_requested
 
 Result = dict[str, Any]
+# What a machine answers where a command is not at fault: no room, no right, no such place.
+_REFUSED = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE),
+)
 
 
 @dataclass(frozen=True)
@@ -71,21 +78,23 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     try:
         _run_and_print(command, args)
     except LeanMoEError as error:
-        print(f"leanmoe {command.name}: {error}", file=sys.stderr)
+        _say(f"leanmoe {command.name}: {error}")
         return error.exit_code
     except KeyboardInterrupt as stop:
         return _interrupted(command, str(stop))
     except Exception as error:
         if interrupt_requested():
             return _interrupted(command)
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            _say(f"leanmoe {command.name}: {_refusal(error)}")
+            return 1
         if isinstance(error, ModuleNotFoundError) and missing_package(command.name, error):
             raise
         if args.verbose:
             raise
-        print(
+        _say(
             f"leanmoe {command.name}: unexpected {type(error).__name__}: {error}; this is a fault "
-            "of LeanMoE: run it again with --verbose and report what it prints",
-            file=sys.stderr,
+            "of LeanMoE: run it again with --verbose and report what it prints"
         )
         return 1
     return 0
@@ -113,7 +122,18 @@ def _print(command: Command, as_json: bool, result: Result) -> None:
         raise OutputError(f"the result could not be printed: {error.strerror}") from error
 
 
+def _refusal(error: OSError) -> str:
+    place = f"could not use {error.filename}" if error.filename else "a file could not be used"
+    return f"{place}: {error.strerror}; make room or give another place, and run it again"
+
+
+def _say(text: str) -> None:
+    """On stderr, where that takes it: with a full disk behind it the exit code must do."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def _interrupted(command: Command, left: str = "") -> int:
     left = left or "nothing half-written is left"
-    print(f"leanmoe {command.name}: interrupted; {left}", file=sys.stderr)
+    _say(f"leanmoe {command.name}: interrupted; {left}")
     return 130

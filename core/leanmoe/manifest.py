@@ -23,7 +23,7 @@ from pydantic import (
 from leanmoe.curve import QualityCurve
 from leanmoe.errors import CheckpointError
 from leanmoe.files.digest import bytes_digest, file_digest, parse_json
-from leanmoe.files.output import atomic_write_json
+from leanmoe.files.output import TOKENIZER_FOLDERS, atomic_write_json
 
 MANIFEST_NAME = "leanmoe.json"
 
@@ -123,11 +123,18 @@ def experts_before(manifest: Manifest | None) -> list[int]:
     return [count for count in found if count is not None]
 
 
+def _is_inside(name: str) -> bool:
+    """Whether a file's name is one beside the manifest, or in a folder of the tokenizer there."""
+    *folders, file = name.split("/")
+    beside = not folders or (len(folders) == 1 and folders[0] in TOKENIZER_FOLDERS)
+    return beside and Path(file).name == file and len(file) <= 255
+
+
 def check_files(directory: Path, manifest: Manifest) -> None:
     """Raise unless every file the manifest names is there with its stated digest."""
     for name, stated in manifest.files.items():
         path = directory / name
-        if Path(name).name != name or len(name) > 255:
+        if not _is_inside(name):
             raise CheckpointError(f"{directory / MANIFEST_NAME} names a path outside: {name!r}")
         if not path.is_file():
             raise CheckpointError(f"{path} is missing and the manifest names it; copy it again")

@@ -34,7 +34,7 @@ def _add_entry(file: Path, name: str, entry: str) -> None:
         )
     gap = "\n" if before.strip() else ""
     mode = file.stat().st_mode if file.exists() else 0o600
-    atomic_write_text(file, f"{before}{gap}{entry}")
+    atomic_write_text(file, f"{before}{gap}{entry}", mode=0o600)
     file.chmod(mode & 0o777)
 
 

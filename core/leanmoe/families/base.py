@@ -14,6 +14,14 @@ Config = Mapping[str, Any]
 Size = tuple[int, ...]
 
 
+class ConfigError(ValueError):
+    """A config that is not of its family, where more is known than that; ``advice`` says what."""
+
+    def __init__(self, message: str, advice: str) -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
 @dataclass(frozen=True)
 class MoEShape:
     """The numbers a method needs, in the project's own words."""
@@ -107,6 +115,10 @@ class Family:
     cut_config: Callable[[Config, int], dict[str, Any]]
     # Layers past num_hidden_layers, held for speculative decoding; a cut leaves them out.
     spare_layers: Callable[[Config], int] = no_spare_layers
+    # The key that counts them, where there can be any.
+    spare_key: str | None = None
+    # Whether vLLM gives a model whose config ties them the embedding as its head.
+    ties_head: bool = True
     parts: BlockParts = NO_PARTS
     # Whether an engine that does not know layers that differ stops at them.
     stops_at_layouts: bool = True

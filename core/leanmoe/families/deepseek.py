@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from leanmoe.families.base import BlockParts, Config, MoEShape
-from leanmoe.families.keys import HeadKeys, ModelKeys, read_keys
+from leanmoe.families.keys import HeadKeys, ModelKeys, read_keys, stated
 from leanmoe.families.names import (
     ATTENTION,
     NORMS,
@@ -86,8 +86,9 @@ def _other_names(config: Config) -> list[str]:
     return read_keys(_Keys, config).other_names(ATTENTION)
 
 
-def cut_config(config: Config, keep: int) -> dict[str, Any]:
-    return {**config, "n_routed_experts": keep}
+def cut_config_by(kind: type[DeepseekKeys]) -> Callable[[Config, int], dict[str, Any]]:
+    """A family's ``cut_config``, under the spellings it knows."""
+    return lambda config, keep: stated(kind, config, kind.count_key, keep)
 
 
 DEEPSEEK = block_family(
@@ -97,6 +98,7 @@ DEEPSEEK = block_family(
     shape=_shape,
     other_names=_other_names,
     uniform_weight=uniform_weight_by(_Keys),
-    cut_config=cut_config,
+    cut_config=cut_config_by(_Keys),
     parts=PARTS,
+    ties_head=False,
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
 from leanmoe.families.base import Config, MoEShape
-from leanmoe.families.deepseek import NAMES, PARTS, DeepseekKeys, cut_config, uniform_weight_by
+from leanmoe.families.deepseek import NAMES, PARTS, DeepseekKeys, cut_config_by, uniform_weight_by
 from leanmoe.families.keys import read_keys
 from leanmoe.families.names import block_family
 
@@ -71,6 +71,8 @@ class GroupKeys(DeepseekKeys):
 
 
 class _Keys(GroupKeys):
+    other_spellings: ClassVar[Mapping[str, str]] = {"num_experts": "n_routed_experts"}
+
     topk_method: Literal["greedy", "group_limited_greedy"] = "greedy"
 
 
@@ -90,6 +92,7 @@ DEEPSEEK_V2 = block_family(
     shape=_shape,
     other_names=_other_names,
     uniform_weight=uniform_weight_by(_Keys),
-    cut_config=cut_config,
+    cut_config=cut_config_by(_Keys),
     parts=PARTS,
+    ties_head=False,
 )

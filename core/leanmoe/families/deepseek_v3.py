@@ -6,25 +6,31 @@ layers for multi-token prediction, with experts of their own; a cut leaves them 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from leanmoe.families.base import Config, MoEShape
+from leanmoe.families.base import Config, ConfigError, MoEShape
 from leanmoe.families.deepseek import PARTS, uniform_weight_by
 from leanmoe.families.deepseek_v2 import GroupKeys
-from leanmoe.families.keys import read_keys
+from leanmoe.families.keys import read_keys, stated
 from leanmoe.families.names import OWN_NAMES, BlockNames, block_family
 
+_SPARE_KEY = "num_nextn_predict_layers"
+_ROUTER = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 _CORRECTION = "gate.e_score_correction_bias"
 _NAMES = BlockNames("mlp", OWN_NAMES, ("gate.weight", _CORRECTION))
 
 
 class _Keys(GroupKeys):
     judged_by: ClassVar[int] = 2
+    other_spellings: ClassVar[Mapping[str, str]] = {
+        "num_local_experts": "n_routed_experts",
+        "num_mtp_layers": _SPARE_KEY,
+    }
 
-    # vLLM takes a config without these two for a softmax router without a bias.
     scoring_func: Literal["sigmoid"]
     topk_method: Literal["noaux_tc"]
     # As in transformers, which fills in what a config leaves out.
@@ -33,21 +39,35 @@ class _Keys(GroupKeys):
     num_nextn_predict_layers: NonNegativeInt = 0
 
 
+def _read(config: Config) -> _Keys:
+    """Its keys; transformers 5 leaves out two, and vLLM would run a softmax without a bias."""
+    absent = {key: value for key, value in _ROUTER.items() if key not in config}
+    if absent:
+        said = ", ".join(f'"{key}": "{value}"' for key, value in absent.items())
+        raise ConfigError(
+            f"it has no key {' and none '.join(map(repr, absent))}, which transformers 5 leaves "
+            "out when it saves and without which vLLM runs another router",
+            f"add {said}",
+        )
+    return read_keys(_Keys, config)
+
+
 def _shape(config: Config) -> MoEShape:
-    return read_keys(_Keys, config).shape()
+    return _read(config).shape()
 
 
 def _other_names(config: Config) -> list[str]:
-    keys = read_keys(_Keys, config)
+    keys = _read(config)
     return keys.other_names(keys.attention)
 
 
 def _cut_config(config: Config, keep: int) -> dict[str, Any]:
-    return {**config, "n_routed_experts": keep, "num_nextn_predict_layers": 0}
+    cut = stated(_Keys, config, "n_routed_experts", keep)
+    return stated(_Keys, cut, _SPARE_KEY, 0)
 
 
 def _spare_layers(config: Config) -> int:
-    return read_keys(_Keys, config).num_nextn_predict_layers
+    return _read(config).num_nextn_predict_layers
 
 
 DEEPSEEK_V3 = block_family(
@@ -59,5 +79,7 @@ DEEPSEEK_V3 = block_family(
     uniform_weight=uniform_weight_by(_Keys),
     cut_config=_cut_config,
     spare_layers=_spare_layers,
+    spare_key=_SPARE_KEY,
+    ties_head=False,
     parts=replace(PARTS, correction=_CORRECTION),
 )

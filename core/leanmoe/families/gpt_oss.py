@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from leanmoe.families.base import BlockParts, Config, MoEShape, Size
-from leanmoe.families.keys import HeadKeys, read_keys
+from leanmoe.families.keys import HeadKeys, read_keys, stated
 from leanmoe.families.names import (
     ATTENTION,
     NORMS,
@@ -59,6 +59,7 @@ def _packed(count: int, narrow: int, wide: int) -> dict[str, Size]:
 
 class _Keys(HeadKeys):
     count_key: ClassVar[str] = "num_local_experts"
+    other_spellings: ClassVar[Mapping[str, str]] = {"num_experts": "num_local_experts"}
 
     num_local_experts: int = Field(gt=0, le=10_000)
     quantization_config: Mapping[str, Any] | None = None
@@ -89,7 +90,7 @@ def _other_names(config: Config) -> list[str]:
     keys = read_keys(_Keys, config)
     biases = tuple(f"{one.removesuffix('.weight')}.bias" for one in ATTENTION)
     parts = (*NORMS, *ATTENTION, *biases, "self_attn.sinks")
-    return model_names(keys.num_hidden_layers, lambda layer: parts, tied=keys.tie_word_embeddings)
+    return model_names(keys.num_hidden_layers, lambda layer: parts)
 
 
 def _uniform_weight(config: Config, n: int) -> None:
@@ -97,7 +98,7 @@ def _uniform_weight(config: Config, n: int) -> None:
 
 
 def _cut_config(config: Config, keep: int) -> dict[str, Any]:
-    return {**config, "num_local_experts": keep}
+    return stated(_Keys, config, "num_local_experts", keep)
 
 
 GPT_OSS = block_family(
@@ -110,4 +111,5 @@ GPT_OSS = block_family(
     cut_config=_cut_config,
     parts=BlockParts(gate_bias=_ROUTER[1]),
     stops_at_layouts=False,
+    ties_head=False,
 )

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from leanmoe.families.base import Config, MoEShape
 
+# Sizes past which no model is one, and numbers no longer fit a tensor's.
+MOST = 1 << 24
+
+
+class RopeKeys(BaseModel):
+    """Rotary embedding as transformers 5 writes it, and as ``rope_scaling`` did before."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    rope_type: str | None = None
+    rope_theta: float = Field(default=1e4, gt=0, le=1e30, allow_inf_nan=False)
+    factor: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
 
 class ModelKeys(BaseModel):
-    """What every family's config states; ``count_key`` names the one that counts experts."""
+    """What every family's config states; ``count_key`` names the one that counts experts.
+
+    ``other_spellings`` are names under which transformers keeps a key too: this family's name of
+    the key, by the other one.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore")
     count_key: ClassVar[str] = "num_experts"
+    other_spellings: ClassVar[Mapping[str, str]] = {}
 
     num_hidden_layers: int = Field(gt=0, le=10_000)
     num_experts_per_tok: int = Field(gt=0)
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    vocab_size: PositiveInt
-    num_attention_heads: PositiveInt
+    hidden_size: int = Field(gt=0, le=MOST)
+    intermediate_size: int = Field(gt=0, le=MOST)
+    vocab_size: int = Field(gt=0, le=MOST)
+    num_attention_heads: int = Field(gt=0, le=MOST)
     rms_norm_eps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    rope_theta: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    rope_theta: float = Field(default=1e4, gt=0, le=1e30, allow_inf_nan=False)
+    rope_parameters: RopeKeys | None = None
+    rope_scaling: RopeKeys | None = None
+    max_position_embeddings: PositiveInt | None = None
     hidden_act: Literal["silu"] = "silu"
     tie_word_embeddings: bool = False
 
@@ -64,7 +86,7 @@ class HeadKeys(ModelKeys):
     """A model with ordinary grouped-query attention."""
 
     num_key_value_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
+    head_dim: int | None = Field(default=None, gt=0, le=MOST)
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -84,14 +106,48 @@ Keys = TypeVar("Keys", bound=BaseModel)
 def read_keys(kind: type[Keys], config: Config) -> Keys:
     """The keys of a config; ``ValueError`` names the first that is missing or wrong."""
     try:
-        return kind.model_validate(dict(config))
+        return kind.model_validate(_respelled(config, getattr(kind, "other_spellings", {})))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise ValueError(f"it has no key {where!r}") from None
         found = f"{where} is {first['input']!r}: " if where else ""
-        raise ValueError(found + first["msg"].removeprefix("Value error, ")) from None
+        object_wanted = first["type"] == "model_type"  # whose message names a class of ours
+        said = "Input should be an object" if object_wanted else first["msg"]
+        raise ValueError(found + said.removeprefix("Value error, ")) from None
+
+
+def _respelled(config: Config, others: Mapping[str, str]) -> dict[str, Any]:
+    """A config under this family's own names."""
+    found = dict(config)
+    for other, own in others.items():
+        if other not in config:
+            continue
+        if found.setdefault(own, config[other]) != config[other]:
+            raise ValueError(
+                f"{own} is {found[own]!r} and {other}, which means the same, is {config[other]!r}"
+            )
+    return found
+
+
+def stated(kind: type[ModelKeys], config: Config, key: str, value: int) -> dict[str, Any]:
+    """A config in which every spelling of a key that it has says ``value``."""
+    spellings = [other for other, own in kind.other_spellings.items() if own == key]
+    named = [one for one in (key, *spellings) if one in config] or [key]
+    return {**config, **dict.fromkeys(named, value)}
+
+
+def longest_context(config: Config) -> int | None:
+    """Tokens that a model's positions were made for; ``None`` where its config does not say."""
+    stated = config.get("max_position_embeddings")
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if stated is None or not isinstance(rope, Mapping):
+        return stated
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    known = type(original) is int and type(factor) in (int, float)
+    # Where embeddings are stretched, some configs state the length before.
+    return max(stated, int((original or 0) * (factor or 0))) if known else stated
 
 
 def softmax_share(config: Config, n: int) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
 from leanmoe.families.base import Config, MoEShape
-from leanmoe.families.keys import HeadKeys, read_keys, softmax_share
+from leanmoe.families.keys import HeadKeys, read_keys, softmax_share, stated
 from leanmoe.families.names import (
     ATTENTION,
     MIXTRAL_NAMES,
@@ -22,6 +23,7 @@ _NAMES = BlockNames("block_sparse_moe", MIXTRAL_NAMES)
 
 class _Keys(HeadKeys):
     count_key: ClassVar[str] = "num_local_experts"
+    other_spellings: ClassVar[Mapping[str, str]] = {"num_experts": "num_local_experts"}
 
     num_local_experts: int = Field(gt=0, le=10_000)
     num_key_value_heads: PositiveInt
@@ -43,7 +45,7 @@ def other_names(config: Config) -> list[str]:
 
 
 def cut_config(config: Config, keep: int) -> dict[str, Any]:
-    return {**config, "num_local_experts": keep}
+    return stated(_Keys, config, "num_local_experts", keep)
 
 
 MIXTRAL = block_family(

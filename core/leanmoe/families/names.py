@@ -21,6 +21,7 @@ from leanmoe.families.base import (
     no_spare_layers,
 )
 
+HEAD = "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.([0-9]+)\.")
 
 OWN_NAMES: Mapping[Projection, str] = {name: name for name in PROJECTIONS}
@@ -50,7 +51,7 @@ def model_names(
     n_layers: int, parts: Callable[[int], Iterable[str]], *, tied: bool = False
 ) -> list[str]:
     """Names outside the routed experts; ``parts`` gives those of a layer without its prefix."""
-    head = [] if tied else ["lm_head.weight"]
+    head = [] if tied else [HEAD]
     layers = [f"model.layers.{layer}.{part}" for layer in range(n_layers) for part in parts(layer)]
     return ["model.embed_tokens.weight", "model.norm.weight", *head, *layers]
 
@@ -149,6 +150,8 @@ def block_family(
     uniform_weight: Callable[[Config, int], float | None],
     cut_config: Callable[[Config, int], dict[str, Any]],
     spare_layers: Callable[[Config], int] = no_spare_layers,
+    spare_key: str | None = None,
+    ties_head: bool = True,
     parts: BlockParts = NO_PARTS,
     stops_at_layouts: bool = True,
     transfers: bool = False,
@@ -170,6 +173,8 @@ def block_family(
         uniform_weight=uniform_weight,
         cut_config=cut_config,
         spare_layers=spare_layers,
+        spare_key=spare_key,
+        ties_head=ties_head,
         parts=parts,
         stops_at_layouts=stops_at_layouts,
         stacked=isinstance(names, StackedNames),

@@ -6,12 +6,13 @@ tied head.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from leanmoe.families.base import Config, MoEShape
-from leanmoe.families.keys import HeadKeys, read_keys, softmax_share
+from leanmoe.families.keys import HeadKeys, read_keys, softmax_share, stated
 from leanmoe.families.names import (
     ATTENTION,
     NORMS,
@@ -26,6 +27,8 @@ _NAMES = BlockNames("mlp", OWN_NAMES)
 
 
 class _Keys(HeadKeys):
+    other_spellings: ClassVar[Mapping[str, str]] = {"num_local_experts": "num_experts"}
+
     num_experts: int = Field(gt=0, le=10_000)
     norm_topk_prob: bool = False
 
@@ -41,7 +44,7 @@ def _other_names(config: Config) -> list[str]:
 
 
 def _cut_config(config: Config, keep: int) -> dict[str, Any]:
-    return {**config, "num_experts": keep}
+    return stated(_Keys, config, "num_experts", keep)
 
 
 OLMOE = block_family(
@@ -53,4 +56,5 @@ OLMOE = block_family(
     uniform_weight=softmax_share,
     cut_config=_cut_config,
     transfers=True,
+    ties_head=False,
 )

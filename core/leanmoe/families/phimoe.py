@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from leanmoe.families.base import Config, MoEShape
-from leanmoe.families.keys import HeadKeys, read_keys
+from leanmoe.families.keys import HeadKeys, read_keys, stated
 from leanmoe.families.names import (
     ATTENTION,
     MIXTRAL_NAMES,
@@ -53,7 +53,8 @@ def _uniform_weight(config: Config, n: int) -> None:
 
 def _cut_config(config: Config, keep: int) -> dict[str, Any]:
     # transformers writes PhimoeForCausalLM, under which vLLM has no model of its own.
-    return {**config, "architectures": [_SERVED_AS], "num_local_experts": keep}
+    cut = stated(_Keys, config, "num_local_experts", keep)
+    return {**cut, "architectures": [_SERVED_AS]}
 
 
 PHIMOE = block_family(
@@ -65,4 +66,5 @@ PHIMOE = block_family(
     uniform_weight=_uniform_weight,
     cut_config=_cut_config,
     fixed_top_k=True,
+    ties_head=False,
 )

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from leanmoe.families.base import BlockParts, Config, MoEShape
-from leanmoe.families.keys import HeadKeys, read_keys, softmax_share
+from leanmoe.families.keys import HeadKeys, read_keys, softmax_share, stated
 from leanmoe.families.names import (
     ATTENTION,
     NORMS,
@@ -75,8 +75,8 @@ def _other_names(config: Config) -> list[str]:
     return model_names(keys.num_hidden_layers, parts, tied=keys.tie_word_embeddings)
 
 
-def cut_config(config: Config, keep: int) -> dict[str, Any]:
-    return {**config, "num_experts": keep}
+def _cut_config(config: Config, keep: int) -> dict[str, Any]:
+    return stated(_Keys, config, "num_experts", keep)
 
 
 QWEN2_MOE = block_family(
@@ -86,7 +86,7 @@ QWEN2_MOE = block_family(
     shape=_shape,
     other_names=_other_names,
     uniform_weight=softmax_share,
-    cut_config=cut_config,
+    cut_config=_cut_config,
     parts=_PARTS,
     transfers=True,
 )

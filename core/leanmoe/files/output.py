@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError, OutputError
+from leanmoe.files.scratch import ASIDE, HELD, PART, remove_abandoned, scratch_file, scratch_folder
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` in one step."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def atomic_write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Replace ``path`` by ``text`` in one step; a new file gets ``mode`` less the umask."""
+    remove_abandoned(path)
+    temporary, handle = scratch_file(path, mode)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -34,8 +33,10 @@ def atomic_write_json(path: Path, content: Any) -> None:
     atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-# Where a checkpoint carries tuned tables (tuned_tables.py); the only folder in any output of ours.
+# Where a checkpoint carries tuned tables (tuned_tables.py).
 TUNED_FOLDER = "tuned"
+# Folders of a checkpoint that belong to its tokenizer; with the tables the only ones in any output.
+TOKENIZER_FOLDERS = ("additional_chat_templates", "tokenizer")
 
 # What marks a folder that a command of ours, or a model's maker, wrote: only such are replaced.
 _REPLACEABLE = ("config.json", "scores.json", "results.json", "run.json")
@@ -45,11 +46,13 @@ def check_output(target: Path, force: bool = False, inputs: Iterable[Path] = ())
     """Raise unless ``target`` is free, empty, or may be replaced without losing anything else.
 
     ``inputs`` are folders the command reads: the output may neither be, nor hold, nor lie in one.
+    What a killed run left beside ``target`` is removed.
     """
     try:
         _check_place(target)
         for other in inputs:
             _check_apart(target.resolve(), other.resolve())
+        remove_abandoned(target)
         if not target.exists() or (target.is_dir() and not any(target.iterdir())):
             return
         if not force:
@@ -62,6 +65,11 @@ def check_output(target: Path, force: bool = False, inputs: Iterable[Path] = ())
 def _check_place(target: Path) -> None:
     if target.is_symlink():
         raise InputError(f"output {target} is a symbolic link; give the folder itself")
+    if target.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(
+            f"output {target} is the folder this command runs in, or holds it, and cannot be "
+            "replaced; give the name of a folder to make"
+        )
     if target.is_mount():
         raise InputError(f"output {target} is a mount point; give a folder inside it")
     parent = next(one for one in target.absolute().parents if one.exists())
@@ -80,7 +88,8 @@ def _check_apart(target: Path, other: Path) -> None:
 def _check_replaceable(target: Path) -> None:
     names = [entry.name for entry in target.iterdir() if entry.is_file()] if target.is_dir() else []
     folders = [entry for entry in target.iterdir() if entry.is_dir()] if target.is_dir() else []
-    others = [entry for entry in folders if entry.name != TUNED_FOLDER]
+    ours = (TUNED_FOLDER, *TOKENIZER_FOLDERS)
+    others = [entry for entry in folders if entry.name not in ours]
     if others or not any(name in names for name in _REPLACEABLE):
         raise InputError(
             f"output {target} is not a folder that LeanMoE wrote, so --force does not replace it; "
@@ -98,17 +107,11 @@ def atomic_directory(target: Path, force: bool = False) -> Iterator[Path]:
     check_output(target, force)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.part-"))
+        with scratch_folder(target, PART) as temporary:
+            yield temporary
+            put_in_place(temporary, target, force)
     except OSError as error:
         raise OutputError(f"could not write {target}: {error.strerror or error}") from error
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        put_in_place(temporary, target, force)
-    except OSError as error:
-        raise OutputError(f"could not write {target}: {error.strerror or error}") from error
-    finally:
-        remove_folder(temporary)
 
 
 def put_in_place(temporary: Path, target: Path, force: bool) -> None:
@@ -117,22 +120,10 @@ def put_in_place(temporary: Path, target: Path, force: bool) -> None:
     if not target.exists():
         temporary.replace(target)
         return
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-    try:
-        target.replace(aside / "old")
+    with scratch_folder(target, ASIDE) as aside:
+        target.replace(aside / HELD)
         try:
             temporary.replace(target)
         except BaseException:
-            (aside / "old").replace(target)
+            (aside / HELD).replace(target)
             raise
-    finally:
-        remove_folder(aside)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder of ours with all it holds, a second interrupt notwithstanding."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except KeyboardInterrupt:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

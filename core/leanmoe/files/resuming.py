@@ -17,7 +17,8 @@ from typing import Any
 
 from leanmoe.errors import InputError, LeanMoEError, OutputError
 from leanmoe.files.digest import file_digest, parse_json
-from leanmoe.files.output import atomic_write_json, check_output, put_in_place, remove_folder
+from leanmoe.files.output import atomic_write_json, check_output, put_in_place
+from leanmoe.files.scratch import remove_folder
 from leanmoe.process.interrupts import interrupt_requested
 
 _LOG = logging.getLogger(__name__)

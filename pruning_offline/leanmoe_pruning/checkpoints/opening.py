@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError
+from leanmoe.families.names import HEAD
 from leanmoe.files.digest import file_digest
+from leanmoe.files.output import TOKENIZER_FOLDERS, TUNED_FOLDER
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files, weights_digest
-from leanmoe_pruning.checkpoints.fp8 import block_of, check_scales
-from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.checkpoints.fp8 import SCALE, block_of, check_scales
+from leanmoe_pruning.checkpoints.shards import WEIGHT_SUFFIXES, ShardReader
 from leanmoe_pruning.forward.families import RUNNABLE
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+_KNOWN_FOLDERS = (TUNED_FOLDER, *TOKENIZER_FOLDERS)
 # The ends of names of tensors that hold no numbers but their codes.
 PACKED = ("_blocks", "_scales")
 
@@ -54,6 +56,7 @@ class OpenedModel(Checkpoint):
 def open_headers(path: Path) -> OpenedModel:
     """The checkpoint at ``path``, no file hashed: a model of any size takes a moment."""
     found = open_checkpoint(path)
+    _ = found.shape  # every other key is read in the trust that these are what they should be
     return OpenedModel(found.path, found.config, found.family)
 
 
@@ -96,20 +99,63 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
     """Raise unless the shards hold the model that config.json describes: no tensor less, no
     layer more, gates and experts of its sizes."""
     family, shape = checkpoint.family, checkpoint.shape
+    _check_head(checkpoint, reader)
     for name in family.other_names(checkpoint.config):
         reader.check_is_weight(name)
-    deepest = max(layer for name in reader.names if (layer := family.layer_of(name)) is not None)
-    if deepest >= shape.n_layers + family.spare_layers(checkpoint.config):
-        raise CheckpointError(
-            f"{checkpoint.path} holds tensors of layer {deepest} and its config.json says "
-            f"{shape.n_layers} layers; config and shards are of different models"
-        )
+    _check_depth(checkpoint, reader)
     for name, size in block_sizes(checkpoint).items():
         reader.check_shape(name, size)
         if not (shape.packed and name.endswith(PACKED)):
             reader.check_is_weight(name)
+    _check_no_other_expert(checkpoint, reader)
     check_scales(reader, block_of(checkpoint.config))
     _check_packing(checkpoint, reader)
+
+
+def _check_head(checkpoint: Checkpoint, reader: ShardReader) -> None:
+    """Raise where a config ties a head that vLLM does not tie in this family."""
+    tied = checkpoint.config.get("tie_word_embeddings") and not checkpoint.family.ties_head
+    if tied and HEAD not in reader:
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'} ties the head to the embedding, which vLLM does "
+            f"not do for {checkpoint.family.name}, and no shard holds {HEAD}; write the embedding "
+            'under that name too and say "tie_word_embeddings": false'
+        )
+
+
+def _check_depth(checkpoint: Checkpoint, reader: ShardReader) -> None:
+    family, said = checkpoint.family, checkpoint.shape.n_layers
+    layers = (family.layer_of(name) for name in reader.names)
+    deepest = max(layer for layer in layers if layer is not None)
+    spare = family.spare_layers(checkpoint.config)
+    if deepest < said + spare:
+        return
+    if family.spare_key is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} holds tensors of layer {deepest} and its config.json says "
+            f"{said} layers and {spare} more for multi-token prediction; if these are such "
+            f'layers, say "{family.spare_key}": {deepest + 1 - said} there'
+        )
+    raise CheckpointError(
+        f"{checkpoint.path} holds tensors of layer {deepest} and its config.json says "
+        f"{said} layers; config and shards are of different models"
+    )
+
+
+def _check_no_other_expert(checkpoint: Checkpoint, reader: ShardReader) -> None:
+    """Raise where a shard holds a router or an expert that config.json does not tell of."""
+    family, layers = checkpoint.family, checkpoint.layers
+    for name in reader.names:
+        part, rows = family.parse_expert(name.removesuffix(SCALE)), family.expert_rows(name)
+        layer = rows if part is None else part.layer
+        if layer is None or layer >= checkpoint.shape.n_layers:
+            continue
+        count = layers[layer].n_experts if layer in layers else 0
+        if layer not in layers or (part is not None and part.expert >= count):
+            raise CheckpointError(
+                f"{checkpoint.path} holds {name} and its config.json says that layer {layer} has "
+                f"{count or 'no'} experts; config and shards are of different models"
+            )
 
 
 def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:
@@ -141,6 +187,36 @@ def block_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
             name = transfer_name(family.block_prefix(layer))
             sizes[name] = (own.n_experts, own.gate_rows)
     return sizes
+
+
+def tokenizer_files(path: Path) -> list[Path]:
+    """The files in folders that belong to a checkpoint's tokenizer."""
+    return [
+        file
+        for folder in TOKENIZER_FOLDERS
+        if (path / folder).is_dir()
+        for file in sorted((path / folder).iterdir())
+        if file.is_file() and not file.name.startswith(".")
+    ]
+
+
+def left_behind(path: Path, known: Collection[str]) -> list[str]:
+    """What a copy of a checkpoint leaves out, hidden files aside: folders, other weights."""
+    held = [one for one in path.iterdir() if not one.name.startswith(".")]
+    folders = [f"{one.name}/" for one in held if one.is_dir() and one.name not in _KNOWN_FOLDERS]
+    deeper = [
+        f"{folder}/{one.name}/"
+        for folder in TOKENIZER_FOLDERS
+        if (path / folder).is_dir()
+        for one in (path / folder).iterdir()
+        if one.is_dir()
+    ]
+    weights = [
+        one.name
+        for one in held
+        if one.is_file() and one.suffix in WEIGHT_SUFFIXES and one.name not in known
+    ]
+    return sorted((*folders, *deeper, *weights))
 
 
 def model_files(path: Path) -> list[Path]:

@@ -29,6 +29,7 @@ from leanmoe_pruning.checkpoints.packed import PackedTensor, find_packed, is_par
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _MAX_HEADER = 100_000_000
 
 DTYPES: dict[str, torch.dtype] = {
@@ -98,11 +99,14 @@ def _entries(text: bytes, path: Path, size: int) -> dict[str, Any]:
         entries: dict[str, Any] = parse_json(text)
         entries.pop("__metadata__", None)
         for entry in entries.values():
-            _ = int(entry["data_offsets"][1]), str(entry["dtype"]), tuple(entry["shape"])
-    except (ValueError, AttributeError, LookupError, TypeError):
+            numbers = (*entry["data_offsets"], *entry["shape"])
+            if not (all(type(one) is int for one in numbers) and isinstance(entry["dtype"], str)):
+                raise TypeError("an entry is of another kind")
+            _ = entry["data_offsets"][1]
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
         raise CheckpointError(
-            f"shard {path} ({size} bytes) has no readable safetensors header: it is truncated "
-            "or not a safetensors file; fetch or copy it again"
+            f"shard {path} ({size} bytes) has no readable safetensors header ({error}): it is "
+            "truncated or not a safetensors file; fetch or copy it again"
         ) from None
     return entries
 
@@ -127,6 +131,34 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(extremes).all())
 
 
+def _check_single(directory: Path) -> None:
+    """Raise where there is no file of the whole model, telling what there is instead."""
+    if (directory / SINGLE_NAME).is_file():
+        return
+    held = sorted(one.name for one in directory.iterdir() if one.is_file())
+    shards = [name for name in held if name.endswith(".safetensors")]
+    others = [name for name in held if name.endswith(WEIGHT_SUFFIXES)]
+    if shards:
+        raise CheckpointError(
+            f"{directory} holds {_some(shards)} and no {INDEX_NAME} that says what is where; "
+            "fetch it too"
+        )
+    if others:
+        raise CheckpointError(
+            f"{directory} holds its weights as {_some(others)}, and LeanMoE reads safetensors "
+            "alone; fetch the model's safetensors files, or write them with transformers: "
+            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)"
+        )
+    raise CheckpointError(
+        f"shard {directory / SINGLE_NAME} is missing, and so is {INDEX_NAME}: there are no "
+        "weights; fetch or copy them again"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
 class ShardReader:
     """The tensors of a checkpoint directory, one file or many, read when asked for.
 
@@ -137,6 +169,8 @@ class ShardReader:
         self.directory = directory
         index = directory / INDEX_NAME
         self._file_of = self._from_index(index) if index.is_file() else {}
+        if not self._file_of:
+            _check_single(directory)
         names = sorted(set(self._file_of.values())) or [SINGLE_NAME]
         self.stored = {name: read_header(self._shard_path(name)) for name in names}
         self._check_index()

@@ -40,8 +40,8 @@ def _check_page(options: ReportOptions) -> None:
             raise InputError("--dump is drawn on the page; give --html PATH too, or drop it")
         return
     target: Path = options.html
-    if target.is_dir() or target.is_symlink():
-        raise InputError(f"--html {target} is a folder or link; give a file, such as report.html")
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise InputError(f"--html {target} is no plain file; give a file, such as report.html")
     if options.model.resolve() in target.resolve().parents:
         raise InputError(
             f"--html {target} lies in the checkpoint, whose files are the model's; choose another "

@@ -18,6 +18,7 @@ from leanmoe_pruning.data import load_data
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.halves import compare_halves
+from leanmoe_pruning.methods.unreached import unreached_notes
 from leanmoe_pruning.options import (
     command_of,
     compute_option,
@@ -35,6 +36,7 @@ from leanmoe_pruning.scores.bundle import (
     complete_bundle,
     describe,
     read_layer,
+    unreached_experts,
 )
 from leanmoe_pruning.scores.passing import sampled_tokens, score_into
 from leanmoe_pruning.scores.sampling import ALL_TOKENS_UP_TO, MOST_TOKENS
@@ -79,6 +81,8 @@ def _run(options: ScoreOptions) -> Result:
         layers = (read_layer(unfinished.output, layer, rule) for layer in described.moe_layers)
         halves = compare_halves(layers, described.layout, len(sampled), stream.shape)
         found = complete_bundle(unfinished.output, described, unfinished.finished(), halves)
+        unreached = unreached_experts(unfinished.output, found.moe_layers)
+    notes = unreached_notes(unreached, "are worth nothing to most methods and go first")
     return {
         "out": str(options.out),
         "digest": found.digest(),
@@ -87,7 +91,7 @@ def _run(options: ScoreOptions) -> Result:
         "layers": len(found.moe_layers),
         "layers_resumed": resumed,
         "halves": None if halves is None else halves.model_dump(mode="json", exclude_none=True),
-        "notes": [] if halves is None else [halves.sentence()],
+        "notes": [*([] if halves is None else [halves.sentence()]), *notes],
         "seconds": round(time.monotonic() - started, 1),
     }
 

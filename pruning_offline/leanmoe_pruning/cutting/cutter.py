@@ -24,14 +24,16 @@ from leanmoe.sparse.sparse_format import CONFIG_KEY
 from leanmoe.tuned_tables import carry_tables
 from leanmoe_pruning.checkpoints.fp8 import scaled_weight
 from leanmoe_pruning.checkpoints.opening import (
-    WEIGHT_SUFFIXES,
     OpenedModel,
     block_sizes,
+    left_behind,
     model_files,
+    tokenizer_files,
 )
 from leanmoe_pruning.checkpoints.shards import (
     INDEX_NAME,
     SINGLE_NAME,
+    WEIGHT_SUFFIXES,
     TensorInfo,
     is_finite,
     write_index,
@@ -40,6 +42,7 @@ from leanmoe_pruning.checkpoints.shards import (
 from leanmoe_pruning.cutting.carried_orders import carried_orders, check_summable
 from leanmoe_pruning.cutting.layer_cut import LayerCut
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, layouts
+from leanmoe_pruning.cutting.module_names import ModuleNames
 from leanmoe_pruning.cutting.packing import Packer
 from leanmoe_pruning.cutting.pieces import Copied, Given, HeldTensors, Piece
 from leanmoe_pruning.cutting.spool import SpooledReader, WeightSpool
@@ -78,6 +81,8 @@ class Cutter:
             layer: LayerCut(checkpoint, layer, plan, self._held) for layer, plan in plans.items()
         }
         self._check_layout()
+        self._names = ModuleNames(plans, checkpoint.path)
+        self._names.config(checkpoint.config)  # which raises what it raises now
         self._markers = {
             checkpoint.family.gate_name(layer): self._marker(layer, own)
             for layer, own in self._layout().layers.items()
@@ -190,6 +195,7 @@ class Cutter:
 
     def write(self, directory: Path, tick: Tick) -> dict[str, str]:
         """Write the lean checkpoint without its manifest; return the digest of each file."""
+        self._tell_of_what_stays_behind()
         digests = dict(self._copy_side_files(directory))
         digests["config.json"] = self._write_config(directory)
         if self._orders and self._packer is None:
@@ -231,6 +237,7 @@ class Cutter:
         config = source.family.cut_config({**source.config}, self._most)
         config.pop(LAYOUT_KEY, None)
         _say_packing_(config, source, self._packer)
+        config = self._names.config(config)
         return {**config, LAYOUT_KEY: layout.to_config()} if layout.layers else config
 
     @property
@@ -249,8 +256,25 @@ class Cutter:
         for file in model_files(self.checkpoint.path):
             if file.suffix in WEIGHT_SUFFIXES or file.name in _OWN_FILES:
                 continue
-            shutil.copyfile(file, directory / file.name)
-            yield file.name, file_digest(directory / file.name)
+            yield _copied(file, directory, file.name, self._names.text(file))
+        for file in tokenizer_files(self.checkpoint.path):
+            yield _copied(file, directory, f"{file.parent.name}/{file.name}")
+
+    def _tell_of_what_stays_behind(self) -> None:
+        left = left_behind(self.checkpoint.path, (*self.reader.shards, *_OWN_FILES))
+        if left:
+            _LOG.warning("%s: not copied: %s", self.checkpoint.path, ", ".join(left))
+
+
+def _copied(file: Path, directory: Path, name: str, text: str | None = None) -> tuple[str, str]:
+    """Copy a file, or ``text`` in its place, under a name of one or two parts; with the digest."""
+    target = directory / name
+    target.parent.mkdir(exist_ok=True)
+    if text is None:
+        shutil.copyfile(file, target)
+    else:
+        target.write_text(text, encoding="utf-8")
+    return name, file_digest(target)
 
 
 def _say_packing_(config: dict[str, Any], source: OpenedModel, packer: Packer | None) -> None:

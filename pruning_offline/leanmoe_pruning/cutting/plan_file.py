@@ -14,8 +14,8 @@ from leanmoe_pruning.cutting.layer_plan import LayerPlan
 
 def check_plan_target(target: Path, force: bool, inputs: Iterable[Path]) -> None:
     """Raise unless a plan can be written to ``target`` without losing anything else."""
-    if target.is_dir() or target.is_symlink():
-        raise InputError(f"output {target} is a folder or link; give a file, such as plan.json")
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise InputError(f"output {target} is no plain file; give a file, such as plan.json")
     for other in (path.resolve() for path in inputs):
         if other in (target.resolve(), *target.resolve().parents):
             raise InputError(f"output {target} lies in {other}, which is read; choose another path")

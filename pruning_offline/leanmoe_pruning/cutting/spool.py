@@ -7,8 +7,6 @@ the cutter takes them from there wherever it would read the source's.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,14 +15,16 @@ import torch
 from safetensors import safe_open
 
 from leanmoe.errors import OutputError
+from leanmoe.files.scratch import SPOOL, ScratchFolder, remove_folder
 from leanmoe_pruning.checkpoints.shards import ShardReader, read_header, write_tensors
 
 
 class WeightSpool:
     """A folder of safetensors files, one per layer; gone when its block ends."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, own: ScratchFolder | None = None) -> None:
         self.directory = directory
+        self._own = own
         self._file_of: dict[str, Path] = {}
 
     @classmethod
@@ -32,7 +32,8 @@ class WeightSpool:
         """An empty spool in a hidden sibling of ``out``."""
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            return cls(Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.spool-")))
+            folder = ScratchFolder.beside(out, SPOOL)
+            return cls(folder.path, folder)
         except OSError as error:
             raise OutputError(f"could not write beside {out}: {error.strerror}") from error
 
@@ -65,7 +66,9 @@ class WeightSpool:
         return tensor
 
     def remove(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove_folder(self.directory)
+        if self._own is not None:
+            self._own.release()
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ import torch
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import DataError
+from leanmoe.families.keys import longest_context
 from leanmoe.files.digest import bytes_digest
 from leanmoe_pruning.data.builtin import Split, builtin_ids, builtin_texts
 from leanmoe_pruning.data.files import cut_windows, stored_ids, text_ids
@@ -87,6 +88,7 @@ def load_data(
     sources = tuple(_load_item(item, tokenizer, split, window, files) for item in parse_spec(spec))
     for source in sources:
         _check_ids(source, int(checkpoint.config["vocab_size"]))
+        _check_length(source, checkpoint)
     return DataSet(spec, sources)
 
 
@@ -147,6 +149,16 @@ def _check_ids(source: Source, vocab_size: int) -> None:
         raise DataError(
             f"{source.name} holds token id {wrong}, outside the model's vocabulary of "
             f"{vocab_size}; tokenise it with this model's tokenizer"
+        )
+
+
+def _check_length(source: Source, checkpoint: Checkpoint) -> None:
+    """Raise where windows go past the positions that the model knows."""
+    length, longest = source.ids_NT.shape[1], longest_context(checkpoint.config)
+    if longest is not None and length > longest:
+        raise DataError(
+            f"{source.name} has windows of {length} tokens and {checkpoint.path} was made for at "
+            f"most {longest} (max_position_embeddings of its config.json); give a smaller --window"
         )
 
 

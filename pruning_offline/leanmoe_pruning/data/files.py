@@ -67,7 +67,8 @@ def _read(path: Path) -> str:
 
 def _document_ids(line: str, where: str, tokenizer: ModelTokenizer) -> list[int]:
     try:
-        document: Any = parse_json(line)
+        # Beside the text there may be numbers that tables wrote as NaN.
+        document: Any = parse_json(line, parse_constant=float)
     except ValueError as error:
         raise DataError(f"{where} is not JSON ({error}); expected one object per line") from None
     fields = document if isinstance(document, dict) else {}

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 
-from leanmoe.files.digest import parse_json
+from leanmoe.checkpoint import read_object
+from leanmoe.errors import CheckpointError
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.forward.passes import step_
 from leanmoe_pruning.forward.placing import Placing
@@ -101,9 +102,15 @@ class ResidentModel:
     def end_ids(self) -> frozenset[int]:
         """Ids that end a generation: of generation_config.json, else of config.json."""
         path = self.stream.checkpoint.path / "generation_config.json"
-        generation: Any = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        ends = generation.get("eos_token_id", self.stream.checkpoint.config.get("eos_token_id"))
-        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        said = {**self.stream.checkpoint.config, **(read_object(path) if path.is_file() else {})}
+        ends = said.get("eos_token_id")
+        found = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        if not all(type(one) is int for one in found):
+            raise CheckpointError(
+                f"{self.stream.checkpoint.path} has the eos_token_id {ends!r}, expected a token id "
+                "or a list of them; take the files of the original model"
+            )
+        return frozenset(found)
 
     @property
     def start_id(self) -> int:

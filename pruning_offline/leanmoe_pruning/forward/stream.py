@@ -20,12 +20,14 @@ from torch.nn import functional
 
 from leanmoe.errors import CheckpointError
 from leanmoe.families import MoEShape
+from leanmoe.families.names import HEAD
 from leanmoe.layout import LEAST_PROBABILITY, LayerLayout, transfer_name
 from leanmoe_pruning.checkpoints.fp8 import block_of
 from leanmoe_pruning.checkpoints.opening import OpenedModel, check_runnable
 from leanmoe_pruning.forward.attention import Attention
 from leanmoe_pruning.forward.experts import Experts, FeedForward
 from leanmoe_pruning.forward.families import forward_family
+from leanmoe_pruning.forward.families.base import Parts
 from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.routing import RouterRule, Routing, route
 from leanmoe_pruning.forward.weights import Weights
@@ -113,19 +115,21 @@ class DecoderStream:
         self.reader = checkpoint.reader
         self.shape: MoEShape = checkpoint.shape
         self._forward = forward_family(checkpoint.family.name)
-        self.config: Any = self._transformers_config()
-        self._scales = self._forward.scales(self.config)
-        self._rotary = self._forward.rotary_class(self.config)
+        parts = self._from_transformers()
+        self.config, self._rotary = parts.config, parts.rotary
+        self._scales, self._windows = parts.scales, parts.windows
         self.compute = COMPUTE_DTYPES[compute] if compute else self._own_dtype()
         self.weights = Weights(self.reader, self.compute, block_of(checkpoint.config))
 
-    def _transformers_config(self) -> Any:
+    def _from_transformers(self) -> Parts:
         try:
-            return self._forward.make_config(self.checkpoint.config)
+            return self._forward.parts(self.checkpoint.config, self.n_layers)
         except Exception as error:  # its checks raise errors of many kinds
-            line = str(error).strip().splitlines()[-1]
+            lines = str(error).strip().splitlines() or [""]
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            said = f"{kind}{lines[-1].strip()}"
             raise CheckpointError(
-                f"transformers cannot use {self.checkpoint.path / 'config.json'} ({line.strip()}); "
+                f"transformers cannot use {self.checkpoint.path / 'config.json'} ({said}); "
                 "take the config of the original model"
             ) from None
 
@@ -211,7 +215,7 @@ class DecoderStream:
         return Attention(
             module=self._forward.make_attention(self.weights, self.config, index),
             rotary=self._rotary,
-            window=self._forward.window(self.config, index),
+            window=self._windows[index],
             compute=self.compute,
             needs_mask=self._forward.attention == "eager",
         )
@@ -225,10 +229,11 @@ class DecoderStream:
 
     @cached_property
     def _head(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self.config.tie_word_embeddings:
+        # Where a config ties them and the files hold a head of its own, vLLM takes that one.
+        if HEAD not in self.reader:
             return self._embedding.float(), None
         size = (self.config.vocab_size, self.shape.hidden_size)
-        return self.weights.exact("lm_head.weight", size), self.weights.optional("lm_head.bias")
+        return self.weights.exact(HEAD, size), self.weights.optional("lm_head.bias")
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """float32 ``[T, V]`` of final hidden states; call it in chunks."""

@@ -23,7 +23,7 @@ from leanmoe_pruning.evaluation.redundancy import TOKENS, LayerSample
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.request import Asked, Request
-from leanmoe_pruning.progress import no_tick, progress
+from leanmoe_pruning.progress import Tick, no_tick, progress
 from leanmoe_pruning.scores.bundle import ScoreBundle
 from leanmoe_pruning.scores.layer_scores import LayerScores
 from leanmoe_pruning.scores.passing import score_layers
@@ -84,12 +84,13 @@ class Inputs:
     def stream(self) -> DecoderStream:
         return DecoderStream(self.checkpoint, self.compute)
 
-    def layers(self) -> Iterator[LayerScores]:
-        """Scores layer by layer, from the bundle or from a pass over the data."""
+    def layers(self, tick: Tick = no_tick) -> Iterator[LayerScores]:
+        """Scores layer by layer, from the bundle or from a pass over the data, which takes long
+        and calls ``tick`` after each of the model's layers."""
         if self.bundle is not None:
             return self.bundle.layers(RouterRule.of(self.shape))
         assert self.data is not None, "need_scores was asked"
-        return score_layers(self.stream(), self.data.ids, no_tick)
+        return score_layers(self.stream(), self.data.ids, tick)
 
     def samples(self) -> list[LayerSample]:
         """A look at every layer's scores, on a few windows of each source; empty without any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ from leanmoe_pruning.methods.observed import Observations
 from leanmoe_pruning.methods.request import Asked, Request
 from leanmoe_pruning.methods.saliency import GATES, SALIENCIES, highest
 from leanmoe_pruning.methods.selection import LayerChoice, plans_of
+from leanmoe_pruning.methods.unreached import Unreached
 from leanmoe_pruning.options import option
+from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.layer_scores import LayerScores
 
 Saliency = Callable[[LayerScores], torch.Tensor]
@@ -33,7 +35,7 @@ class _Ranking:
         self.seen = Observations() if dump else None
         self.saliencies: list[torch.Tensor] = []
         self.samples: list[LayerSample] = []
-        self.unreached: dict[int, list[int]] = {}
+        self.unreached = Unreached()
 
     def __call__(self, scores: LayerScores) -> Chooser:
         saliency_E = self._run.saliency(scores)
@@ -41,21 +43,13 @@ class _Ranking:
         self.samples.append(LayerSample.of(scores))
         if self.seen is not None:
             self.seen.add(scores)
-        idle = (scores.token_counts() == 0).nonzero().flatten().tolist()
-        if idle:
-            self.unreached[scores.layer] = idle
+        self.unreached.add(scores)
         values, n_groups = saliency_E.tolist(), self._run.inputs.shape.n_groups
         return lambda keep: LayerChoice(scores.layer, highest(values, keep, n_groups))
 
     def notes(self) -> tuple[str, ...]:
-        if not self.unreached or self._run.name == "soft-activation":
-            return ()
-        count = sum(map(len, self.unreached.values()))
-        layer, idle = next(iter(self.unreached.items()))
-        return (
-            f"no token reached {count} experts (layer {layer}: {', '.join(map(str, idle))}), so "
-            "they count for nothing and go first; more or other --data would judge them",
-        )
+        # The router says something of every expert.
+        return () if self._run.name == "soft-activation" else self.unreached.notes()
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,8 @@ class Ranked:
 
     def decide(self, dump: bool) -> Decision:
         ranking, shape = _Ranking(self, dump), self.inputs.shape
-        choices, table, record = self._choose(ranking)
+        with progress(f"{self.name}: ranking experts", shape.n_layers) as tick:
+            choices, table, record = self._choose(ranking, self.inputs.layers(tick))
         plans, notes = plans_of(choices), ranking.notes()
         if ranking.seen is None:
             return Decision(plans, notes=notes, record=record, samples=ranking.samples)
@@ -90,9 +85,9 @@ class Ranked:
         return Decision(plans, {**tensors, **more}, facts, notes, record, ranking.samples)
 
     def _choose(
-        self, ranking: _Ranking
+        self, ranking: _Ranking, layers: Iterator[LayerScores]
     ) -> tuple[list[LayerChoice], LossTable | None, dict[str, Any]]:
-        layers, shape = self.inputs.layers(), self.inputs.shape
+        shape = self.inputs.shape
         if self.spread is None:
             return *choose_layers(layers, ranking, self.budget, shape), {}
         assert self.budget.keep is not None, "open refuses any other"

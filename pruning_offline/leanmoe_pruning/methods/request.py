@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
+from leanmoe.families import MoEShape
 from leanmoe_pruning.checkpoints.opening import check_uniform
 from leanmoe_pruning.methods.selection import check_keep
 from leanmoe_pruning.options import (
@@ -96,16 +97,18 @@ class Request:
                 f"--method {self.method} takes --keep N or --ratio R and {given}; give one"
             )
         shape = checkpoint.shape
-        keep = self.keep
-        if keep is None:
-            keep = round(shape.n_routed_experts * (1 - self._checked_ratio()))
-        check_keep(keep, shape, str(checkpoint.path))
-        return keep
+        if self.ratio is None:
+            assert self.keep is not None, "one of them was given"
+            check_keep(self.keep, shape, str(checkpoint.path))
+            return self.keep
+        return self._left(self.ratio, shape, str(checkpoint.path))
 
-    def _checked_ratio(self) -> float:
-        assert self.ratio is not None, "it was asked whether it was given"
-        if not 0 <= self.ratio < 1:
-            raise InputError(
-                f"--ratio is {self.ratio}, expected the share to remove, from 0 to below 1"
-            )
-        return self.ratio
+    @staticmethod
+    def _left(ratio: float, shape: MoEShape, where: str) -> int:
+        """What a checked ``--ratio`` leaves."""
+        if not 0 <= ratio < 1:
+            raise InputError(f"--ratio is {ratio}, expected the share to remove, from 0 to below 1")
+        keep = round(shape.n_routed_experts * (1 - ratio))
+        said = f"--ratio {ratio} keeps {keep} of {shape.n_routed_experts} experts per layer, which"
+        check_keep(keep, shape, where, said)
+        return keep

@@ -30,22 +30,26 @@ class LayerChoice:
     loss: float | None = None
 
 
-def check_keep(keep: int, shape: MoEShape, where: str) -> None:
-    """Raise unless ``keep`` experts per layer can serve the model's router."""
-    advice = f"give {_allowed(shape)}"
+def check_keep(keep: int, shape: MoEShape, where: str, said: str | None = None) -> None:
+    """Raise unless ``keep`` experts per layer can serve the model's router.
+
+    ``said`` begins the sentence where something else than ``--keep`` was given.
+    """
+    advice = f"give {'' if said is None else '--keep, '}{_allowed(shape)}"
+    said = said or f"--keep {keep}"
     if keep < shape.top_k:
         raise InputError(
-            f"--keep {keep} is below the top-{shape.top_k} routing of {where}: each token needs "
+            f"{said} is below the top-{shape.top_k} routing of {where}: each token needs "
             f"{shape.top_k} experts; {advice}"
         )
     if keep > shape.n_routed_experts:
         raise InputError(
-            f"--keep {keep} is more than the {shape.n_routed_experts} experts per layer of "
+            f"{said} is more than the {shape.n_routed_experts} experts per layer of "
             f"{where}; {advice}"
         )
     if keep % shape.n_groups or keep < shape.least_keep:
         raise InputError(
-            f"--keep {keep} does not fit the router of {where}: its {shape.n_groups} groups of "
+            f"{said} does not fit the router of {where}: its {shape.n_groups} groups of "
             f"experts stay equally large and need {shape.least_keep // shape.n_groups} experts "
             f"each; {advice}"
         )

@@ -11,7 +11,7 @@ of all layers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -138,6 +138,17 @@ def complete_bundle(
 def _summary_of(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in _SUMMED}
+
+
+def unreached_experts(directory: Path, layers: Iterable[int]) -> dict[int, list[int]]:
+    """Experts that no token was routed to, by layer, of the layers' files in ``directory``."""
+    found = {}
+    for layer in layers:
+        with safe_open(directory / layer_file(layer), framework="pt") as file:
+            counts_E = file.get_tensor("token_counts")
+        if idle := (counts_E == 0).nonzero().flatten().tolist():
+            found[layer] = idle
+    return found
 
 
 class ScoreBundle:

@@ -193,7 +193,7 @@ def test_float16_and_bfloat16_checkpoints_are_cut_in_their_own_dtype(model, tmp_
         ({"head_dim": 7}, ["head_dim is odd"]),
         ({"architectures": 5}, ["names architectures 5"]),
         ({"architectures": "MixtralForCausalLM"}, ["expected a list"]),
-        ({"rope_scaling": 7}, ["transformers cannot use"]),
+        ({"rope_scaling": 7}, ["rope_scaling is 7: Input should be an object"]),
     ],
 )
 def test_config_values_that_describe_no_model(change_config, refused, change, words) -> None:
@@ -210,6 +210,10 @@ def test_config_values_that_describe_no_model(change_config, refused, change, wo
         {"dtype": "F32", "shape": [1]},
         {"dtype": "F32", "shape": None, "data_offsets": [0, 4]},
         {"dtype": 5, "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": {}, "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]},
+        {"dtype": "F32", "shape": {"1": 1}, "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1], "data_offsets": [-4, 4]},
         {"dtype": "F32", "shape": [1], "data_offsets": ["a", "b"]},
         {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
@@ -225,6 +229,51 @@ def test_a_header_entry_of_any_wrong_kind(model, refused, entry) -> None:
 def test_a_header_that_is_no_table(model, refused, header) -> None:
     write_raw(model / "model.safetensors", header)
     refused(str(model))
+
+
+def test_a_tensor_named_twice_in_a_header(model, refused) -> None:
+    entry = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    write_raw(model / "model.safetensors", f'{{"x": {entry}, "x": {entry}}}'.encode())
+    refused("model.safetensors", "the key 'x' is there twice")
+
+
+def test_a_tensor_named_twice_in_an_index(sharded, refused) -> None:
+    text = (sharded / INDEX_NAME).read_text()
+    (sharded / INDEX_NAME).write_text(
+        text.replace('"weight_map": {', f'"weight_map": {{"lm_head.weight": "{SHARD}",')
+    )
+    refused(INDEX_NAME, "the key 'lm_head.weight' is there twice")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf", "consolidated.00.pth"])
+def test_weights_in_another_format_are_named(model, refused, name) -> None:
+    (model / "model.safetensors").rename(model / name)
+    refused(f"holds its weights as {name}", "reads safetensors alone")
+
+
+def test_shards_without_their_index(sharded, refused) -> None:
+    (sharded / INDEX_NAME).unlink()
+    refused("model-00001-of-00003.safetensors and 2 more", f"no {INDEX_NAME}")
+
+
+def test_a_model_without_any_weights(model, refused) -> None:
+    (model / "model.safetensors").unlink()
+    refused("model.safetensors is missing", "there are no weights")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        ("0.99", ["--ratio 0.99 keeps 0 of 8 experts per layer, which is below", "give --keep, a"]),
+        ("nan", ["--ratio is nan, expected the share to remove"]),
+        ("1", ["--ratio is 1.0, expected the share to remove"]),
+    ],
+)
+def test_a_ratio_is_answered_as_a_ratio(model, tmp_path, capsys, ratio, words) -> None:
+    arguments = ["prune", str(model), "--method", "random", "--ratio", ratio]
+    assert main([*arguments, "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words) and "--keep 0" not in said
 
 
 def write_raw(path, header: bytes, body: bytes = bytes(4)) -> None:

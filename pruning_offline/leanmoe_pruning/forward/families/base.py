@@ -67,6 +67,40 @@ def separate_experts(weights: Weights, family: Family, layer: int, shape: MoESha
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a ``config.json`` says of a forward pass, before any weight is read."""
+
+    config: Any
+    rotary: Any
+    scales: Scales
+    # How far back the tokens of each layer see.
+    windows: tuple[int | None, ...]
+
+
+def _check_rope_type(config: Any) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    found = (config.rope_parameters or {}).get("rope_type", "default")
+    known = ("default", *ROPE_INIT_FUNCTIONS)
+    if found not in known:
+        raise ValueError(f"rope_type is {found!r}, expected one of {', '.join(known)}")
+
+
+def _check_rotation(rotary: Any) -> None:
+    """Raise unless two tokens are turned by numbers: a base of text or zero is told of here."""
+    turned = rotary(torch.zeros(1, 2, 1), position_ids=torch.arange(2)[None])
+    found = turned if isinstance(turned, torch.Tensor) else torch.stack(list(turned))
+    if not torch.isfinite(torch.view_as_real(found) if found.is_complex() else found).all():
+        raise ValueError("its rotary embedding turns tokens by what is no number")
+
+
+def _whole_number(window: Any) -> int | None:
+    if window is not None and (type(window) is not int or window < 1):
+        raise ValueError(f"sliding_window is {window!r}, expected a number of tokens")
+    return window
+
+
+@dataclass(frozen=True)
 class ForwardFamily:
     """One family. ``config_class``, ``attention_class`` and ``rotary_class`` are transformers'."""
 
@@ -89,6 +123,18 @@ class ForwardFamily:
         config = self.config_class(**named)
         config._attn_implementation = self.attention
         return config
+
+    def parts(self, values: dict[str, Any], n_layers: int) -> Parts:
+        """Everything but weights, tried once; raises what transformers raises, of any kind."""
+        config = self.make_config(values)
+        _check_rope_type(config)
+        rotary = self.rotary_class(config)
+        _check_rotation(rotary)
+        with torch.device("meta"):
+            self.attention_class(config, 0)
+            self.norm_class(config.hidden_size, eps=float(config.rms_norm_eps))
+        windows = tuple(_whole_number(self.window(config, layer)) for layer in range(n_layers))
+        return Parts(config, rotary, self.scales(config), windows)
 
     def make_attention(self, weights: Weights, config: Any, layer: int) -> Any:
         """One layer's attention with its weights."""

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from leanmoe.errors import OutputError
-from leanmoe.files.output import remove_folder
 from leanmoe.files.resuming import kept_in
+from leanmoe.files.scratch import remove_folder
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.methods.eep.individual import Individual
 

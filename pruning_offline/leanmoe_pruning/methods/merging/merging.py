@@ -24,6 +24,7 @@ from leanmoe_pruning.methods.merging.alignment import align_
 from leanmoe_pruning.methods.merging.grouping import Grouping, Usage, group, share_out
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.request import Request
+from leanmoe_pruning.methods.unreached import Unreached
 from leanmoe_pruning.methods.weights.layer_weights import read_layer
 from leanmoe_pruning.options import option
 from leanmoe_pruning.progress import progress
@@ -45,7 +46,11 @@ class Merging:
         return {**self.budget.settings(), "merge_router": self.router, "align": self.align}
 
     def decide(self, dump: bool) -> Decision:
-        usages = [Usage.of(scores) for scores in self.inputs.layers()]
+        unreached, usages = Unreached(), []
+        with progress("m-smoe: usage of experts", self.inputs.shape.n_layers) as tick:
+            for scores in self.inputs.layers(tick):
+                unreached.add(scores)
+                usages.append(Usage.of(scores))
         counts = self._counts(usages)
         groupings = [group(usage, count) for usage, count in zip(usages, counts, strict=True)]
         pairs = list(zip(groupings, usages, strict=True))
@@ -54,7 +59,8 @@ class Merging:
         tensors = self._tensors(pairs) if dump else {}
         spool = self._aligned(groupings) if self.align else None
         facts = {f"m-smoe_{self.budget.name}": record} if dump else {}
-        return Decision(plans, tensors, facts, record=record, replaced=spool)
+        notes = unreached.notes("leave nothing in the experts they are merged into")
+        return Decision(plans, tensors, facts, notes, record, replaced=spool)
 
     def _counts(self, usages: Sequence[Usage]) -> list[int]:
         if self.budget.keep is not None:

@@ -25,6 +25,7 @@ from leanmoe_pruning.methods.naee.naee_options import (
 from leanmoe_pruning.methods.naee.subsets import Search, chooser_of
 from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.selection import plans_of
+from leanmoe_pruning.methods.unreached import Unreached
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.layer_scores import LayerScores
 
@@ -44,16 +45,17 @@ class AdaptiveNaee:
 
     def decide(self, dump: bool) -> Decision:
         batch_of_T = batch_of_tokens(self.inputs.layout, self.batch_size)
-        shape, samples = self.inputs.shape, list[LayerSample]()
+        shape, samples, unreached = self.inputs.shape, list[LayerSample](), Unreached()
         with progress("naee: best subsets of every size", len(shape.moe_layers)) as tick:
 
             def select(scores: LayerScores) -> Chooser:
                 tick()
                 samples.append(LayerSample.of(scores))
+                unreached.add(scores)
                 return chooser_of(scores, batch_of_T, self.search)
 
             choices, table = choose_layers(self.inputs.layers(), select, self.budget, shape)
-        notes = search_notes(self.search, shape)
+        notes = (*search_notes(self.search, shape), *unreached.notes())
         if not dump:
             return Decision(plans_of(choices), notes=notes, samples=samples)
         run = f"layerwise_{self.budget.name}"

@@ -29,6 +29,7 @@ from leanmoe_pruning.methods.selection import (
     plans_of,
     pruned_subsets,
 )
+from leanmoe_pruning.methods.unreached import Unreached
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.layer_scores import LayerScores
 
@@ -41,9 +42,11 @@ class _Seen:
 
     full: list[LayerRatios] = field(default_factory=list)
     samples: list[LayerSample] = field(default_factory=list)
+    unreached: Unreached = field(default_factory=Unreached)
 
     def sample(self, scores: LayerScores) -> None:
         self.samples.append(LayerSample.of(scores))
+        self.unreached.add(scores)
 
     def whole(self, layers: Iterable[LayerScores]) -> Iterator[LayerScores]:
         for scores in layers:
@@ -70,7 +73,7 @@ class Naee:
         seen = _Seen()
         choices = list(self._choices(seen))
         tensors, facts = self._evidence(choices, seen.full) if dump else ({}, {})
-        notes = search_notes(self.search, self.inputs.shape)
+        notes = (*search_notes(self.search, self.inputs.shape), *seen.unreached.notes())
         return Decision(plans_of(choices), tensors, facts, notes, samples=seen.samples)
 
     def _choices(self, seen: _Seen) -> Iterator[LayerChoice]:

@@ -95,7 +95,9 @@ def _inverse_factor(hessian: torch.Tensor, where: str) -> torch.Tensor:
 
 def prune_matrix(weight: torch.Tensor, curvature: Curvature, pattern: Pattern) -> torch.Tensor:
     """The pruned and corrected matrix, float32 ``[rows, columns]``."""
-    weight, factor = weight.float().clone(), curvature.factor
+    # Row by row, whatever the order in memory of the file's: some families store the transpose.
+    weight = weight.float().clone(memory_format=torch.contiguous_format)
+    factor = curvature.factor
     weight[:, curvature.silent] = 0.0
     for start in range(0, weight.shape[1], _block(pattern)):
         stop = min(start + _block(pattern), weight.shape[1])
@@ -131,5 +133,5 @@ def _prune_block_(block: torch.Tensor, factor: torch.Tensor, pattern: Pattern) -
 def _lowest(block: torch.Tensor, pivots: torch.Tensor, pattern: Unstructured) -> torch.Tensor:
     """As published, a block's weights are compared across its rows."""
     size = block.abs()
-    whole = pattern.keep((size / pivots).view(1, -1), size.view(1, -1))
+    whole = pattern.keep((size / pivots).reshape(1, -1), size.reshape(1, -1))
     return ~whole.view_as(block)

@@ -1,0 +1,108 @@
+"""Hidden siblings of an output while it is made, and what a killed process left of them.
+
+A folder or file ``.OUT.KIND-XXXXXXXX`` is locked by the process that made it for as long as that
+lives, so that the next run tells those of the dead from those of the living.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+PART, SPOOL, ASIDE, TEXT = "part", "spool", "old", "new"
+# Under ASIDE: what stood where an output was being put.
+HELD = "old"
+
+
+class ScratchFolder:
+    """An empty folder beside ``target``, this process's own until it is removed."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self.path = path
+        self._handle = handle
+
+    @classmethod
+    def beside(cls, target: Path, kind: str) -> Self:
+        """Make one; raises ``OSError``."""
+
+        def make(path: Path) -> int:
+            path.mkdir()  # as the umask says, and so is the output that it may become
+            return os.open(path, os.O_RDONLY)
+
+        return cls(*_made(target, kind, make))
+
+    def remove(self) -> None:
+        """Remove it with all it holds, unless it was moved, and let go of it."""
+        remove_folder(self.path)
+        self.release()
+
+    def release(self) -> None:
+        """From now on nobody's."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+def scratch_file(target: Path, mode: int) -> tuple[Path, int]:
+    """A file beside ``target`` and its descriptor, to write and close."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    return _made(target, TEXT, lambda path: os.open(path, flags, mode))
+
+
+def _made(target: Path, kind: str, make: Callable[[Path], int]) -> tuple[Path, int]:
+    while True:
+        path = target.parent / f".{target.name}.{kind}-{secrets.token_hex(4)}"
+        handle = make(path)
+        with suppress(OSError):  # of file systems without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if path.exists():
+            return path, handle
+        os.close(handle)  # somebody took it for abandoned before it was locked
+
+
+@contextmanager
+def scratch_folder(target: Path, kind: str) -> Iterator[Path]:
+    """A folder beside ``target`` for as long as the block runs."""
+    folder = ScratchFolder.beside(target, kind)
+    try:
+        yield folder.path
+    finally:
+        folder.remove()
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove what killed processes left beside ``target``; put back an output they had moved."""
+    kinds = "|".join((PART, SPOOL, ASIDE, TEXT))
+    name = re.compile(rf"\.{re.escape(target.name)}\.({kinds})-[a-z0-9_]{{8}}")
+    with suppress(OSError):  # nothing there, or not ours to tidy
+        for path in sorted(target.parent.iterdir()):
+            if (match := name.fullmatch(path.name)) and not path.is_symlink():
+                _remove_if_abandoned(path, match[1], target)
+
+
+def _remove_if_abandoned(path: Path, kind: str, target: Path) -> None:
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if kind == ASIDE and (path / HELD).exists() and not target.exists():
+                (path / HELD).replace(target)
+            path.unlink() if kind == TEXT else remove_folder(path)
+        finally:
+            os.close(handle)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of ours with all it holds, a second interrupt notwithstanding."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
