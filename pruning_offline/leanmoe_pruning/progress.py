@@ -61,7 +61,7 @@ class _Report:
         said = f"{self.title}: {self.done} of {self.steps} after {show_seconds(passed)}"
         if not 0 < self.done < self.steps:
             return said
-        return f"{said}, about {show_seconds(passed / self.done * (self.steps - self.done))} to go"
+        return f"{said}, {show_seconds(passed / self.done * (self.steps - self.done))} to go"
 
     def run(self) -> None:
         """A line at a time until the work has ended; a step may take longer than that."""

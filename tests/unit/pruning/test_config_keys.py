@@ -170,7 +170,10 @@ def test_no_value_of_a_config_ends_in_a_traceback(tiny, data) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"rope_parameters": {**_ROPE, "rope_type": "nope"}}, "rope_type is 'nope', expected one of default"),
+        (
+            {"rope_parameters": {**_ROPE, "rope_type": "nope"}},
+            "rope_type is 'nope', expected one of default",
+        ),
         ({"rope_parameters": {**_ROPE, "rope_theta": "text"}}, "rope_theta is 'text'"),
         ({"rope_parameters": {**_ROPE, "rope_theta": 0}}, "rope_theta is 0"),
         ({"rope_parameters": {**_ROPE, "rope_theta": None}}, "rope_theta is None"),

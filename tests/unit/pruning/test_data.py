@@ -93,6 +93,52 @@ def test_ids_outside_the_vocabulary(tmp_path):
         refused(str(path), str(wrong), "vocabulary of 128")
 
 
+def write_ids(path, length: int):
+    write_tensors(path, {"input_ids": torch.ones(1, length, dtype=torch.int64)})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "longest"),
+    [
+        ({"max_position_embeddings": 32}, 32),
+        # Stretched embeddings reach further than the length before, where a config states that.
+        (
+            {
+                "max_position_embeddings": 32,
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 32,
+                },
+            },
+            64,
+        ),
+    ],
+)
+def test_windows_longer_than_the_model(model, change_config, tmp_path, change, longest):
+    change_config(**change)
+    checkpoint = open_checkpoint(model)
+    fits = write_ids(tmp_path / "fits.safetensors", longest)
+    assert load_data(fits, checkpoint, "calibration").tokens == longest
+    long = write_ids(tmp_path / "long.safetensors", longest + 1)
+    words = (f"windows of {longest + 1} tokens", f"at most {longest} (max_position_embeddings")
+    refused(long, *words, checkpoint=checkpoint)
+
+
+def test_built_in_windows_longer_than_the_model(with_tokenizer, change_config):
+    change_config(max_position_embeddings=64)
+    refused("builtin:gen:1", "at most 64", checkpoint=open_checkpoint(with_tokenizer.path))
+    checkpoint = open_checkpoint(with_tokenizer.path)
+    assert load_data("builtin:gen:1", checkpoint, "calibration", window=64).tokens == 64
+
+
+def test_numbers_that_are_none_beside_a_text_are_let_be(with_tokenizer, tmp_path):
+    path = tmp_path / "table.jsonl"
+    path.write_text('{"text": "what a table wrote", "score": NaN}\n')
+    assert load_data(str(path), with_tokenizer, "calibration", window=4).windows > 0
+
+
 @pytest.mark.parametrize(
     "ids", [torch.zeros(0, 8).long(), torch.zeros(3, 1).long(), torch.zeros(3, 4), torch.zeros(4)]
 )

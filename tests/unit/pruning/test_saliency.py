@@ -85,6 +85,43 @@ def test_experts_no_token_reached_are_told_of(model, tmp_path, capsys):
     assert {int(one) for one in idle[-4:]}.isdisjoint(said["kept"]["0"])
 
 
+@pytest.mark.parametrize(
+    ("command", "consequence"),
+    [
+        (["score"], "are worth nothing to most methods and go first"),
+        (["prune", "--method", "naee", "--keep", "4"], "count for nothing and go first"),
+        (
+            ["prune", "--method", "naee", "--keep", "4", "--variant", "progressive"],
+            "count for nothing and go first",
+        ),
+        (
+            ["prune", "--method", "naee", "--keep", "4", "--budget", "adaptive"],
+            "count for nothing and go first",
+        ),
+        (
+            ["prune", "--method", "m-smoe", "--keep", "4"],
+            "leave nothing in the experts they are merged into",
+        ),
+    ],
+)
+def test_so_they_are_by_all_that_decide_from_scores(
+    model, tmp_path, capsys, caplog, command, consequence
+):
+    save_file({"input_ids": torch.tensor([[5, 9]])}, tmp_path / "ids.safetensors")
+    name, *more = command
+    data = ["--data", str(tmp_path / "ids.safetensors"), "-o", str(tmp_path / "out")]
+    assert main([name, str(model), *more, *data, "--json"]) == 0
+    notes = [one for one in json.loads(capsys.readouterr().out)["notes"] if "no token" in one]
+    assert len(notes) == 1 and f"so they {consequence}; more or other --data" in notes[0]
+    assert notes[0] in caplog.text
+
+
+def test_nothing_is_said_where_every_expert_was_reached(model, tmp_path, capsys):
+    out = str(tmp_path / "scores")
+    assert main(["score", str(model), "--data", CALIBRATION, "-o", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+
+
 @pytest.mark.parametrize("method", sorted(SALIENCIES))
 def test_a_bundle_gives_what_the_data_give(method, model, tmp_path):
     bundle = tmp_path / "scores"

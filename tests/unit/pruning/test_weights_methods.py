@@ -171,6 +171,27 @@ def published_sparsegpt(weight, inputs, sparsity=None, n_of_m=None, block=128, d
     return w
 
 
+@pytest.mark.parametrize("name", ["gpt_oss", "granitemoe", "mixtral"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_masks_without_a_pattern_fit_every_order_in_memory(name, method, ids, tmp_path):
+    """gpt-oss stores the transpose, granitemoe a stack, Mixtral a matrix each."""
+    model = write_tiny(tmp_path / "model", name)
+    data = () if method == "magnitude" else ("--data", ids)
+    assert prune(model, tmp_path / "out", "--method", method, "--sparsity", "0.5", *data) == 0
+    for layer in layers_of(tmp_path / "out").values():
+        assert layer.zeros() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), OfEvery(2, 4)])
+def test_sparsegpt_of_a_transpose_is_that_of_its_copy(pattern):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(96, 24, generator=generator).t()
+    inputs = torch.randn(300, 96, generator=generator)
+    curvature = Curvature.of(inputs.t() @ inputs, "a test")
+    found = prune_matrix(weight, curvature, pattern)
+    assert torch.equal(found, prune_matrix(weight.contiguous(), curvature, pattern))
+
+
 @pytest.mark.parametrize("columns", [96, 200])
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), OfEvery(2, 4), OfEvery(4, 8)])
 def test_sparsegpt_is_the_published_loop(columns, pattern):
