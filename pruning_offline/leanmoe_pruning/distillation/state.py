@@ -6,7 +6,9 @@ optimiser moments of one step. ``training.json`` says of which run, and is writt
 
 from __future__ import annotations
 
+import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from leanmoe.errors import InputError, OutputError
 from leanmoe.files.digest import parse_json
 from leanmoe.files.output import atomic_write_text
+from leanmoe.files.scratch import remove_folder
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.distillation.local import LayerCourse
@@ -41,6 +44,11 @@ class TrainingState(BaseModel):
     losses: list[tuple[float, float]] = []
 
 
+_PARTIAL = re.compile(
+    r"layer-\d+\.safetensors|\.?step-\d+\.safetensors(\.part)?|\.training\.json\.new-\w{8}"
+)
+
+
 def folder_of(out: Path) -> Path:
     """Where the state of a training that writes ``out`` lies."""
     return out.parent / f"{out.name}.training"
@@ -52,6 +60,7 @@ class StateFolder:
     def __init__(self, out: Path, run: dict[str, Any], resume: bool) -> None:
         self.directory = folder_of(out)
         self.state = TrainingState(run=run)
+        self._remove_if_stillborn()
         if not self.directory.exists():
             if resume:
                 raise InputError(f"there is no {self.directory} to resume from; drop --resume")
@@ -68,6 +77,13 @@ class StateFolder:
                 f"{self.directory} is of a run with {wrong[0]} {self.state.run.get(wrong[0])}, and "
                 f"{run[wrong[0]]} was given; give the same to resume, or remove the folder"
             )
+
+    def _remove_if_stillborn(self) -> None:
+        """What a run left that ended before its first state was whole: nothing goes on from it."""
+        if not self.directory.is_dir() or (self.directory / NAME).exists():
+            return
+        if all(_PARTIAL.fullmatch(one.name) for one in self.directory.iterdir()):
+            remove_folder(self.directory)
 
     def _read(self) -> TrainingState:
         path = self.directory / NAME
@@ -126,12 +142,15 @@ class StateFolder:
         model.progress = Progress(self.state.step, self.state.factor, losses)
 
     def _put(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        part = self.directory / f".{name}.part"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            part = self.directory / f".{name}.part"
             write_tensors(part, tensors)
             part.replace(self.directory / name)
         except OSError as error:
+            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.directory.rmdir()  # where there was no state before
             raise OutputError(
                 f"could not write {self.directory / name}: {error.strerror}"
             ) from error

@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from leanmoe_pruning import progress
 from leanmoe_pruning.checkpoints.shards import TensorInfo, write_index, write_shard
 from tests.golden.naee_data import CHECKPOINT
 from tests.one_thread import one_thread
 
 __all__ = ["one_thread"]
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch) -> None:
+    """On a busy machine work may take half a minute, and tests count lines."""
+    monkeypatch.setattr(progress, "EVERY", 3600.0)
 
 
 @pytest.fixture

@@ -90,6 +90,49 @@ def test_a_real_refused_write(prune, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+COMMANDS = {
+    "random": ["prune", "MODEL", "--method", "random", "--keep", "4", "-o", "OUT"],
+    "dump": [
+        *["prune", "MODEL", "--method", "naee", "--keep", "4", "--data", CALIBRATION],
+        *["-o", "OUT", "--dump", "DUMP"],
+    ],
+    "plan": ["prune", "MODEL", "--method", "random", "--keep", "4", "--plan-only", "-o", "OUT"],
+    "spool": [
+        *["prune", "MODEL", "--method", "sparsegpt", "--sparsity", "0.5", "--data", CALIBRATION],
+        *["-o", "OUT"],
+    ],
+    "align": [
+        *["prune", "MODEL", "--method", "m-smoe", "--keep", "4", "--align"],
+        *["--data", CALIBRATION, "-o", "OUT"],
+    ],
+    "score": ["score", "MODEL", "--data", CALIBRATION, "-o", "OUT"],
+    "distill": ["distill", "MODEL", "--data", CALIBRATION, "--steps", "1", "-o", "OUT"],
+    "kept": [
+        *["distill", "MODEL", "--data", CALIBRATION, "--steps", "2", "--checkpoint-every", "1"],
+        *["-o", "OUT"],
+    ],
+    "curve": ["curve", "MODEL", "--data", CALIBRATION, "--levels", "3"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_that_nothing_more_can_be_written(sharded, tmp_path, capsys, name):
+    """The kernel lets no file grow beyond a few bytes; nothing is left but what was there."""
+    places = {"MODEL": str(sharded), "OUT": str(tmp_path / "out"), "DUMP": str(tmp_path / "dump")}
+    before = {path.name: path.read_bytes() for path in sharded.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        code = main([places.get(one, one) for one in COMMANDS[name]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert code == 1 and "File too large" in said and "fault of LeanMoE" not in said
+    assert len(said.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
+
+
 def test_existing_output_is_refused_before_any_work(prune, tmp_path, monkeypatch, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("mine")

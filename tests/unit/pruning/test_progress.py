@@ -50,7 +50,8 @@ def test_work_that_is_soon_done_says_nothing(monkeypatch) -> None:
     assert log.getvalue() == ""
 
 
-def test_half_a_minute_lies_between_two_lines() -> None:
+def test_half_a_minute_lies_between_two_lines(monkeypatch) -> None:
+    monkeypatch.undo()  # what spares other tests the lines
     assert progress_module.EVERY == 30
 
 
