@@ -140,7 +140,7 @@ def stated(kind: type[ModelKeys], config: Config, key: str, value: int) -> dict[
 
 def longest_context(config: Config) -> int | None:
     """Tokens that a model's positions were made for; ``None`` where its config does not say."""
-    stated = config.get("max_position_embeddings")
+    stated: int | None = config.get("max_position_embeddings")
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if stated is None or not isinstance(rope, Mapping):
         return stated
