@@ -30,7 +30,9 @@ from leanmoe_pruning.methods.gate_ratios import evidence_of
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.selection import LayerChoice, complement, plans_of, pruned_subsets
+from leanmoe_pruning.methods.unreached import Unreached
 from leanmoe_pruning.options import NoOptions
+from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.gram import packed_place
 from leanmoe_pruning.scores.layer_scores import LayerScores
 
@@ -123,20 +125,23 @@ class Pairwise:
         return self.budget.settings()
 
     def decide(self, dump: bool) -> Decision:
-        samples, shape = list[LayerSample](), self.inputs.shape
+        samples, unreached, shape = list[LayerSample](), Unreached(), self.inputs.shape
 
         def select(scores: LayerScores) -> Chooser:
             samples.append(LayerSample.of(scores))
+            unreached.add(scores)
             terms_EE = pair_terms(scores)
             return lambda keep: LayerChoice(
                 scores.layer, least_together(terms_EE, keep, shape.n_groups)
             )
 
-        choices, table = choose_layers(self.inputs.layers(), select, self.budget, shape)
+        with progress("pairwise: joint parts of experts", shape.n_layers) as tick:
+            choices, table = choose_layers(self.inputs.layers(tick), select, self.budget, shape)
+        notes = unreached.notes()
         if not dump:
-            return Decision(plans_of(choices), samples=samples)
+            return Decision(plans_of(choices), notes=notes, samples=samples)
         evidence = evidence_of(self.inputs, f"pairwise_{self.budget.name}", choices, table)
-        return Decision(plans_of(choices), *evidence, samples=samples)
+        return Decision(plans_of(choices), *evidence, notes, samples=samples)
 
 
 def _open(request: Request, options: NoOptions, inputs: Inputs) -> Pairwise:

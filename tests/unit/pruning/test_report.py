@@ -212,7 +212,8 @@ def test_refusals_leave_everything_as_it_was(made, lean, tmp_path, capsys):
         ("{", "cannot be read as JSON"),
         ("[]", "is not what `leanmoe eval --json` writes"),
         (json.dumps({**result, "weights_digest": "sha256:0"}), "are not this checkpoint's"),
-        (json.dumps({**result, "skip_level": float("nan")}), "skip_level"),
+        (json.dumps({**result, "skip_level": float("nan")}), "NaN is no number of JSON"),
+        (json.dumps({**result, "skip_level": "high"}), "skip_level"),
     ):
         bad.write_text(content)
         refused(text, "--eval", bad, "--html", page)

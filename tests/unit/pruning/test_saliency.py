@@ -99,6 +99,11 @@ def test_experts_no_token_reached_are_told_of(model, tmp_path, capsys):
             "count for nothing and go first",
         ),
         (
+            ["prune", "--method", "naee", "--keep", "4", "--spread", "experts"],
+            "count for nothing and go first",
+        ),
+        (["prune", "--method", "pairwise", "--keep", "4"], "count for nothing and go first"),
+        (
             ["prune", "--method", "m-smoe", "--keep", "4"],
             "leave nothing in the experts they are merged into",
         ),

@@ -33,6 +33,7 @@ from leanmoe_pruning.methods.naee.removal import Removals
 from leanmoe_pruning.methods.naee.subsets import Search, batch_losses, output_norms
 from leanmoe_pruning.methods.request import Asked, Request
 from leanmoe_pruning.methods.selection import complement, plans_of, pruned_subsets
+from leanmoe_pruning.methods.unreached import Unreached
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.scores.layer_scores import LayerScores
 
@@ -53,14 +54,16 @@ class SpreadNaee:
 
     def decide(self, dump: bool) -> Decision:
         domains, samples = self.inputs.domains, list[LayerSample]()
+        unreached = Unreached()
         gathering = Gathering(self.asked, domains)
         with progress("naee: losses of subsets", len(self.inputs.shape.moe_layers)) as tick:
             for scores in self.inputs.layers():
                 samples.append(LayerSample.of(scores))
+                unreached.add(scores)
                 gathering.add(scores, self._offer(scores, domains))
                 tick()
         choices, record = gathering.choose()
-        notes = search_notes(self.search, self.inputs.shape)
+        notes = (*search_notes(self.search, self.inputs.shape), *unreached.notes())
         plans = plans_of(choices)
         if not dump:
             return Decision(plans, notes=notes, record=record, samples=samples)
