@@ -118,13 +118,13 @@ def test_so_they_are_by_all_that_decide_from_scores(
     assert main([name, str(model), *more, *data, "--json"]) == 0
     notes = [one for one in json.loads(capsys.readouterr().out)["notes"] if "no token" in one]
     assert len(notes) == 1 and f"so they {consequence}; more or other --data" in notes[0]
-    assert notes[0] in caplog.text
+    assert name == "score" or notes[0] in caplog.text  # score prints them with its result
 
 
 def test_nothing_is_said_where_every_expert_was_reached(model, tmp_path, capsys):
     out = str(tmp_path / "scores")
     assert main(["score", str(model), "--data", CALIBRATION, "-o", out, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["notes"] == []
+    assert not [one for one in json.loads(capsys.readouterr().out)["notes"] if "no token" in one]
 
 
 @pytest.mark.parametrize("method", sorted(SALIENCIES))
