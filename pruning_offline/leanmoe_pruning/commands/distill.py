@@ -19,8 +19,8 @@ from leanmoe_pruning.cutting.cutter import Cutter
 from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.data import DataSet, load_data
-from leanmoe_pruning.distillation.filters import FILTERS
-from leanmoe_pruning.distillation.lineage import Ancestors, find_ancestors
+from leanmoe_pruning.distillation.filters import FILTERS, ROUTERS
+from leanmoe_pruning.distillation.lineage import Ancestors, check_pair, find_ancestors
 from leanmoe_pruning.distillation.local import LayerCourse, distill_layers
 from leanmoe_pruning.distillation.settings import Settings
 from leanmoe_pruning.distillation.state import StateFolder
@@ -42,7 +42,7 @@ from leanmoe_pruning.progress import progress
 
 DEFAULT_STEPS, DEFAULT_BATCH = 100, 4
 # The paper's for the whole model; a share of the weights' size for a layer alone.
-DEFAULT_LR, DEFAULT_LOCAL_SHARE = 2e-5, 0.02
+DEFAULT_LR, DEFAULT_SHARE = 2e-5, 0.02
 _CURVE_POINTS = 50
 _MOST = 10_000_000  # updates, and windows in one
 
@@ -63,7 +63,8 @@ class DistillOptions:
         default=False,
     )
     train: str = option(
-        "routed experts (default), what condensed layers run, or every linear layer",
+        "routed experts (default), routers alone (towards the teacher's next tokens), what "
+        "condensed layers run, or every linear layer",
         default="experts",
         choices=tuple(FILTERS),
     )
@@ -80,8 +81,8 @@ class DistillOptions:
         within=(1, _MOST),
     )
     lr: float | None = option(
-        f"learning rate at the start (default {DEFAULT_LR}; with --local "
-        f"{DEFAULT_LOCAL_SHARE} times the root mean square of each layer's weights)",
+        f"learning rate at the start (default {DEFAULT_LR}; with --local or --train routers "
+        f"{DEFAULT_SHARE} times the root mean square of each layer's trained weights)",
         metavar="RATE",
     )
     weight_decay: float = option("AdamW's (default 0)", default=0.0, metavar="RATE")
@@ -115,8 +116,8 @@ class _Run:
 
 
 def _settings(options: DistillOptions) -> Settings:
-    relative = options.local and options.lr is None
-    default = DEFAULT_LOCAL_SHARE if relative else DEFAULT_LR
+    relative = options.lr is None and (options.local or options.train == ROUTERS)
+    default = DEFAULT_SHARE if relative else DEFAULT_LR
     rate = default if options.lr is None else options.lr
     if not 0 < rate < 1:
         raise InputError(f"--lr is {rate}, expected a rate above 0 and below 1")
@@ -128,6 +129,11 @@ def _settings(options: DistillOptions) -> Settings:
         raise InputError(
             "--local teaches routed experts what a teacher's say; give --teacher and leave --train "
             "out, or drop --local"
+        )
+    if options.train == ROUTERS and options.teacher is None:
+        raise InputError(
+            "--train routers learns the teacher's next-token distributions; give --teacher, the "
+            "model that MODEL was pruned from"
         )
     return Settings(
         options.steps,
@@ -158,7 +164,7 @@ def _open(options: DistillOptions) -> _Run:
         )
     source = checkpoint.digests
     files = teacher.digests if teacher else {}
-    ancestors = find_ancestors(checkpoint, teacher, files) if teacher else {}
+    ancestors = _ancestors(settings, checkpoint, teacher, files)
     run = {
         "model": source,
         "teacher": files,
@@ -180,6 +186,18 @@ def _open(options: DistillOptions) -> _Run:
         source,
         files,
     )
+
+
+def _ancestors(
+    settings: Settings, model: OpenedModel, teacher: OpenedModel | None, files: dict[str, str]
+) -> Ancestors:
+    """Whose outputs experts learn; routers learn nothing of single experts."""
+    if teacher is None:
+        return {}
+    if settings.routers_alone:
+        check_pair(model, teacher)
+        return {}
+    return find_ancestors(model, teacher, files)
 
 
 def _run(options: DistillOptions) -> Result:
@@ -273,7 +291,20 @@ def _train_whole(run: _Run, spool: WeightSpool) -> dict[str, Any]:
             tick()
     for layer in model.trained:
         spool.put(layer, run.student.stop(layer))
+    if run.settings.routers_alone:
+        return _router_course(model.progress)
     return {**_course(model.progress), **_notes(run)}
+
+
+def _router_course(made: Progress) -> dict[str, Any]:
+    divergences = [one.text for one in made.losses]
+    last = divergences[-max(1, len(divergences) // 10) :]
+    return {
+        "loss": "KL of the next token's distribution from the teacher's, nats, mean over tokens",
+        "loss_before": {"kl": divergences[0]},
+        "loss_after": {"kl": sum(last) / len(last)},
+        "loss_curve": {"kl": _thinned(divergences)},
+    }
 
 
 def _course(made: Progress) -> dict[str, Any]:
@@ -315,7 +346,9 @@ def _show(result: Result) -> str:
         return sum(losses.values()) / len(losses)
 
     before, after = result["loss_before"], result["loss_after"]
-    if "text" in before:
+    if "kl" in before:
+        change = f"KL from the teacher {before['kl']:.4f} -> {after['kl']:.4f} nats a token"
+    elif "text" in before:
         change = f"loss on text {before['text']:.3f} -> {after['text']:.3f}"
     else:
         change = f"relative squared error of experts {mean(before):.4f} -> {mean(after):.4f}"

@@ -1,4 +1,4 @@
-"""Which tensors are trained, by decoder layer. Routers, norms, embedding and head never are."""
+"""Which tensors are trained, by decoder layer. Norms, embedding and head never are."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def experts(checkpoint: Checkpoint, layer: int) -> list[str]:
     return [name for name in sizes if family.parse_expert(name) is not None]
 
 
+def routers(checkpoint: Checkpoint, layer: int) -> list[str]:
+    """The router's rows, where tokens choose among experts."""
+    own = checkpoint.layers.get(layer)
+    if own is None or not own.n_experts or own.condensed:
+        return []
+    return [checkpoint.family.gate_name(layer)]
+
+
 def condensed(checkpoint: Checkpoint, layer: int) -> list[str]:
     """Shared and selected experts' matrices in layers without a router (CD-MoE)."""
     if layer not in checkpoint.layers or not checkpoint.layers[layer].condensed:
@@ -47,4 +55,10 @@ def _linear(checkpoint: Checkpoint, layer: int) -> list[str]:
     ]
 
 
-FILTERS: dict[str, Filter] = {"experts": experts, "condensed": condensed, "all": everything}
+ROUTERS = "routers"
+FILTERS: dict[str, Filter] = {
+    "experts": experts,
+    ROUTERS: routers,
+    "condensed": condensed,
+    "all": everything,
+}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from leanmoe_pruning.distillation.filters import ROUTERS
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -23,6 +25,11 @@ class Settings:
     train: str
     local: bool
     seed: int
+
+    @property
+    def routers_alone(self) -> bool:
+        """Whether only routers are trained, towards the teacher's next tokens."""
+        return self.train == ROUTERS
 
     def scale(self, parameters: list[nn.Parameter]) -> float:
         """What ``lr`` is multiplied by for a layer with these weights."""

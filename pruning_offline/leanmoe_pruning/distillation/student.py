@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from leanmoe_pruning.checkpoints.opening import OpenedModel
-from leanmoe_pruning.distillation.filters import Filter
+from leanmoe_pruning.distillation.filters import Filter, routers
 from leanmoe_pruning.distillation.trainee import Trainee
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 
@@ -32,7 +32,7 @@ class StudentStream(DecoderStream):
 
     def start(self, layer: int) -> list[nn.Parameter]:
         """Make them parameters."""
-        return self.reader.start(self.trained(layer))
+        return self.reader.start(self.trained(layer), exact=self._chosen is routers)
 
     def stop(self, layer: int) -> dict[str, torch.Tensor]:
         """What has become of them, in the dtype of the files."""

@@ -51,15 +51,17 @@ class Trainee(ShardReader):
         # Where each value stands in its flattened tensor.
         self._places: dict[str, torch.Tensor] = {}
         self._compute = compute
+        self._dtypes: dict[str, torch.dtype] = {}
 
-    def start(self, names: Iterable[str]) -> list[nn.Parameter]:
-        """Make the non-zero weights of these tensors parameters."""
+    def start(self, names: Iterable[str], exact: bool = False) -> list[nn.Parameter]:
+        """Make the non-zero weights of these tensors parameters; ``exact``: read in float32."""
         started = []
         for name in names:
             flat = super().read(name).flatten()
             places = flat.nonzero().flatten()
             self.values[name] = nn.Parameter(flat[places].float())
             self._places[name] = places.int() if len(flat) < _INT32 else places
+            self._dtypes[name] = torch.float32 if exact else self._compute
             started.append(self.values[name])
         return started
 
@@ -73,7 +75,7 @@ class Trainee(ShardReader):
     def read(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
         if name not in self.values:
             return super().read(name, shape)
-        return self._dense(name, self._compute)
+        return self._dense(name, self._dtypes[name])
 
     def _dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         spread: Callable[..., torch.Tensor] = _Spread.apply

@@ -5,12 +5,15 @@ experts of both on the tokens that the teacher's router sends there, each in its
 hidden states; lambda = L_CE / L_expert of the first step, then fixed. What passes back is
 recomputed layer by layer, and a layer is updated as soon as its gradients are known, so those
 of one layer are held at a time. Without a teacher the loss is L_CE alone.
+
+Where routers alone are trained, it is KL(teacher || student) of the next token instead, mean over
+all tokens: the text needs no right answer (router distillation, arXiv 2603.02217).
 N windows, T tokens, D model, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,7 +33,7 @@ Lessons = dict[int, list[ExpertLesson]]
 
 @dataclass(frozen=True)
 class StepLoss:
-    """Both terms of one step, the expert-wise one without its factor."""
+    """Both terms of one step, the expert-wise one without its factor; text is KL for routers."""
 
     text: float
     experts: float
@@ -58,18 +61,21 @@ class WholeModel:
         self.student, self.teacher = student, teacher
         self.settings, self._ancestors = settings, ancestors
         self.trained = [i for i in range(student.n_layers) if student.trained(i)]
-        self.optimisers = {
-            layer: settings.optimiser(student.start(layer)) for layer in self.trained
-        }
+        parameters = {layer: student.start(layer) for layer in self.trained}
+        self.optimisers = {layer: settings.optimiser(own) for layer, own in parameters.items()}
+        self._scales = {layer: settings.scale(own) for layer, own in parameters.items()}
         self.progress = Progress()
 
     @torch.no_grad()
     def advance(self, windows: Sequence[torch.Tensor]) -> StepLoss:
         """One update on a batch of windows ``[N, T]`` of one length."""
         ids_NT = torch.stack(list(windows))
-        held = self._lessons(ids_NT)
+        held, heard_NTD = self._listen(ids_NT)
         entering, final_NTD = self._forward(ids_NT)
-        text, gradient_NTD = self._text_loss(final_NTD, ids_NT)
+        if self.settings.routers_alone:
+            text, gradient_NTD = self._divergence(final_NTD, heard_NTD)
+        else:
+            text, gradient_NTD = self._text_loss(final_NTD, ids_NT)
         if self.progress.factor is None:
             self.progress.factor = self._first_factor(text, entering, held)
         experts = 0.0
@@ -83,14 +89,14 @@ class WholeModel:
         hand_back_freed_memory()
         return found
 
-    def _lessons(self, ids_NT: torch.Tensor) -> Lessons:
-        """What the teacher's experts say of these windows, by layer."""
+    def _listen(self, ids_NT: torch.Tensor) -> tuple[Lessons, torch.Tensor]:
+        """What the teacher's experts say of these windows, by layer, and what leaves its last."""
         found: Lessons = {}
         if self.teacher is None:
-            return found
+            return found, torch.empty(0)
         hidden = self.teacher.embed(ids_NT)
         for layer in self.teacher.layers():
-            if not layer.experts:
+            if not layer.experts or self.settings.routers_alone:
                 step_(layer, [hidden])
                 continue
             layer.attend_(hidden)
@@ -98,7 +104,7 @@ class WholeModel:
             if experts is not None and layer.index in self.optimisers:
                 found[layer.index] = lessons(layer, [layer.block_input(hidden)], experts)
             layer.add_(hidden, run_block(layer, hidden)[0])
-        return found
+        return found, hidden
 
     def _forward(self, ids_NT: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """What enters each layer, and what leaves the last."""
@@ -113,21 +119,46 @@ class WholeModel:
     ) -> tuple[float, torch.Tensor]:
         """Mean loss of the known next tokens, and its gradient ``[N, T, D]``."""
         next_N = ids_NT[:, 1:].flatten()
-        known_ND = final_NTD[:, :-1].flatten(0, 1)
+
+        def of_rows(logits_NV: torch.Tensor, rows: slice) -> torch.Tensor:
+            return functional.cross_entropy(logits_NV, next_N[rows], reduction="sum")
+
+        total, gradient_ND = self._of_logits(final_NTD[:, :-1].flatten(0, 1), of_rows)
+        gradient_NTD = torch.zeros_like(final_NTD)
+        gradient_NTD[:, :-1] = gradient_ND.view(len(ids_NT), -1, final_NTD.shape[-1])
+        return total, gradient_NTD
+
+    def _divergence(
+        self, final_NTD: torch.Tensor, heard_NTD: torch.Tensor
+    ) -> tuple[float, torch.Tensor]:
+        """Mean KL from the teacher's next-token distributions, and its gradient ``[N, T, D]``."""
+        teacher, heard_ND = self.teacher, heard_NTD.flatten(0, 1)
+        assert teacher is not None, "the settings were checked"
+
+        def of_rows(logits_NV: torch.Tensor, rows: slice) -> torch.Tensor:
+            with torch.no_grad():
+                wanted_NV = teacher.log_probabilities(heard_ND[rows])
+            found_NV = logits_NV.log_softmax(-1)
+            return functional.kl_div(found_NV, wanted_NV, reduction="sum", log_target=True)
+
+        total, gradient_ND = self._of_logits(final_NTD.flatten(0, 1), of_rows)
+        return total, gradient_ND.view_as(final_NTD)
+
+    def _of_logits(
+        self, final_ND: torch.Tensor, of_rows: Callable[[torch.Tensor, slice], torch.Tensor]
+    ) -> tuple[float, torch.Tensor]:
+        """The mean of a loss of logits, a few rows at a time, and its gradient ``[N, D]``."""
         total, parts = 0.0, []
-        for start in range(0, len(next_N), _LOGITS):
+        for start in range(0, len(final_ND), _LOGITS):
             rows = slice(start, start + _LOGITS)
             with gradients():
-                part_ND = known_ND[rows].detach().requires_grad_()
-                logits_NV = self.student.logits(part_ND)
-                loss = functional.cross_entropy(logits_NV, next_N[rows], reduction="sum")
-                step_back(loss / len(next_N))
+                part_ND = final_ND[rows].detach().requires_grad_()
+                loss = of_rows(self.student.logits(part_ND), rows)
+                step_back(loss / len(final_ND))
             assert part_ND.grad is not None
             parts.append(part_ND.grad)
-            total += float(loss.detach()) / len(next_N)
-        gradient_NTD = torch.zeros_like(final_NTD)
-        gradient_NTD[:, :-1] = torch.cat(parts).view(len(ids_NT), -1, final_NTD.shape[-1])
-        return total, gradient_NTD
+            total += float(loss.detach()) / len(final_ND)
+        return total, torch.cat(parts)
 
     def _first_factor(self, text: float, entering: list[torch.Tensor], held: Lessons) -> float:
         total = 0.0
@@ -158,7 +189,8 @@ class WholeModel:
                 loss = loss + (self.progress.factor or 0.0) * experts
             step_back(loss)
         if index in self.optimisers:
-            update(self.optimisers[index], self.settings.rate(self.progress.step))
+            rate = self.settings.rate(self.progress.step, self._scales[index])
+            update(self.optimisers[index], rate)
         assert entering_NTD.grad is not None
         return entering_NTD.grad, float(experts.detach())
 

@@ -208,6 +208,58 @@ def expert_term_gradient(source, weights, sparse: Path) -> torch.Tensor:
     return down.grad
 
 
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory) -> Path:
+    """The golden model with half of its experts."""
+    out = tmp_path_factory.mktemp("distill-routers") / "cut"
+    return prune(CHECKPOINT, out, "--method", "random", "--keep", "4", "--seed", "1")
+
+
+ROUTERS = (*TEACHER, "--train", "routers", "--steps", "12", "--batch", "4")
+
+
+def test_router_distillation_moves_routers_alone_towards_the_teacher(cut, tmp_path):
+    assert distill(cut, tmp_path / "out", *ROUTERS) == 0
+    before, after = load_file(cut / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
+    moved = {name for name, old in before.items() if not torch.equal(old, after[name])}
+    assert moved == {f"model.layers.{layer}.block_sparse_moe.gate.weight" for layer in (0, 1)}
+    found = settings_of(tmp_path / "out")
+    assert found["loss_after"]["kl"] < 0.98 * found["loss_before"]["kl"]
+    assert len(found["loss_curve"]["kl"]) == 12
+    assert (found["train"], found["lr"], found["relative"]) == ("routers", 0.02, True)
+    assert found["before"]["method"] == "random"
+
+
+def divergence(teacher: Path, student: Path) -> tuple[torch.Tensor, MixtralForCausalLM]:
+    """KL of the next token through transformers, and the student that it can be passed back to."""
+    models = [
+        MixtralForCausalLM.from_pretrained(one, dtype=torch.float32) for one in (teacher, student)
+    ]
+    wanted, found = (model(windows()).logits.log_softmax(-1).flatten(0, 1) for model in models)
+    loss = functional.kl_div(found, wanted.detach(), reduction="batchmean", log_target=True)
+    return loss, models[1]
+
+
+def test_gradients_of_routers_are_those_of_the_divergence(cut):
+    model = student_of(cut, "routers", teacher=True)
+    found = gradients_of(model)
+    loss, other = divergence(CHECKPOINT, cut)
+    loss.backward()
+    assert model.progress.losses[0].text == pytest.approx(float(loss), rel=1e-4)
+    for layer in (0, 1):
+        expected = other.model.layers[layer].mlp.gate.weight.grad
+        gradient = found[f"model.layers.{layer}.block_sparse_moe.gate.weight"]
+        largest = float(expected.abs().max())
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-4 * largest)
+
+
+def test_routers_need_a_teacher(cut, tmp_path, capsys):
+    assert distill(cut, tmp_path / "out", "--train", "routers") == 2
+    assert "give --teacher" in capsys.readouterr().err
+    assert distill(cut, tmp_path / "out", *ROUTERS, "--local") == 2
+    assert "--local teaches routed experts" in capsys.readouterr().err
+
+
 def files_of(path: Path) -> dict[str, str]:
     return {file.name: file_digest(file) for file in path.iterdir()}
 
