@@ -32,85 +32,49 @@ def _run(script: str, *arguments: str, **variables: str) -> subprocess.Completed
     )
 
 
-@pytest.fixture
-def store(tmp_path, monkeypatch) -> dict[str, str]:
-    """An object store that is a folder, and an `rclone copy` that reads it."""
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "config.json").write_text("{}")
-    (tmp_path / "store" / "model.safetensors").write_text("weights")
-    program = tmp_path / "bin" / "rclone"
-    program.parent.mkdir()
-    # Its last two arguments are from and to, as the script passes them.
-    program.write_text(
-        '#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\ncp -r "$1/." "$2"\n[ ! -e "$1/broken" ]\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setattr(sys.modules[__name__], "PATH", f"{program.parent}:{PATH}")
-    return {
-        "KIND": "objectStore",
-        "ORIGIN": str(tmp_path / "store"),
-        "TARGET": str(tmp_path / "model"),
-    }
-
-
-def test_a_model_is_fetched_once_and_whole(store):
-    assert _run("fetch.sh", **store).returncode == 0
-    target = Path(store["TARGET"])
-    assert (target / "model.safetensors").read_text() == "weights"
-    Path(store["ORIGIN"], "model.safetensors").write_text("changed")
-    again = _run("fetch.sh", **store)
-    assert "the model is at" in again.stdout
-    assert (target / "model.safetensors").read_text() == "weights"
-    assert [path.name for path in target.parent.glob("model*")] == ["model"]
-
-
-def test_a_broken_transfer_leaves_no_model(store):
-    Path(store["ORIGIN"], "broken").touch()
-    assert _run("fetch.sh", **store).returncode != 0
-    assert not Path(store["TARGET"]).exists()
-    Path(store["ORIGIN"], "broken").unlink()
-    assert _run("fetch.sh", **store).returncode == 0
-
-
-def test_the_second_of_two_pods_throws_its_copy_away(store):
-    """Between its look and its move the target appears, as another pod's move makes it."""
-    first = Path(store["TARGET"])
-    program = Path(store["TARGET"]).parent / "bin" / "rclone"
-    program.write_text(
-        program.read_text() + f'mkdir -p {first} && echo "{{}}" > {first}/config.json\n'
-    )
-    done = _run("fetch.sh", **store)
-    assert done.returncode == 0, done.stderr
-    assert "another pod brought" in done.stdout
-    assert not list(first.parent.glob("model.partial*"))
-
-
-def test_what_is_no_model_is_refused(store):
-    Path(store["ORIGIN"], "config.json").unlink()
-    done = _run("fetch.sh", **store)
-    assert done.returncode == 2
-    assert "no config.json at its top" in done.stderr
-    assert not Path(store["TARGET"]).exists()
-
-
-def test_the_source_need_not_come_back_once_the_cut_is_ready(store, tmp_path):
-    (tmp_path / "lean").mkdir()
-    assert _run("fetch.sh", **store, OUTPUT=str(tmp_path / "lean")).returncode == 0
-    assert not Path(store["TARGET"]).exists()
-
-
 def test_waiting_ends_with_the_checkpoint_or_a_signal(tmp_path):
+    told = {"JOB": "prepare-1", "RETRIES": "3", "SECONDS_LEFT": "600"}
     (tmp_path / "leanmoe.json").touch()
-    assert _run("wait.sh", MODEL=str(tmp_path)).returncode == 0
+    assert _run("wait.sh", MODEL=str(tmp_path), **told).returncode == 0
     waiting = subprocess.Popen(
         ["/bin/sh", str(FILES / "wait.sh")],
-        env={"PATH": PATH, "MODEL": str(tmp_path / "absent")},
+        env={"PATH": PATH, "MODEL": str(tmp_path / "absent"), **told},
         stdout=subprocess.PIPE,
     )
     assert waiting.stdout is not None
     waiting.stdout.readline()
     waiting.terminate()
     assert waiting.wait(timeout=30) == 143
+
+
+@pytest.mark.parametrize(
+    ("codes", "seconds", "said"),
+    [
+        # A command that refuses does so again; others are tried as often as the Job says.
+        ([2], "600", "ended with exit code 2"),
+        ([1, 137], "600", "ended with exit code 137"),
+        ([1], "0", "past its deadline"),
+    ],
+)
+def test_waiting_ends_when_the_job_has_given_up(codes, seconds, said, tmp_path):
+    model = tmp_path / "lean"
+    lines = [f"prune ended with exit code {code}\n" for code in codes]
+    Path(f"{model}.failed-prepare-1").write_text("".join(lines))
+    # What another Job left is of no interest.
+    Path(f"{model}.failed-prepare-0").write_text("score ended with exit code 2\n")
+    told = {"JOB": "prepare-1", "RETRIES": "1", "SECONDS_LEFT": seconds}
+    done = _run("wait.sh", MODEL=str(model), **told)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_a_step_that_fails_leaves_word_for_the_pods_that_wait(tmp_path):
+    output = tmp_path / "lean"
+    told = {"OUTPUT": str(output), "JOB": "prepare-1", "MODEL": str(tmp_path / "absent")}
+    done = _run("prepare.sh", "score", SCORES=str(tmp_path / "scores"), **told)
+    assert done.returncode == 2
+    word = Path(f"{output}.failed-prepare-1").read_text()
+    assert word == "score ended with exit code 2\n"
 
 
 def _job(models: Path) -> list[Document]:
@@ -123,6 +87,7 @@ def _job(models: Path) -> list[Document]:
     steps = containers(one(documents, "Job")["spec"]["template"])
     for step in steps:
         step["args"] = [one.replace("/models", str(models)) for one in step.get("args", [])]
+        step["env"] = [entry for entry in step["env"] if "value" in entry]
         for entry in step["env"]:
             entry["value"] = entry["value"].replace("/models", str(models))
     return steps
@@ -130,7 +95,7 @@ def _job(models: Path) -> list[Document]:
 
 def _run_step(step: Document) -> subprocess.CompletedProcess[str]:
     name = step["command"][-1]
-    return _run("prepare.sh", name, *step["args"], **variables(step))
+    return _run("prepare.sh", name, *step["args"], **variables(step), JOB="prepare-1")
 
 
 def test_the_job_leaves_a_lean_checkpoint_with_a_curve(tmp_path):

@@ -15,6 +15,8 @@ from email.message import Message
 
 URL = os.environ["LEANMOE_URL"]
 TIMEOUT = float(os.environ.get("TIMEOUT_SECONDS", "60"))
+# Straight to the Service: proxies of the environment are for what lies outside.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 SERIES = ("leanmoe_handshake_complete 1.0", "leanmoe_skip_level", "vllm:num_requests_waiting")
 
 
@@ -26,7 +28,7 @@ def ask(path: str, content: Mapping[str, object] | None = None) -> tuple[str, Me
     body = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(URL + path, data=body, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        with DIRECT.open(request, timeout=TIMEOUT) as answer:
             return answer.read().decode(), answer.headers
     except urllib.error.HTTPError as error:
         sys.exit(f"{path} answered {error.code}: {error.read().decode()[:2000]}")

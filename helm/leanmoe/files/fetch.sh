@@ -1,33 +1,105 @@
 #!/bin/sh
-# Fetches the model to $TARGET atomically. Several pods may try at once: the first to finish
-# wins, the others delete what they fetched.
+# Fetches the model to $TARGET atomically. Of several pods one fetches, the others wait for it; what
+# a pod that died left is gone on with.
 set -eu
 
-if [ -e "$TARGET/config.json" ]; then
-  echo "the model is at $TARGET"
+partial="$TARGET.partial"
+lock="$TARGET.lock"
+child=
+# As process 1 it would not hear SIGTERM otherwise, nor while a command in front runs.
+trap '[ -z "$child" ] || kill "$child" 2>/dev/null; exit 143' TERM
+
+finish() {
+  echo "$1"
   exit 0
-fi
+}
+
+run() {
+  "$@" &
+  child=$!
+  wait "$child" && status=0 || status=$?
+  child=
+  return "$status"
+}
+
+is_there() {
+  [ -e "$TARGET/config.json" ]
+}
+
+# Nothing in it changed for an hour: whoever fetched it is gone.
+is_dead() {
+  [ -d "$1" ] && [ -z "$(find "$1" -mmin -60 | head -n 1)" ]
+}
+
+# For the pods that wait for a Job.
+note() {
+  status=$?
+  [ -z "${JOB:-}" ] || [ "$status" -eq 0 ] ||
+    echo "fetching ended with exit code $status" >>"$OUTPUT.failed-$JOB"
+  exit "$status"
+}
+trap note EXIT
+
+# The kernel frees a lock when its holder dies, on whatever node that ran.
+wait_for_lock() {
+  waited=0
+  until flock -n 9; do
+    ! is_there || finish "another pod brought $TARGET"
+    [ $((waited % 60)) -ne 0 ] || echo "another pod fetches $TARGET; waiting for it"
+    waited=$((waited + 5))
+    run sleep 5
+  done
+}
+
+# A volume without locks: each pod fetches for itself, as several may at once.
+can_lock() {
+  (flock -n 8) 8>"$lock-$HOSTNAME" && works=0 || works=1
+  rm -f "$lock-$HOSTNAME"
+  return "$works"
+}
+
+fetch() {
+  case "$KIND" in
+    huggingface) run hf download "$ORIGIN" --revision "$REVISION" --local-dir "$partial" "$@" ;;
+    objectStore) run rclone copy --stats 30s --stats-log-level NOTICE "$ORIGIN" "$partial" "$@" ;;
+    oci) run oras pull --output "$partial" "$@" "$ORIGIN" ;;
+    *) echo "cannot fetch from $KIND; expected huggingface, objectStore or oci" >&2 && exit 2 ;;
+  esac
+}
+
+! is_there || finish "the model is at $TARGET"
 if [ -n "${OUTPUT:-}" ] && [ -e "$OUTPUT" ]; then
-  echo "not needed: $OUTPUT is ready"
-  exit 0
+  finish "not needed: $OUTPUT is ready"
 fi
-partial="$TARGET.partial-$HOSTNAME"
+mkdir -p "$(dirname "$TARGET")"
+if can_lock; then
+  exec 9>"$lock"
+  wait_for_lock
+  ! is_there || finish "another pod brought $TARGET"
+else
+  echo "the volume has no file locks: every pod that starts now fetches a copy of its own"
+  partial="$partial-$HOSTNAME"
+fi
+for other in "${TARGET%-*}"-*.partial "$TARGET".partial-*; do
+  [ "$other" = "$partial" ] || ! is_dead "$other" || rm -rf "$other"
+done
+
+[ ! -d "$partial" ] || echo "going on with what is in $partial"
 mkdir -p "$partial"
 echo "fetching $ORIGIN to $TARGET"
-case "$KIND" in
-  huggingface) hf download "$ORIGIN" --revision "$REVISION" --local-dir "$partial" "$@" ;;
-  objectStore) rclone copy --stats 30s --stats-log-level NOTICE "$ORIGIN" "$partial" "$@" ;;
-  oci) oras pull --output "$partial" "$@" "$ORIGIN" ;;
-  *) echo "cannot fetch from $KIND; expected huggingface, objectStore or oci" >&2 && exit 2 ;;
-esac
+# Codes other than 1 mean too many things; 2 would end the Job.
+fetch "$@" || { echo "fetching $ORIGIN failed; $partial stays for the next attempt" >&2 && exit 1; }
 if [ ! -e "$partial/config.json" ]; then
   echo "$ORIGIN has no config.json at its top; name the directory of the model itself" >&2
   exit 2
 fi
+# What the commands keep beside the files: the hub's notes, and rclone's of transfers that broke off.
 rm -rf "$partial/.cache"
+find "$partial" -type f -name '*.partial' -exec rm -f {} +
+sync
 if mv -T "$partial" "$TARGET" 2>/dev/null; then
   echo "fetched $TARGET"
-elif [ -e "$TARGET/config.json" ]; then
+elif is_there; then
   rm -rf "$partial"
   echo "another pod brought $TARGET first"
 else

@@ -1,11 +1,27 @@
 #!/bin/sh
-# Waits until the preparing Job has left a lean checkpoint at $MODEL.
+# Waits until the preparing Job has left a lean checkpoint at $MODEL, or has failed for good.
 set -eu
 # As process 1 it would not hear SIGTERM otherwise, nor while a command in front runs.
 trap 'exit 143' TERM
 
-echo "waiting for $MODEL; see the Job's logs"
+failed="$MODEL.failed-$JOB"
+# Exit code 2 is final, anything else is tried again.
+gave_up() {
+  [ -e "$failed" ] || return 1
+  grep -q 'exit code 2$' "$failed" || [ "$(wc -l <"$failed")" -gt "$RETRIES" ]
+}
+
+echo "waiting for $MODEL; see the logs of the Job $JOB"
 until [ -e "$MODEL/leanmoe.json" ]; do
+  if gave_up; then
+    echo "the Job $JOB failed: $(tail -n 1 "$failed"); see its logs, and upgrade with other settings" >&2
+    exit 1
+  fi
+  if [ "$SECONDS_LEFT" -le 0 ]; then
+    echo "the Job $JOB is past its deadline, and $MODEL is not there; see its logs" >&2
+    exit 1
+  fi
+  SECONDS_LEFT=$((SECONDS_LEFT - 5))
   sleep 5 &
   wait $!
 done
