@@ -132,7 +132,7 @@ def test_panels_do_not_overlap():
 
 
 def test_alerts_ask_for_series_that_exist_in_this_release_alone():
-    assert len(_alerts()) == 15
+    assert len(_alerts()) == 17
     for alert in _alerts():
         asked = _series(alert["expr"])
         assert asked
@@ -141,6 +141,9 @@ def test_alerts_ask_for_series_that_exist_in_this_release_alone():
         assert all('namespace="models",job="demo-leanmoe"' in selector for selector in selectors)
         assert alert["labels"]["severity"] in ("critical", "warning")
         assert alert["labels"]["team"] == "models"
+        assert alert["labels"]["namespace"] == "models"
+        assert alert["labels"]["job"] == "demo-leanmoe"
+        assert alert["labels"]["release"] == "demo"
 
 
 def test_every_alert_has_a_section_in_the_runbook_and_every_section_an_alert():
