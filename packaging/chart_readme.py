@@ -52,6 +52,7 @@ def _is_whole(path: str) -> bool:
     """Kubernetes' own objects are one setting."""
     return path.rpartition(".")[2] in {
         *("resources", "podSecurityContext", "securityContext", "labels", "annotations"),
+        *("podLabels", "podAnnotations"),
     }
 
 

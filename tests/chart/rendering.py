@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,21 +54,43 @@ def rendered_text(name: str, helm: str = "helm", kubernetes: str = KUBERNETES) -
     return done.stdout
 
 
-def _documents(text: str) -> list[Document]:
+def documents_of(text: str) -> list[Document]:
     return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
+
+
+def _doubled(node: yaml.Node) -> Iterator[str]:
+    """Keys that stand twice in one map; loaders take the last of them and say nothing."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield f"{key.value}{key.start_mark}"
+            seen.add(key.value)
+            yield from _doubled(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for one in node.value:
+            yield from _doubled(one)
+
+
+def strictly(text: str) -> list[Document]:
+    """The documents of a text in which no key stands twice."""
+    nodes = [node for node in yaml.compose_all(text, yaml.CSafeLoader) if node is not None]
+    doubled = [key for node in nodes for key in _doubled(node)]
+    assert not doubled, f"stand twice: {doubled}"
+    return documents_of(text)
 
 
 def rendered(name: str, kubernetes: str = KUBERNETES) -> list[Document]:
     """The documents of ``ci/NAME-values.yaml``."""
     text = rendered_text(name, kubernetes=kubernetes)
-    return _documents(text)
+    return documents_of(text)
 
 
 def rendered_with(*sets: str, base: str = "defaults") -> list[Document]:
     """The documents of a ci file with ``--set`` on top."""
     done = template("--values", str(CI[base]), *[part for one in sets for part in ("--set", one)])
     assert done.returncode == 0, done.stderr
-    return _documents(done.stdout)
+    return documents_of(done.stdout)
 
 
 def all_of(documents: list[Document], kind: str) -> list[Document]:
@@ -87,9 +110,14 @@ def one(documents: list[Document], kind: str, name: str | None = None) -> Docume
 
 
 def service(documents: list[Document]) -> Document:
-    """The Service that clients use; a headless one is the fleet's."""
-    (found,) = [one for one in all_of(documents, "Service") if one["spec"].get("clusterIP") is None]
+    """The Service that clients use; others are the fleet's or the values' own."""
+    (found,) = [one for one in all_of(documents, "Service") if is_servers(one)]
     return found
+
+
+def is_servers(document: Document) -> bool:
+    """Whether the document is there for the serving pods, by its label."""
+    return document["metadata"]["labels"].get("app.kubernetes.io/component") == "server"
 
 
 def pod_templates(document: Document) -> list[Document]:

@@ -11,6 +11,7 @@ from tests.chart.rendering import (
     Document,
     all_of,
     containers,
+    is_servers,
     one,
     pod_templates,
     rendered,
@@ -106,7 +107,7 @@ def test_defaults_serve_a_hub_model_exactly_on_one_gpu():
 def test_a_deployment_does_not_give_up_before_the_weights_can_be_there():
     for name in CI:
         for document in all_of(rendered(name), "Deployment"):
-            if document["metadata"]["name"].endswith("-fleet"):
+            if not is_servers(document):
                 continue  # it loads no weights
             startup = server(rendered(name))["startupProbe"]
             seconds = startup["periodSeconds"] * startup["failureThreshold"]
@@ -296,8 +297,8 @@ def test_keda_scales_on_waiting_requests_and_kv_use():
     series = '{namespace="models",job="demo-leanmoe"}'
     assert waiting["metadata"]["query"] == f"sum(vllm:num_requests_waiting{series})"
     assert (waiting["metricType"], waiting["metadata"]["threshold"]) == ("AverageValue", "5")
-    assert kv["metadata"]["query"] == f"avg(vllm:kv_cache_usage_perc{series})"
-    assert (kv["metricType"], kv["metadata"]["threshold"]) == ("Value", "0.8")
+    assert kv["metadata"]["query"] == f"sum(vllm:kv_cache_usage_perc{series})"
+    assert (kv["metricType"], kv["metadata"]["threshold"]) == ("AverageValue", "0.8")
     assert all(one["authenticationRef"] == {"name": "prometheus"} for one in triggers.values())
 
 
@@ -319,7 +320,7 @@ def test_the_network_is_closed_but_for_the_named():
     assert peers == ["gateway", "monitoring"]
     assert spec["ingress"][0]["ports"] == [{"port": "http", "protocol": "TCP"}]
     ports = [port["port"] for rule in spec["egress"] for port in rule.get("ports", [])]
-    assert ports == [53, 53, 443, 4317]
+    assert ports == [53, 53, 5353, 5353, 443, 4317]
 
 
 def test_outsiders_reach_v1_alone():

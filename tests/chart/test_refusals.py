@@ -6,9 +6,55 @@ import pytest
 
 from tests.chart.rendering import CI, template
 
+# ruff: noqa: E501 - a case is one line
 CASES = {
     "autoscaling.hpa.enabled=true,autoscaling.keda.enabled=true": "enable one",
     "autoscaling.keda.enabled=true,model.storage.kind=emptyDir": "address of Prometheus",
+    "autoscaling.keda.enabled=true,autoscaling.keda.serverAddress=http://a,model.storage.kind=emptyDir": "enable serviceMonitor",
+    "autoscaling.hpa.enabled=true,autoscaling.minReplicas=0,model.storage.kind=emptyDir": "use 1, or autoscaling.keda",
+    "autoscaling.keda.enabled=true,autoscaling.keda.serverAddress=http://a,autoscaling.keda.scraped=true,autoscaling.minReplicas=0": "needs no pod",
+    "model.storage.accessModes={ReadOnlyMany}": "use ReadWriteMany, or a claim that holds the model",
+    "model.storage.accessModes={ReadWriteOnce,ReadOnlyMany},replicas=2": "use ReadWriteMany",
+    "server.skipLevel=0.8,server.maxSkipLevel=0.5,model.hasCurve=true": "must not be larger",
+    "server.skipLevel=0.4": "model.hasCurve to true",
+    "server.maxKld=0.05": "a measured curve",
+    "server.maxKld=0.05,model.storage.existingClaim=a,model.source.kind=none,model.hasCurve=false": "measure one",
+    "server.maxKld=0.05,prepare.enabled=true,prepare.prune.keep=4,prepare.curve.enabled=false": "set it to true",
+    "fleet.enabled=true,fleet.level=0.4,secrets.adminKey.name=a": "a measured curve",
+    "server.vllm.ssl-certfile=/a": "end TLS in front of the pods",
+    "server.vllm.hf_token=a": "name a Secret in secrets",
+    "server.vllm.max-model-len=1,server.vllm.max_model_len=2": "are one argument",
+    "server.vllm.served_model_name=a,server.servedModelName=b": "leave one of them out",
+    "server.env.HF_TOKEN=a": "server.extraEnv with valueFrom",
+    "server.env.vllm_api_key=a": "server.extraEnv with valueFrom",
+    "model.source.objectStore.env.RCLONE_CONFIG_S3_SECRET_ACCESS_KEY=a": "objectStore.existingSecret",
+    "server.extraEnv[0].name=DB_PASSWORD,server.extraEnv[0].value=a": "valueFrom.secretKeyRef",
+    "server.extraEnv[0].name=VLLM_API_KEY,secrets.apiKey.name=a": "which the chart sets",
+    "server.extraEnv[0].name=A,server.extraEnv[1].name=A": "twice",
+    "serviceMonitor.scrapeTimeout=1m1s,serviceMonitor.interval=1m": "a timeout above the interval",
+    "shmSize=64Gi": "raise the limit or lower shmSize",
+    "shmSize=1T,resources.limits.memory=900000000000": "raise the limit or lower shmSize",
+    "fullnameOverride=My_Model": "lower-case letters",
+    "fullnameOverride=7b": "a letter first",
+    "nameOverride=my model,fullnameOverride=a": "no value of a label",
+    "podLabels.app\\.kubernetes\\.io/name=a": "whose selectors count on it",
+    "commonLabels.app\\.kubernetes\\.io/instance=a": "whose selectors count on it",
+    "service.labels.app\\.kubernetes\\.io/component=a": "whose selectors count on it",
+    "commonLabels.team=a b": "no value of a label",
+    "prometheusRule.alertLabels.namespace=a": "tells releases apart",
+    "extraVolumes[0].name=cache": "a volume of the chart",
+    "extraVolumes[0].name=a,extraVolumes[1].name=a": "twice",
+    "extraVolumeMounts[0].name=a,extraVolumeMounts[0].mountPath=/a": "no such volume",
+    "extraVolumeMounts[0].name=models,extraVolumeMounts[0].mountPath=/cache/": "choose another path",
+    "extraContainers[0].name=server": "another name",
+    "service.loadBalancerClass=a": "for the type LoadBalancer",
+    "service.externalTrafficPolicy=Local": "service.type is ClusterIP",
+    "server.governor.ttftMs=100": "the governor is off",
+    "server.governor.mode=act,server.governor.maxLevel=1": "it has no goal",
+    "server.governor.mode=act,server.governor.itlMs=50": "one floor of quality",
+    "server.governor.mode=act,server.governor.itlMs=50,server.governor.maxLevel=1,server.skipLevel=1": "could do nothing",
+    "server.governor.mode=act,server.governor.itlMs=50,server.governor.maxLevel=1,server.governor.unionBudget=9": "go together",
+    "server.shadow.maxKld=0.1": "server.shadow.share is 0",
     "autoscaling.minReplicas=5": "must not be larger",
     "server.skipLevel=0.4,server.maxKld=0.05": "leave one of them out",
     "server.deterministic=true,server.unionBudget=8": "set it to null",
@@ -43,7 +89,7 @@ def test_one_sentence_says_what_to_do(sets):
     done = template("--set", sets)
     assert done.returncode != 0
     message = next(line for line in done.stderr.splitlines() if line.startswith("Error:"))
-    assert CASES[sets] in message
+    assert CASES[sets] in message, message
 
 
 def test_image_volumes_need_a_cluster_that_has_them():

@@ -37,6 +37,15 @@ FREE = {
     "prometheusRule.alertLabels",
     "dashboards.labels",
     "dashboards.annotations",
+    "annotations",
+    "prepare.annotations",
+    "prepare.podAnnotations",
+    "prepare.podLabels",
+    "service.labels",
+    "autoscaling.keda.annotations",
+    "autoscaling.keda.fallback",
+    "tests.podAnnotations",
+    "tests.podLabels",
 }
 
 
@@ -122,7 +131,7 @@ def test_unknown_keys_are_refused_at_every_level(tmp_path):
         "multiNode.size=1",
         "shutdown.stopSeconds=1",
         "model.source.objectStore.remote=--config",
-        "server.vllm.max_model_len=1",
+        "server.vllm.--max-model-len=1",
     ],
 )
 def test_values_out_of_range_are_refused(wrong):
@@ -133,6 +142,6 @@ def test_values_out_of_range_are_refused(wrong):
 
 
 def test_decimals_may_come_from_the_command_line():
-    assert (
-        template("--set", "server.skipLevel=0.4", "--set", "autoscaling.kvUse=.9").returncode == 0
-    )
+    sets = ("model.hasCurve=true", "server.skipLevel=0.4", "autoscaling.kvUse=.9")
+    done = template(*[part for one in sets for part in ("--set", one)])
+    assert done.returncode == 0, done.stderr

@@ -1,32 +1,67 @@
 {{/* Names and labels. */}}
 {{- define "leanmoe.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- include "leanmoe.cut" (list 63 (default .Chart.Name .Values.nameOverride)) }}
 {{- end }}
 
-{{- define "leanmoe.fullname" -}}
-{{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
-{{- else if contains (include "leanmoe.name" .) .Release.Name }}
-{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{/* A name of at most so many characters; what is cut off lives on as a digest, so that two long names stay two. */}}
+{{- define "leanmoe.cut" -}}
+{{- $length := index . 0 | int }}
+{{- $name := index . 1 }}
+{{- if le (len $name) $length }}
+{{- $name }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name (include "leanmoe.name" .) | trunc 40 | trimSuffix "-" }}
+{{- printf "%s-%s" ($name | trunc (int (sub $length 9)) | trimSuffix "-" | trimSuffix ".") ($name | sha256sum | trunc 8) }}
 {{- end }}
+{{- end }}
+
+{{/* 40 characters leave room for what resources and their pods append: a label takes 63. */}}
+{{- define "leanmoe.fullname" -}}
+{{- $name := printf "%s-%s" .Release.Name (include "leanmoe.name" .) }}
+{{- if .Values.fullnameOverride }}
+{{- $name = .Values.fullnameOverride }}
+{{- else if contains (include "leanmoe.name" .) .Release.Name }}
+{{- $name = .Release.Name }}
+{{- end }}
+{{- include "leanmoe.cut" (list 40 $name) }}
 {{- end }}
 
 {{- define "leanmoe.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "leanmoe.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "leanmoe.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{- define "leanmoe.labels" -}}
+{{/* A value as text: Go would write 1000000 as 1e+06. */}}
+{{- define "leanmoe.text" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else if not (kindIs "invalid" .) }}{{ toJson . }}{{ end }}
+{{- end }}
+
+{{/* Maps of names to text as one map; the later win, and no key stands twice. */}}
+{{- define "leanmoe.map" -}}
+{{- $all := dict }}
+{{- range $one := . }}
+{{- range $name, $value := $one }}
+{{- $_ := set $all $name (include "leanmoe.text" $value) }}
+{{- end }}
+{{- end }}
+{{- with $all }}{{ toYaml . }}{{ end }}
+{{- end }}
+
+{{- define "leanmoe.chartLabels" -}}
 {{ include "leanmoe.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: leanmoe
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
 {{- end }}
+
+{{- define "leanmoe.labels" -}}
+{{- include "leanmoe.map" (list (include "leanmoe.chartLabels" . | fromYaml) .Values.commonLabels) }}
+{{- end }}
+
+{{/* Labels of one resource: the chart's, everybody's and its own. list root, its own. */}}
+{{- define "leanmoe.labelsAnd" -}}
+{{- $root := index . 0 }}
+{{- include "leanmoe.map" (list (include "leanmoe.chartLabels" $root | fromYaml) $root.Values.commonLabels (index . 1)) }}
 {{- end }}
 
 {{- define "leanmoe.serviceAccountName" -}}

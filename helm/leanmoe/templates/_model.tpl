@@ -1,7 +1,23 @@
 {{/* Source and paths of the model. Everything is under /models. */}}
 {{- define "leanmoe.shared" -}}
 {{- $modes := .Values.model.storage.accessModes }}
-{{- if or (ne .Values.model.storage.kind "pvc") (has "ReadWriteMany" $modes) (has "ReadOnlyMany" $modes) }}true{{ end }}
+{{- $read := and (has "ReadOnlyMany" $modes) (not (include "leanmoe.written" .)) }}
+{{- if or (ne .Values.model.storage.kind "pvc") (has "ReadWriteMany" $modes) $read }}true{{ end }}
+{{- end }}
+
+{{/* Whether anything of the release writes to the model's volume. */}}
+{{- define "leanmoe.written" -}}
+{{- if or .Values.prepare.enabled (ne .Values.model.source.kind "none") }}true{{ end }}
+{{- end }}
+
+{{/* Why the model has no curve, where that is known. */}}
+{{- define "leanmoe.noCurve" -}}
+{{- $told := .Values.model.hasCurve }}
+{{- if .Values.prepare.enabled }}
+{{- if not .Values.prepare.curve.enabled }}prepare.curve.enabled is false: set it to true{{ end }}
+{{- else if eq (toString $told) "false" }}model.hasCurve is false: measure one with `leanmoe curve` and set model.hasCurve to true
+{{- else if and (kindIs "invalid" $told) (eq .Values.model.source.kind "huggingface") }}models from the hub have none: set prepare.enabled, or model.hasCurve to true if `leanmoe curve` has measured this one
+{{- end }}
 {{- end }}
 
 {{- define "leanmoe.claimName" -}}
@@ -44,10 +60,20 @@
 {{- if .Values.prepare.enabled }}{{ include "leanmoe.prepared" . }}{{ else }}{{ include "leanmoe.sourceModel" . }}{{ end }}
 {{- end }}
 
-{{- define "leanmoe.servedName" -}}
+{{/* Names in the API, the first one being that of the answers. */}}
+{{- define "leanmoe.servedNames" -}}
 {{- $source := .Values.model.source }}
 {{- $known := ternary $source.huggingface.repo .Values.model.path (eq $source.kind "huggingface") }}
-{{- default $known .Values.server.servedModelName }}
+{{- $vllm := .Values.server.vllm }}
+{{- $passed := default (get $vllm "served-model-name") (get $vllm "served_model_name") }}
+{{- $names := default (default $known $passed) .Values.server.servedModelName }}
+{{- range $name := kindIs "slice" $names | ternary $names (list $names) }}
+- {{ include "leanmoe.text" $name | quote }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.servedName" -}}
+{{- include "leanmoe.servedNames" . | fromYamlArray | first }}
 {{- end }}
 
 {{- define "leanmoe.modelVolume" -}}
@@ -94,6 +120,8 @@
     - {name: HF_HUB_OFFLINE, value: "0"}
     {{- if .Values.prepare.enabled }}
     - {name: OUTPUT, value: {{ include "leanmoe.prepared" . | quote }}}
+    - name: JOB
+      valueFrom: {fieldRef: {fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}
     {{- end }}
     {{- if eq $source.kind "huggingface" }}
     - {name: REVISION, value: {{ $source.huggingface.revision | quote }}}
@@ -106,7 +134,7 @@
     {{- end }}
     {{- if eq $source.kind "objectStore" }}
     {{- range $name, $value := $source.objectStore.env }}
-    - {name: {{ $name }}, value: {{ $value | quote }}}
+    - {name: {{ $name }}, value: {{ include "leanmoe.text" $value | quote }}}
     {{- end }}
     {{- end }}
   envFrom:

@@ -8,13 +8,15 @@
   {{- with .args }}
   args:
     {{- range . }}
-    - {{ toString . | quote }}
+    - {{ include "leanmoe.text" . | quote }}
     {{- end }}
   {{- end }}
   env:
     - {name: MODEL, value: {{ include "leanmoe.sourceModel" $root | quote }}}
     - {name: SCORES, value: {{ include "leanmoe.scores" $root | quote }}}
     - {name: OUTPUT, value: {{ include "leanmoe.prepared" $root | quote }}}
+    - name: JOB
+      valueFrom: {fieldRef: {fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}
   envFrom:
     - configMapRef: {name: {{ include "leanmoe.settingsName" $root }}}
   resources: {{- toYaml $root.Values.prepare.resources | nindent 4 }}
@@ -34,16 +36,22 @@
 {{- if not (kindIs "invalid" $prepare.prune.keep) }}
 {{- $prune = concat $prune (list "--keep" (toString (int $prepare.prune.keep))) }}
 {{- else if not (kindIs "invalid" $prepare.prune.ratio) }}
-{{- $prune = concat $prune (list "--ratio" (toString $prepare.prune.ratio)) }}
+{{- $prune = concat $prune (list "--ratio" (include "leanmoe.text" $prepare.prune.ratio)) }}
 {{- end }}
 {{- if $prepare.score.enabled }}
 {{- $prune = concat $prune (list "--scores" (include "leanmoe.scores" .)) }}
 {{- end }}
-{{ include "leanmoe.prepareStep" (dict "root" . "step" "prune" "args" (concat $prune $prepare.prune.extraArgs)) }}
+{{ include "leanmoe.prepareStep" (dict "root" . "step" "prune" "args" (concat $prune (default list $prepare.prune.extraArgs))) }}
 {{- if $prepare.curve.enabled }}
 {{- $args := concat (list "--data" $prepare.curve.data) $prepare.curve.extraArgs }}
 {{ include "leanmoe.prepareStep" (dict "root" . "step" "curve" "args" $args) }}
 {{- end }}
+{{- end }}
+
+{{/* A Job cannot be changed: another specification is another Job. */}}
+{{- define "leanmoe.prepareJob" -}}
+{{- $root := dict "hook" .Values.prepare.hook "Values" .Values "Release" .Release "Chart" .Chart "Files" .Files "Template" .Template }}
+{{- printf "%s-prepare-%s" (include "leanmoe.fullname" .) (include "leanmoe.prepareSpec" $root | sha256sum | trunc 8) }}
 {{- end }}
 
 {{- define "leanmoe.prepareSpec" -}}
@@ -51,11 +59,20 @@
 backoffLimit: {{ int $prepare.backoffLimit }}
 activeDeadlineSeconds: {{ int $prepare.activeDeadlineSeconds }}
 ttlSecondsAfterFinished: {{ int $prepare.ttlSecondsAfterFinished }}
+# What a command refuses, it refuses again.
+podFailurePolicy:
+  rules:
+    - action: FailJob
+      onExitCodes: {operator: In, values: [2]}
+    # An evicted pod is no failed attempt.
+    - action: Ignore
+      onPodConditions: [{type: DisruptionTarget, status: "True"}]
 template:
   metadata:
-    labels:
-      {{- include "leanmoe.selectorLabels" . | nindent 6 }}
-      app.kubernetes.io/component: prepare
+    {{- with include "leanmoe.map" (list $prepare.podAnnotations) }}
+    annotations: {{- . | nindent 6 }}
+    {{- end }}
+    labels: {{- include "leanmoe.podLabels" (list . "prepare" $prepare.podLabels) | nindent 6 }}
   spec:
     {{- include "leanmoe.podBasics" . | nindent 4 }}
     {{- if not .hook }}
@@ -64,8 +81,8 @@ template:
     serviceAccountName: {{ include "leanmoe.serviceAccountName" . }}
     {{- end }}
     restartPolicy: Never
-    {{- with $prepare.nodeSelector }}
-    nodeSelector: {{- toYaml . | nindent 6 }}
+    {{- with include "leanmoe.map" (list $prepare.nodeSelector) }}
+    nodeSelector: {{- . | nindent 6 }}
     {{- end }}
     {{- with $prepare.tolerations }}
     tolerations: {{- toYaml . | nindent 6 }}

@@ -1,30 +1,50 @@
 {{/* The server's container and pod, for the Deployment and for leaders of several nodes. */}}
+{{/* Options that are passed where they are set. dict of an option's name and its value; null, false and "" are not set. */}}
+{{- define "leanmoe.options" -}}
+{{- range $name, $value := . }}
+{{- if and (kindIs "bool" $value) $value }}
+- --{{ $name }}
+{{- else if not (or (kindIs "invalid" $value) (kindIs "bool" $value) (eq (toString $value) "")) }}
+- {{ printf "--%s=%s" $name (include "leanmoe.text" $value) | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.governor" -}}
+{{- with .Values.server.governor.mode }}{{ if ne . "off" }}{{ . }}{{ end }}{{ end }}
+{{- end }}
+
+{{- define "leanmoe.loadArgs" -}}
+{{- $server := .Values.server }}
+{{- $governor := $server.governor }}
+{{- $shadow := $server.shadow }}
+{{- $admission := dict "max-waiting" $server.maxWaiting "max-body-mib" $server.maxBodyMib "client-seconds" $server.clientSeconds "keep-alive-seconds" $server.keepAliveSeconds }}
+{{- $log := dict "log-format" (ternary "" $server.logFormat (eq $server.logFormat "text")) "audit-file" $server.auditFile "share-prefix-cache" $server.sharePrefixCache }}
+{{- include "leanmoe.options" (merge $admission $log) }}
+{{- with include "leanmoe.governor" . }}
+{{- include "leanmoe.options" (dict "governor" . "slo-ttft" $governor.ttftMs "slo-itl" $governor.itlMs "governor-max-level" $governor.maxLevel "governor-max-kld" $governor.maxKld "governor-union-budget" $governor.unionBudget "memory-bandwidth" $governor.memoryBandwidth "governor-dwell" $governor.dwellSeconds) }}
+{{- end }}
+{{- if gt (float64 $shadow.share) 0.0 }}
+{{- include "leanmoe.options" (dict "shadow-share" $shadow.share "shadow-tokens-per-minute" $shadow.tokensPerMinute "shadow-max-kld" $shadow.maxKld) }}
+{{- end }}
+{{- end }}
+
 {{- define "leanmoe.serveArgs" -}}
 {{- $server := .Values.server -}}
 - serve
-- {{ include "leanmoe.servedModel" . }}
+- {{ include "leanmoe.servedModel" . | quote }}
 - --host=0.0.0.0
 - --port=8000
 - --drain-seconds={{ .Values.shutdown.drainSeconds }}
 - --poll-seconds={{ $server.pollSeconds }}
-{{- if not (kindIs "invalid" $server.skipLevel) }}
-- --skip-level={{ $server.skipLevel }}
-{{- end }}
-{{- if not (kindIs "invalid" $server.maxKld) }}
-- --max-kld={{ $server.maxKld }}
-{{- end }}
+{{- include "leanmoe.options" (dict "skip-level" $server.skipLevel "max-kld" $server.maxKld) }}
 - --max-skip-level={{ $server.maxSkipLevel }}
 - --phases={{ $server.phases }}
 {{- if not (kindIs "invalid" $server.unionBudget) }}
 - --union-budget={{ int $server.unionBudget }}
 - --union-mode={{ $server.unionMode }}
 {{- end }}
-{{- if $server.deterministic }}
-- --deterministic
-{{- end }}
-{{- if $server.skipVerify }}
-- --skip-verify
-{{- end }}
+{{- include "leanmoe.options" (dict "deterministic" $server.deterministic "skip-verify" $server.skipVerify) }}
 {{- range $server.tunedTables }}
 - {{ printf "--tuned-table=%s" . | quote }}
 {{- end }}
@@ -34,7 +54,14 @@
 {{- if .Values.secrets.keyFile.name }}
 - --keys=/secrets/keys/keys.toml
 {{- end }}
-- --served-model-name={{ include "leanmoe.servedName" . }}
+{{- include "leanmoe.loadArgs" . }}
+{{- $names := include "leanmoe.servedNames" . | fromYamlArray }}
+{{- if eq (len $names) 1 }}
+- {{ printf "--served-model-name=%s" (first $names) | quote }}
+{{- else }}
+- --served-model-name
+{{- include "leanmoe.servedNames" . }}
+{{- end }}
 {{ include "leanmoe.engineArgs" . }}
 {{- if .Values.multiNode.enabled }}
 {{- if eq .Values.multiNode.backend "ray" }}
@@ -73,6 +100,16 @@
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
 - {name: RAY_PORT, value: {{ .Values.multiNode.rayPort | quote }}}
 {{- end }}
+{{- with .Values.server.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "leanmoe.engineEnvFrom" -}}
+- configMapRef: {name: {{ include "leanmoe.settingsName" . }}}
+{{- with .Values.server.envFrom }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "leanmoe.serverEnvironment" -}}
@@ -107,23 +144,31 @@
   {{- with include "leanmoe.serverEnvironment" . | trim }}
   env: {{- . | nindent 4 }}
   {{- end }}
-  envFrom:
-    - configMapRef: {name: {{ include "leanmoe.settingsName" . }}}
+  envFrom: {{- include "leanmoe.engineEnvFrom" . | nindent 4 }}
   ports:
     - {name: http, containerPort: 8000, protocol: TCP}
   # The port opens once the weights are loaded; until then only the startup probe runs.
   startupProbe:
     httpGet: {path: /health, port: http}
+    {{- with $probes.startup.initialDelaySeconds }}
+    initialDelaySeconds: {{ int . }}
+    {{- end }}
     periodSeconds: {{ $probes.startup.periodSeconds }}
     timeoutSeconds: {{ $probes.liveness.timeoutSeconds }}
     failureThreshold: {{ divf $probes.startup.seconds $probes.startup.periodSeconds | ceil }}
   livenessProbe:
     httpGet: {path: /health, port: http}
+    {{- with $probes.liveness.initialDelaySeconds }}
+    initialDelaySeconds: {{ int . }}
+    {{- end }}
     periodSeconds: {{ $probes.liveness.periodSeconds }}
     timeoutSeconds: {{ $probes.liveness.timeoutSeconds }}
     failureThreshold: {{ $probes.liveness.failureThreshold }}
   readinessProbe:
     httpGet: {path: /ready, port: http}
+    {{- with $probes.readiness.initialDelaySeconds }}
+    initialDelaySeconds: {{ int . }}
+    {{- end }}
     periodSeconds: {{ $probes.readiness.periodSeconds }}
     timeoutSeconds: {{ $probes.readiness.timeoutSeconds }}
     failureThreshold: {{ $probes.readiness.failureThreshold }}
@@ -154,6 +199,9 @@
   command: [/bin/sh, /scripts/wait.sh]
   env:
     - {name: MODEL, value: {{ include "leanmoe.servedModel" . | quote }}}
+    - {name: JOB, value: {{ include "leanmoe.prepareJob" . | quote }}}
+    - {name: RETRIES, value: {{ .Values.prepare.backoffLimit | quote }}}
+    - {name: SECONDS_LEFT, value: {{ add (int .Values.prepare.activeDeadlineSeconds) 600 | quote }}}
   resources:
     requests: {cpu: 10m, memory: 16Mi}
     limits: {memory: 64Mi}
@@ -162,6 +210,10 @@
     - {name: models, mountPath: /models, readOnly: true}
     {{- include "leanmoe.commonMounts" . | nindent 4 }}
 {{- end }}
+{{- end }}
+
+{{- define "leanmoe.listed" -}}
+{{- with . }}{{ toYaml . }}{{ end }}
 {{- end }}
 
 {{- define "leanmoe.engineVolumes" -}}
@@ -192,11 +244,14 @@ spec:
   {{- end }}
   serviceAccountName: {{ include "leanmoe.serviceAccountName" . }}
   terminationGracePeriodSeconds: {{ include "leanmoe.graceSeconds" . }}
-  {{- with include "leanmoe.initContainers" . | trim }}
+  {{- with printf "%s\n%s" (include "leanmoe.initContainers" .) (include "leanmoe.listed" .Values.extraInitContainers) | trim }}
   initContainers: {{- . | nindent 4 }}
   {{- end }}
   containers:
     {{- include "leanmoe.serverContainer" . | nindent 4 }}
+    {{- with .Values.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   volumes:
     {{- include "leanmoe.engineVolumes" . | nindent 4 }}
     {{- with .Values.secrets.adminKey }}
@@ -244,7 +299,7 @@ spec:
       command: [vllm]
       args:
         - serve
-        - {{ include "leanmoe.servedModel" . }}
+        - {{ include "leanmoe.servedModel" . | quote }}
         - --headless
         - --node-rank=$(LWS_WORKER_INDEX)
         - --seed=0
@@ -253,8 +308,7 @@ spec:
       env:
         {{- include "leanmoe.engineEnvironment" . | trim | nindent 8 }}
         - {name: VLLM_PLUGINS, value: leanmoe}
-      envFrom:
-        - configMapRef: {name: {{ include "leanmoe.settingsName" . }}}
+      envFrom: {{- include "leanmoe.engineEnvFrom" . | nindent 8 }}
       lifecycle:
         preStop:
           sleep: {seconds: {{ add .Values.shutdown.preStopSeconds .Values.shutdown.drainSeconds }}}

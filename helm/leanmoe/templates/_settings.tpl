@@ -25,14 +25,23 @@ VLLM_WORKER_MULTIPROC_METHOD: spawn
 {{- define "leanmoe.settings" -}}
 {{- $own := include "leanmoe.environment" . | fromYaml -}}
 {{- range $name, $value := .Values.server.env }}
-{{- $_ := set $own $name (toString $value) }}
+{{- $_ := set $own $name (include "leanmoe.text" $value) }}
 {{- end }}
 {{- toYaml $own }}
 {{- end }}
 
+{{/* vLLM's arguments with dashes, as it prints them; what the chart passes itself is not among them. */}}
+{{- define "leanmoe.vllm" -}}
+{{- $own := dict }}
+{{- range $name, $value := .Values.server.vllm }}
+{{- $_ := set $own ($name | replace "_" "-") $value }}
+{{- end }}
+{{- toYaml (omit $own "served-model-name") }}
+{{- end }}
+
 {{- define "leanmoe.files" -}}
 vllm.yaml: |
-  {{- toYaml .Values.server.vllm | nindent 2 }}
+  {{- include "leanmoe.vllm" . | nindent 2 }}
 {{- range $path, $_ := .Files.Glob "files/*" }}
 {{ base $path }}: |
   {{- $.Files.Get $path | trim | nindent 2 }}

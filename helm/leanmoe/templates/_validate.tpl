@@ -1,11 +1,18 @@
 {{/* Checks that the schema cannot express: settings that exclude or require each other. One sentence each. */}}
 {{- define "leanmoe.validate" -}}
+{{- include "leanmoe.validateNames" . }}
+{{- include "leanmoe.validateLabels" . }}
+{{- include "leanmoe.validateSecrets" . }}
+{{- include "leanmoe.validateVolumes" . }}
 {{- include "leanmoe.validateModel" . }}
 {{- include "leanmoe.validatePrepare" . }}
 {{- include "leanmoe.validateServer" . }}
+{{- include "leanmoe.validateGovernor" . }}
+{{- include "leanmoe.validateMonitoring" . }}
 {{- include "leanmoe.validateScale" . }}
 {{- include "leanmoe.validateNetwork" . }}
 {{- include "leanmoe.validateFleet" . }}
+{{- include "leanmoe.validateLevels" . }}
 {{- end }}
 
 {{- define "leanmoe.validateModel" -}}
@@ -25,6 +32,10 @@
 {{- end }}
 {{- if and (eq $source.kind "none") (eq $storage.kind "pvc") (not $storage.existingClaim) }}
 {{- fail "model.source.kind is none and the chart makes the claim: it would be empty; set model.storage.existingClaim to the claim that holds the model, or name a source" }}
+{{- end }}
+{{- $modes := $storage.accessModes }}
+{{- if and (eq $storage.kind "pvc") (include "leanmoe.written" .) (eq (join "" $modes) "ReadOnlyMany") }}
+{{- fail (printf "model.storage.accessModes is [ReadOnlyMany], and %s writes to the claim: use ReadWriteMany, or a claim that holds the model with model.source.kind none" (ternary "prepare" "fetching the model" .Values.prepare.enabled)) }}
 {{- end }}
 {{- if and (ne $source.kind "none") (not (include "leanmoe.origin" .)) }}
 {{- $key := get (dict "huggingface" "huggingface.repo" "objectStore" "objectStore.remote" "oci" "oci.reference") $source.kind }}
@@ -58,17 +69,32 @@
 {{- if and $server.deterministic (not (kindIs "invalid" $server.unionBudget)) }}
 {{- fail "server.deterministic refuses any server.unionBudget: set it to null, or deterministic to false" }}
 {{- end }}
-{{- $own := list "model" "port" "host" "seed" "served-model-name" "tensor-parallel-size" "pipeline-parallel-size" "config" "nnodes" "node-rank" "master-addr" "master-port" "distributed-executor-backend" "api-key" "middleware" "uds" }}
+{{- $own := list "model" "port" "host" "seed" "tensor-parallel-size" "pipeline-parallel-size" "config" "nnodes" "node-rank" "master-addr" "master-port" "distributed-executor-backend" "middleware" "uds" }}
 {{- $refused := list "api-server-count" "headless" "grpc" "kv-transfer-config" "kv-offloading-size" "hf-overrides" "hf-config-path" "enable-return-routed-experts" }}
-{{- range $name, $_ := $server.vllm }}
+{{- $seen := dict }}
+{{- range $given, $_ := $server.vllm }}
+{{- $name := $given | replace "_" "-" }}
+{{- if hasKey $seen $name }}
+{{- fail (printf "server.vllm.%s and server.vllm.%s are one argument: leave one of them out" (get $seen $name) $given) }}
+{{- end }}
+{{- $_ := set $seen $name $given }}
 {{- if has $name $own }}
-{{- fail (printf "server.vllm.%s is set by the chart: use the chart's own setting" $name) }}
+{{- fail (printf "server.vllm.%s is set by the chart: use the chart's own setting" $given) }}
 {{- end }}
 {{- if has $name $refused }}
-{{- fail (printf "server.vllm.%s: leanmoe serve refuses it, see docs/serving.md" $name) }}
+{{- fail (printf "server.vllm.%s: leanmoe serve refuses it, see docs/serving.md" $given) }}
+{{- end }}
+{{- if hasPrefix "ssl-" $name }}
+{{- fail (printf "server.vllm.%s: the probes, the tests and the scrapes of the chart speak HTTP; end TLS in front of the pods, at an Ingress, a Gateway or a mesh" $given) }}
+{{- end }}
+{{- if has $name (list "api-key" "hf-token") }}
+{{- fail (printf "server.vllm.%s would stand in a ConfigMap: name a Secret in secrets" $given) }}
 {{- end }}
 {{- end }}
-{{- $engines := get $server.vllm "data-parallel-size" | default 1 | int }}
+{{- if and $server.servedModelName (hasKey $seen "served-model-name") }}
+{{- fail (printf "server.servedModelName and server.vllm.%s are both set: leave one of them out" (get $seen "served-model-name")) }}
+{{- end }}
+{{- $engines := get $server.vllm (get $seen "data-parallel-size") | default 1 | int }}
 {{- $ranks := mul $server.tensorParallelSize $server.pipelineParallelSize $engines | int }}
 {{- $devices := int .Values.gpu.count }}
 {{- if .Values.multiNode.enabled }}
@@ -86,8 +112,19 @@
 {{- if and $scale.hpa.enabled $scale.keda.enabled }}
 {{- fail "autoscaling.hpa and autoscaling.keda are both enabled and would scale against each other: enable one" }}
 {{- end }}
-{{- if and $scale.keda.enabled (not $scale.keda.serverAddress) }}
-{{- fail "autoscaling.keda.serverAddress is empty: give the address of Prometheus" }}
+{{- $keda := $scale.keda }}
+{{- if $keda.enabled }}
+{{- if not (or $keda.serverAddress $keda.triggers) }}
+{{- fail "autoscaling.keda.serverAddress is empty: give the address of Prometheus, or triggers of your own" }}
+{{- end }}
+{{- if and $keda.serverAddress (not .Values.serviceMonitor.enabled) (not $keda.scraped) }}
+{{- fail "autoscaling.keda asks Prometheus for metrics that nothing collects: enable serviceMonitor, or set autoscaling.keda.scraped to true if you collect them otherwise" }}
+{{- end }}
+{{- if and (eq (int $scale.minReplicas) 0) (not $keda.triggers) }}
+{{- fail "autoscaling.minReplicas is 0, and without pods nothing measures that requests wait: give autoscaling.keda.triggers one that needs no pod, such as the queue of a gateway" }}
+{{- end }}
+{{- else if and $scale.hpa.enabled (eq (int $scale.minReplicas) 0) }}
+{{- fail "autoscaling.minReplicas is 0, and a HorizontalPodAutoscaler on metrics of pods cannot start the first one: use 1, or autoscaling.keda" }}
 {{- end }}
 {{- if gt (int $scale.minReplicas) (int $scale.maxReplicas) }}
 {{- fail (printf "autoscaling.minReplicas is %d and maxReplicas is %d: the first must not be larger" (int $scale.minReplicas) (int $scale.maxReplicas)) }}
@@ -105,6 +142,12 @@
 {{- end }}
 
 {{- define "leanmoe.validateNetwork" -}}
+{{- if and (ne .Values.service.type "LoadBalancer") (or .Values.service.loadBalancerClass .Values.service.loadBalancerSourceRanges) }}
+{{- fail (printf "service.loadBalancerClass and loadBalancerSourceRanges are for the type LoadBalancer, and service.type is %s: change it, or leave them out" .Values.service.type) }}
+{{- end }}
+{{- if and (eq .Values.service.type "ClusterIP") .Values.service.externalTrafficPolicy }}
+{{- fail "service.externalTrafficPolicy is for the types NodePort and LoadBalancer, and service.type is ClusterIP: leave it out" }}
+{{- end }}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) }}
 {{- fail "ingress.enabled and ingress.hosts is empty: name at least one host" }}
 {{- end }}
