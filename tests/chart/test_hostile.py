@@ -22,7 +22,7 @@ from tests.chart.rendering import (
     strictly,
     template,
 )
-from tests.chart.test_valid import check
+from tests.chart.strictness import check
 
 HOSTILE = {path.stem: path for path in sorted((Path(__file__).parent / "hostile").iterdir())}
 

@@ -3,64 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator
-from pathlib import Path
 
-import jsonschema
-import kubernetes_validate
 import pytest
 
-from tests.chart.rendering import CI, Document, pod_templates, rendered
+from tests.chart.rendering import CI, pod_templates, rendered
+from tests.chart.strictness import SCHEMAS, check, check_own
 
-SCHEMAS = {
-    schema["x-kind"]: schema
-    for schema in map(
-        json.loads, map(Path.read_text, (Path(__file__).parent / "schemas").iterdir())
-    )
-}
 OLDEST, NEWEST = "1.30.0", "1.37.0"
 # Image volumes came later, as the chart says itself, and so did the form of claims of devices.
 OLDEST_OF = {"image-volume": "1.33.0", "dra": "1.31.0"}
-# What every values file renders alike is validated once.
-_valid: set[tuple[str, str]] = set()
-
-
-def _check_own(document: Document) -> None:
-    """Kinds of operators, by schemas of ours that know every field the chart may write."""
-    schema = SCHEMAS.get(f"{document['apiVersion']}/{document['kind']}")
-    assert schema is not None, f"nothing validates {document['apiVersion']} {document['kind']}"
-    bare = copy.deepcopy(document)
-    for error in jsonschema.Draft202012Validator(schema).iter_errors(bare):
-        pytest.fail(f"{document['kind']} {error.json_path}: {error.message}")
-
-
-def _as_core(document: Document) -> Iterator[Document]:
-    """Pod templates of other kinds, as a core kind that is validated strictly."""
-    for index, pod in enumerate(pod_templates(document)):
-        yield {
-            "apiVersion": "v1",
-            "kind": "PodTemplate",
-            "metadata": {"name": f"{document['metadata']['name']}-{index}"},
-            "template": pod,
-        }
-
-
-def check(document: Document, version: str) -> None:
-    """Strictly: Kubernetes' own kinds by its schemas, those of operators by ours."""
-    known = (version, json.dumps(document, sort_keys=True))
-    if known not in _valid:
-        _check_new(document, version)
-        _valid.add(known)
-
-
-def _check_new(document: Document, version: str) -> None:
-    try:
-        kubernetes_validate.validate(document, version, strict=True)
-    except kubernetes_validate.SchemaNotFoundError:
-        _check_own(document)
-        for core in _as_core(document):
-            kubernetes_validate.validate(core, version, strict=True)
 
 
 @pytest.mark.parametrize("name", CI)
@@ -80,7 +31,7 @@ def test_every_schema_of_ours_is_used_and_closed(kind):
     wrong = copy.deepcopy(found[0])
     wrong["spec"]["misspelt"] = 1
     with pytest.raises(pytest.fail.Exception, match="misspelt"):
-        _check_own(wrong)
+        check_own(wrong)
 
 
 @pytest.mark.parametrize("name", CI)
@@ -93,3 +44,13 @@ def test_names_are_unique_and_in_the_namespace(name):
     assert all(len(key[1]) <= 63 for key in keys)
     expected = {"models", "monitoring"} if name == "monitoring" else {"models"}
     assert {key[2] for key in keys} == expected
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_a_misspelt_field_is_seen_in_pods_of_every_kind(version):
+    for name in ("defaults", "multi-node-native", "prepare"):
+        for document in copy.deepcopy(rendered(name)):
+            for pod in pod_templates(document):
+                pod["spec"]["containers"][0]["misspelt"] = 1
+                with pytest.raises(pytest.fail.Exception, match="misspelt"):
+                    check(document, version)
