@@ -68,6 +68,7 @@ CASES = {
     "prepare.enabled=true,prepare.prune.keep=4,prepare.prune.ratio=0.5": "leave one of them out",
     "prepare.enabled=true,prepare.prune.keep=4,prepare.hook=true": "existingClaim",
     "prepare.enabled=true,prepare.prune.keep=4,model.storage.kind=emptyDir": "use pvc",
+    "prepare.enabled=true,prepare.prune.keep=4,prepare.hook=true,prepare.scaleDownOnFailure=true,model.storage.existingClaim=a": "with prepare.hook none do",
     "model.source.kind=none": "existingClaim",
     "model.source.kind=none,model.storage.kind=emptyDir": "name a source",
     "model.source.kind=objectStore": "objectStore.remote is empty",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import certifi
 import pytest
 
 from leanmoe.manifest import read_manifest
@@ -66,6 +68,39 @@ def test_waiting_ends_when_the_job_has_given_up(codes, seconds, said, tmp_path):
     done = _run("wait.sh", MODEL=str(model), **told)
     assert done.returncode == 1
     assert said in done.stderr
+
+
+class _Cluster(BaseHTTPRequestHandler):
+    """The part of a cluster's API that changes replicas."""
+
+    asked: ClassVar[list[tuple[str, str, str]]] = []
+
+    def do_PATCH(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.asked.append((self.path, self.headers["Authorization"], body))
+        self.send_response(200 if self.path.endswith("/scale") else 403)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize(("path", "said"), [("/scale", "no GPU is held"), ("/other", "403")])
+def test_a_pod_that_gives_up_may_scale_its_release_down(path, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(_Cluster, "asked", [])
+    script = (FILES / "wait.sh").read_text().replace("/scripts", str(FILES))
+    (tmp_path / "wait.sh").write_text(script)
+    (tmp_path / "token").write_text("a-token\n")
+    shutil.copy(certifi.where(), tmp_path / "ca.crt")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Cluster)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    told = {"JOB": "prepare-1", "RETRIES": "1", "SECONDS_LEFT": "0", "API_FOLDER": str(tmp_path)}
+    told |= {"SCALE_URL": f"http://127.0.0.1:{server.server_port}{path}"}
+    done = _run(str(tmp_path / "wait.sh"), MODEL=str(tmp_path / "lean"), **told)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 1
+    assert said in done.stdout + done.stderr
+    assert _Cluster.asked == [(path, "Bearer a-token", '{"spec": {"replicas": 0}}')]
 
 
 def test_a_step_that_fails_leaves_word_for_the_pods_that_wait(tmp_path):

@@ -21,8 +21,19 @@ from tests.chart.rendering import (
     rendered_text,
 )
 
+# The example that makes a Role.
+SCALES_DOWN = "mesh"
+# Containers that a values file brings itself.
+THEIRS = ("audit-shipper", "warm-files")
 # Kinds, what keeps a level on all pods, and followers of node groups as they are handed to checkov.
-ONCE = ("Pod", "Job", "multi-node-native-1", "multi-node-ray-1", "demo-leanmoe-fleet")
+ONCE = (
+    "Pod",
+    "Job",
+    "multi-node-native-1",
+    "multi-node-ray-1",
+    "host-network-1",
+    "demo-leanmoe-fleet",
+)
 # Every check that may fail, with the kinds it may fail in (None: any) and the reason.
 ALLOWED = {
     "CKV_K8S_43": (None, "the operator names the digest of the image they built: image.digest"),
@@ -40,6 +51,7 @@ ALLOWED = {
         None,
         "vLLM takes the API key from a variable only; the other secrets are files",
     ),
+    "CKV_K8S_19": (("host-network", "host-network-0", "host-network-1"), "the example of it"),
     "CKV_K8S_40": (("openshift",), "OpenShift itself picks a high user id"),
     "CKV2_K8S_6": (
         None,
@@ -126,7 +138,7 @@ def _check_restricted(container: Document) -> None:
     assert context["capabilities"] == {"drop": ["ALL"]}
     assert "memory" in container["resources"]["limits"]
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-    assert {"/cache", "/tmp"} <= set(mounts)
+    assert {"/cache", "/tmp"} <= set(mounts) or container["name"] in THEIRS
 
 
 def test_users_are_not_root_unless_the_platform_picks_them():
@@ -141,4 +153,30 @@ def test_users_are_not_root_unless_the_platform_picks_them():
 def test_no_secret_is_made_or_written_out(name):
     documents = rendered(name)
     assert not all_of(documents, "Secret")
-    assert not [one for one in documents if one["kind"].startswith(("Role", "ClusterRole"))]
+    roles = [one for one in documents if one["kind"] in ("Role", "RoleBinding")]
+    assert not [one for one in documents if one["kind"].startswith("ClusterRole")]
+    assert bool(roles) == (name == SCALES_DOWN)
+
+
+def test_the_only_role_may_change_the_replicas_of_one_workload():
+    documents = rendered(SCALES_DOWN)
+    (role,) = all_of(documents, "Role")
+    (workload,) = all_of(documents, "Deployment")
+    (rule,) = role["rules"]
+    assert rule == {
+        "apiGroups": ["apps"],
+        "resources": ["deployments/scale"],
+        "resourceNames": [workload["metadata"]["name"]],
+        "verbs": ["patch"],
+    }
+    (binding,) = all_of(documents, "RoleBinding")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    spec = workload["spec"]["template"]["spec"]
+    assert binding["subjects"][0]["name"] == spec["serviceAccountName"]
+    # Its token is in the container that waits, and in no other.
+    holders = [
+        container["name"]
+        for container in containers(workload["spec"]["template"])
+        if any(mount["name"] == "api" for mount in container["volumeMounts"])
+    ]
+    assert holders == ["wait-for-model"]

@@ -11,16 +11,16 @@ gave_up() {
   grep -q 'exit code 2$' "$failed" || [ "$(wc -l <"$failed")" -gt "$RETRIES" ]
 }
 
+end() {
+  echo "the Job $JOB $1" >&2
+  [ -z "${SCALE_URL:-}" ] || python3 /scripts/scale_down.py || true
+  exit 1
+}
+
 echo "waiting for $MODEL; see the logs of the Job $JOB"
 until [ -e "$MODEL/leanmoe.json" ]; do
-  if gave_up; then
-    echo "the Job $JOB failed: $(tail -n 1 "$failed"); see its logs, and upgrade with other settings" >&2
-    exit 1
-  fi
-  if [ "$SECONDS_LEFT" -le 0 ]; then
-    echo "the Job $JOB is past its deadline, and $MODEL is not there; see its logs" >&2
-    exit 1
-  fi
+  ! gave_up || end "failed: $(tail -n 1 "$failed"); see its logs, and upgrade with other settings"
+  [ "$SECONDS_LEFT" -gt 0 ] || end "is past its deadline, and $MODEL is not there; see its logs"
   SECONDS_LEFT=$((SECONDS_LEFT - 5))
   sleep 5 &
   wait $!

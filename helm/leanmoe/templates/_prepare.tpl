@@ -1,4 +1,9 @@
 {{/* The Job: fetch, score, prune and curve are separate containers, so that `kubectl get pod` shows its progress. */}}
+{{- define "leanmoe.scalesDown" -}}
+{{- $prepare := .Values.prepare }}
+{{- if and $prepare.enabled $prepare.scaleDownOnFailure (not $prepare.hook) }}true{{ end }}
+{{- end }}
+
 {{- define "leanmoe.prepareStep" -}}
 {{- $root := .root -}}
 - name: {{ .step }}

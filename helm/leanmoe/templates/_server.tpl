@@ -202,6 +202,9 @@
     - {name: JOB, value: {{ include "leanmoe.prepareJob" . | quote }}}
     - {name: RETRIES, value: {{ .Values.prepare.backoffLimit | quote }}}
     - {name: SECONDS_LEFT, value: {{ add (int .Values.prepare.activeDeadlineSeconds) 600 | quote }}}
+    {{- if include "leanmoe.scalesDown" . }}
+    - {name: SCALE_URL, value: {{ printf "https://kubernetes.default.svc/apis/%s/namespaces/%s/%ss/%s/scale" (include "leanmoe.targetVersion" .) .Release.Namespace (lower (include "leanmoe.targetKind" .)) (include "leanmoe.fullname" .) | quote }}}
+    {{- end }}
   resources:
     requests: {cpu: 10m, memory: 16Mi}
     limits: {memory: 64Mi}
@@ -209,6 +212,9 @@
   volumeMounts:
     - {name: models, mountPath: /models, readOnly: true}
     {{- include "leanmoe.commonMounts" . | nindent 4 }}
+    {{- if include "leanmoe.scalesDown" . }}
+    - {name: api, mountPath: /secrets/api, readOnly: true}
+    {{- end }}
 {{- end }}
 {{- end }}
 
@@ -223,6 +229,15 @@
   emptyDir: {medium: Memory, sizeLimit: {{ .Values.shmSize }}}
 {{- if not .Values.prepare.enabled }}
 {{- include "leanmoe.fetchVolumes" . }}
+{{- end }}
+{{- if include "leanmoe.scalesDown" . }}
+# For the container that waits: its token may change the replicas of this workload alone.
+- name: api
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3600}
+      - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}

@@ -52,6 +52,9 @@
 {{- if and $prepare.hook (not .Values.model.storage.existingClaim) }}
 {{- fail "prepare.hook runs before anything of the release exists: set model.storage.existingClaim to a claim of yours, or prepare.hook to false" }}
 {{- end }}
+{{- if and $prepare.scaleDownOnFailure $prepare.hook }}
+{{- fail "prepare.scaleDownOnFailure is about pods that wait for the Job, and with prepare.hook none do: leave one of them out" }}
+{{- end }}
 {{- if and (not (kindIs "invalid" $prepare.prune.keep)) (not (kindIs "invalid" $prepare.prune.ratio)) }}
 {{- fail "prepare.prune.keep and prepare.prune.ratio are both set: leave one of them out" }}
 {{- end }}

@@ -65,8 +65,8 @@
 {{- end }}
 
 {{- define "leanmoe.validateVolumes" -}}
-{{- $volumes := list "models" "files" "cache" "tmp" "shm" "huggingface-token" "registry-credentials" "admin-key" "key-file" }}
-{{- $folders := list "/models" "/scripts" "/cache" "/tmp" "/dev/shm" "/secrets/admin" "/secrets/keys" "/secrets/huggingface" "/secrets/registry" }}
+{{- $volumes := list "models" "files" "cache" "tmp" "shm" "huggingface-token" "registry-credentials" "admin-key" "key-file" "api" }}
+{{- $folders := list "/models" "/scripts" "/cache" "/tmp" "/dev/shm" "/secrets/admin" "/secrets/keys" "/secrets/huggingface" "/secrets/registry" "/secrets/api" }}
 {{- $given := list }}
 {{- range .Values.extraVolumes }}
 {{- if has .name $volumes }}
