@@ -103,8 +103,12 @@ def test_a_pod_that_gives_up_may_scale_its_release_down(path, said, tmp_path, mo
     assert _Cluster.asked == [(path, "Bearer a-token", '{"spec": {"replicas": 0}}')]
 
 
-def test_a_step_that_fails_leaves_word_for_the_pods_that_wait(tmp_path):
-    output = tmp_path / "lean"
+def test_a_step_that_fails_leaves_word_for_the_pods_that_wait(tmp_path, monkeypatch):
+    output, program = tmp_path / "lean", tmp_path / "bin" / "leanmoe"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexit 2\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys.modules[__name__], "PATH", f"{program.parent}:{PATH}")
     told = {"OUTPUT": str(output), "JOB": "prepare-1", "MODEL": str(tmp_path / "absent")}
     done = _run("prepare.sh", "score", SCORES=str(tmp_path / "scores"), **told)
     assert done.returncode == 2
