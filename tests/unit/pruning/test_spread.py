@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from leanmoe_pruning.budgets.domains import Domains, identity
 from leanmoe_pruning.budgets.offers import Offer, offer_of_experts, offer_of_sets
 from leanmoe_pruning.budgets.spreading import LAYERS_OFF, spread
 from leanmoe_pruning.forward.routing import RouterRule
+from leanmoe_pruning.methods.naee.naee_spread import offer_of_subsets
 from leanmoe_pruning.methods.selection import complement, pruned_subsets
+from leanmoe_pruning.scores.gram import centred_gram
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 from tests.layer_scores import bare_scores
 
@@ -161,6 +164,28 @@ def test_usage_and_coverage_by_hand():
     assert domains.usage(scores).tolist() == [[0.5, 0.25, 0.25], [0.0, 0.5, 0.5]]
     assert domains.coverage(scores)[0].tolist() == pytest.approx([2 / 8, 2 / 8, 4 / 8])
     assert domains.coverage(scores)[1].tolist() == pytest.approx([0.0, 2 / 6, 4 / 6])
+
+
+def test_losses_of_subsets_by_domain():
+    """Per domain the same relative loss over its own batches; a sample may miss the last one."""
+    generator = torch.Generator().manual_seed(5)
+    rule, logits = RouterRule(top_k=1, renormalize=True), torch.randn(8, 4, generator=generator)
+    outputs = torch.randn(4, 8, 3, generator=generator)
+    target = outputs[logits.argmax(1), torch.arange(8)]
+    scores = bare_scores(rule, logits, centred_gram(outputs, target))
+    domains = Domains(("a", "b"), ((2, 2), (2, 2)))
+    batches = torch.arange(8) // 2
+    offer = offer_of_subsets(scores, 2, batches, domains)
+    for column, kept in enumerate(KEPT):
+        masked = torch.full_like(logits, float("-inf"))
+        masked[:, list(kept)] = logits[:, list(kept)]
+        gap = outputs[masked.argmax(1), torch.arange(8)] - target
+        lost, whole = (one.view(4, -1).norm(dim=1).double() for one in (gap, target))
+        assert offer.losses_C[column] == pytest.approx(float(lost.sum() / whole.sum()), abs=1e-6)
+        by_domain = lost.view(2, 2).sum(1) / whole.view(2, 2).sum(1)
+        assert offer.losses_CD[column].tolist() == pytest.approx(by_domain.tolist(), abs=1e-6)
+    sampled = replace(scores, output_gram_TP=scores.output_gram_TP[::4].contiguous())
+    assert offer_of_subsets(sampled, 2, torch.arange(8), domains).losses_CD.shape == (6, 2)
 
 
 @pytest.fixture(scope="module")

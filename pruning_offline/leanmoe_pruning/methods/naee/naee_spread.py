@@ -85,7 +85,9 @@ def offer_of_subsets(
     losses_SB = batch_losses(scores, subsets, batch_of_T)
     norms_B = output_norms(scores, batch_of_T)
     domain_of_B = torch.zeros(len(norms_B), dtype=torch.int64)
-    domain_of_B[batch_of_T] = domains.of_tokens()
+    # A sample need not reach the last batches.
+    some = scores.gram_tokens
+    domain_of_B[batch_of_T[some]] = domains.of_tokens()[some]
     norms_D = _by_domain(norms_B[None], domain_of_B, len(domains.names)).clamp_min(1e-300)
     losses_SD = _by_domain(losses_SB, domain_of_B, len(domains.names)) / norms_D
     losses_S = losses_SB.sum(1) / norms_B.sum().clamp_min(1e-300)
