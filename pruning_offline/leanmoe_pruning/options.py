@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
@@ -119,14 +120,44 @@ def read_options(kind: type[T], args: argparse.Namespace) -> T:
     for one in fields(kind):  # type: ignore[arg-type]
         value = getattr(args, one.name)
         values[one.name] = tuple(value) if isinstance(value, list) else value
-        if (found := one.metadata.get(_KEY)) is not None and found.within and value is not None:
-            _check_within(one.name, value, *found.within)
-    return kind(**values)
+    return checked(kind(**values))
 
 
-def _check_within(name: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
+def checked(options: T) -> T:
+    """The same options, wherever they came from: paths made of text, numbers in their ranges.
+
+    Raises ``InputError`` for a number out of its range and a word that is no choice.
+    """
+    hints, values = get_type_hints(type(options)), {}
+    for one in fields(options):  # type: ignore[arg-type]
+        value = getattr(options, one.name)
+        if isinstance(value, str) and _value_type(hints[one.name]) is Path:
+            values[one.name] = Path(value)
+        found: _Argument | None = one.metadata.get(_KEY)
+        if found is not None and value is not None:
+            _check_value(one.name, value, found)
+    return replace(options, **values)  # type: ignore[type-var]
+
+
+def _check_value(name: str, value: Any, found: _Argument) -> None:
+    if found.within is not None and not found.within[0] <= value <= found.within[1]:
+        least, most = found.within
         raise InputError(f"{flag(name)} is {value}, expected a number from {least} to {most}")
+    choices = found.settings.get("choices")
+    given = value if isinstance(value, tuple) else (value,)
+    if choices is not None and (wrong := [one for one in given if one not in choices]):
+        raise InputError(f"{flag(name)} is {wrong[0]!r}, expected one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class OptionsCommand(Command, Generic[T]):
+    """A command that takes its options as an object; ``do`` runs it from Python."""
+
+    work: Callable[[T], Result] = field(kw_only=True)
+
+    def do(self, options: T) -> Result:
+        """What the command prints with ``--json``; a ``LeanMoEError`` where it would refuse."""
+        return self.work(checked(options))
 
 
 def command_of(
@@ -137,15 +168,16 @@ def command_of(
     summary: str,
     example: str,
     show: Callable[[Result], str],
-) -> Command:
+) -> OptionsCommand[T]:
     """A command whose ``run`` takes its options as an object."""
-    return Command(
+    return OptionsCommand(
         name=name,
         help=summary,
         example=example,
         add_arguments=partial(add_options, options),
         run=lambda args: run(read_options(options, args)),
         show=show,
+        work=run,
     )
 
 

@@ -20,7 +20,8 @@ LEAVING_SHARE = 0.1
 
 @dataclass
 class Answers:
-    """How requests ended: ``completed``, ``refused`` (503), ``left`` by their client."""
+    """How requests ended: ``completed``, ``refused`` (503), ``left`` by their client, or ``gave_up``
+    by it after its own limit."""
 
     ended: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -51,6 +52,8 @@ async def ask(
             await _stream(client, body, leaves, answers)
         else:
             await _whole(client, body, leaves, answers)
+    except httpx.ReadTimeout:
+        answers.ended["gave_up"] += 1
     except httpx.HTTPError as error:
         answers.fail(f"{type(error).__name__}: {error}")
 

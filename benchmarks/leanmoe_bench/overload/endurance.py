@@ -21,6 +21,7 @@ from leanmoe_bench.overload.pressed_server import ADMIN_KEY, MODEL, PressedServe
 _CHANGE_SECONDS = 15.0
 _FILLING_SECONDS, _CAPACITY_SECONDS = 5.0, 40.0
 _END_SECONDS = 300.0
+_PATIENCE_SECONDS = 300.0
 # A client that reads a stream from a small buffer, until it is stopped from outside.
 _READER = """
 import json, socket, sys
@@ -37,7 +38,9 @@ while one.recv(64): pass
 
 def _client(server: PressedServer) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
-    return httpx.AsyncClient(base_url=server.url, timeout=300.0, limits=limits, trust_env=False)
+    return httpx.AsyncClient(
+        base_url=server.url, timeout=_PATIENCE_SECONDS, limits=limits, trust_env=False
+    )
 
 
 async def _capacity(server: PressedServer, seats: int, seed: int) -> float:
@@ -140,14 +143,14 @@ async def _all(
         _stopped_reader(server, seconds),
     )
     drained = _drained(server)
-    completed, left = answers.ended["completed"], answers.ended["left"]
+    completed, left = answers.ended["completed"], answers.ended["left"] + answers.ended["gave_up"]
     # What clients that left were still given may have been finished; the stopped one's, too.
     counted = _finished(server) - before
     return {
         "capacity_per_second": round(capacity, 3),
         "arrivals_per_second": round(factor * capacity, 3),
         "seconds": seconds,
-        **{name: answers.ended[name] for name in ("completed", "refused", "left")},
+        **{name: answers.ended[name] for name in ("completed", "refused", "left", "gave_up")},
         "wrong": answers.wrong,
         "level_changes": dict(Counter(map(str, changes))),
         "stopped_client": reader,

@@ -68,7 +68,7 @@ class LocalServer:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with _OPENER.open(request, timeout=120.0) as answer:
+        with _OPENER.open(request, timeout=600.0) as answer:
             return json.load(answer)
 
     def wait(self, path: str) -> None:

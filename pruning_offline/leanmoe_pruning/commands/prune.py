@@ -38,6 +38,7 @@ from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.options import (
     add_options,
     adds_options,
+    checked,
     flag,
     option,
     own_options,
@@ -184,12 +185,33 @@ def _check_inputs(request: Request) -> None:
         )
 
 
-@torch.inference_mode()
 def _run(args: argparse.Namespace) -> Result:
-    started = time.monotonic()
     request = read_options(PruneOptions, args)
     method = _method(request)
-    inputs, chooser = _open(request, method, _own_options(args, method))
+    return _pruned(request, method, _own_options(args, method))
+
+
+def prune(request: PruneOptions, own: Any = None) -> Result:
+    """Cut a model from Python: what ``leanmoe prune`` prints with ``--json``.
+
+    ``own`` are the options that the method alone has, an object of its options' class
+    (``METHODS[name].options``; default: as where none is given). Raises ``LeanMoEError`` where the
+    command would refuse.
+    """
+    request = checked(request)
+    method = _method(request)
+    if own is not None and not isinstance(own, method.options):
+        raise InputError(
+            f"the options of {method.name} are {method.options.__name__}, "
+            f"got {type(own).__name__}; make one of those"
+        )
+    return _pruned(request, method, checked(method.options() if own is None else own))
+
+
+@torch.inference_mode()
+def _pruned(request: PruneOptions, method: Method[Any], own: Any) -> Result:
+    started = time.monotonic()
+    inputs, chooser = _open(request, method, own)
     with stop_on_signals():
         decision = _probed(request, inputs, chooser.decide(request.dump is not None))
         for note in decision.notes:

@@ -14,6 +14,7 @@ from leanmoe.process import local_server
 from leanmoe.process.group import last_lines
 from leanmoe.process.local_server import LocalServer
 from leanmoe.process.patience import Patience, session_cpu_seconds
+from leanmoe_server.local import serve
 
 ECHO = """
 import argparse
@@ -104,3 +105,11 @@ def test_patience_lasts_while_a_session_computes():
     with Popen(["sleep", "60"], start_new_session=True) as process:
         assert Patience(process.pid, idle_seconds=-1.0).lost() == "it has computed nothing for -1 s"
         process.kill()
+
+
+def test_a_server_from_python_says_why_it_did_not_start(tmp_path):
+    with (
+        pytest.raises(LeanMoEError, match="the lean server ended while starting:\n.*no-model"),
+        serve(tmp_path / "no-model", log=tmp_path / "log"),
+    ):
+        pytest.fail("nothing to serve")
