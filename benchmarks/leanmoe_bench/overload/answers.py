@@ -20,8 +20,9 @@ LEAVING_SHARE = 0.1
 
 @dataclass
 class Answers:
-    """How requests ended: ``completed``, ``refused`` (503), ``left`` by their client, or ``gave_up``
-    by it after its own limit."""
+    """How requests ended: ``completed``, ``refused`` (503), or by their client, which ``left`` or,
+    after its own limit, ``gave_up``.
+    """
 
     ended: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)

@@ -109,7 +109,7 @@ def test_patience_lasts_while_a_session_computes():
 
 def test_a_server_from_python_says_why_it_did_not_start(tmp_path):
     with (
-        pytest.raises(LeanMoEError, match="the lean server ended while starting:\n.*no-model"),
+        pytest.raises(LeanMoEError, match=r"the lean server ended while starting:\n.*no-model"),
         serve(tmp_path / "no-model", log=tmp_path / "log"),
     ):
         pytest.fail("nothing to serve")
