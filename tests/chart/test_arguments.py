@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from leanmoe.command import parse
+from leanmoe.command import parse, parser_of
 from leanmoe.seams import find
 from leanmoe_pruning.commands import curve, prune, score
-from leanmoe_server import seams, vllm_engine
+from leanmoe_server import refusals, seams
 from leanmoe_server.command import COMMAND, _vllm_arguments
 from leanmoe_server.vllm_engine import parse_vllm_arguments
 from tests.chart.rendering import (
@@ -52,7 +54,7 @@ def placed(tmp_path):
 @pytest.mark.parametrize("name", CI)
 def test_the_server_takes_its_arguments(name, placed, monkeypatch):
     # Where pods have GPUs; a build for CPUs refuses what only they can do.
-    monkeypatch.setattr(vllm_engine, "is_cpu_build", lambda: False)
+    monkeypatch.setattr(refusals, "is_cpu_build", lambda: False)
     documents = rendered(name)
     command, *arguments = placed(documents, server(documents))
     assert command == COMMAND.name
@@ -109,6 +111,22 @@ def _source(package: str, *parts: str) -> str:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent.joinpath(*parts).read_text()
+
+
+def test_what_the_server_refuses_the_chart_refuses_first():
+    """Each of vLLM's arguments that the server cannot take, by the names in its own table."""
+    source = Path(refusals.__file__).read_text()
+    table = set(re.findall(r'"--([a-z-]+)"', source)) - {"api-server-count"}
+    text = (CHART / "templates" / "_validate.tpl").read_text()
+    (known,) = re.findall(r"\$refused := list (.+?) }}", text)
+    assert table - set(re.findall(r'"([a-z-]+)"', known)) == set()
+
+
+def test_the_charts_methods_are_those_of_the_command():
+    (method,) = [one for one in parser_of(prune.COMMAND)._actions if one.dest == "method"]
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    settings = schema["properties"]["prepare"]["properties"]["prune"]["properties"]
+    assert settings["method"]["enum"] == list(method.choices)
 
 
 def test_hf_and_ray_know_the_flags_of_the_scripts():

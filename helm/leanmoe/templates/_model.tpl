@@ -64,7 +64,7 @@
 {{- define "leanmoe.servedNames" -}}
 {{- $source := .Values.model.source }}
 {{- $known := ternary $source.huggingface.repo .Values.model.path (eq $source.kind "huggingface") }}
-{{- $vllm := .Values.server.vllm }}
+{{- $vllm := default dict .Values.server.vllm }}
 {{- $passed := default (get $vllm "served-model-name") (get $vllm "served_model_name") }}
 {{- $names := default (default $known $passed) .Values.server.servedModelName }}
 {{- range $name := kindIs "slice" $names | ternary $names (list $names) }}

@@ -73,8 +73,9 @@
 {{- fail "server.deterministic refuses any server.unionBudget: set it to null, or deterministic to false" }}
 {{- end }}
 {{- $own := list "model" "port" "host" "seed" "tensor-parallel-size" "pipeline-parallel-size" "config" "nnodes" "node-rank" "master-addr" "master-port" "distributed-executor-backend" "middleware" "uds" }}
-{{- $refused := list "api-server-count" "headless" "grpc" "kv-transfer-config" "kv-offloading-size" "hf-overrides" "hf-config-path" "enable-return-routed-experts" }}
+{{- $refused := list "headless" "grpc" "kv-transfer-config" "kv-offloading-size" "hf-overrides" "hf-config-path" "enable-return-routed-experts" "data-parallel-rank" "data-parallel-start-rank" "data-parallel-external-lb" "data-parallel-hybrid-lb" "data-parallel-multi-port-external-lb" "data-parallel-size-local" "enable-elastic-ep" }}
 {{- $seen := dict }}
+{{- $vllm := default dict $server.vllm }}
 {{- range $given, $_ := $server.vllm }}
 {{- $name := $given | replace "_" "-" }}
 {{- if hasKey $seen $name }}
@@ -97,7 +98,17 @@
 {{- if and $server.servedModelName (hasKey $seen "served-model-name") }}
 {{- fail (printf "server.servedModelName and server.vllm.%s are both set: leave one of them out" (get $seen "served-model-name")) }}
 {{- end }}
-{{- $engines := get $server.vllm (get $seen "data-parallel-size") | default 1 | int }}
+{{- if contains "mtp" (get $vllm (get $seen "speculative-config" | default "-") | toJson) }}
+{{- fail (printf "server.vllm.%s asks for multi-token prediction, which leanmoe serve refuses: use the method ngram, suffix or draft_model" (get $seen "speculative-config")) }}
+{{- end }}
+{{- $processes := get $vllm (get $seen "api-server-count" | default "-") | default 1 | int }}
+{{- range $name := list "VLLM_SERVER_DEV_MODE" "VLLM_ENABLE_RESPONSES_API_STORE" "VLLM_ALLOW_RUNTIME_LORA_UPDATING" "VLLM_USE_RUST_FRONTEND" }}
+{{- $on := not (has (get (default dict $server.env) $name | include "leanmoe.text") (list "" "0")) }}
+{{- if and $on (or (eq $name "VLLM_SERVER_DEV_MODE") (gt $processes 1)) }}
+{{- fail (printf "server.env.%s%s: leanmoe serve refuses it, see docs/serving.md" $name (ternary "" (printf " with %d API processes" $processes) (eq $name "VLLM_SERVER_DEV_MODE"))) }}
+{{- end }}
+{{- end }}
+{{- $engines := get $vllm (get $seen "data-parallel-size" | default "-") | default 1 | int }}
 {{- $ranks := mul $server.tensorParallelSize $server.pipelineParallelSize $engines | int }}
 {{- $devices := int .Values.gpu.count }}
 {{- if .Values.multiNode.enabled }}

@@ -5,6 +5,9 @@
 {{- if and (not (kindIs "invalid" $level)) (gt (float64 $level) (float64 $server.maxSkipLevel)) }}
 {{- fail (printf "server.skipLevel is %v and server.maxSkipLevel is %v: the first must not be larger" $level $server.maxSkipLevel) }}
 {{- end }}
+{{- if and (not (kindIs "invalid" $server.unionBudget)) (not (kindIs "invalid" $server.maxKld)) }}
+{{- fail "server.maxKld promises what a curve measured, and none knows what server.unionBudget costs: leave one of them out" }}
+{{- end }}
 {{- $without := include "leanmoe.noCurve" . | trim }}
 {{- if $without }}
 {{- $kld := dict "server.maxKld" $server.maxKld "server.governor.maxKld" $server.governor.maxKld }}
@@ -46,6 +49,9 @@
 {{- $floor := default 1 $governor.maxLevel | float64 }}
 {{- if and (not (kindIs $is $server.skipLevel)) (le $floor (default 0 $server.skipLevel | float64)) }}
 {{- fail (printf "server.governor.maxLevel is %v and server.skipLevel is %v, so the governor could do nothing: raise the first or lower the second" $governor.maxLevel $server.skipLevel) }}
+{{- end }}
+{{- if gt (default 0 $governor.maxLevel | float64) (float64 $server.maxSkipLevel) }}
+{{- fail (printf "server.governor.maxLevel is %v and server.maxSkipLevel is %v: the first must not be larger" $governor.maxLevel $server.maxSkipLevel) }}
 {{- end }}
 {{- if ne (kindIs $is $governor.unionBudget) (kindIs $is $governor.memoryBandwidth) }}
 {{- fail "server.governor.unionBudget and memoryBandwidth go together: give both or none" }}

@@ -33,7 +33,7 @@
 
 {{/* What would stand in a ConfigMap or a manifest for everybody to read. */}}
 {{- define "leanmoe.isSecret" -}}
-{{- if regexMatch "(?i)(TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIALS)$" . }}true{{ end }}
+{{- if regexMatch "(?i)(TOKEN|KEYS?|PASSWORD|PASSWD|SECRET|CREDENTIALS)$" . }}true{{ end }}
 {{- end }}
 
 {{- define "leanmoe.validateSecrets" -}}
