@@ -13,7 +13,8 @@ from leanmoe.command import Result
 from leanmoe.curve import QualityCurve
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import open_runnable_model
-from leanmoe_pruning.data import DataSet, load_data
+from leanmoe_pruning.data import DataSet, FileShare, load_data
+from leanmoe_pruning.data.builtin import Split
 from leanmoe_pruning.evaluation.levels import LevelPass, calibrate_and_run, level_grid
 from leanmoe_pruning.evaluation.quality_curve import build_curve, check_heldout, store_curve
 from leanmoe_pruning.forward.stream import DecoderStream
@@ -49,18 +50,20 @@ class CurveOptions:
         within=(MIN_LEVELS, MAX_LEVELS),
     )
     compute: str | None = compute_option()
+    seed: int = 0
 
 
 def _load(options: CurveOptions, stream: DecoderStream) -> tuple[DataSet, DataSet]:
     """Calibration and held-out text."""
     checkpoint, window = stream.checkpoint, options.window
     text, own = options.data, options.calibration
-    if own is None:
-        calibration = load_data(text, checkpoint, "calibration", window=window, files="halves")
-        heldout = load_data(text, checkpoint, "heldout", window=window, files="halves")
-    else:
-        calibration = load_data(own, checkpoint, "calibration", window=window)
-        heldout = load_data(text, checkpoint, "heldout", window=window)
+    files: FileShare = "halves" if own is None else "all"
+
+    def load(spec: str, split: Split) -> DataSet:
+        return load_data(spec, checkpoint, split, window=window, files=files, seed=options.seed)
+
+    calibration = load(text if own is None else own, "calibration")
+    heldout = load(text, "heldout")
     check_heldout(heldout)
     return calibration, heldout
 

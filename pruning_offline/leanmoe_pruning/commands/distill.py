@@ -156,7 +156,14 @@ def _open(options: DistillOptions) -> _Run:
     check_changeable(checkpoint)
     check_plain(checkpoint, "leanmoe distill")
     teacher = open_runnable_model(options.teacher) if options.teacher else None
-    data = load_data(options.data, checkpoint, "calibration", window=options.window)
+    data = load_data(
+        options.data,
+        checkpoint,
+        "calibration",
+        window=options.window,
+        seed=options.seed,
+        author=teacher,
+    )
     student = StudentStream(checkpoint, options.compute, FILTERS[options.train])
     if not any(student.trained(layer) for layer in range(student.n_layers)):
         raise InputError(

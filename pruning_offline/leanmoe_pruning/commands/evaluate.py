@@ -59,6 +59,7 @@ class EvalOptions:
     )
     skip_level: float = option("skip level of MODEL (default 0)", default=0.0, metavar="L")
     compute: str | None = compute_option()
+    seed: int = 0
 
 
 def _betas(checkpoint: OpenedModel, level: float) -> dict[int, float]:
@@ -95,7 +96,7 @@ def _run(options: EvalOptions) -> Result:
     if options.data is None and options.tasks is None:
         raise InputError("nothing to judge by: give --data SPEC, --tasks TASKS or both")
     data = (
-        load_data(options.data, checkpoint, "heldout", window=options.window)
+        load_data(options.data, checkpoint, "heldout", window=options.window, seed=options.seed)
         if options.data
         else None
     )

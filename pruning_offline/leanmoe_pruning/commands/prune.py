@@ -116,7 +116,9 @@ def _open(request: Request, method: Method[Any], own: Any) -> tuple[Inputs, Choo
     _check_inputs(request)
     data = None
     if request.data is not None:
-        data = load_data(request.data, model, "calibration", window=request.window)
+        data = load_data(
+            request.data, model, "calibration", window=request.window, seed=request.seed
+        )
     bundle = None
     if request.scores is not None:
         bundle = ScoreBundle(request.scores)

@@ -58,6 +58,7 @@ class ScoreOptions:
     compute: str | None = compute_option()
     out: Path = out_option("score bundle directory to write")
     force: bool = force_option()
+    seed: int = 0
 
 
 @torch.inference_mode()
@@ -66,7 +67,9 @@ def _run(options: ScoreOptions) -> Result:
     check_output(options.out, options.force, [options.model])
     checkpoint = open_runnable_model(options.model)
     check_uniform(checkpoint)
-    data = load_data(options.data, checkpoint, "calibration", window=options.window)
+    data = load_data(
+        options.data, checkpoint, "calibration", window=options.window, seed=options.seed
+    )
     stream = DecoderStream(checkpoint, options.compute)
     sampled = sampled_tokens(stream, data.ids, options.gram_tokens)
     described = describe(checkpoint, checkpoint.digests, data, stream.compute, len(sampled))

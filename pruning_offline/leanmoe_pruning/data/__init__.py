@@ -68,6 +68,19 @@ class DataSet:
         return bytes_digest(parts())
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What every part of a mix is read for."""
+
+    tokenizer: ModelTokenizer
+    split: Split
+    window: int
+    files: FileShare
+    # Who writes where the model itself is to, and how it draws.
+    author: Checkpoint
+    seed: int
+
+
 def load_data(
     spec: str,
     checkpoint: Checkpoint,
@@ -75,30 +88,39 @@ def load_data(
     *,
     window: int = DEFAULT_WINDOW,
     files: FileShare = "all",
+    seed: int = 0,
+    author: Checkpoint | None = None,
 ) -> DataSet:
     """Read ``spec`` for a model.
 
     Built-in texts give their ``split``. A user's file has none: all of it is taken,
     or with ``files="halves"`` the first half of its windows for calibration and the
-    second as held-out text. Raises ``DataError``.
+    second as held-out text. ``self:`` is written by ``author``, the model where there is none,
+    as ``seed`` and split say. Raises ``DataError``.
     """
     if window < 2:
         raise DataError(f"--window {window} is too short; give at least 2 tokens")
     tokenizer = ModelTokenizer(checkpoint.path)
-    sources = tuple(_load_item(item, tokenizer, split, window, files) for item in parse_spec(spec))
+    asked = _Asked(tokenizer, split, window, files, author or checkpoint, seed)
+    sources = tuple(_load_item(item, asked) for item in parse_spec(spec))
     for source in sources:
         _check_ids(source, int(checkpoint.config["vocab_size"]))
         _check_length(source, checkpoint)
     return DataSet(spec, sources)
 
 
-def _load_item(
-    item: Item, tokenizer: ModelTokenizer, split: Split, window: int, files: FileShare
-) -> Source:
+def _load_item(item: Item, asked: _Asked) -> Source:
+    split, window = asked.split, asked.window
+    if item.own:
+        # It runs the model, which reads data of its own: not before it is needed.
+        from leanmoe_pruning.data.own_text import own_windows
+
+        return Source(item.name, own_windows(asked.author, item, split, window, asked.seed))
     if item.domain is not None:
-        return Source(item.name, _take(_builtin(item.domain, tokenizer, split, window), item))
-    ids_NT = _take(_from_file(item, tokenizer, window), item)
-    return Source(item.name, _half(ids_NT, split, item) if files == "halves" else ids_NT)
+        ids_NT = _builtin(item.domain, asked.tokenizer, split, window)
+        return Source(item.name, _take(ids_NT, item))
+    ids_NT = _take(_from_file(item, asked.tokenizer, window), item)
+    return Source(item.name, _half(ids_NT, split, item) if asked.files == "halves" else ids_NT)
 
 
 def _builtin(domain: str, tokenizer: ModelTokenizer, split: Split, window: int) -> torch.Tensor:

@@ -65,7 +65,29 @@ def _read(path: Path) -> str:
         raise DataError(f"{path} is not UTF-8 text ({error}); convert it first") from None
 
 
-def _document_ids(line: str, where: str, tokenizer: ModelTokenizer) -> list[int]:
+def prompt_ids(path: Path, tokenizer: ModelTokenizer) -> list[list[int]]:
+    """Token ids of the prompts of a text or JSON-lines file: chats up to the answer."""
+    _check_file(path)
+    if path.suffix.lower() not in _JSON_LINES:
+        return [tokenizer.encode(_read(path))]
+    return [
+        _document_ids(line, f"{path} line {number}", tokenizer, answer=True)
+        for number, line in enumerate(_read(path).split("\n"), start=1)
+        if line.strip()
+    ]
+
+
+def _asked(messages: list[Any]) -> list[Any]:
+    """A chat without the answers at its end."""
+    left = list(messages)
+    while left and isinstance(left[-1], dict) and left[-1].get("role") == "assistant":
+        left.pop()
+    return left
+
+
+def _document_ids(
+    line: str, where: str, tokenizer: ModelTokenizer, answer: bool = False
+) -> list[int]:
     try:
         # Beside the text there may be numbers that tables wrote as NaN.
         document: Any = parse_json(line, parse_constant=float)
@@ -75,7 +97,8 @@ def _document_ids(line: str, where: str, tokenizer: ModelTokenizer) -> list[int]
     if isinstance(fields.get("text"), str):
         return tokenizer.encode(fields["text"])
     if isinstance(fields.get("messages"), list):
-        return tokenizer.encode_chat(fields["messages"], where)
+        messages = _asked(fields["messages"]) if answer else fields["messages"]
+        return tokenizer.encode_chat(messages, where, answer)
     raise DataError(f'{where} has neither "text" (a string) nor "messages" (a chat); add one')
 
 

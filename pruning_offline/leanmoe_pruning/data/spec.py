@@ -8,12 +8,21 @@ from pathlib import Path
 from leanmoe.errors import DataError
 
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math", "py", "wn")
-BUILTIN = "builtin:"
+BUILTIN, OWN, MIX = "builtin:", "self:", "mix:"
+# Domains and their shares, by name.
+MIXES: dict[str, dict[str, int]] = {
+    "all": dict.fromkeys(DOMAINS, 1),
+    "languages": {"gen": 1, "fr": 1, "de": 1, "es": 1},
+    "code": {"c": 2, "py": 2, "man": 1},
+    "prose": {"gen": 2, "kjv": 1, "wn": 1},
+}
 DEFAULT_TENSOR = "input_ids"
 _MAX_DIGITS = 12
 HELP = (
     "comma-separated mix of NAME[:COUNT] windows: builtin:DOMAIN "
-    f"({', '.join(DOMAINS)}), a .txt/.jsonl file, or FILE.safetensors[:TENSOR] with token ids"
+    f"({', '.join(DOMAINS)}), a .txt/.jsonl file, FILE.safetensors[:TENSOR] with token ids, "
+    f"mix:NAME:COUNT ({', '.join(MIXES)}, or shares such as gen=2+c=1), or "
+    "self:[PROMPTS.jsonl:]COUNT, which the model writes itself"
 )
 
 
@@ -26,10 +35,14 @@ class Item:
     path: Path | None = None
     tensor: str = DEFAULT_TENSOR
     count: int | None = None
+    # Written by the model itself, after the prompts of ``path`` where there are any.
+    own: bool = False
 
     @property
     def name(self) -> str:
         """What reports call it."""
+        if self.own:
+            return "self" if self.path is None else f"self:{self.path}"
         if self.domain is not None:
             return self.domain
         return str(self.path) if self.tensor == DEFAULT_TENSOR else f"{self.path}:{self.tensor}"
@@ -40,12 +53,69 @@ def parse_spec(spec: str) -> list[Item]:
     texts = [text.strip() for text in spec.split(",")]
     if not all(texts):
         raise DataError(f"--data {spec!r} has an empty part; expected {HELP}")
-    items = [_parse_item(text) for text in texts]
+    items = [item for text in texts for item in _parse_part(text)]
     names = [item.name for item in items]
     twice = next((item for item in items if names.count(item.name) > 1), None)
     if twice is not None:
         raise DataError(f"--data {spec!r} names {twice.name} twice; name it once with a count")
     return items
+
+
+def _parse_part(text: str) -> list[Item]:
+    if not text.startswith(MIX):
+        return [_parse_own(text) if text.startswith(OWN) else _parse_item(text)]
+    name, _, count = text.removeprefix(MIX).partition(":")
+    if not count:
+        raise DataError(f"--data {text!r} does not say how many windows; give mix:{name}:COUNT")
+    shares = _shares(name, text)
+    counts = _dealt(_count(count, text), shares)
+    return [
+        Item(text, domain=domain, count=own)
+        for domain, own in zip(shares, counts, strict=True)
+        if own
+    ]
+
+
+def _shares(name: str, text: str) -> dict[str, int]:
+    if "=" not in name:
+        if name not in MIXES:
+            raise DataError(
+                f"--data {text!r}: no mix {name!r}; known: {', '.join(MIXES)}, or shares such as "
+                "gen=2+c=1"
+            )
+        return MIXES[name]
+    shares: dict[str, int] = {}
+    for part in name.split("+"):
+        domain, _, share = part.partition("=")
+        if domain not in DOMAINS or domain in shares:
+            raise DataError(
+                f"--data {text!r}: {domain!r} is no built-in text, or is named twice; known: "
+                f"{', '.join(DOMAINS)}"
+            )
+        shares[domain] = _count(share, text)
+    return shares
+
+
+def _dealt(count: int, shares: dict[str, int]) -> list[int]:
+    """``count`` in proportion to the shares; what does not divide goes to the largest rests."""
+    total = sum(shares.values())
+    whole = [count * share // total for share in shares.values()]
+    rests = [count * share % total for share in shares.values()]
+    order = sorted(range(len(rests)), key=lambda place: (-rests[place], place))
+    for place in order[: count - sum(whole)]:
+        whole[place] += 1
+    return whole
+
+
+def _parse_own(text: str) -> Item:
+    path, _, count = text.removeprefix(OWN).rpartition(":")
+    if not _is_number(count):
+        raise DataError(
+            f"--data {text!r} does not say how many windows the model is to write; give "
+            "self:COUNT or self:PROMPTS.jsonl:COUNT"
+        )
+    held = Path(path) if path else None
+    return Item(text, path=held, count=_count(count, text), own=True)
 
 
 def _parse_item(text: str) -> Item:

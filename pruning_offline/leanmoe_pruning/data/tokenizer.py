@@ -69,10 +69,14 @@ class ModelTokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def encode_chat(self, messages: list[dict[str, Any]], where: str) -> list[int]:
-        """Token ids of a chat in the model's own template."""
+    def encode_chat(
+        self, messages: list[dict[str, Any]], where: str, answer: bool = False
+    ) -> list[int]:
+        """Token ids of a chat in the model's own template; ``answer``: up to where it answers."""
         try:
-            text = self._chat.apply_chat_template(messages, tokenize=False)
+            text = self._chat.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answer
+            )
         except Exception as error:  # template errors are of many kinds
             raise DataError(f"{where}: the chat does not fit the template ({error})") from None
         return self.encode(text)

@@ -1,6 +1,6 @@
-"""Greedy continuations, many prompts at once, with keys and values kept in transformers' cache.
+"""Continuations of many prompts at once, with keys and values kept in transformers' cache.
 
-N rows, T tokens, S tokens kept, D model.
+N rows, T tokens, S tokens kept, D model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +18,25 @@ from leanmoe_pruning.progress import Tick, no_tick
 
 # Given a row's number and its text so far, whether nothing more is needed.
 Done = Callable[[int, str], bool]
+# The next token of each row, from its log probabilities ``[N, V]``.
+Pick = Callable[[torch.Tensor], list[int]]
+
+
+def likeliest(log_probabilities_NV: torch.Tensor) -> list[int]:
+    """Greedy: the lowest id among equals."""
+    found: list[int] = log_probabilities_NV.argmax(-1).tolist()
+    return found
+
+
+def sampled(generator: torch.Generator) -> Pick:
+    """From the model's own distribution, at temperature 1."""
+
+    def pick(log_probabilities_NV: torch.Tensor) -> list[int]:
+        drawn_N1 = torch.multinomial(log_probabilities_NV.exp(), 1, generator=generator)
+        found: list[int] = drawn_N1[:, 0].tolist()
+        return found
+
+    return pick
 
 
 @torch.inference_mode()
@@ -30,8 +49,24 @@ def generate(
 ) -> list[str]:
     """The text after each prompt, until ``done``, an end token or ``max_tokens``.
 
-    The likeliest token is taken each time, the lowest id among equals; a prompt that leaves the
-    model no room loses its beginning. ``tick`` is called once per prompt.
+    The likeliest token is taken each time. ``tick`` is called once per prompt.
+    """
+    found = continuations(model, prompts, max_tokens, done, likeliest, tick)
+    return [model.tokenizer.decode(ids) for ids in found]
+
+
+@torch.inference_mode()
+def continuations(
+    model: ResidentModel,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    done: Done | None,
+    pick: Pick,
+    tick: Tick = no_tick,
+) -> list[list[int]]:
+    """The token ids after each prompt, an end token among them.
+
+    A prompt that leaves the model no room loses its beginning.
     """
     room = max(1, model.max_length - max_tokens)
     rows = [list(prompt)[-room:] for prompt in prompts]
@@ -40,21 +75,27 @@ def generate(
     while order:
         count = max(1, CHUNK_TOKENS // len(rows[order[0]]))
         batch, order = order[:count], order[count:]
-        for which, new in _batch(model, {which: rows[which] for which in batch}, max_tokens, done):
+        for which, new in _batch(
+            model, {which: rows[which] for which in batch}, max_tokens, done, pick
+        ):
             found[which] = new
             tick()
-    return [model.tokenizer.decode(found[which]) for which in range(len(rows))]
+    return [found[which] for which in range(len(rows))]
 
 
 def _batch(
-    model: ResidentModel, prompts: dict[int, list[int]], max_tokens: int, done: Done
+    model: ResidentModel,
+    prompts: dict[int, list[int]],
+    max_tokens: int,
+    done: Done | None,
+    pick: Pick,
 ) -> Iterator[tuple[int, list[int]]]:
     """(Number, new tokens) of each row as it ends."""
     rows = _Rows(model, list(prompts.values()))
     new: dict[int, list[int]] = {which: [] for which in prompts}
     alive = list(prompts)
     for step in range(1, max_tokens + 1):
-        best = rows.best()
+        best = pick(model.log_probabilities(rows.last_ND))
         for which, token in zip(alive, best, strict=True):
             new[which].append(token)
         over = [step == max_tokens or _ended(model, which, new[which], done) for which in alive]
@@ -66,8 +107,10 @@ def _batch(
         rows.follow(left, [best[n] for n in left])
 
 
-def _ended(model: ResidentModel, which: int, ids: list[int], done: Done) -> bool:
-    return ids[-1] in model.end_ids or done(which, model.tokenizer.decode(ids))
+def _ended(model: ResidentModel, which: int, ids: list[int], done: Done | None) -> bool:
+    if ids[-1] in model.end_ids:
+        return True
+    return done is not None and done(which, model.tokenizer.decode(ids))
 
 
 def _empty_cache() -> Any:
@@ -94,11 +137,6 @@ class _Rows:
         placing = Placing(self.positions_NS, self.positions_NS, past_NTT, self.cache)
         hidden_NTD = self.model.final_hidden(ids_NT, placing)
         self.last_ND = hidden_NTD[torch.arange(len(ids_NT)), self.lengths_N - 1]
-
-    def best(self) -> list[int]:
-        """The likeliest next token of each row."""
-        found: list[int] = self.model.log_probabilities(self.last_ND).argmax(-1).tolist()
-        return found
 
     def follow(self, rows: list[int], tokens: list[int]) -> None:
         """Go on with some rows, one more token each."""

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from leanmoe.checkpoint import open_checkpoint
 from leanmoe_pruning import progress
 from leanmoe_pruning.checkpoints.shards import TensorInfo, write_index, write_shard
 from tests.golden.naee_data import CHECKPOINT
@@ -57,3 +59,15 @@ def change_config(model):
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
     return change
+
+
+@pytest.fixture
+def with_tokenizer(model):
+    """The tiny model with a byte tokenizer of its own, 128 tokens: not SmolLM2's."""
+    vocabulary = {chr(index + 0x100): index for index in range(32)}
+    vocabulary |= {chr(index): index for index in range(33, 127)}
+    vocabulary |= {"Ġ": 32}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="!"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(model / "tokenizer.json"))
+    return open_checkpoint(model)

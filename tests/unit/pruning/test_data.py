@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import DataError
@@ -16,18 +15,6 @@ from leanmoe_pruning.data import batch_of_tokens, load_data
 from leanmoe_pruning.data.builtin import builtin_ids, builtin_texts
 from leanmoe_pruning.data.spec import DOMAINS, parse_spec
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
-
-
-@pytest.fixture
-def with_tokenizer(model):
-    """The tiny model with a byte tokenizer of its own, 128 tokens: not SmolLM2's."""
-    vocabulary = {chr(index + 0x100): index for index in range(32)}
-    vocabulary |= {chr(index): index for index in range(33, 127)}
-    vocabulary |= {"Ġ": 32}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="!"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.save(str(model / "tokenizer.json"))
-    return open_checkpoint(model)
 
 
 def refused(spec: str, *words: str, checkpoint=None, **more) -> None:
