@@ -109,6 +109,13 @@ CASES = (
         _pods("100x10 200x10 300x180", name="process_start_time_seconds"),
         *(28, 40, P0),
     ),
+    # As several API processes show it: counters that begin anew.
+    Case(
+        "LeanMoERestarting",
+        _pods("0+9x9 0+9x9 0+9x9 0+9x170", name="vllm:prompt_tokens_total"),
+        _pods("0+9x9 0+9x9 0+9x180", name="vllm:prompt_tokens_total"),
+        *(28, 40, P0),
+    ),
     Case("LeanMoECountsStale", *_gauge("leanmoe_snapshot_age_seconds", 90, 5), 4, 6, P0),
     Case("LeanMoESkippingSavesNothing", _saves_nothing(0.4), _saves_nothing(0), 9, 11, P0),
     Case(

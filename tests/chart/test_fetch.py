@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ class World(NamedTuple):
     volume: Path
     programs: Path
     told: dict[str, str]
+    pods: list[subprocess.Popen[str]]
 
     @property
     def target(self) -> Path:
@@ -74,7 +76,7 @@ def _program(folder: Path, name: str, text: str) -> None:
 
 
 @pytest.fixture
-def world(tmp_path) -> World:
+def world(tmp_path) -> Iterator[World]:
     volume, programs = tmp_path / "models", tmp_path / "bin"
     volume.mkdir()
     programs.mkdir()
@@ -84,13 +86,18 @@ def world(tmp_path) -> World:
         _program(programs, name, AFTER.replace("NAME", name))
     told = {"KIND": "huggingface", "ORIGIN": "org/model", "REVISION": "main"}
     told |= {"TARGET": str(volume / "model-abcd1234"), "WORLD": str(tmp_path), "DIE_AT": ""}
-    return World(volume, programs, told)
+    world = World(volume, programs, told, [])
+    yield world
+    for pod in world.pods:
+        if pod.poll() is None:
+            os.killpg(pod.pid, signal.SIGKILL)
+            pod.wait()
 
 
 def _start(world: World, pod: str, **told: str) -> subprocess.Popen[str]:
     path = f"{world.programs}:{Path(sys.executable).parent}:/usr/bin:/bin"
     environment = {**os.environ, "PATH": path, "HOSTNAME": pod, **world.told, **told}
-    return subprocess.Popen(
+    started = subprocess.Popen(
         ["/bin/sh", str(SCRIPT)],
         env=environment,
         stdout=subprocess.PIPE,
@@ -99,6 +106,8 @@ def _start(world: World, pod: str, **told: str) -> subprocess.Popen[str]:
         # The pod: what dies, dies with all that it started.
         start_new_session=True,
     )
+    world.pods.append(started)
+    return started
 
 
 def _run(world: World, pod: str = "pod-a", **told: str) -> subprocess.CompletedProcess[str]:

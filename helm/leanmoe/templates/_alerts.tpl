@@ -63,7 +63,10 @@ absent(up{ {{- $series -}} } == 1)
   severity: warning
   for: 0m
   summary: A replica's server started more than twice within an hour.
-  expr: changes(process_start_time_seconds{ {{- $series -}} }[1h]) > 2
+  # Several API processes have no series of one; a counter that begins anew tells of them.
+  expr: >-
+    max by (pod) (changes(process_start_time_seconds{ {{- $series -}} }[1h])) > 2
+    or max by (pod) (resets(vllm:prompt_tokens_total{ {{- $series -}} }[1h])) > 2
 - name: LeanMoECountsStale
   severity: warning
   for: 5m
