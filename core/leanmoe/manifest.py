@@ -7,7 +7,7 @@ that neither a changed shard nor an edited promise goes unnoticed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,8 +130,13 @@ def _is_inside(name: str) -> bool:
     return beside and Path(file).name == file and len(file) <= 255
 
 
-def check_files(directory: Path, manifest: Manifest) -> None:
-    """Raise unless every file the manifest names is there with its stated digest."""
+def check_files(
+    directory: Path, manifest: Manifest, tick: Callable[[], None] = lambda: None
+) -> None:
+    """Raise unless every file the manifest names is there with its stated digest.
+
+    ``tick`` is called after each.
+    """
     for name, stated in manifest.files.items():
         path = directory / name
         if not _is_inside(name):
@@ -144,3 +149,4 @@ def check_files(directory: Path, manifest: Manifest) -> None:
                 f"{path} does not match the manifest (found {found}, expected {stated}): "
                 "it was changed or damaged; copy or cut it again"
             )
+        tick()

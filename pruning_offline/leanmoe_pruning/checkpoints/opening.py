@@ -17,6 +17,7 @@ from leanmoe.manifest import MANIFEST_NAME, check_files, weights_digest
 from leanmoe_pruning.checkpoints.fp8 import SCALE, block_of, check_scales
 from leanmoe_pruning.checkpoints.shards import WEIGHT_SUFFIXES, ShardReader
 from leanmoe_pruning.forward.families import RUNNABLE
+from leanmoe_pruning.progress import progress
 
 _KNOWN_FOLDERS = (TUNED_FOLDER, *TOKENIZER_FOLDERS)
 # The ends of names of tensors that hold no numbers but their codes.
@@ -40,11 +41,17 @@ class OpenedModel(Checkpoint):
     @cached_property
     def digests(self) -> dict[str, str]:
         """Digest of config and weights: what makes this model this model."""
-        return {
-            file.name: self.hashed.get(file.name) or file_digest(file)
+        files = [
+            file
             for file in model_files(self.path)
             if file.name == "config.json" or file.suffix == ".safetensors"
-        }
+        ]
+        found = {}
+        with progress(f"{self.path.name}: hashing files", len(files)) as tick:
+            for file in files:
+                found[file.name] = self.hashed.get(file.name) or file_digest(file)
+                tick()
+        return found
 
     @property
     def digest(self) -> str:
@@ -65,7 +72,8 @@ def open_model(path: Path) -> OpenedModel:
     model = open_headers(path)
     if model.manifest is None:
         return model
-    check_files(path, model.manifest)
+    with progress(f"{path.name}: checking files", len(model.manifest.files)) as tick:
+        check_files(path, model.manifest, tick)
     return replace(model, hashed=model.manifest.files)
 
 

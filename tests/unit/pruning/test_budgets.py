@@ -189,7 +189,7 @@ def test_where_a_plan_goes(bundle, tmp_path, capsys):
     assert prune(plan, *arguments) == 0
     for target, words in (
         (plan, "exists already"),
-        (tmp_path, "is a folder or link"),
+        (tmp_path, "is no plain file"),
         (tmp_path / "none" / "plan.json", "is no folder"),
         (CHECKPOINT / "plan.json", "which is read"),
     ):

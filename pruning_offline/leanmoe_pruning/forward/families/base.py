@@ -86,12 +86,15 @@ def _check_rope_type(config: Any) -> None:
         raise ValueError(f"rope_type is {found!r}, expected one of {', '.join(known)}")
 
 
-def _check_rotation(rotary: Any) -> None:
-    """Raise unless two tokens are turned by numbers: a base of text or zero is told of here."""
-    turned = rotary(torch.zeros(1, 2, 1), position_ids=torch.arange(2)[None])
-    found = turned if isinstance(turned, torch.Tensor) else torch.stack(list(turned))
-    if not torch.isfinite(torch.view_as_real(found) if found.is_complex() else found).all():
-        raise ValueError("its rotary embedding turns tokens by what is no number")
+def _turned(rotary: Any) -> Any:
+    """What turns two tokens, without its numbers; raises where these are none."""
+    found = rotary(torch.zeros(1, 2, 1), position_ids=torch.arange(2)[None])
+    parts = [found] if isinstance(found, torch.Tensor) else list(found)
+    for part in parts:
+        if not torch.isfinite(torch.view_as_real(part) if part.is_complex() else part).all():
+            raise ValueError("its rotary embedding turns tokens by what is no number")
+    bare = tuple(part.to("meta") for part in parts)
+    return bare[0] if isinstance(found, torch.Tensor) else bare
 
 
 def _whole_number(window: Any) -> int | None:
@@ -129,12 +132,21 @@ class ForwardFamily:
         config = self.make_config(values)
         _check_rope_type(config)
         rotary = self.rotary_class(config)
-        _check_rotation(rotary)
-        with torch.device("meta"):
-            self.attention_class(config, 0)
-            self.norm_class(config.hidden_size, eps=float(config.rms_norm_eps))
+        self._try(config, _turned(rotary))
         windows = tuple(_whole_number(self.window(config, layer)) for layer in range(n_layers))
         return Parts(config, rotary, self.scales(config), windows)
+
+    def _try(self, config: Any, turned: Any) -> None:
+        """Attention and norm on two tokens of no content: shapes that do not fit stop here."""
+        with torch.device("meta"):
+            norm = self.norm_class(config.hidden_size, eps=float(config.rms_norm_eps))
+            attention = self.attention_class(config, 0).eval()
+            attention(
+                hidden_states=norm(torch.empty(1, 2, config.hidden_size)),
+                position_embeddings=turned,
+                attention_mask=None,
+                past_key_values=None,
+            )
 
     def make_attention(self, weights: Weights, config: Any, layer: int) -> Any:
         """One layer's attention with its weights."""
