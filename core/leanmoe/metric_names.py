@@ -107,6 +107,11 @@ TENANT_REFUSED = Metric(
 TENANT_RUNNING = Metric(
     "leanmoe_tenant_requests_running", "Requests of a tenant that run now", ("tenant",)
 )
+REFUSED_REQUESTS = Metric(
+    "leanmoe_refused_requests_total",
+    "Requests refused before the model saw them, for want of room, time or readiness",
+    ("reason",),
+)
 KEY_FILE_ERRORS = Metric(
     "leanmoe_key_file_errors_total", "Changes of the key file that could not be used"
 )

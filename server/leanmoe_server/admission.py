@@ -21,6 +21,7 @@ from leanmoe.wire import (
 from leanmoe_server.access import routed_path
 from leanmoe_server.error_shapes import error_response
 from leanmoe_server.intake import Arrival
+from leanmoe_server.metrics import RefusedFor
 from leanmoe_server.service import NOT_SET_UP, Service, service_of
 
 # What may be asked of a server that must not infer: how it is, and how to mend it.
@@ -55,6 +56,7 @@ class Admission:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = service_of(scope["app"])
         if service is None or service.blocked:
+            _count(service)
             await _refuse(service, scope, receive, send)
             return
         arrival = Arrival(service.intake, scope, receive, send)
@@ -66,6 +68,12 @@ class Admission:
                 raise
         finally:
             await arrival.finish()
+
+
+def _count(service: Service | None) -> None:
+    if service is not None:
+        stopping = service.drain.draining
+        service.intake.count(RefusedFor.STOPPING if stopping else RefusedFor.NOT_READY)
 
 
 def _is_always_open(path: str) -> bool:

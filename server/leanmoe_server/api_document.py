@@ -5,10 +5,13 @@ vLLM's routes stay as vLLM describes them, but for what our layers add to each a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from leanmoe import __version__
 from leanmoe.wire import (
@@ -39,7 +42,10 @@ _WISH, _USAGE = "ExpertSkipping", "ExpertSkippingUsage"
 
 
 def add_to_document(app: FastAPI) -> None:
-    """From now on ``app.openapi()`` has our additions; it is made once, when it is first asked."""
+    """From now on ``app.openapi()`` has our additions; it is made once, when it is first asked.
+
+    That takes over a second, in which a thread of its own lets answers go on.
+    """
     plain = app.openapi
     whole: list[Schema] = []
 
@@ -49,6 +55,21 @@ def add_to_document(app: FastAPI) -> None:
         return whole[0]
 
     app.openapi = openapi  # type: ignore[method-assign]
+    for route in app.routes:
+        if isinstance(route, Route) and route.path == app.openapi_url:
+            route.app = _made_aside(app, route.app)
+
+
+def _made_aside(app: FastAPI, plain: ASGIApp) -> ASGIApp:
+    """The document's route, which finds it made."""
+    making = asyncio.Lock()
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async with making:
+            await asyncio.to_thread(app.openapi)
+        await plain(scope, receive, send)
+
+    return answer
 
 
 def _admits_everyone(app: FastAPI) -> bool:

@@ -57,7 +57,7 @@ def build_service(
         control=control,
         poller=poller,
         drain=drain,
-        intake=_intake(engine, settings, drain, place),
+        intake=_intake(engine, settings, drain, place, metrics),
         counter=RequestCounter(engine),
         watchdog=Watchdog(engine, drain),
         tenants=Tenants(settings, tenant_metrics),
@@ -83,7 +83,7 @@ def build_follower(
         readiness=following,
         control=control,
         drain=drain,
-        intake=_intake(engine, settings, drain, place),
+        intake=_intake(engine, settings, drain, place, metrics),
         counter=RequestCounter(engine),
         watchdog=Watchdog(engine, drain),
         tenants=Tenants(settings, tenant_metrics, following),
@@ -94,11 +94,15 @@ def build_follower(
 
 
 def _intake(
-    engine: Engine, settings: ServeSettings, drain: Drain, place: ApiProcess | None
+    engine: Engine,
+    settings: ServeSettings,
+    drain: Drain,
+    place: ApiProcess | None,
+    metrics: Metrics,
 ) -> Intake:
     occupancy = Occupancy.alone() if place is None else place.occupancy()
     most = engine.seats() + settings.max_waiting
-    return Intake(drain, most, settings.max_body_bytes, occupancy)
+    return Intake(drain, most, settings.max_body_bytes, occupancy, metrics.observe_refusal)
 
 
 def _poller(

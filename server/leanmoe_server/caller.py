@@ -1,7 +1,8 @@
-"""Who a request is from, as the door found: its place in the ASGI scope."""
+"""Who a request is from, as the door found: in the ASGI scope, and wherever its task leads."""
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,18 @@ class Caller:
     admin: bool = False
 
 
+_NOW: ContextVar[Caller | None] = ContextVar("leanmoe_caller", default=None)
+
+
 def keep_caller(scope: Scope, caller: Caller) -> None:
+    """``scope`` and this task's request are from ``caller``; each request has a task of its own."""
     scope[_PLACE] = caller
+    _NOW.set(caller)
+
+
+def caller_now() -> Caller | None:
+    """Whose request this task works for; ``None`` where it is the server's own work."""
+    return _NOW.get()
 
 
 def caller_of(scope: Any) -> Caller | None:

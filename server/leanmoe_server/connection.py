@@ -13,6 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from leanmoe_server.metrics import RefusedFor
 from leanmoe_server.service import service_of
 from leanmoe_server.settings import CLIENT_SECONDS, KEEP_ALIVE_SECONDS
 
@@ -62,7 +63,11 @@ class BoundedConnection(HttpToolsProtocol):
         self._beside += len(data)
         super().data_received(data)
         if self._arriving and self._beside > HEAD_BYTES + _BESIDE_A_BODY_BYTE * self._body:
-            self._refuse(431, f"the request has more than {HEAD_BYTES} bytes beside its body")
+            self._refuse(
+                RefusedFor.HEAD,
+                431,
+                f"the request has more than {HEAD_BYTES} bytes beside its body",
+            )
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -127,12 +132,18 @@ class BoundedConnection(HttpToolsProtocol):
         elif self.scope is None:  # nothing was asked: nothing is answered
             self.transport.abort()
         else:
-            self._refuse(408, f"the request did not arrive within {self._seconds:g} s; send less")
+            self._refuse(
+                RefusedFor.LATE,
+                408,
+                f"the request did not arrive within {self._seconds:g} s; send less",
+            )
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, why: RefusedFor, status: int, message: str) -> None:
         self._arrived()
         if self.transport.is_closing():
             return
+        if (service := service_of(self.config.app)) is not None:
+            service.intake.count(why)
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(_raw_error(status, message))
         self.transport.close()

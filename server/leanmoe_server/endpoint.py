@@ -36,6 +36,7 @@ from leanmoe_server.service import (
     keep_service,
 )
 from leanmoe_server.tenant_metrics import TenantMetrics
+from leanmoe_server.tenant_store import keep_responses_apart
 
 # What one API process answers for all.
 CONTROL_ROUTES: Routes = {
@@ -128,4 +129,5 @@ async def _follow(engine_client: Any, state: Any, args: Namespace, place: ApiPro
 
 def _keep(state: Any, args: Namespace, service: Service) -> None:
     keep_service(state, service)
+    keep_responses_apart(state.openai_serving_responses)
     setattr(args, SERVICE_ARGUMENT, service)

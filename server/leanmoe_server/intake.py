@@ -7,6 +7,7 @@ delays a stop.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -14,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from leanmoe_server.drain import Drain
 from leanmoe_server.error_shapes import error_response
+from leanmoe_server.metrics import RefusedFor
 from leanmoe_server.occupancy import Occupancy
 
 # All requests under way together hold as much as this many of the longest body.
@@ -23,8 +25,9 @@ _GONE: Message = {"type": "http.disconnect"}
 
 @dataclass(frozen=True)
 class Refusal:
-    """An HTTP status, the sentence and OpenAI's word for the kind of error."""
+    """Why, an HTTP status, the sentence and OpenAI's word for the kind of error."""
 
+    why: RefusedFor
     status: int
     message: str
     kind: str = "server_error"
@@ -39,7 +42,9 @@ class Intake:
         max_requests: int,
         max_body_bytes: int,
         occupancy: Occupancy | None = None,
+        count: Callable[[RefusedFor], None] = lambda _: None,
     ) -> None:
+        self.count = count
         self.drain = drain
         self.occupancy = occupancy or Occupancy.alone()
         self.max_requests = max_requests
@@ -62,6 +67,7 @@ class Intake:
         if running < self.max_requests:
             return None
         return Refusal(
+            RefusedFor.PLACES,
             503,
             f"{running} requests run or wait, the most this server takes "
             "(--max-waiting); try again later",
@@ -72,6 +78,7 @@ class Intake:
         if size <= self.max_body_bytes:
             return None
         return Refusal(
+            RefusedFor.BODY,
             413,
             f"the body is longer than {self.max_body_bytes} bytes (--max-body-mib); send less",
             "invalid_request_error",
@@ -82,7 +89,8 @@ class Intake:
         self.occupancy.hold(size)
         if self.occupancy.held_bytes <= self.most_bytes:
             return None
-        return Refusal(503, "the requests under way hold too much memory; try again later")
+        said = "the requests under way hold too much memory; try again later"
+        return Refusal(RefusedFor.MEMORY, 503, said)
 
     def let_go(self, size: int) -> None:
         """The counterpart of ``hold``."""
@@ -129,7 +137,9 @@ class Arrival:
             return await self._receive()
         message = None if self.refusal else await self._intake.next(self._receive)
         if message is None:
-            self.refusal = self.refusal or Refusal(503, "the server is stopping")
+            self.refusal = self.refusal or Refusal(
+                RefusedFor.STOPPING, 503, "the server is stopping"
+            )
         elif message["type"] == "http.request":
             self._take(message)
         return _GONE if self.refusal or message is None else message
@@ -151,6 +161,8 @@ class Arrival:
     async def finish(self) -> None:
         """Send the refusal, if there is one and nothing else was sent; give back what was held."""
         self._intake.let_go(self._size)
+        if self.refusal is not None:
+            self._intake.count(self.refusal.why)
         try:
             if self.refusal is not None and not self._answered:
                 refusal = self.refusal

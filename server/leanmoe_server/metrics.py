@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
@@ -21,6 +22,18 @@ from leanmoe.metric_names import Metric
 from leanmoe_server.exported import sums_several
 
 logger = logging.getLogger(__name__)
+
+
+class RefusedFor(StrEnum):
+    """Why a request was not taken: the label of a series each."""
+
+    PLACES = "places"
+    BODY = "body"
+    MEMORY = "memory"
+    LATE = "late"
+    HEAD = "head"
+    STOPPING = "stopping"
+    NOT_READY = "not_ready"
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
@@ -66,6 +79,9 @@ class Metrics:
         self._age.set_function(self.snapshot_age)
         self._changes = _counter(names.POLICY_CHANGES, registry)
         self.audit_failures = _counter(names.AUDIT_FAILURES, registry)
+        self._refused = _counter(names.REFUSED_REQUESTS, registry)
+        for why in RefusedFor:
+            self._refused.labels(why)
         self._governor_armed = _gauge(names.GOVERNOR_ARMED, registry)
         self._governor_level = _gauge(names.GOVERNOR_LEVEL, registry)
         self._governor_rung = _gauge(names.GOVERNOR_RUNG, registry)
@@ -140,6 +156,9 @@ class Metrics:
                 "their experts; the checkpoint is damaged or overflows in this --dtype",
                 layer,
             )
+
+    def observe_refusal(self, why: RefusedFor) -> None:
+        self._refused.labels(why).inc()
 
     def observe_change(self, cause: str, reached: bool) -> None:
         self._changes.labels(cause, "in_force" if reached else "failed").inc()

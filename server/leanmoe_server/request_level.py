@@ -23,7 +23,7 @@ from leanmoe.policy import EXACT, RequestLevel
 from leanmoe.wire import BUDGET_HEADER, CONTROL_PATH, LEVEL_HEADER, REQUEST_KEY, ROLLBACK_PATH
 from leanmoe_server.access import routed_path
 from leanmoe_server.cache_salt import salt_of, secret_of
-from leanmoe_server.error_shapes import TooLongError, input_error_response
+from leanmoe_server.error_shapes import input_error_response
 from leanmoe_server.level_span import LevelSpan
 from leanmoe_server.request_body import check_named_once, read_content
 from leanmoe_server.request_mark import keep_skipping
@@ -34,7 +34,6 @@ from leanmoe_server.tenants import SESSION
 from leanmoe_server.usage_echo import Statement, UsageEcho
 
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
-MAX_BODY_BYTES = 64 << 20
 _EXTRA, _SALT = "vllm_xargs", "cache_salt"
 # vLLM's own bounds of a salt.
 _MAX_SALT, _FORBIDDEN_IN_SALT = 128, frozenset("@/\\\0")
@@ -85,14 +84,13 @@ def _concerns(path: str, headers: Headers) -> bool:
 
 
 async def _read(receive: Receive) -> bytes | None:
+    """A whole body, of which ``Intake`` lets none past its length; ``None`` without its client."""
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] != "http.request":
             return None
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise TooLongError(f"the body is longer than {MAX_BODY_BYTES} bytes; send less")
         if not message.get("more_body"):
             return bytes(body)
 

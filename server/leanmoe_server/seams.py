@@ -112,6 +112,12 @@ FROM_SOURCES: tuple[Seam, ...] = (
     Seam((f"{_OPENAI}.chat_completion.protocol",), "ChatCompletionRequest", members=_BODY),
     Seam((f"{_OPENAI}.completion.protocol",), "CompletionRequest", members=_BODY),
     Seam((f"{_OPENAI}.responses.protocol",), "ResponsesRequest", members=_BODY),
+    # What is stored of responses, by their ids.
+    Seam(
+        (f"{_OPENAI}.responses.serving",),
+        "OpenAIServingResponses",
+        attributes=("response_store", "msg_store", "event_store", "background_tasks"),
+    ),
 )
 
 _METRICS = tuple(

@@ -41,7 +41,10 @@ def keyed(
     users = entry_of("alice", USER) + entry_of("bob", OTHER) + "max_level = 0\n"
     rare = entry_of("rare", RARE) + "requests_per_minute = 1\n"
     file.write_text(users + rare + entry_of("operator", ADMIN, admin=True))
-    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    environment = {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_ENABLE_RESPONSES_API_STORE": "1",
+    }
     log, told = folder / "log", ("--keys", str(file))
     with live_server(tiny_model, log, *told, environment=environment, popen=forked) as running:
         yield running
@@ -111,6 +114,27 @@ def test_each_key_opens_its_own(keyed: LiveServer) -> None:
     assert keyed.get("/v1/expert_skipping", admin).status_code == 200
     log = keyed.log.read_text()
     assert USER not in log and ADMIN not in log
+
+
+def test_stored_responses_are_their_tenant_s(keyed: LiveServer) -> None:
+    """Also where another tenant names the same id."""
+    own, other = ({"Authorization": f"Bearer {key}"} for key in (USER, OTHER))
+    with httpx.Client(base_url=f"{keyed.url}/v1", timeout=60) as client:
+
+        def respond(headers: dict[str, str], **more: object) -> httpx.Response:
+            body = {"model": keyed.model, "input": "water", "max_output_tokens": 4, **more}
+            return client.post("/responses", json=body, headers=headers)
+
+        name = respond(own, request_id="resp_same").json()["id"]
+        assert client.get(f"/responses/{name}", headers=own).json()["id"] == name
+        assert client.get(f"/responses/{name}", headers=other).status_code == 404
+        assert client.post(f"/responses/{name}/cancel", headers=other).status_code == 404
+        assert respond(other, previous_response_id=name).status_code == 404
+        assert respond(own, previous_response_id=name).status_code == 200
+        again = respond(other, request_id="resp_same", max_output_tokens=2).json()
+        assert again["id"] == name
+        kept = client.get(f"/responses/{name}", headers=own).json()
+        assert kept["max_output_tokens"] == 4
 
 
 def test_errors_of_messages_are_anthropic_s(keyed: LiveServer) -> None:

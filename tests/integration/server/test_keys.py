@@ -1,28 +1,76 @@
-"""A server started as a user does, with keys that reach neither log nor workers; its memory."""
+"""A server started as a user does: keys that reach neither log nor workers, memory, spans by gRPC.
+
+vLLM's own way of sending spans does not survive a fork, so it is tried here.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
+import grpc
 import openai
 import psutil
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from tests.integration.live_server import LiveServer, live_server
+from tests.integration.live_server import LiveServer, live_server, wait_for
 
 USER, ADMIN = "s3cret-user", "s3cret-admin"
 
 
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """What an OpenTelemetry collector is to the server: it takes spans, by their names."""
+
+    def __init__(self) -> None:
+        self.spans: list[str] = []
+        self._server = grpc.server(ThreadPoolExecutor(1))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+
+    def take(self, request, context):
+        self.spans += [
+            span.name
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+        return ExportTraceServiceResponse()
+
+    Export = take
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(None)
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with Collector() as taking:
+        yield taking
+
+
 @pytest.fixture(scope="module")
 def keyed_server(
-    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
     """Started as a user does: a process tells the environment that it was started with."""
     log = tmp_path_factory.mktemp("keyed") / "log"
-    environment = {"LEANMOE_ADMIN_KEY": ADMIN, "VLLM_API_KEY": USER}
-    with live_server(tiny_model, log, "--max-kld", "0.05", environment=environment) as running:
+    environment = {
+        **{"LEANMOE_ADMIN_KEY": ADMIN, "VLLM_API_KEY": USER},
+        # Spans go out in batches, by default every five seconds.
+        **{"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "true"},
+    }
+    traces = ("--otlp-traces-endpoint", f"http://127.0.0.1:{collector.port}")
+    flags = ("--max-kld", "0.05", *traces)
+    with live_server(tiny_model, log, *flags, environment=environment) as running:
         yield running
 
 
@@ -58,6 +106,17 @@ def test_only_user_keys_infer(keyed_server: LiveServer) -> None:
         keyed_server.client(ADMIN).models.list()
     with pytest.raises(openai.AuthenticationError, match="this key is not known"):
         keyed_server.client("wrong").models.list()
+
+
+def test_spans_go_out_by_grpc_unless_told_otherwise(
+    keyed_server: LiveServer, collector: Collector
+) -> None:
+    keyed_server.client(USER).completions.create(
+        model=keyed_server.model, prompt="water", max_tokens=2
+    )
+    wanted = {"POST /v1/completions", "llm_request"}
+    found = wait_for(lambda: set(collector.spans), wanted.issubset, seconds=60)
+    assert wanted <= found, keyed_server.log.read_text()[-2000:]
 
 
 def test_no_key_in_the_log_or_in_the_workers(keyed_server: LiveServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import httpx
@@ -15,10 +16,11 @@ from tests.integration.live_server import LiveServer, live_server, wait_for
 def watched(
     tiny_model, forked: type[Forked], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
-    """A server at level 1 that replays every answer."""
+    """A server at level 1 that replays every answer, behind everything else in vLLM's queue."""
     log = tmp_path_factory.mktemp("shadow") / "server.log"
     arguments = ("--skip-level", "1", "--shadow-share", "1", "--max-logprobs", "-1")
-    with live_server(tiny_model, log, *arguments, popen=forked) as running:
+    priority = ("--scheduling-policy", "priority")
+    with live_server(tiny_model, log, *arguments, *priority, popen=forked) as running:
         assert running.get("/ready").status_code == 200, running.log.read_text()[-4000:]
         yield running
 
@@ -60,3 +62,23 @@ def test_scores_do_not_depend_on_the_order_of_requests_with_salts_of_their_own(w
     one = (scores(watched, first, "a1"), scores(watched, second, "a2"))
     other = (scores(watched, second, "b2"), scores(watched, first, "b1"))
     assert one == (other[1], other[0])
+
+
+def test_with_priorities_replays_go_on_beside_traffic(watched) -> None:
+    """Where there are none, they wait until no request is in flight."""
+    ended, before = threading.Event(), shadow(watched)["answers"]
+
+    def keep_busy() -> None:
+        while not ended.is_set():
+            watched.answer(tokens=64)
+
+    threads = [threading.Thread(target=keep_busy) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        found = wait_for(lambda: shadow(watched)["answers"], lambda n: n > before, seconds=60)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert found > before

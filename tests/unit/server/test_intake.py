@@ -66,6 +66,9 @@ async def test_past_the_last_place_a_request_is_refused_and_reading_is_not(build
         answer = await client.post(PATH, json={})
         assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
         assert "--max-waiting" in said(answer)
+        counted = {"reason": "places"}
+        name = "leanmoe_refused_requests_total"
+        assert app.registry.get_sample_value(name, counted) == 1
         assert (await client.get("/v1/models")).status_code == 200
         app.service.intake.leave()
         assert (await client.post(PATH, json={})).status_code == 200
