@@ -88,7 +88,7 @@ def _name(documents: list[Document], suffix: str) -> str:
 def test_defaults_serve_a_hub_model_exactly_on_one_gpu():
     documents = rendered("defaults")
     container = server(documents)
-    assert container["image"] == "leanmoe:0.1.0"
+    assert container["image"] == "leanmoe:0.1.0-cuda"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert not any(
         argument.startswith(("--skip-level", "--max-kld")) for argument in container["args"]

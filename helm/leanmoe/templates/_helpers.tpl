@@ -81,8 +81,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
+{{/* Without a tag: the image of this version for GPUs, or for none. */}}
 {{- define "leanmoe.image" -}}
-{{- include "leanmoe.imageOf" (dict "image" .Values.image "default" .Chart.AppVersion) }}
+{{- $tag := printf "%s-%s" .Chart.AppVersion (ternary "cuda" "cpu" (gt (int .Values.gpu.count) 0)) }}
+{{- include "leanmoe.imageOf" (dict "image" .Values.image "default" $tag) }}
 {{- end }}
 
 {{/* Label matchers in Prometheus for this release only. */}}
