@@ -9,6 +9,7 @@ from importlib import import_module
 
 from leanmoe.command import Command, run_command
 from leanmoe.extras import missing_package
+from leanmoe.help_texts import asks_for_help, help_text
 
 Table = Mapping[str, tuple[str, str]]
 
@@ -65,6 +66,9 @@ class Group:
             print(f"{self.called}: no command {name!r}; expected one of {known}", file=sys.stderr)
             return 2
         full = f"{self.name} {name}".strip()
+        if asks_for_help(rest) and (text := help_text(full)) is not None:
+            print(text, end="")
+            return 0
         try:
             found = self.load(name)
             return found.main(rest) if isinstance(found, Group) else run_command(found, rest)

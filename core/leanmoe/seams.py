@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from leanmoe.errors import RuntimeSeamError
+from leanmoe.extras import engine_hint
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def find(seam: Seam) -> Any:
             return found
     raise RuntimeSeamError(
         f"vLLM has no {seam.name} in {' or '.join(seam.modules)}: the seam moved; "
-        "install leanmoe[cpu] or leanmoe[cuda] with its pinned vLLM"
+        f"for the vLLM that this was made for run {engine_hint()}"
     )
 
 
@@ -111,6 +112,6 @@ def check(seams: Iterable[Seam]) -> None:
     for seam in seams:
         if (problem := difference(seam, find(seam))) is not None:
             raise RuntimeSeamError(
-                f"vLLM's {problem}: the seam moved; install leanmoe[cpu] or leanmoe[cuda] with "
-                "its pinned vLLM"
+                f"vLLM's {problem}: the seam moved; for the vLLM that this was made for run "
+                f"{engine_hint()}"
             )

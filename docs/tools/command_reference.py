@@ -1,22 +1,25 @@
-"""Writes ``docs/commands.md`` from the parsers behind ``leanmoe COMMAND --help``.
+"""Writes ``docs/commands.md`` and the texts of ``leanmoe COMMAND --help`` from the parsers.
 
     python docs/tools/command_reference.py
 
-A table per group of options instead of the text of ``--help``: the words are the same, and the
-page does not change with the width of a terminal or the version of argparse.
+On the page stands a table per group of options: the words are those of ``--help``. Both are written
+here, so neither changes with the width of a terminal or the version of argparse.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from leanmoe.cli import LEANMOE
 from leanmoe.command import Command, parser_of
 from leanmoe.dispatch import Group
+from leanmoe.help_texts import FOLDER, file_of
 
 PAGE = Path(__file__).parents[1] / "commands.md"
+COLUMNS = "80"  # of a terminal, by which argparse breaks lines
 COMMON = ("help", "json", "seed", "verbose")
 _HEAD = """# Commands
 
@@ -120,5 +123,23 @@ def _cell(text: str) -> str:
     return " ".join(text.split())
 
 
-if __name__ == "__main__":
+def helps() -> dict[Path, str]:
+    """The text of every command's ``--help``, by the file that holds it."""
+    os.environ["COLUMNS"] = COLUMNS
+    parsers = [parser_of(one) for one in commands() if isinstance(one, Command)]
+    return {file_of(one.prog.removeprefix("leanmoe ")): one.format_help() for one in parsers}
+
+
+def write() -> None:
+    """All of it; a text whose command is gone goes too."""
     PAGE.write_text(page(), encoding="utf-8")
+    texts = helps()
+    for gone in set(FOLDER.glob("*.txt")) - set(texts):
+        gone.unlink()
+    FOLDER.mkdir(exist_ok=True)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

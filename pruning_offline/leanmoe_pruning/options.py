@@ -23,8 +23,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
-from leanmoe_pruning.data import DEFAULT_WINDOW
-from leanmoe_pruning.data.spec import HELP
+from leanmoe_pruning.data.spec import DEFAULT_WINDOW, HELP
 
 T = TypeVar("T")
 _KEY = "argument"

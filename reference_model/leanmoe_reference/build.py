@@ -61,7 +61,7 @@ def _write_one_shard(model: Rebuilt, path: Path, number: int, tick: Tick) -> lis
     for layer in range(model.n_layers)[number * per_shard : (number + 1) * per_shard]:
         tensors.update(model.layer(layer))
         tick()
-    plan = [TensorInfo(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
+    plan = [TensorInfo.of(name, tensor) for name, tensor in tensors.items()]
     write_shard(path, plan, tensors.values())
     return plan
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from leanmoe.engine_versions import installed_vllm, version_problem
 from leanmoe.errors import RuntimeSeamError
+from leanmoe.extras import engine_hint
 from leanmoe.seams import check
 from leanmoe_runtime import seams
 
@@ -71,7 +72,7 @@ try:
 except ImportError as error:
     raise RuntimeSeamError(
         f"a symbol of vLLM is not where it was: {error}; "
-        "install leanmoe[cpu] or leanmoe[cuda] with its pinned vLLM"
+        f"for the vLLM that this was made for run {engine_hint()}"
     ) from error
 
 __all__ = [

@@ -9,6 +9,7 @@ import pytest
 from leanmoe.cli import LEANMOE
 from leanmoe.command import parser_of
 from leanmoe.dispatch import Group
+from leanmoe.help_texts import FOLDER
 from tests.docs.pages import ROOT
 
 
@@ -24,6 +25,12 @@ def script():
 def test_the_page_is_current(script):
     written = script.PAGE.read_text(encoding="utf-8")
     assert written == script.page(), "run python docs/tools/command_reference.py"
+
+
+def test_what_help_prints_is_what_the_parsers_say(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", script.COLUMNS)
+    found = {path: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
+    assert found == script.helps(), "run python docs/tools/command_reference.py"
 
 
 @pytest.mark.parametrize("command", LEANMOE.every(), ids=lambda command: command.name)

@@ -1,14 +1,19 @@
 """A stranger's first minutes with the wheel in an environment that held nothing."""
 
 import json
+import shlex
 import subprocess
 import tomllib
 
 import pytest
 
 from leanmoe.cli import COMMANDS
+from leanmoe.extras import EXTRAS
 from tests.release.conftest import ROOT
 from tests.tiny import write_tiny_mixtral
+
+# Groups of commands among them.
+IN_A_BARE_INSTALL = ("plan", "key", "fleet", "bench")
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +52,42 @@ def test_help_and_version(run):
     assert run("--version").stdout == f"leanmoe {version}\n"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_works_or_says_what_to_install(run, command):
-    done = run(command, "--help")
-    if done.returncode == 0:
-        assert f"usage: leanmoe {command}" in done.stdout and done.stderr == ""
-    else:
-        assert done.returncode == 2 and done.stdout == ""
-        assert done.stderr.startswith(f"leanmoe {command} needs the package ")
-        assert "pip install 'leanmoe[" in done.stderr and done.stderr.count("\n") == 1
+@pytest.mark.parametrize("command", [*COMMANDS, "bench same-tokens", "fleet watch", "key new"])
+def test_help_needs_nothing_but_the_core(run, command):
+    done = run(*command.split(), "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: leanmoe {command} ")
 
 
-def test_without_its_extra_the_reference_model_is_what_is_missing(run):
-    done = run("reference", "--help")
+@pytest.mark.parametrize("command", [one for one in COMMANDS if one not in IN_A_BARE_INSTALL])
+def test_what_a_command_lacks_is_said_with_how_to_get_it(run, command):
+    done = run(command, "model")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"leanmoe {command} needs the package ")
+    assert "`pip install 'leanmoe[" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_without_its_extra_the_reference_model_is_what_is_missing(run, wheel):
+    done = run("reference")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "leanmoe reference needs the package leanmoe_reference, which is not installed; "
-        "run `pip install 'leanmoe[reference]'`\n"
+        f"run `pip install 'leanmoe[reference]' --find-links {wheel.parent}`\n"
     )
+
+
+def test_the_environment_s_own_hints_can_be_followed(installed):
+    """As far as pip goes without fetching torch: each extra is known, ours are found."""
+    code = "from leanmoe.extras import *; print(*map(install_hint, ('cpu', 'cuda', *EXTRAS)))"
+    said = subprocess.run([installed / "python", "-c", code], capture_output=True, text=True)
+    hints = [shlex.split(one) for one in said.stdout.split("`") if one.strip()]
+    assert len(hints) == 2 + len(EXTRAS) and all(one[:2] == ["pip", "install"] for one in hints)
+    for _, _, *words in hints:
+        pip = [installed / "python", "-m", "pip", "install", "--dry-run"]
+        more = [] if "--find-links" in words else ["--no-deps", "--no-index"]
+        done = subprocess.run([*pip, *more, *words], capture_output=True, text=True)
+        assert done.returncode == 0 and "does not provide" not in done.stderr, done.stderr
+        assert "leanmoe-reference" in done.stdout or "leanmoe[reference]" not in words
 
 
 def test_with_its_extra_the_reference_model_is_found(installed, reference_wheel, tmp_path):
@@ -73,19 +96,30 @@ def test_with_its_extra_the_reference_model_is_found(installed, reference_wheel,
     pip = [installed / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", beside, reference_wheel], check=True)
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(beside)}
-    command = [installed / "leanmoe", "reference", "--help"]
+    command = [installed / "leanmoe", "reference"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("leanmoe reference needs the package torch")
-    assert "pip install 'leanmoe[cpu]'" in done.stderr and done.stderr.count("\n") == 1
+    assert "pip install 'leanmoe[offline]'" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_plan_is_made_from_headers_alone(run, tmp_path):
+    model = write_tiny_mixtral(tmp_path / "tiny")
+    done = run("plan", str(model), "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    plan = json.loads(done.stdout)
+    assert len(plan["rows"]) > 9 and plan["tflops"] is None
+    assert plan["notes"][-1].endswith("`pip install 'leanmoe[offline]'`.")
+    timed = json.loads(run("plan", str(model), "--json", "--tflops", "1").stdout)
+    assert timed["notes"] == plan["notes"][:-1] and timed["rows"][1]["make"]["seconds"] >= 0
+    assert "?" in run("plan", str(model)).stdout
 
 
 def test_serving_a_model_says_what_to_install(run, tmp_path):
     model = write_tiny_mixtral(tmp_path / "tiny")
-    for arguments in (("plan", str(model)), ("serve", str(model), "--host", "127.0.0.1")):
-        done = run(*arguments)
-        assert done.returncode == 2 and "pip install 'leanmoe[cpu]'" in done.stderr
-        assert done.stderr.count("\n") == 1
+    done = run("serve", str(model), "--host", "127.0.0.1")
+    assert done.returncode == 2 and "pip install 'leanmoe[cpu]' --extra-index-url" in done.stderr
+    assert "pip install 'leanmoe[cuda]'" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_the_core_reads_a_checkpoint_without_torch(installed, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
+from leanmoe.extras import install_hint
 from leanmoe.files.output import TUNED_FOLDER
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe.tuned_tables import FOLDER_VARIABLE, recorded_tables
@@ -99,7 +100,7 @@ def card_place(seed: int) -> Place:
     from leanmoe_bench.tune import card
 
     if not card.has_gpu():
-        raise InputError("this vLLM is not built for CUDA; install leanmoe[cuda]")
+        raise InputError(f"this vLLM is not built for CUDA; run {install_hint('cuda')}")
 
     def bench(shape: TuneShape) -> tuple[Bench, int]:
         made = card.ExpertsBench(shape, seed)

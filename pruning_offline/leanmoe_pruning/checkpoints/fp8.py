@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from leanmoe.errors import CheckpointError
 from leanmoe.sparse.sparse_format import own_quantization
 from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.checkpoints.stored_type import StoredType
+from leanmoe_pruning.later import torch
 
-FP8 = torch.float8_e4m3fn
+FP8 = StoredType.F8_E4M3
 SCALE = "_scale_inv"
 Block = tuple[int, int]
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from leanmoe.errors import CheckpointError
@@ -29,34 +28,36 @@ from leanmoe.sparse.sparse_format import (
     VALUES,
     WEIGHT,
 )
+from leanmoe_pruning.checkpoints.stored_type import StoredType
+from leanmoe_pruning.later import torch
 
 _SUFFIXES = tuple(sorted({INPUT_ORDER, *(part for parts in PARTS.values() for part in parts)}))
 # Types of parts that have one; values have the matrix's.
-_TYPES: Mapping[str, tuple[torch.dtype, ...]] = {
-    MASK: (torch.uint8,),
-    INDICES: (torch.uint8,),
-    INPUT_ORDER: (torch.int32,),
-    OVERFLOW_ROWS: (torch.int32,),
-    OVERFLOW_COLUMNS: (torch.int16, torch.int32),
+_TYPES: Mapping[str, tuple[StoredType, ...]] = {
+    MASK: (StoredType.U8,),
+    INDICES: (StoredType.U8,),
+    INPUT_ORDER: (StoredType.I32,),
+    OVERFLOW_ROWS: (StoredType.I32,),
+    OVERFLOW_COLUMNS: (StoredType.I16, StoredType.I32),
 }
-_WORDS: Mapping[int, tuple[torch.dtype, type[Any]]] = {
-    1: (torch.uint8, np.uint8),
-    2: (torch.int16, np.uint16),
-    4: (torch.int32, np.uint32),
+_WORDS: Mapping[int, tuple[StoredType, type[Any]]] = {
+    1: (StoredType.U8, np.uint8),
+    2: (StoredType.I16, np.uint16),
+    4: (StoredType.I32, np.uint32),
 }
 
 
 def to_words(tensor: torch.Tensor) -> Words:
     """A tensor's numbers as raw words."""
     signed, unsigned = _WORDS[tensor.dtype.itemsize]
-    words: Words = tensor.contiguous().view(signed).numpy().view(unsigned)
+    words: Words = tensor.contiguous().view(signed.torch).numpy().view(unsigned)
     return words
 
 
-def to_tensor(words: Words, dtype: torch.dtype) -> torch.Tensor:
+def to_tensor(words: Words, dtype: StoredType) -> torch.Tensor:
     """Raw words as the numbers they are."""
     signed = np.int8 if words.itemsize == 1 else np.dtype(f"i{words.itemsize}")
-    return torch.from_numpy(words.view(signed)).view(dtype)
+    return torch.from_numpy(words.view(signed)).view(dtype.torch)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class PackedTensor:
     """A matrix that a file holds in parts, by the ends of their names."""
 
     name: str
-    dtype: torch.dtype
+    dtype: StoredType
     shape: tuple[int, int]
     keep: int
     parts: tuple[str, ...]
@@ -97,7 +98,7 @@ def is_part(name: str) -> bool:
     return name.endswith(_SUFFIXES)
 
 
-def find_packed(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[PackedTensor]:
+def find_packed(shapes: Mapping[str, tuple[StoredType, tuple[int, ...]]]) -> list[PackedTensor]:
     """The packed matrices among a file's tensors; ``CheckpointError`` where one lacks parts."""
     ends: dict[str, set[str]] = {}
     for name in shapes:
@@ -108,7 +109,7 @@ def find_packed(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> li
 
 
 def _packed(
-    name: str, ends: set[str], shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    name: str, ends: set[str], shapes: Mapping[str, tuple[StoredType, tuple[int, ...]]]
 ) -> PackedTensor:
     stem = name.removesuffix(WEIGHT)
     if (ends - {INPUT_ORDER}) not in [set(parts) for parts in PARTS.values()]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -26,26 +25,13 @@ from leanmoe.errors import CheckpointError
 from leanmoe.files.digest import parse_json
 from leanmoe.sparse.sparse_format import INPUT_ORDER
 from leanmoe_pruning.checkpoints.packed import PackedTensor, find_packed, is_part
+from leanmoe_pruning.checkpoints.stored_type import StoredType
+from leanmoe_pruning.later import torch
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _MAX_HEADER = 100_000_000
-
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -53,8 +39,13 @@ class TensorInfo:
     """What a shard's header says about one tensor."""
 
     name: str
-    dtype: torch.dtype
+    dtype: StoredType
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> TensorInfo:
+        """What a header will say about a tensor."""
+        return cls(name, StoredType.of(tensor.dtype), tuple(tensor.shape))
 
     @property
     def nbytes(self) -> int:
@@ -112,12 +103,13 @@ def _entries(text: bytes, path: Path, size: int) -> dict[str, Any]:
 
 
 def _info(name: str, entry: dict[str, Any], path: Path) -> TensorInfo:
-    if entry["dtype"] not in DTYPES:
+    known = StoredType.__members__
+    if entry["dtype"] not in known:
         raise CheckpointError(
             f"tensor {name} in {path} has dtype {entry['dtype']}, expected one of "
-            f"{', '.join(DTYPES)}; convert the checkpoint first"
+            f"{', '.join(known)}; convert the checkpoint first"
         )
-    return TensorInfo(name, DTYPES[entry["dtype"]], tuple(entry["shape"]))
+    return TensorInfo(name, known[entry["dtype"]], tuple(entry["shape"]))
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -267,7 +259,7 @@ class ShardReader:
         if not dtype.is_floating_point:
             raise CheckpointError(
                 f"weight {name} in {self.directory / self._file_of[name]} has dtype "
-                f"{_NAMES[dtype]}, expected a floating-point one; a quantised checkpoint must be "
+                f"{dtype.name}, expected a floating-point one; a quantised checkpoint must be "
                 "restored to bf16 first"
             )
 
@@ -324,7 +316,7 @@ def write_shard(path: Path, plan: Sequence[TensorInfo], tensors: Iterable[torch.
 
         put(_header(plan))
         for info, tensor in zip(plan, tensors, strict=True):
-            if tuple(tensor.shape) != info.shape or tensor.dtype != info.dtype:
+            if TensorInfo.of(info.name, tensor) != info:
                 raise ValueError(f"{info.name}: {tensor.dtype}{list(tensor.shape)} is not {info}")
             put(tensor_bytes(tensor))
         file.flush()
@@ -337,7 +329,7 @@ def _header(plan: Sequence[TensorInfo]) -> bytes:
     offset = 0
     for info in plan:
         entries[info.name] = {
-            "dtype": _NAMES[info.dtype],
+            "dtype": info.dtype.name,
             "shape": list(info.shape),
             "data_offsets": [offset, offset + info.nbytes],
         }
@@ -349,7 +341,7 @@ def _header(plan: Sequence[TensorInfo]) -> bytes:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
     """Write named tensors as one safetensors file; return its digest."""
-    plan = [TensorInfo(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()]
+    plan = [TensorInfo.of(name, tensor) for name, tensor in tensors.items()]
     return write_shard(path, plan, tensors.values())
 
 

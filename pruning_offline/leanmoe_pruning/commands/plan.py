@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leanmoe.command import Result
 from leanmoe.errors import InputError
+from leanmoe.extras import install_hint
 from leanmoe_pruning.amounts import parse_bytes, show_bytes
 from leanmoe_pruning.budgets.budget import allowed_counts
 from leanmoe_pruning.checkpoints.opening import check_uniform
-from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.methods.selection import check_keep
 from leanmoe_pruning.options import command_of, model_argument, option
 from leanmoe_pruning.planning.costs import matmul_rate
 from leanmoe_pruning.planning.fit import USABLE, largest_fitting
 from leanmoe_pruning.planning.headers import HeaderModel
-from leanmoe_pruning.planning.kinds import Kind, known_kinds, nearest
+from leanmoe_pruning.planning.kinds import KINDS, METHOD_NAMES, Kind, nearest
 from leanmoe_pruning.planning.parallel import tensor_parallel
 from leanmoe_pruning.planning.preview import preview
 from leanmoe_pruning.planning.rows import Row, facts_of, row_of
@@ -35,7 +33,7 @@ class PlanOptions:
     """What ``leanmoe plan`` takes."""
 
     model: Path = model_argument()
-    method: str | None = option("only what this method does (default: all)", choices=tuple(METHODS))
+    method: str | None = option("only what this method does (default: all)", choices=METHOD_NAMES)
     keep: tuple[int, ...] | None = option(
         "experts per layer, once or more (default: three quarters, half and a quarter)",
         action="append",
@@ -79,7 +77,7 @@ def _kinds(options: PlanOptions, model: HeaderModel) -> list[Kind]:
     """What to lay out: nothing for a source whose layers differ, which only plans can cut."""
     if model.checkpoint.layout.layers:
         return []
-    kinds = [kind for kind in known_kinds() if options.method in (None, *kind.methods)]
+    kinds = [kind for kind in KINDS if options.method in (None, *kind.methods)]
     fitting = [kind for kind in kinds if kind.applies(model)]
     if kinds and not fitting:
         raise InputError(
@@ -116,6 +114,15 @@ def _notes(options: PlanOptions, model: HeaderModel, rows: list[Row]) -> list[st
     return notes
 
 
+def _untimed(rate: float | None) -> list[str]:
+    if rate is not None:
+        return []
+    return [
+        "Time is not told: torch, which would do the work, is not installed to be measured; give "
+        f"--tflops, or run {install_hint('offline')}."
+    ]
+
+
 def _run(options: PlanOptions) -> Result:
     _check(options)
     memory = None if options.fit is None else parse_bytes(options.fit, "--fit")
@@ -126,18 +133,18 @@ def _run(options: PlanOptions) -> Result:
         rows = _rows(options, model, kinds)
     else:
         rows = largest_fitting(model, kinds, memory, options.kv_tokens)
-    dtype = torch.float32 if model.compute_bytes == 4 else torch.bfloat16
-    rate = matmul_rate(dtype) if options.tflops is None else options.tflops * 1e12
+    given = options.tflops
+    rate = matmul_rate(model.compute_bytes) if given is None else given * 1e12
     return {
         **_model_facts(options.model, model),
         "tokens": options.tokens,
         "kv_tokens": options.kv_tokens,
         "fit_bytes": memory,
-        "tflops": rate / 1e12,
-        "tflops_from": "measured here" if options.tflops is None else "as given",
+        "tflops": None if rate is None else rate / 1e12,
+        "tflops_from": "measured here" if given is None else "as given",
         "estimates": ["make", "serve", "kv_bytes_per_1k_tokens"],
         "rows": [facts_of(model, row, options.tokens, rate) for row in rows],
-        "notes": _notes(options, model, rows),
+        "notes": [*_notes(options, model, rows), *_untimed(rate)],
         **seen,
     }
 

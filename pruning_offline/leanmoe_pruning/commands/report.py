@@ -7,6 +7,7 @@ from pathlib import Path
 
 from leanmoe.command import Result
 from leanmoe.errors import InputError, OutputError
+from leanmoe.extras import install_hint
 from leanmoe.files.output import atomic_write_text
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import open_model
@@ -60,7 +61,7 @@ def _run(options: ReportOptions) -> Result:
     except ModuleNotFoundError as error:
         raise InputError(
             f"report needs the package {error.name}, which is not installed; run "
-            "`pip install 'leanmoe[offline]'`"
+            f"{install_hint('offline')}"
         ) from None
     checkpoint = open_model(options.model)
     content = content_of(checkpoint, [])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.files.digest import file_digest
@@ -39,13 +39,15 @@ from leanmoe_pruning.checkpoints.shards import (
     write_index,
     write_shard,
 )
+from leanmoe_pruning.checkpoints.stored_type import StoredType
 from leanmoe_pruning.cutting.carried_orders import carried_orders, check_summable
 from leanmoe_pruning.cutting.layer_cut import LayerCut
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, layouts
 from leanmoe_pruning.cutting.module_names import ModuleNames
-from leanmoe_pruning.cutting.packing import Packer
+from leanmoe_pruning.cutting.packing import Order, Packer
 from leanmoe_pruning.cutting.pieces import Copied, Given, HeldTensors, Piece
 from leanmoe_pruning.cutting.spool import SpooledReader, WeightSpool
+from leanmoe_pruning.later import torch
 from leanmoe_pruning.progress import Tick
 
 _LOG = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class Cutter:
         checkpoint: OpenedModel,
         plans: Plans,
         replaced: WeightSpool | None = None,
-        input_orders: Mapping[str, torch.Tensor] | None = None,
+        input_orders: Mapping[str, torch.Tensor] | Mapping[str, Order] | None = None,
         packer: Packer | None = None,
     ) -> None:
         """``input_orders`` are those of ``replaced``; where none are given the source's stay."""
@@ -73,7 +75,7 @@ class Cutter:
         if input_orders is None:
             self._orders = carried_orders(checkpoint, plans)
         else:
-            self._orders = {name: order.numpy() for name, order in input_orders.items()}
+            self._orders = {name: np.asarray(order) for name, order in input_orders.items()}
         self.layouts = layouts(plans, checkpoint)
         self._held = HeldTensors()
         self._packer = None if packer is None else packer.ordered_by(self._orders)
@@ -150,7 +152,7 @@ class Cutter:
 
     def _marker(self, layer: int, own: LayerLayout) -> Piece:
         name = marker_name(self.checkpoint.family.block_prefix(layer))
-        return Given(TensorInfo(name, torch.float32, (2,)), (own.n_experts, own.top_k))
+        return Given(TensorInfo(name, StoredType.F32, (2,)), (own.n_experts, own.top_k))
 
     @property
     def _old_markers(self) -> set[str]:

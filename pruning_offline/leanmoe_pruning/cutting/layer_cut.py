@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
 from leanmoe.families.base import ExpertTensor, Projection
 from leanmoe.layout import transfer_name
 from leanmoe_pruning.checkpoints.fp8 import FP8, SCALE
 from leanmoe_pruning.checkpoints.shards import TensorInfo
+from leanmoe_pruning.checkpoints.stored_type import StoredType
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
 from leanmoe_pruning.cutting.pieces import (
     Copied,
@@ -97,7 +96,7 @@ class LayerCut:
             return [MixedRows(replace(info, shape=shape), info.name, merge.experts)]
         name = transfer_name(self._family.block_prefix(self._layer))
         size = (len(merge.router), len(merge.router[0]))
-        transfer = Given(TensorInfo(name, torch.float32, size), merge.router)
+        transfer = Given(TensorInfo(name, StoredType.F32, size), merge.router)
         return [Copied(info, info.name), transfer]
 
     def _merged_expert(self, info: TensorInfo, part: ExpertTensor, merge: Merge) -> list[Piece]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from leanmoe.checkpoint import Checkpoint
@@ -37,13 +36,15 @@ from leanmoe.sparse.sparse_format import (
 from leanmoe_pruning.checkpoints.opening import OpenedModel
 from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
 from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
+from leanmoe_pruning.checkpoints.stored_type import StoredType
 from leanmoe_pruning.cutting.pieces import Piece
+from leanmoe_pruning.later import torch
 
-_DTYPES: dict[torch.dtype, Values] = {
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.float32: "float32",
-    torch.float8_e4m3fn: "float8_e4m3fn",
+_DTYPES: dict[StoredType, Values] = {
+    StoredType.BF16: "bfloat16",
+    StoredType.F16: "float16",
+    StoredType.F32: "float32",
+    StoredType.F8_E4M3: "float8_e4m3fn",
 }
 Order = NDArray[np.int32]
 
@@ -98,7 +99,7 @@ class PackedPart:
         return self.held.packed(self.dense, reader, self.how, self.order)
 
 
-def _part(packed: Packed, end: str, dtype: torch.dtype) -> torch.Tensor:
+def _part(packed: Packed, end: str, dtype: StoredType) -> torch.Tensor:
     if end == VALUES:
         return to_tensor(packed.values_RV, dtype)
     if end == MASK:
@@ -148,18 +149,18 @@ class Packer:
         name, (rows, columns) = piece.info.name, piece.info.shape
         dtype = piece.info.dtype
         self._check(piece.info)
-        wide = torch.int32 if columns > NARROW_COLUMNS else torch.int16
+        wide = StoredType.I32 if columns > NARROW_COLUMNS else StoredType.I16
         entries = 0
         if self.how.layout == "overflow":
             listed = self._held.packed(piece, reader, self.how, order).overflow
             assert listed is not None
             entries = len(listed.columns_N)
-        parts: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        parts: dict[str, tuple[StoredType, tuple[int, ...]]] = {
             VALUES: (dtype, (rows, self.how.values_per_row(columns))),
-            MASK: (torch.uint8, (rows, columns // 8)),
-            INDICES: (torch.uint8, (rows, columns // 8)),
-            INPUT_ORDER: (torch.int32, (columns,)),
-            OVERFLOW_ROWS: (torch.int32, (rows + 1,)),
+            MASK: (StoredType.U8, (rows, columns // 8)),
+            INDICES: (StoredType.U8, (rows, columns // 8)),
+            INPUT_ORDER: (StoredType.I32, (columns,)),
+            OVERFLOW_ROWS: (StoredType.I32, (rows + 1,)),
             OVERFLOW_COLUMNS: (wide, (entries,)),
             OVERFLOW_VALUES: (dtype, (entries,)),
         }

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
+from leanmoe_pruning.later import torch
 
 
 class Piece(Protocol):
@@ -75,7 +74,7 @@ class Zeros:
     info: TensorInfo
 
     def read(self, reader: ShardReader) -> torch.Tensor:
-        return torch.zeros(self.info.shape, dtype=self.info.dtype)
+        return torch.zeros(self.info.shape, dtype=self.info.dtype.torch)
 
 
 class HeldTensors:
@@ -119,7 +118,7 @@ class Mixed:
         def source(expert: int) -> torch.Tensor:
             return self.held.read(reader, self.layer, self.name_of(expert))
 
-        return weighted_sum(source, self.factors, self.info.shape).to(self.info.dtype)
+        return weighted_sum(source, self.factors, self.info.shape).to(self.info.dtype.torch)
 
 
 @dataclass(frozen=True)
@@ -146,4 +145,4 @@ class Given:
     values: Sequence[float] | Sequence[Sequence[float]]
 
     def read(self, reader: ShardReader) -> torch.Tensor:
-        return torch.tensor(self.values, dtype=self.info.dtype)
+        return torch.tensor(self.values, dtype=self.info.dtype.torch)

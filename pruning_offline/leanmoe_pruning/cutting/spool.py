@@ -11,12 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from safetensors import safe_open
 
 from leanmoe.errors import OutputError
 from leanmoe.files.scratch import SPOOL, ScratchFolder, remove_folder
 from leanmoe_pruning.checkpoints.shards import ShardReader, read_header, write_tensors
+from leanmoe_pruning.later import torch
 
 
 class WeightSpool:

@@ -6,18 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import DataError
 from leanmoe.families.keys import longest_context
 from leanmoe.files.digest import bytes_digest
 from leanmoe_pruning.data.builtin import Split, builtin_ids, builtin_texts
 from leanmoe_pruning.data.files import cut_windows, stored_ids, text_ids
-from leanmoe_pruning.data.spec import Item, parse_spec
+from leanmoe_pruning.data.spec import DEFAULT_WINDOW, Item, parse_spec
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
+from leanmoe_pruning.later import torch
 
-DEFAULT_WINDOW = 256
 FileShare = Literal["all", "halves"]
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import torch
 from safetensors import safe_open
+
+from leanmoe_pruning.later import torch
 
 Split = Literal["calibration", "heldout"]
 SPLITS: tuple[Split, ...] = ("calibration", "heldout")

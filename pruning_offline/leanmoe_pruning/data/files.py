@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import DataError
 from leanmoe.files.digest import parse_json
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
+from leanmoe_pruning.later import torch
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+_INTEGERS = ("int64", "int32", "int16", "uint8", "int8")
 
 
 def stored_ids(path: Path, tensor: str) -> torch.Tensor:
@@ -30,7 +30,7 @@ def stored_ids(path: Path, tensor: str) -> torch.Tensor:
         raise DataError(
             f"{path} is not a whole safetensors file ({error}); copy it again"
         ) from None
-    if ids.ndim not in (1, 2) or ids.dtype not in _INTEGERS:
+    if ids.ndim not in (1, 2) or ids.dtype not in [getattr(torch, name) for name in _INTEGERS]:
         raise DataError(
             f"{path}:{tensor} is {ids.dtype} of shape {list(ids.shape)}, expected integer token "
             "ids [windows, length], or [length] for one window"

@@ -16,6 +16,7 @@ MIXES: dict[str, dict[str, int]] = {
     "code": {"c": 2, "py": 2, "man": 1},
     "prose": {"gen": 2, "kjv": 1, "wn": 1},
 }
+DEFAULT_WINDOW = 256
 DEFAULT_TENSOR = "input_ids"
 _MAX_DIGITS = 12
 HELP = (

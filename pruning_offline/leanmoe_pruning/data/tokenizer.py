@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from leanmoe.errors import DataError
 from leanmoe.files.digest import bytes_digest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SMOLLM2_VOCABULARY = "sha256:0c6d9e03781a2ba7a0bdfd633c73d13a64a07c557474be6c28e08ea0a11fb300"
 
@@ -30,6 +31,8 @@ class ModelTokenizer:
                 f"{path} is missing, so text cannot become token ids; copy the model's tokenizer "
                 "there or give token ids as FILE.safetensors:TENSOR"
             )
+        from tokenizers import Tokenizer
+
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception

@@ -67,7 +67,7 @@ class Trainee(ShardReader):
 
     def stop(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The trained tensors in the dtype of the files; they are parameters no longer."""
-        found = {name: self._dense(name, self.info(name).dtype).detach() for name in names}
+        found = {name: self._dense(name, self.info(name).dtype.torch).detach() for name in names}
         for name in found:
             del self.values[name], self._places[name]
         return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from leanmoe.errors import InputError
+from leanmoe.extras import install_hint
 from leanmoe.files.digest import bytes_digest
 from leanmoe_pruning.checkpoints.opening import OpenedModel
 from leanmoe_pruning.data.tasks.loading import load_tasks
@@ -78,7 +79,7 @@ def make_judge(specs: str, backend: str, include_path: Path | None) -> Judge:
     except ModuleNotFoundError as error:
         raise InputError(
             f"--backend lm-eval needs the package {error.name}, which is not installed; run "
-            "`pip install 'leanmoe[tasks]'` or use --backend own"
+            f"{install_hint('tasks')} or use --backend own"
         ) from None
     return HarnessTasks(specs, include_path)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import chain, combinations, product
 from math import comb
 
-import torch
-
 from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
 from leanmoe_pruning.cutting.layer_plan import LayerPlan
+from leanmoe_pruning.later import torch
 
 MAX_SUBSETS = 20_000
+ENUMERATED_UP_TO = 12  # experts, by NAEE unless told otherwise
 
 
 @dataclass(frozen=True)

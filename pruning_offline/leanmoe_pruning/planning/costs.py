@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
 
-import torch
-
 from leanmoe_pruning.amounts import GIB
-from leanmoe_pruning.methods.naee.naee_options import ENUMERATED_UP_TO
+from leanmoe_pruning.later import torch
+from leanmoe_pruning.methods.selection import ENUMERATED_UP_TO
 from leanmoe_pruning.planning.headers import HeaderModel
 from leanmoe_pruning.scores.gram import packed_size
 from leanmoe_pruning.scores.sampling import gram_sample
@@ -149,8 +148,15 @@ def masking(model: HeaderModel, load: Workload) -> Cost:
     return Cost(scoring_ram(model, load.tokens), disk, forward_operations(model, load.tokens))
 
 
-def matmul_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second, from the best of a few products of 1024 x 1024."""
+def matmul_rate(compute_bytes: int) -> float | None:
+    """Floating-point operations a second, from the best of a few products of 1024 x 1024.
+
+    Of float32 or, with 2 ``compute_bytes``, bfloat16; ``None`` without the torch that will do it.
+    """
+    try:
+        dtype = torch.float32 if compute_bytes == 4 else torch.bfloat16
+    except ModuleNotFoundError:
+        return None
     left = torch.ones(_SIZE, _SIZE, dtype=dtype)
     best, end = float("inf"), time.monotonic() + _LONGEST_SECONDS
     while True:

@@ -12,11 +12,10 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
-import torch
-
 from leanmoe.checkpoint import Checkpoint
 from leanmoe_pruning.checkpoints.opening import OpenedModel, open_headers
 from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
+from leanmoe_pruning.checkpoints.stored_type import StoredType
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class HeaderModel:
         return 4 if self._router_dtype.itemsize >= 4 else 2
 
     @property
-    def _router_dtype(self) -> torch.dtype:
+    def _router_dtype(self) -> StoredType:
         shape = self.checkpoint.shape
         return self.reader.info(self.checkpoint.family.gate_name(shape.moe_layers[0])).dtype
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+import numpy as np
 
 from leanmoe.families import MoEShape
 from leanmoe.input_orders import order_name
 from leanmoe.sparse.sparse_format import GROUP
 from leanmoe_pruning.cutting.carried_orders import is_summable
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
-from leanmoe_pruning.cutting.packing import Packer, packer_of
-from leanmoe_pruning.methods.registry import METHODS
+from leanmoe_pruning.cutting.packing import Order, Packer, packer_of
 from leanmoe_pruning.planning.costs import (
     CostOf,
     Workload,
@@ -54,7 +53,7 @@ class Kind(ABC):
         """What packs the experts of such a cut, or ``None``."""
         return None
 
-    def input_orders(self, model: HeaderModel) -> dict[str, torch.Tensor] | None:
+    def input_orders(self, model: HeaderModel) -> dict[str, Order] | None:
         """Orders of input columns that such a cut brings, ``None`` where the source's stay."""
         return None
 
@@ -177,10 +176,10 @@ class Packing(Masking):
     def packer(self, model: HeaderModel, budget: int) -> Packer | None:
         return packer_of(model.checkpoint, self.words(budget))
 
-    def input_orders(self, model: HeaderModel) -> dict[str, torch.Tensor]:
+    def input_orders(self, model: HeaderModel) -> dict[str, Order]:
         """One of every expert: groups of 32 are permuted unless asked otherwise."""
         family, shape = model.checkpoint.family, model.checkpoint.shape
-        order = torch.arange(shape.hidden_size, dtype=torch.int32)
+        order = np.arange(shape.hidden_size, dtype=np.int32)
         return {
             order_name(family, layer, expert): order
             for layer, own in model.checkpoint.layers.items()
@@ -223,7 +222,7 @@ _RANKED = (
     "coverage",
     "pairwise",
 )
-_ALL: tuple[Kind, ...] = (
+KINDS: tuple[Kind, ...] = (
     Keeping("no data", ("random",), nothing),
     Keeping("scores", _RANKED, scores),
     Keeping("subsets", ("naee",), subsets),
@@ -235,10 +234,5 @@ _ALL: tuple[Kind, ...] = (
 )
 
 
-def known_kinds() -> tuple[Kind, ...]:
-    """Kinds with the methods that are there."""
-    return tuple(
-        replace(kind, methods=methods)
-        for kind in _ALL
-        if (methods := tuple(name for name in kind.methods if name in METHODS))
-    )
+# Every method that makes a cut of its own.
+METHOD_NAMES = tuple(dict.fromkeys(name for kind in KINDS for name in kind.methods))

@@ -84,7 +84,7 @@ def reachable_top_k(model: HeaderModel, row: Row) -> list[int]:
     return [most] if model.checkpoint.family.fixed_top_k else list(range(1, most + 1))
 
 
-def facts_of(model: HeaderModel, row: Row, tokens: int, rate: float) -> dict[str, Any]:
+def facts_of(model: HeaderModel, row: Row, tokens: int, rate: float | None) -> dict[str, Any]:
     """A row as ``--json`` prints it."""
     facts: dict[str, Any] = {
         "kind": row.kind.name if row.kind else "as it is",
@@ -103,10 +103,12 @@ def facts_of(model: HeaderModel, row: Row, tokens: int, rate: float) -> dict[str
     return facts
 
 
-def _making(model: HeaderModel, row: Row, kind: Kind, tokens: int, rate: float) -> dict[str, float]:
+def _making(
+    model: HeaderModel, row: Row, kind: Kind, tokens: int, rate: float | None
+) -> dict[str, float | None]:
     cost = kind.cost_of(model, kind.workload(model, row.budget, tokens))
     return {
         "ram_bytes": cost.ram_bytes,
         "disk_bytes": cost.disk_bytes + row.weight_bytes,
-        "seconds": round(cost.operations / rate, 1),
+        "seconds": None if rate is None else round(cost.operations / rate, 1),
     }

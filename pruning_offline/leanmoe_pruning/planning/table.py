@@ -50,7 +50,7 @@ def _cells(row: Facts) -> tuple[str, ...]:
         (
             show_bytes(make["ram_bytes"]),
             show_bytes(make["disk_bytes"]),
-            show_seconds(make["seconds"]),
+            "?" if make["seconds"] is None else show_seconds(make["seconds"]),
         )
         if make
         else ("", "", "")
@@ -83,10 +83,14 @@ def _span(numbers: list[int]) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
+def _rate(result: Facts) -> str:
+    known = result["tflops"] is not None
+    return f" at {result['tflops']:.3g} TFLOP/s ({result['tflops_from']})" if known else ""
+
+
 def _foot(result: Facts) -> str:
-    rate = f"{result['tflops']:.3g} TFLOP/s ({result['tflops_from']})"
     lines = [
-        f"* estimates. RAM, disk, time: to make it from {result['tokens']} tokens at {rate}; "
+        f"* estimates. RAM, disk, time: to make it from {result['tokens']} tokens{_rate(result)}; "
         "files are read and written beside that.",
         f"  serve: weights, {show_bytes(result['kv_bytes_per_1k_tokens'])} of KV per 1,000 tokens "
         f"of a sequence, for {result['kv_tokens']} tokens in all, and room to work in.",

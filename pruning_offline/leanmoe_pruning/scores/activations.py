@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from leanmoe_pruning.checkpoints.shards import TensorInfo, write_shard
+from leanmoe_pruning.checkpoints.stored_type import StoredType
 from leanmoe_pruning.forward.passes import Hidden, chunks
 
 Portions = list[tuple[tuple[int, ...], slice]]
@@ -35,7 +36,7 @@ def write_activations(
 ) -> str:
     """Write chunks as they are computed; return the file's digest."""
     plan = [
-        TensorInfo(_name(index), torch.float32, (*shape, hidden_size))
+        TensorInfo(_name(index), StoredType.F32, (*shape, hidden_size))
         for index, (shape, _) in enumerate(parts)
     ]
     return write_shard(path, plan, computed)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import combinations_with_replacement
 
-import torch
+from leanmoe_pruning.later import torch
 
 _MOST_BYTES = 1 << 20  # of float64 vectors held at a time: they stay in a processor's cache
 

@@ -6,9 +6,8 @@ expert, routed or not. Everything else in a bundle is of all tokens.
 
 from __future__ import annotations
 
-import torch
-
 from leanmoe.errors import InputError
+from leanmoe_pruning.later import torch
 from leanmoe_pruning.scores.gram import packed_size
 
 ALL_TOKENS_UP_TO = 16  # experts

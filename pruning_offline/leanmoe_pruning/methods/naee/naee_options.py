@@ -9,12 +9,11 @@ from typing import Any
 from leanmoe.errors import InputError
 from leanmoe.families import MoEShape
 from leanmoe_pruning.methods.naee.subsets import Search
-from leanmoe_pruning.methods.selection import check_enumerable
+from leanmoe_pruning.methods.selection import ENUMERATED_UP_TO, check_enumerable
 from leanmoe_pruning.options import option
 
 DEFAULT_BATCH = 8
 MAX_BATCH = 1_000_000
-ENUMERATED_UP_TO = 12  # experts
 DEFAULT_WIDTH = 4
 MAX_WIDTH = 64
 
