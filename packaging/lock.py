@@ -57,7 +57,7 @@ def declared(extras: Iterable[str], pyproject: Path = ROOT / "pyproject.toml") -
 def _of_others(wanted: Requirement) -> list[Requirement]:
     """What a requirement comes to where our own distributions are at hand."""
     match wanted.name:
-        case "leanmoe":
+        case "leanmoe" | "leanmoe-texts":
             return []
         case "leanmoe-reference":
             return declared((), REFERENCE)

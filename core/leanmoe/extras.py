@@ -21,9 +21,10 @@ EXTRAS: dict[str, frozenset[str]] = {
     "reference": frozenset({"leanmoe_reference", "gguf"}),
     "search": frozenset({"ray"}),
     "tasks": frozenset({"lm_eval", "datasets"}),
+    "texts": frozenset({"leanmoe_texts"}),
 }
 # Distributions of our own, by the extra that brings them: their folders in the repository.
-OWN = {"reference": "reference_model"}
+OWN = {"reference": "reference_model", "texts": "copyleft_texts"}
 # Where PyPI's torch would be one for CUDA, or the pinned one is not on PyPI.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # Commands that start an engine: what runs models comes with vLLM there.

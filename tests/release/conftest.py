@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def distributions(tmp_path_factory):
     """The folder that ``make dist`` would leave: wheels are built from the source archives."""
     out = tmp_path_factory.mktemp("dist")
-    for source in (ROOT, ROOT / "reference_model"):
+    for source in (ROOT, ROOT / "reference_model", ROOT / "copyleft_texts"):
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -50,6 +50,11 @@ def pure_wheel(distributions):
 @pytest.fixture(scope="session")
 def reference_wheel(distributions):
     return next(distributions.glob("leanmoe_reference-*.whl"))
+
+
+@pytest.fixture(scope="session")
+def texts_wheel(distributions):
+    return next(distributions.glob("leanmoe_texts-*.whl"))
 
 
 @pytest.fixture(scope="session")

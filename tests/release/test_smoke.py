@@ -87,7 +87,10 @@ def test_the_environment_s_own_hints_can_be_followed(installed):
         more = [] if "--find-links" in words else ["--no-deps", "--no-index"]
         done = subprocess.run([*pip, *more, *words], capture_output=True, text=True)
         assert done.returncode == 0 and "does not provide" not in done.stderr, done.stderr
-        assert "leanmoe-reference" in done.stdout or "leanmoe[reference]" not in words
+        if "--find-links" in words:
+            assert (
+                f"Would install {'leanmoe-texts' if 'texts' in words[0] else 'gguf'}" in done.stdout
+            )
 
 
 def test_with_its_extra_the_reference_model_is_found(installed, reference_wheel, tmp_path):
@@ -101,6 +104,19 @@ def test_with_its_extra_the_reference_model_is_found(installed, reference_wheel,
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("leanmoe reference needs the package torch")
     assert "pip install 'leanmoe[offline]'" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_text_under_copyleft_is_named_with_the_package_that_holds_it(installed, texts_wheel):
+    """Without torch, which reads the ids of others; finding a text's file takes none."""
+    code = (
+        "import sys; from leanmoe_pruning.data.builtin import text_path as t; print(t(sys.argv[1]))"
+    )
+    python = [installed / "python", "-c", code]
+    done = subprocess.run([*python, "fr"], capture_output=True, text=True)
+    said = done.stderr.strip().splitlines()[-1]
+    assert "builtin:fr stands under a copyleft licence" in said
+    assert f"`pip install 'leanmoe[texts]' --find-links {texts_wheel.parent}`" in said
+    assert subprocess.run([*python, "py"]).returncode == 0
 
 
 def test_a_plan_is_made_from_headers_alone(run, tmp_path):

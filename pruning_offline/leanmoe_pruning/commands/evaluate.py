@@ -211,7 +211,7 @@ COMMAND = command_of(
     _run,
     name="eval",
     summary="Perplexity on held-out text and accuracy on tasks, alone or against another model.",
-    example="leanmoe eval ./lean --against ./reference --data builtin:gen:8,builtin:fr:8 "
+    example="leanmoe eval ./lean --against ./reference --data builtin:gen:8,builtin:py:8 "
     "--tasks builtin:arith,mine.jsonl",
     show=_show,
 )

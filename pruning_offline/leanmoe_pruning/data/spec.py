@@ -8,10 +8,14 @@ from pathlib import Path
 from leanmoe.errors import DataError
 
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math", "py", "wn")
+# Under copyleft licences, and so in a distribution of their own, which the extra `texts` brings.
+COPYLEFT = ("fr", "de", "es", "man")
+PERMISSIVE = tuple(domain for domain in DOMAINS if domain not in COPYLEFT)
 BUILTIN, OWN, MIX = "builtin:", "self:", "mix:"
 # Domains and their shares, by name.
 MIXES: dict[str, dict[str, int]] = {
     "all": dict.fromkeys(DOMAINS, 1),
+    "permissive": dict.fromkeys(PERMISSIVE, 1),
     "languages": {"gen": 1, "fr": 1, "de": 1, "es": 1},
     "code": {"c": 2, "py": 2, "man": 1},
     "prose": {"gen": 2, "kjv": 1, "wn": 1},
@@ -21,7 +25,8 @@ DEFAULT_TENSOR = "input_ids"
 _MAX_DIGITS = 12
 HELP = (
     "comma-separated mix of NAME[:COUNT] windows: builtin:DOMAIN "
-    f"({', '.join(DOMAINS)}), a .txt/.jsonl file, FILE.safetensors[:TENSOR] with token ids, "
+    f"({', '.join(PERMISSIVE)}; with the extra texts {', '.join(COPYLEFT)}), a .txt/.jsonl file, "
+    "FILE.safetensors[:TENSOR] with token ids, "
     f"mix:NAME:COUNT ({', '.join(MIXES)}, or shares such as gen=2+c=1), or "
     "self:[PROMPTS.jsonl:]COUNT, which the model writes itself"
 )

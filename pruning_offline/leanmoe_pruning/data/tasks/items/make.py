@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from leanmoe_pruning.data.builtin import SPLITS
 from leanmoe_pruning.data.spec import DOMAINS
-from leanmoe_pruning.data.tasks.builtin_tasks import ITEMS
+from leanmoe_pruning.data.tasks.builtin_tasks import task_file
 from leanmoe_pruning.data.tasks.items import arith, cloze, facts
 from leanmoe_pruning.data.tasks.task import Item
 
@@ -44,10 +43,10 @@ def content(items: Sequence[Item]) -> str:
     return "".join(json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in items)
 
 
-def write(directory: Path = ITEMS) -> None:
+def write() -> None:
     """Write every file."""
     for name, items in tasks():
-        (directory / f"{name}.jsonl").write_text(content(items), encoding="utf-8")
+        task_file(name).write_text(content(items), encoding="utf-8")
 
 
 if __name__ == "__main__":
