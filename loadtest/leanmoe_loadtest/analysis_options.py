@@ -16,7 +16,9 @@ from leanmoe_loadtest.reading.level_name import level_name
 from leanmoe_loadtest.reading.quality import QUALITY_FILE, Quality, read_quality
 from leanmoe_loadtest.reading.saturation import Bounds
 from leanmoe_loadtest.reading.slo import Slo, parse_slo
+from leanmoe_loadtest.reading.spreadsheet import as_csv
 from leanmoe_loadtest.reading.summary import summarise_run
+from leanmoe_loadtest.reading.sweep import is_sweep
 from leanmoe_loadtest.run import Run, read_run
 
 
@@ -34,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exit with 1 if it is true, such as 'ttft_p95>2s' or 'goodput<0.99'; repeatable",
     )
     group.add_argument("--report", type=Path, metavar="FILE", help="write a page of HTML")
+    group.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write the figures as a table for spreadsheets"
+    )
     group.add_argument(
         "--quality",
         action="store_true",
@@ -79,17 +84,19 @@ class Reading:
     slo: Slo | None
     checks: list[Check]
     report: Path | None
+    csv: Path | None
     quality: bool
 
-    def check(self, plan: Plan, exported: Callable[[], set[str]]) -> None:
+    def check(self, plan: Plan, arrivals: str | None, exported: Callable[[], set[str]]) -> None:
         """Refuse a check on what this load will not measure, before it starts.
 
-        ``exported`` asks the server for the names of its series.
+        ``arrivals`` are an open loop's, ``exported`` asks the server for the names of its series.
         """
         given = {
             "slo": self.slo is not None,
             "quality": self.quality,
             "open": plan.schedule is not None,
+            "steps": is_sweep(arrivals),
         }
         groups = {plan.endpoint, *map(level_name, levels_of(plan))}
         check_measurable(self.checks, given, groups, exported)
@@ -102,17 +109,23 @@ def levels_of(plan: Plan) -> list[str | None]:
 
 def reading_of(args: argparse.Namespace) -> Reading:
     """The options read and checked; ``InputError`` where one is wrong."""
-    if args.report is not None and not args.report.absolute().parent.is_dir():
-        raise InputError(f"--report {args.report}: there is no folder {args.report.parent}")
-    if args.report is not None and args.report.is_dir():
-        raise InputError(f"--report {args.report} is a folder; name a file")
+    _check_file(args.report, "--report")
+    _check_file(args.csv, "--csv")
     return Reading(
         slo=None if args.slo is None else parse_slo(args.slo),
         # A comparison's and a search's conditions are on other figures.
         checks=[] if args.compare or args.find_saturation else parse_checks(args.fail_if),
         report=args.report,
+        csv=args.csv,
         quality=args.quality,
     )
+
+
+def _check_file(path: Path | None, option: str) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InputError(f"{option} {path}: there is no folder {path.parent}")
+    if path is not None and path.is_dir():
+        raise InputError(f"{option} {path} is a folder; name a file")
 
 
 def finish(run: Run, reading: Reading, quality: Quality | None = None) -> Result:
@@ -121,7 +134,7 @@ def finish(run: Run, reading: Reading, quality: Quality | None = None) -> Result
     Raises:
         CheckError: a condition of ``--fail-if`` is true.
     """
-    summary = summarise_run(run, reading.slo, quality)
+    summary = summarise_run(run, reading.slo or goals_of(run), quality)
     if not summary["requests"]["completed"]:
         raise LeanMoEError(
             f"no request to {run.info.url} completed: {summary['requests']}, "
@@ -131,7 +144,19 @@ def finish(run: Run, reading: Reading, quality: Quality | None = None) -> Result
         from leanmoe_loadtest.reading.page import run_page
 
         atomic_write_text(reading.report, run_page(summary, run.requests))
+    write_table(reading.csv, summary)
     return checked(summary, failures(reading.checks, summary))
+
+
+def goals_of(run: Run) -> Slo | None:
+    """The goals that the run was made with."""
+    return None if run.info.slo is None else parse_slo(run.info.slo)
+
+
+def write_table(path: Path | None, result: Result) -> None:
+    """``--csv``, where it is given."""
+    if path is not None:
+        atomic_write_text(path, as_csv(result))
 
 
 def checked(result: Result, failed: Sequence[str]) -> Result:
@@ -173,6 +198,7 @@ def _compare(args: argparse.Namespace) -> Result:
         from leanmoe_loadtest.reading.page import comparison_page
 
         atomic_write_text(reading.report, comparison_page(found))
+    write_table(reading.csv, found)
     return checked(found, ratio_failures(checks, found))
 
 

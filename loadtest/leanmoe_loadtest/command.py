@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from leanmoe.command import Command, Result
@@ -49,11 +50,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", nargs="?", help="the server, as http://host:port")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write the run folder")
     parser.add_argument("--force", action="store_true", help="replace the run folder at DIR")
+    parser.add_argument(
+        "--locustfile",
+        action="store_true",
+        help="print where the file for Locust's own command line is",
+    )
     add_load_arguments(parser)
     add_arguments(parser)
 
 
 def _run(args: argparse.Namespace) -> Result:
+    if args.locustfile:
+        return {"locustfile": str(Path(__file__).with_name("locustfile.py"))}
     with stop_on_signals():
         if args.worker is not None:
             return _work(args)
@@ -69,8 +77,10 @@ def _run(args: argparse.Namespace) -> Result:
         plan = plan.model_copy(update={"model": server.model(settings.model)})
         if args.find_saturation:
             return search(args, settings, reading, _loading(server, plan.model, crew))
-        reading.check(plan, lambda: series_names(server.url, server.headers))
+        exported = partial(series_names, server.url, server.headers)
+        reading.check(plan, arrivals_of(settings), exported)
         run, interrupted = _measure(server, plan, crew, settings)
+        run.info.slo = None if reading.slo is None else reading.slo.text
         if args.output is not None and run.requests:
             with atomic_directory(args.output, args.force) as folder:
                 write_run(folder, run)
@@ -188,6 +198,8 @@ def _left(run: Run, output: Path | None) -> str:
 def _show(result: Result) -> str:
     if "worker_of" in result:
         return f"done; the master at {result['worker_of']} has the results"
+    if "locustfile" in result:
+        return str(result["locustfile"])
     return show(result)
 
 

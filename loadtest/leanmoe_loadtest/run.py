@@ -67,6 +67,7 @@ class RunInfo(BaseModel):
     skipping_before: dict[str, Any] | None = None
     skipping_after: dict[str, Any] | None = None
     concurrency: ConcurrencyLimit | None = None
+    slo: str | None = Field(default=None, description="the goals that the run was made with")
     partial: bool = Field(default=False, description="stopped before its time")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from leanmoe.command import Result
 from leanmoe.files.output import atomic_directory, atomic_write_json, atomic_write_text
-from leanmoe_loadtest.analysis_options import Reading, bounds_of, checked
+from leanmoe_loadtest.analysis_options import Reading, bounds_of, checked, write_table
 from leanmoe_loadtest.reading.checks import OPTION
 from leanmoe_loadtest.reading.conditions import Condition, parse_condition
 from leanmoe_loadtest.reading.saturation import Bounds, Step, find_saturation, step_of
@@ -41,6 +41,7 @@ def search(args: argparse.Namespace, settings: Settings, reading: Reading, load:
         raise KeyboardInterrupt(left)
     if reading.report is not None:
         _write_page(reading.report, found, steps)
+    write_table(reading.csv, found)
     return checked(found, [text for check in checks if (text := _failure(check, found))])
 
 

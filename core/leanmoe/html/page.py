@@ -56,6 +56,20 @@ table.recipe th { width: 12rem; }
 table.recipe td { overflow-wrap: anywhere; }
 details summary { cursor: pointer; font-weight: 600; }
 ul { margin: .3rem 0; padding-left: 1.2rem; }
+.narrow { display: none; }
+@media (max-width: 40rem) {
+  main { padding: 1.2rem .6rem 2.5rem; }
+  h1 { font-size: 1.45rem; }
+  section { padding: .9rem .8rem; }
+  dl.key { grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)); }
+  .wide { display: none; }
+  .narrow { display: block; }
+  table { font-size: .8rem; }
+  th, td { padding: .35rem .45rem .35rem 0; }
+  .scroll td:first-child, .scroll th:first-child { position: sticky; left: 0;
+    background: var(--card); }
+  table.recipe th, table.recipe td:first-child { width: auto; min-width: 4.2rem; }
+}
 """
 
 # Stand-ins that `figure_svg` turns into the page's colours.

@@ -16,6 +16,7 @@ _GROUP = re.compile(r"\[([^\[\]]*)\]")
 _NEEDS = {
     "slo": "it needs --slo",
     "quality": "it needs --quality",
+    "steps": "a knee needs three rates or more (--profile sweep, or --arrivals step:A,B,C)",
     "open": "only an open loop has a schedule to be late for (--arrivals)",
 }
 
@@ -58,7 +59,7 @@ def check_measurable(
 ) -> None:
     """Refuse what this run will not measure, before it starts.
 
-    ``given`` says which of ``slo``, ``quality`` and ``open`` the run has, ``groups`` are
+    ``given`` says which of ``slo``, ``quality``, ``open`` and ``steps`` the run has, ``groups`` are
     the endpoints and levels it sends, ``exported`` asks the server for its series.
     """
     for check in checks:

@@ -75,6 +75,7 @@ FIGURES: Mapping[str, Figure] = {
     "unfinished": Figure("number", _at("requests", "unfinished")),
     "requests_per_second": Figure("number", _at("requests_per_second")),
     "output_tokens_per_second": Figure("number", _at("output_tokens_per_second")),
+    "knee_rate": Figure("number", _at("sweep", "knee", "rate"), needs="steps", grouped=False),
     "skip_rate": _server("share", metric_names.ROUTED_ASSIGNMENTS.name, "skip_rate"),
     "skip_level": _server("share", metric_names.SKIP_LEVEL.name, "skip_level", "max"),
     "waiting_max": _server("number", WAITING, "waiting", "max"),

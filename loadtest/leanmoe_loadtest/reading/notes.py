@@ -16,6 +16,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     """One sentence for each thing that limits what the figures say."""
     return [
         *_of_requests(summary),
+        *_of_the_sweep(summary),
         *_of_the_generator(summary),
         *_of_the_server(summary),
         *_of_quality(summary),
@@ -39,6 +40,15 @@ def _of_requests(summary: Mapping[str, Any]) -> Iterator[str]:
         )
     if counts["completed"] and not summary["tokens_counted_by_server"]:
         yield "The server sent no usage for some answers: their tokens are pieces of text."
+
+
+def _of_the_sweep(summary: Mapping[str, Any]) -> Iterator[str]:
+    knee = (summary["sweep"] or {}).get("knee")
+    if knee is not None and knee["above"]:
+        yield (
+            f"No knee was reached: at the highest rate, {knee['rate']:g} requests per second, time "
+            "still grew more slowly than what got done. Try higher rates."
+        )
 
 
 def _of_the_generator(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from leanmoe_loadtest.reading.tables import Table
 from leanmoe_loadtest.record import RequestRecord
 
 Section = dict[str, Any]
+# Draws a figure for a page's column, or narrow for a phone's.
+Draw = Callable[[bool], str]
 
 
 @lru_cache
@@ -48,7 +50,15 @@ def _render(
     )
 
 
-def _section(table: Table | None, figure: str | None = None) -> Section | None:
+def _both(draw: Draw | None) -> Markup | None:
+    """A figure in both widths; the style sheet shows the one that fits the screen."""
+    if draw is None:
+        return None
+    shown = zip(("wide", "narrow"), (draw(False), draw(True)), strict=True)
+    return Markup("").join(Markup(f'<div class="{name}">{svg}</div>') for name, svg in shown)
+
+
+def _section(table: Table | None, draw: Draw | None = None) -> Section | None:
     if table is None:
         return None
     return {
@@ -56,12 +66,14 @@ def _section(table: Table | None, figure: str | None = None) -> Section | None:
         "head": table.head,
         "rows": table.rows,
         "caption": table.caption,
-        "figure": None if figure is None else Markup(figure),
+        "figure": _both(draw),
+        "wraps": table.wraps,
     }
 
 
-def _drawn(title: str, figure: str, caption: str) -> Section:
-    return {"title": title, "figure": Markup(figure), "rows": [], "head": [], "caption": caption}
+def _drawn(title: str, draw: Draw, caption: str) -> Section:
+    empty = {"rows": [], "head": [], "wraps": False}
+    return {"title": title, "figure": _both(draw), "caption": caption, **empty}
 
 
 def run_page(summary: Mapping[str, Any], records: Sequence[RequestRecord]) -> str:
@@ -87,6 +99,9 @@ def _keys(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if met is not None:
         shown.append(("goodput", tables.percent(met["share"])))
+    knee = (summary["sweep"] or {}).get("knee")
+    if knee is not None:
+        shown.append(("knee", f"{'above ' * knee['above']}{knee['rate']:g} requests/s"))
     server = summary["server"]
     if server is not None and server["skip_rate"] is not None:
         shown.append(("expert calls skipped", tables.percent(server["skip_rate"])))
@@ -98,9 +113,12 @@ def _run_sections(
 ) -> list[Section | None]:
     axis = summary["timeline"]
     return [
-        _section(tables.latencies(summary), plots.latencies_figure(records)),
+        _section(tables.latencies(summary), partial(plots.latencies_figure, records)),
+        _section(tables.sweep(summary), partial(plots.sweep_figure, summary["sweep"])),
         _section(tables.goodput(summary)),
-        _drawn("On the time axis", plots.timeline_figure(axis, records), _axis_words(axis)),
+        _drawn(
+            "On the time axis", partial(plots.timeline_figure, axis, records), _axis_words(axis)
+        ),
         _section(tables.groups(summary, "by_level", "Level")),
         _section(tables.groups(summary, "by_endpoint", "Endpoint")),
         _section(tables.quality(summary), _tradeoff(summary)),
@@ -117,7 +135,7 @@ def _axis_words(axis: Mapping[str, Any]) -> str:
     )
 
 
-def _tradeoff(summary: Mapping[str, Any]) -> str | None:
+def _tradeoff(summary: Mapping[str, Any]) -> Draw | None:
     """A point per level that was both loaded and compared."""
     quality = summary["quality"]
     if quality is None or not quality["skipping"]:
@@ -137,7 +155,7 @@ def _tradeoff(summary: Mapping[str, Any]) -> str | None:
         for name, row in compared.items()
         if row is not None and row["agreement"] is not None and name in summary["by_level"]
     ]
-    return plots.tradeoff_figure(rows) if len(rows) > 1 else None
+    return partial(plots.tradeoff_figure, rows) if len(rows) > 1 else None
 
 
 def comparison_page(found: Mapping[str, Any]) -> str:
@@ -146,6 +164,7 @@ def comparison_page(found: Mapping[str, Any]) -> str:
         "The sides",
         ["", "A", "B"],
         [[name, *(_side_words(found[side][name]) for side in "ab")] for name in found["a"]],
+        wraps=True,
     )
     models = sorted({*found["a"]["models"], *found["b"]["models"]})
     return _render(
@@ -153,7 +172,10 @@ def comparison_page(found: Mapping[str, Any]) -> str:
         f"B over A, of {', '.join(models)}",
         [],
         found["notes"],
-        [_section(tables.ratios(found), plots.ratios_figure(found["rows"])), _section(sides)],
+        [
+            _section(tables.ratios(found), partial(plots.ratios_figure, found["rows"])),
+            _section(sides),
+        ],
     )
 
 
@@ -172,7 +194,7 @@ def saturation_page(
         ("goodput there", f"{tables.number(found['goodput_per_second'], '.4g')} requests/s"),
         ("held again", "yes" if found["confirmed"] else "no"),
     ]
-    search = _section(tables.steps(found), plots.saturation_figure(found))
+    search = _section(tables.steps(found), partial(plots.saturation_figure, found))
     return _render(
         f"Saturation of {found['model']}",
         f"{found['slo']}, at {found['url']}",

@@ -25,17 +25,31 @@ _LATENCIES: Mapping[str, Callable[[RequestRecord], Sequence[float | None]]] = {
     "whole request": lambda record: [record.e2e_seconds],
 }
 Drawn = Sequence[float | None]
+# Inches: as wide as the column of a page on a phone, so that words keep their size.
+_PHONE_WIDTH = 3.4
 
 
-def latencies_figure(records: Sequence[RequestRecord]) -> str:
+def _drawing(name: str, narrow: bool) -> str:
+    """What a figure's ids begin with: both widths stand on one page."""
+    return f"{name}-narrow" if narrow else name
+
+
+def _width(narrow: bool) -> float:
+    return _PHONE_WIDTH if narrow else FIGURE_WIDTH
+
+
+def latencies_figure(records: Sequence[RequestRecord], narrow: bool = False) -> str:
     """For each latency, what share of the values lies below; a line per level."""
     groups: dict[str, list[RequestRecord]] = {}
     for record in records:
         if record.completed:
             groups.setdefault(level_name(record.level), []).append(record)
-    with style.context(figure_style("latencies")):
-        figure = Figure(figsize=(FIGURE_WIDTH, 2.7), layout="constrained")
-        panels = figure.subplots(1, len(_LATENCIES), sharey=True)
+    name_of, count = _drawing("latencies", narrow), len(_LATENCIES)
+    with style.context(figure_style(name_of)):
+        figure = Figure(
+            figsize=(_width(narrow), 1.9 * count if narrow else 2.7), layout="constrained"
+        )
+        panels = figure.subplots(*((count, 1) if narrow else (1, count)), sharey=True)
         for axes, (title, latency) in zip(panels, _LATENCIES.items(), strict=True):
             for place, name in enumerate(sorted(groups)):
                 _distribution(axes, name, [latency(r) for r in groups[name]], place)
@@ -47,7 +61,7 @@ def latencies_figure(records: Sequence[RequestRecord]) -> str:
         panels[0].set_ylim(0, 1.02)
         if len(groups) > 1:
             panels[-1].legend(fontsize=8, title="level", title_fontsize=8)
-        return figure_svg(figure, "latencies")
+        return figure_svg(figure, name_of)
 
 
 def _distribution(axes: Axes, name: str, rows: Sequence[Drawn], place: int) -> None:
@@ -60,7 +74,9 @@ def _distribution(axes: Axes, name: str, rows: Sequence[Drawn], place: int) -> N
     axes.plot(points, shares, color=colour, linestyle=_STYLES[place // 2 % 4], label=name)
 
 
-def timeline_figure(axis: Mapping[str, Any], records: Sequence[RequestRecord]) -> str:
+def timeline_figure(
+    axis: Mapping[str, Any], records: Sequence[RequestRecord], narrow: bool = False
+) -> str:
     """Client and server on one time axis: a row per subject, those without figures left out."""
     server = axis["server"]
     rows = [_load_row, _first_row, _gap_row, _tokens_row]
@@ -70,18 +86,21 @@ def timeline_figure(axis: Mapping[str, Any], records: Sequence[RequestRecord]) -
         rows.append(_queue_row)
     if "resident_bytes" in server or "device_bytes" in server:
         rows.append(_memory_row)
-    with style.context(figure_style("timeline")):
-        figure = Figure(figsize=(FIGURE_WIDTH, 1.45 * len(rows)), layout="constrained")
+    name, height = _drawing("timeline", narrow), 1.9 if narrow else 1.45
+    # Beside the title where there is room.
+    place = {"loc": "best"} if narrow else {"loc": "lower right", "bbox_to_anchor": (1.0, 0.98)}
+    with style.context(figure_style(name)):
+        figure = Figure(figsize=(_width(narrow), height * len(rows)), layout="constrained")
         panels = figure.subplots(len(rows), 1, sharex=True)
         for axes, row in zip(panels, rows, strict=True):
             row(axes, axis, records)
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.set_ylim(bottom=0)
             if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 0.98))
+                axes.legend(fontsize=8, ncols=1 if narrow else 3, **place)
         panels[-1].set_xlabel("seconds since the first request")
         panels[-1].set_xlim(0, axis["seconds"][-1] + axis["window_seconds"] / 2)
-        return figure_svg(figure, "timeline")
+        return figure_svg(figure, name)
 
 
 def _line(axes: Axes, axis: Mapping[str, Any], values: Drawn, colour: str, label: str) -> None:
@@ -165,11 +184,12 @@ def _memory_row(axes: Axes, axis: Mapping[str, Any], _: Sequence[RequestRecord])
     _server_line(axes, axis, "device_bytes", SECOND, "on devices", 2.0**-30)
 
 
-def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> str:
+def tradeoff_figure(rows: Sequence[Mapping[str, Any]], narrow: bool = False) -> str:
     """Quality beside speed: a point per level."""
-    with style.context(figure_style("tradeoff")):
-        figure = Figure(figsize=(FIGURE_WIDTH, 3.0), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
+    name = _drawing("tradeoff", narrow)
+    with style.context(figure_style(name)):
+        figure = Figure(figsize=(_width(narrow), 5.0 if narrow else 3.0), layout="constrained")
+        panels = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=True)
         for axes, key, title in zip(
             panels,
             ("itl_ms", "ttft_ms"),
@@ -184,7 +204,7 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> str:
         panels[0].set_ylabel("agreement with exact")
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
         panels[0].set_ylim(0, 1.08)
-        return figure_svg(figure, "tradeoff")
+        return figure_svg(figure, name)
 
 
 def _point(axes: Axes, row: Mapping[str, Any], at: float) -> None:
@@ -197,10 +217,11 @@ def _point(axes: Axes, row: Mapping[str, Any], at: float) -> None:
     )
 
 
-def saturation_figure(found: Mapping[str, Any]) -> str:
+def saturation_figure(found: Mapping[str, Any], narrow: bool = False) -> str:
     """Goodput of every step against its rate."""
-    with style.context(figure_style("saturation")):
-        figure = Figure(figsize=(FIGURE_WIDTH, 3.0), layout="constrained")
+    name = _drawing("saturation", narrow)
+    with style.context(figure_style(name)):
+        figure = Figure(figsize=(_width(narrow), 3.0), layout="constrained")
         axes = figure.add_subplot()
         for holds, colour, label in ((True, MAIN, "held"), (False, SECOND, "did not")):
             steps = [s for s in found["steps"] if s["holds"] is holds and s["share"] is not None]
@@ -215,21 +236,23 @@ def saturation_figure(found: Mapping[str, Any]) -> str:
         axes.axhline(found["target"], color=LINE, linewidth=1.5, label="target")
         axes.set_xscale("log")
         rates = sorted({step["rate"] for step in found["steps"]})
-        axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates], fontsize=8)
+        axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates], fontsize=8, rotation=45)
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(0, 1.05)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("requests per second")
         axes.set_ylabel("requests that met every goal")
         axes.legend(fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-        return figure_svg(figure, "saturation")
+        return figure_svg(figure, name)
 
 
-def ratios_figure(rows: Sequence[Mapping[str, Any]]) -> str:
+def ratios_figure(rows: Sequence[Mapping[str, Any]], narrow: bool = False) -> str:
     """Ratios with their intervals, one below the other."""
     drawn = [row for row in rows if row["ratio"] is not None]
-    with style.context(figure_style("ratios")):
-        figure = Figure(figsize=(FIGURE_WIDTH, 0.24 * len(drawn) + 0.8), layout="constrained")
+    name = _drawing("ratios", narrow)
+    with style.context(figure_style(name)):
+        height = 0.24 * len(drawn) + 0.8
+        figure = Figure(figsize=(_width(narrow), height), layout="constrained")
         axes = figure.add_subplot()
         for place, row in enumerate(drawn):
             colour = MAIN if row["clear"] else EMPTY
@@ -241,4 +264,48 @@ def ratios_figure(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.set_ylim(len(drawn) - 0.5, -0.5)
         axes.set_xlabel("B over A")
         axes.grid(axis="y", visible=False)
-        return figure_svg(figure, "ratios")
+        return figure_svg(figure, name)
+
+
+def sweep_figure(found: Mapping[str, Any], narrow: bool = False) -> str:
+    """What got done and how long it took, at every rate; the knee as a line."""
+    name, steps = _drawing("sweep", narrow), found["steps"]
+    with style.context(figure_style(name)):
+        figure = Figure(figsize=(_width(narrow), 5.2 if narrow else 2.9), layout="constrained")
+        done, took = figure.subplots(*((2, 1) if narrow else (1, 2)))
+        done.set_title("requests completed per second", fontsize=9.5)
+        _curve(done, steps, lambda step: step["requests_per_second"], MAIN, "completed")
+        took.set_title("latency, ms", fontsize=9.5)
+        _curve(took, steps, lambda step: (step["ttft_ms"] or {}).get("p95"), MAIN, "TTFT p95")
+        _curve(took, steps, lambda step: (step["e2e_ms"] or {}).get("mean"), SECOND, "E2E mean")
+        took.set_yscale("log")
+        took.legend(fontsize=8)
+        for axes in (done, took):
+            _mark_rates(axes, steps, found["knee"])
+        return figure_svg(figure, name)
+
+
+def _curve(
+    axes: Axes,
+    steps: Sequence[Mapping[str, Any]],
+    value: Callable[[Mapping[str, Any]], float | None],
+    colour: str,
+    label: str,
+) -> None:
+    points = [(step["rate"], value(step)) for step in steps]
+    known = sorted((rate, found) for rate, found in points if found)
+    if known:
+        axes.plot(*zip(*known, strict=True), "o-", color=colour, markersize=4, label=label)
+
+
+def _mark_rates(
+    axes: Axes, steps: Sequence[Mapping[str, Any]], knee: Mapping[str, Any] | None
+) -> None:
+    rates = sorted({step["rate"] for step in steps if step["rate"]})
+    axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates], fontsize=8, rotation=45)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("requests per second sent")
+    if knee is not None and not knee["above"]:
+        axes.axvline(knee["rate"], color=LINE, linewidth=2, zorder=0)

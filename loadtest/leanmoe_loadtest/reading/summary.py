@@ -10,6 +10,7 @@ from leanmoe_loadtest.reading.notes import notes
 from leanmoe_loadtest.reading.quality import Quality, quality_figures
 from leanmoe_loadtest.reading.server import server_figures
 from leanmoe_loadtest.reading.slo import Slo, goodput
+from leanmoe_loadtest.reading.sweep import sweep
 from leanmoe_loadtest.reading.timeline import last_seen, timeline
 from leanmoe_loadtest.record import RequestRecord
 from leanmoe_loadtest.run import Run
@@ -52,6 +53,7 @@ def summarise_run(
         "pieces_together": _together(run.requests),
         "by_endpoint": figures.by(lambda record: record.endpoint),
         "by_level": figures.by(lambda record: level_name(record.level)),
+        "sweep": sweep(run.info, run.requests, figures.of),
         "server": server_figures(run.metrics),
         "timeline": timeline(run),
         "quality": None if quality is None else quality_figures(quality, run.info.seed),
@@ -67,9 +69,11 @@ class _Figures:
         self._span = span_seconds(run.requests)
         self._until = last_seen(run.requests) if run.requests else 0.0
 
-    def of(self, records: Sequence[RequestRecord]) -> dict[str, Any]:
-        met = None if self._slo is None else goodput(records, self._slo, self._until, self._span)
-        return {**summarise(records, self._span), "goodput": met}
+    def of(self, records: Sequence[RequestRecord], seconds: float | None = None) -> dict[str, Any]:
+        """Of records that took so many ``seconds``, the whole run's where none are given."""
+        span = self._span if seconds is None else seconds
+        met = None if self._slo is None else goodput(records, self._slo, self._until, span)
+        return {**summarise(records, span), "goodput": met}
 
     def by(self, key: Callable[[RequestRecord], str]) -> Mapping[str, dict[str, Any]]:
         groups: dict[str, list[RequestRecord]] = {}

@@ -30,6 +30,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    wraps: bool = False  # cells are texts that may break, no figures
 
     def text(self) -> str:
         """Aligned columns for a terminal."""
@@ -113,6 +114,36 @@ def _group_cells(values: Mapping[str, Any], met: bool) -> list[str]:
         ),
         *([interval(values["goodput"], "share") if values["goodput"] else NONE] if met else []),
     ]
+
+
+def sweep(summary: Mapping[str, Any]) -> Table | None:
+    """A row per rate of a load that stepped through several."""
+    found = summary["sweep"]
+    if found is None or not found["steps"]:
+        return None
+    met = summary["goodput"] is not None
+    head = ["requests/s", "completed/s", "tokens/s", "TTFT p50", "TTFT p95", "ITL p95", "E2E mean"]
+    rows = [_step_cells(step, found["knee"], met) for step in found["steps"]]
+    return Table("By rate", [*head, *(["goodput"] if met else [])], rows, _knee_words(found))
+
+
+def _step_cells(step: Mapping[str, Any], knee: Mapping[str, Any] | None, met: bool) -> list[str]:
+    at_knee = knee is not None and not knee["above"] and knee["rate"] == step["rate"]
+    points = (("ttft_ms", "p50"), ("ttft_ms", "p95"), ("itl_ms", "p95"), ("e2e_ms", "mean"))
+    return [
+        f"{step['rate']:g}{' (knee)' if at_knee else ''}",
+        number(step["requests_per_second"], ".2f"),
+        number(step["output_tokens_per_second"]),
+        *(number((step[name] or {}).get(point)) for name, point in points),
+        *([percent(step["goodput"]["share"]) if step["goodput"] else NONE] if met else []),
+    ]
+
+
+def _knee_words(found: Mapping[str, Any]) -> str:
+    return (
+        f"Each rate for {found['step_seconds']:g} s; latencies in ms. Knee: the rate with the most "
+        "requests completed per second for their mean time (Kleinrock's power)."
+    )
 
 
 def goodput(summary: Mapping[str, Any]) -> Table | None:
@@ -214,7 +245,7 @@ def recipe(summary: Mapping[str, Any]) -> Table:
         "started": started,
         "versions": ", ".join(f"{name} {v}" for name, v in summary["versions"].items()),
     }
-    return Table("What was run", ["", ""], list(map(list, named.items())))
+    return Table("What was run", ["", ""], list(map(list, named.items())), wraps=True)
 
 
 def load_words(summary: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ def _run(summary: Mapping[str, Any]) -> str:
         f"{tables.number(summary['measured_seconds'])} s",
     ]
     parts = [
+        tables.sweep(summary),
         tables.goodput(summary),
         tables.groups(summary, "by_level", "Level"),
         tables.groups(summary, "by_endpoint", "Endpoint"),

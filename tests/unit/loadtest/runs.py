@@ -56,6 +56,21 @@ def drawn_run(draw: int, scale: float = 1.0, count: int = 200, **info) -> Run:
     return run_of(requests, **info)
 
 
+def swept_run(rates=(1.0, 2.0, 4.0, 8.0), bend: float = 3.0) -> Run:
+    """Twenty seconds at each rate; above ``bend`` a second, requests queue behind one another."""
+    length, requests, free = 20.0, [], 0.0
+    for step, rate in enumerate(rates):
+        for number in range(int(rate * length)):
+            due = step * length + number / rate
+            starts = max(due, free)
+            free = starts + 1 / bend
+            fields = {"scheduled": START + due, "prompt": number % _PROMPTS}
+            requests.append(record(due, starts - due + 0.2, [0.01] * 20, **fields))
+    arrivals = f"step:{','.join(f'{rate:g}' for rate in rates)}"
+    about = {"loop": "open", "users": None, "arrivals": arrivals, "seed": 0}
+    return run_of(requests, duration_seconds=length * len(rates), **about)
+
+
 def stored(folder: Path, run: Run) -> Path:
     folder.mkdir(parents=True)
     write_run(folder, run)

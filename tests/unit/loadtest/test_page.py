@@ -15,7 +15,7 @@ from leanmoe_loadtest.reading.slo import parse_slo
 from leanmoe_loadtest.reading.summary import summarise_run
 from leanmoe_loadtest.run import read_run
 from tests.page_tools import chromium
-from tests.unit.loadtest.runs import SMALL_RUN, drawn_run, record, run_of
+from tests.unit.loadtest.runs import SMALL_RUN, drawn_run, record, run_of, swept_run
 from tests.unit.loadtest.test_compare import side
 
 _VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -78,6 +78,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         "run": run_page(summary, run.requests),
         "comparison": comparison_page(compare(*sides, seed=0)),
         "saturation": saturation_page({**found, **about}, summary, run.requests),
+        "sweep": run_page(summarise_run(swept := swept_run()), swept.requests),
     }
     folder = tmp_path_factory.mktemp("pages")
     for name, text in html.items():
@@ -85,7 +86,9 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     return {name: folder / f"{name}.html" for name in html}
 
 
-FIGURES = {"run": 3, "comparison": 1, "saturation": 4}
+# Each is there twice: wide, and narrow for a phone.
+FIGURES = {"run": 3, "comparison": 1, "saturation": 4, "sweep": 3}
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 3, "is_mobile": True}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -94,7 +97,7 @@ def test_a_page_is_whole_and_loads_nothing(pages, name):
     page = Page(html)
     assert page.loads == []
     assert "@import" not in html and "url(http" not in html
-    assert html.count("<svg") == FIGURES[name]
+    assert html.count("<svg") == 2 * FIGURES[name]
     assert len(page.ids) == len(set(page.ids))
 
 
@@ -141,8 +144,35 @@ def test_a_browser_draws_the_page(pages, name, browser):
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("requestfailed", lambda request: said.append(request.url))
     page.goto(pages[name].as_uri())
-    assert page.locator("figure svg").count() == FIGURES[name]
-    boxes = [figure.bounding_box() for figure in page.locator("figure svg").all()]
+    assert page.locator("figure svg:visible").count() == FIGURES[name]
+    boxes = [figure.bounding_box() for figure in page.locator("figure svg:visible").all()]
     assert all(box["height"] > 50 for box in boxes)
     assert said == []
     page.close()
+
+
+# How large words are drawn, in pixels of the page.
+_SMALLEST = """() => Math.min(...[...document.querySelectorAll('figure svg text')]
+    .filter(one => one.getBoundingClientRect().width > 0)
+    .map(one => parseFloat(getComputedStyle(one).fontSize) * Math.hypot(
+        one.getScreenCTM().a, one.getScreenCTM().b)))"""
+_OVERFLOWING = """() => [...document.querySelectorAll('main, section, figure, p, h1, h2, li, dd')]
+    .filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.outerHTML.slice(0, 80))"""
+_SMALL_TEXT = """() => [...document.querySelectorAll('td, th, p, dt, dd, li')]
+    .filter(one => parseFloat(getComputedStyle(one).fontSize) < 12).map(one => one.outerHTML)"""
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_phone_shows_the_page_in_its_width(pages, name, browser):
+    """Nothing is wider than the screen but tables within their own frame, and words are legible."""
+    context = browser.new_context(**PHONE)
+    page = context.new_page()
+    page.goto(pages[name].as_uri())
+    width = PHONE["viewport"]["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(_OVERFLOWING) == []
+    assert page.locator("figure svg:visible").count() == FIGURES[name]
+    assert page.evaluate(_SMALLEST) >= 10
+    assert page.evaluate(_SMALL_TEXT) == []
+    assert all(one.bounding_box()["width"] < width for one in page.locator("table.recipe").all())
+    context.close()
