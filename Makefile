@@ -18,7 +18,10 @@ RELEASE_BIN := $(RELEASE)/bin
 PYTEST2 := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile \
 	--no-loadscope-reorder --durations 10
 
-.PHONY: demo test test-fast docs install lint chart-readme clean
+OTHER := .venv-python
+WITHOUT_VLLM := $(addprefix tests/,unit/core unit/loadtest unit/pruning property/core property/pruning)
+
+.PHONY: demo test test-fast test-python docs install lint chart-readme clean
 .PHONY: constraints constraints-cuda constraints-verify dist sbom audit check-vllm
 
 # Cut short, it goes on where it stopped; `make clean` removes the checkpoints (2.3 GB).
@@ -33,6 +36,14 @@ test: install lint
 # The code itself: no engine, no chart, page, wheel or image, nothing that takes long.
 test-fast: install lint
 	$(PYTEST2) -m 'not slow' $(addprefix tests/,structure unit property golden contract)
+
+# Another Python than the gate's: what needs no vLLM, in an environment of its own.
+test-python:
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet --upgrade 'pip<26.2'
+	$(OTHER)/bin/python -m pip install --quiet -e '.[offline,loadtest]' -e reference_model -e copyleft_texts \
+		'pytest>=8.3' 'hypothesis>=6.112' 'psutil>=5.9'
+	OMP_WAIT_POLICY=PASSIVE $(OTHER)/bin/python -m pytest --durations 5 $(WITHOUT_VLLM)
 
 install: $(STAMP)
 
@@ -112,4 +123,4 @@ audit: $(RELEASE)/.installed
 	$(RELEASE_BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints/image-cuda.txt
 
 clean:
-	rm -rf $(VENV) $(RELEASE) demo-work demo.json build dist site
+	rm -rf $(VENV) $(RELEASE) $(OTHER) demo-work demo.json build dist site
