@@ -202,7 +202,7 @@ def test_every_file_s_licence_is_said(tmp_path):
     reuse = [Path(sys.executable).with_name("reuse"), "--root"]
     done = subprocess.run([*reuse, ROOT, "lint"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (tmp_path / "new.py").write_text("")
+    (tmp_path / "new.py").write_text("NEW = 1\n")
     done = subprocess.run([*reuse, tmp_path, "lint"], capture_output=True, text=True)
     assert done.returncode == 1
 

@@ -12,8 +12,8 @@ from leanmoe.extras import EXTRAS
 from tests.release.conftest import ROOT
 from tests.tiny import write_tiny_mixtral
 
-# Groups of commands among them.
-IN_A_BARE_INSTALL = ("plan", "key", "fleet", "bench")
+# Groups of commands among them, and two that look at a model's headers before they lack torch.
+IN_A_BARE_INSTALL = ("plan", "key", "fleet", "bench", "pack", "unpack")
 
 
 @pytest.fixture(scope="module")

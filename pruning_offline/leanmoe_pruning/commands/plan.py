@@ -17,7 +17,7 @@ from leanmoe_pruning.options import command_of, model_argument, option
 from leanmoe_pruning.planning.costs import matmul_rate
 from leanmoe_pruning.planning.fit import USABLE, largest_fitting
 from leanmoe_pruning.planning.headers import HeaderModel
-from leanmoe_pruning.planning.kinds import KINDS, METHOD_NAMES, Kind, nearest
+from leanmoe_pruning.planning.kinds import METHOD_NAMES, Kind, known_kinds, nearest
 from leanmoe_pruning.planning.parallel import tensor_parallel
 from leanmoe_pruning.planning.preview import preview
 from leanmoe_pruning.planning.rows import Row, facts_of, row_of
@@ -77,7 +77,7 @@ def _kinds(options: PlanOptions, model: HeaderModel) -> list[Kind]:
     """What to lay out: nothing for a source whose layers differ, which only plans can cut."""
     if model.checkpoint.layout.layers:
         return []
-    kinds = [kind for kind in KINDS if options.method in (None, *kind.methods)]
+    kinds = [kind for kind in known_kinds() if options.method in (None, *kind.methods)]
     fitting = [kind for kind in kinds if kind.applies(model)]
     if kinds and not fitting:
         raise InputError(

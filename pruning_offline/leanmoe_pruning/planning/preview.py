@@ -8,17 +8,17 @@ float64. E experts.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.families.base import PROJECTIONS
 from leanmoe_pruning.checkpoints.opening import OpenedModel
-from leanmoe_pruning.methods.saliency import highest
-from leanmoe_pruning.methods.weights.layer_weights import LayerWeights, read_layer
+from leanmoe_pruning.later import torch
 from leanmoe_pruning.progress import progress
+
+if TYPE_CHECKING:
+    from leanmoe_pruning.methods.weights.layer_weights import LayerWeights
 
 
 def aimer(weights: LayerWeights) -> torch.Tensor:
@@ -47,6 +47,10 @@ def check_previewable(checkpoint: Checkpoint) -> None:
 
 def preview(checkpoint: OpenedModel, keeps: list[int]) -> dict[str, Any]:
     """Scores by layer, and the experts that would stay for each number of them."""
+    # They read weights, which a plan without a preview does not: it works without torch.
+    from leanmoe_pruning.methods.saliency import highest
+    from leanmoe_pruning.methods.weights.layer_weights import read_layer
+
     check_previewable(checkpoint)
     scores: dict[int, list[float]] = {}
     layers = checkpoint.shape.moe_layers
