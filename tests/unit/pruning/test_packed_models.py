@@ -217,6 +217,7 @@ def test_ten_thousand_damaged_files_are_refused_or_are_some_matrix(tmp_path):
 def write_small(file: Path, weight: torch.Tensor) -> None:
     from leanmoe.sparse.packing import pack
     from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
+    from leanmoe_pruning.checkpoints.stored_type import StoredType
 
     packed = pack(to_words(weight), 8, "w", overflow=True)
     listed = packed.overflow
@@ -224,11 +225,11 @@ def write_small(file: Path, weight: torch.Tensor) -> None:
     write_tensors(
         file,
         {
-            "w.weight_values": to_tensor(packed.values_RV, torch.float32),
+            "w.weight_values": to_tensor(packed.values_RV, StoredType.F32),
             "w.weight_mask": torch.from_numpy(packed.mask_RB),
             "w.weight_overflow_rows": torch.from_numpy(listed.rows),
             "w.weight_overflow_columns": torch.from_numpy(listed.columns_N),
-            "w.weight_overflow_values": to_tensor(listed.values_N, torch.float32),
+            "w.weight_overflow_values": to_tensor(listed.values_N, StoredType.F32),
         },
     )
 

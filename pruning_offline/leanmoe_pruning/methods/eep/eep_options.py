@@ -45,7 +45,7 @@ def top_k_of(given: int | None, inputs: Inputs, n_slots: int) -> int:
 def check_dtypes(inputs: Inputs) -> None:
     """Raise where merged weights could not be written, or would be judged in coarser numbers."""
     stored, compute = stored_dtype(inputs.checkpoint), inputs.stream().compute
-    if stored == FP8:
+    if stored == FP8.torch:
         raise InputError(
             f"{inputs.checkpoint.path} has float8 experts, whose sums would be rounded to 3 bits; "
             "restore the checkpoint to plain bf16 weights first"

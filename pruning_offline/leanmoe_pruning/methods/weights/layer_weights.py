@@ -41,7 +41,7 @@ class LayerWeights:
     def meant(self, projection: Projection, expert: int) -> torch.Tensor:
         """The numbers that a matrix stands for."""
         view = self.views[projection][expert]
-        if view.dtype != FP8:
+        if view.dtype != FP8.torch:
             return view
         return restored(view, self.scales[projection][expert], self.block)
 
@@ -49,12 +49,12 @@ class LayerWeights:
         """Zero the weights of a matrix where ``drop`` says so."""
         view = self.views[projection][expert]
         # torch fills no float8; its zero is the byte 0.
-        (view.view(torch.uint8) if view.dtype == FP8 else view).masked_fill_(drop, 0)
+        (view.view(torch.uint8) if view.dtype == FP8.torch else view).masked_fill_(drop, 0)
 
     @property
     def reorders_hidden(self) -> bool:
         """Whether hidden channels can change places: scales of float8 blocks hold them fast."""
-        return all(view.dtype != FP8 for views in self.views.values() for view in views)
+        return all(view.dtype != FP8.torch for views in self.views.values() for view in views)
 
     def reorder_hidden_(self, expert: int, order_F: torch.Tensor) -> None:
         """Give hidden channels other places, new position to old; the expert computes the same."""
