@@ -118,7 +118,7 @@ def test_a_mix_is_dealt_in_proportion():
     ("spec", "words"),
     [
         ("mix:all", ("how many windows", "mix:all:COUNT")),
-        ("mix:latin:4", ("no mix 'latin'", "known: all, languages")),
+        ("mix:latin:4", ("no mix 'latin'", "known: all, permissive, languages")),
         ("mix:gen=1+gen=2:4", ("'gen'", "named twice")),
         ("mix:gen=0:4", ("count '0'",)),
         ("mix:latin=1:4", ("'latin'", "no built-in text")),
