@@ -26,6 +26,7 @@ from leanmoe_pruning.scores.sampling import evenly_spaced
 from leanmoe_pruning.scores.threads import in_order
 
 Kept = tuple[int, ...]
+_MOST_LAYERS = 4  # in memory at a time
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def compare_halves(
     sampled_S = half_T[evenly_spaced(len(half_T), gram_tokens)]
     if keep is None or sampled_S.all() or not sampled_S.any():
         return None
-    found = list(in_order(lambda scores: _decide(scores, half_T, layout, keep, shape), layers))
+    found = list(
+        in_order(lambda scores: _decide(scores, half_T, layout, keep, shape), layers, _MOST_LAYERS)
+    )
     shared = {name: _shared([one.kept[name] for one in found], keep) for name in found[0].kept}
     own = sum(one.own_loss for one in found)
     excess = sum(one.other_loss for one in found) / own - 1.0 if own else 0.0

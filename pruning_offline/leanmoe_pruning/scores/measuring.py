@@ -19,7 +19,7 @@ from leanmoe_pruning.scores.gram import centred_gram
 from leanmoe_pruning.scores.layer_scores import LayerScores
 from leanmoe_pruning.scores.moments import Moments, Shares
 
-_MOST_BYTES = 1 << 27  # of the outputs held at a time
+MOST_OUTPUT_BYTES = 1 << 27  # of the outputs held at a time
 
 
 @dataclass
@@ -80,7 +80,7 @@ def measure_chunk(
 
 def _tokens_at_once(tokens: int, sampled: int, experts: Experts) -> int:
     """So many that what all experts give for the sampled ones among them fits."""
-    most = _MOST_BYTES // (len(experts) * len(experts.down_proj[0]) * 4)
+    most = MOST_OUTPUT_BYTES // (len(experts) * len(experts.down_proj[0]) * 4)
     return max(1, most if sampled == 0 else most * tokens // sampled)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
+from leanmoe.families import MoEShape
 from leanmoe.files.resuming import Unfinished
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.activations import (
+    PORTION_TOKENS,
     cut,
     portions,
     read_activations,
@@ -19,11 +21,12 @@ from leanmoe_pruning.scores.activations import (
 )
 from leanmoe_pruning.scores.bundle import layer_file, write_layer
 from leanmoe_pruning.scores.layer_scores import Gathering, LayerScores
-from leanmoe_pruning.scores.measuring import measure_chunk
+from leanmoe_pruning.scores.measuring import MOST_OUTPUT_BYTES, measure_chunk
 from leanmoe_pruning.scores.sampling import evenly_spaced, gram_sample
 from leanmoe_pruning.scores.threads import in_order
 
 Portion = tuple[torch.Tensor, slice]
+_MOST_BYTES = 1 << 30  # of portions being worked on
 
 
 def sampled_tokens(
@@ -53,6 +56,15 @@ def score_layers(
             yield scores
 
 
+def most_at_once(shape: MoEShape) -> int:
+    """Portions that fit into what scoring may take beside weights and activations."""
+    outputs = min(
+        MOST_OUTPUT_BYTES, 4 * shape.n_routed_experts * shape.hidden_size * PORTION_TOKENS
+    )
+    values = 4 * PORTION_TOKENS * (6 * shape.hidden_size + 3 * shape.expert_ffn_size)
+    return max(1, _MOST_BYTES // (outputs + values))
+
+
 class _Passing:
     """One layer applied to chunks of activations, its scores gathered."""
 
@@ -63,7 +75,7 @@ class _Passing:
 
     def through(self, portions: Iterable[Portion]) -> Iterator[torch.Tensor]:
         """Each chunk after the layer, changed in place."""
-        for chunk_NTD, scores in in_order(self._step_, portions):
+        for chunk_NTD, scores in in_order(self._step_, portions, most_at_once(self._layer.shape)):
             if scores is not None:
                 self.gathered.take(scores)
             yield chunk_NTD

@@ -18,21 +18,24 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def in_order(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+def in_order(work: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
     """``work`` of each item, in the order of items, on as many threads as torch may use.
 
-    Inside ``work`` torch uses one thread, so that what it gives has the same bits on any number
-    of cores. As many items as there are threads are taken ahead of what was asked for.
+    Up to ``most`` items are worked on at once, as far as memory goes. Where torch may use more
+    threads than that, they share out the operations of each item; else an item has one, and what
+    comes out has the same bits on any number of cores.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    workers = max(1, min(threads, most))
+    inner = threads // workers
+    torch.set_num_threads(inner)
     try:
-        yield from map(work, items) if threads == 1 else _pooled(work, items, threads)
+        yield from map(work, items) if workers == 1 else _pooled(work, items, workers, inner)
     finally:
         torch.set_num_threads(threads)
 
 
-def _pooled(work: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:
+def _pooled(work: Callable[[A], B], items: Iterable[A], workers: int, inner: int) -> Iterator[B]:
     inference = torch.is_inference_mode_enabled()  # of this thread alone
 
     def one(item: A) -> B:
@@ -40,11 +43,11 @@ def _pooled(work: Callable[[A], B], items: Iterable[A], threads: int) -> Iterato
             return work(item)
 
     waiting: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(inner,)) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(one, item))
-                if len(waiting) > threads:
+                if len(waiting) > workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Event
 
 import pytest
 import torch
 
+from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe_bench.offline.plain_scores import plain_scores
 from leanmoe_pruning.checkpoints.opening import open_runnable_model
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.scores import measuring
 from leanmoe_pruning.scores.measuring import measure_chunk
+from leanmoe_pruning.scores.passing import most_at_once
 from leanmoe_pruning.scores.sampling import evenly_spaced
 from leanmoe_pruning.scores.threads import in_order
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
@@ -57,10 +60,10 @@ def test_all_tokens_sampled(measured):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("most_bytes", [measuring._MOST_BYTES, 20_000])
+@pytest.mark.parametrize("most_bytes", [measuring.MOST_OUTPUT_BYTES, 20_000])
 def test_some_tokens_sampled_in_slices(measured, most_bytes, monkeypatch):
     layer, chunk_NTD, (expected, _) = measured
-    monkeypatch.setattr(measuring, "_MOST_BYTES", most_bytes)
+    monkeypatch.setattr(measuring, "MOST_OUTPUT_BYTES", most_bytes)
     sampled = evenly_spaced(WINDOWS * LENGTH, 7)
     found, _ = measure_chunk(layer, chunk_NTD, sampled=sampled)
     # Products of other numbers of rows may differ in their last bit of float32 or of bfloat16.
@@ -119,7 +122,25 @@ def test_results_come_in_order_whoever_is_first(threads):
         return item, torch.is_inference_mode_enabled(), torch.get_num_threads()
 
     with torch.inference_mode():
-        assert list(in_order(work, range(10))) == [(item, True, 1) for item in range(10)]
+        assert list(in_order(work, range(10), 9)) == [(item, True, 1) for item in range(10)]
+
+
+def test_where_few_fit_into_memory_threads_share_out_operations(threads):
+    def work(item: int) -> int:
+        return torch.get_num_threads()
+
+    assert list(in_order(work, range(4), 1)) == [threads] * 4
+    assert list(in_order(work, range(4), 2)) == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("experts", "hidden", "ffn", "most"),
+    [(8, 576, 1536, 20), (8, 4096, 14336, 2), (256, 7168, 2048, 3)],
+)
+def test_portions_at_once_stay_within_a_gibibyte(experts, hidden, ffn, most):
+    held = {"n_routed_experts": experts, "hidden_size": hidden, "expert_ffn_size": ffn}
+    shape = replace(open_checkpoint(CHECKPOINT).shape, **held)
+    assert most <= most_at_once(shape) <= 2 * most
 
 
 def test_items_are_not_taken_far_ahead(threads):
@@ -130,7 +151,7 @@ def test_items_are_not_taken_far_ahead(threads):
             taken.append(item)
             yield item
 
-    found = in_order(lambda item: item, items())
+    found = in_order(lambda item: item, items(), 9)
     assert next(found) == 0
     assert len(taken) <= threads + 1
     found.close()
@@ -143,4 +164,4 @@ def test_what_goes_wrong_in_a_thread_is_told(threads):
         return item
 
     with pytest.raises(ValueError, match="item 4"):
-        list(in_order(work, range(100)))
+        list(in_order(work, range(100), 9))
