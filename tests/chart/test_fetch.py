@@ -236,12 +236,14 @@ def test_a_job_hears_that_fetching_failed(world, tmp_path):
 
 def test_a_pod_that_is_deleted_ends_at_once(world):
     _program(world.programs, "hf", "#!/bin/sh\necho under way\nexec sleep 600\n")
-    pod = _start(world, "pod-a")
+    output = world.volume / "lean"
+    pod = _start(world, "pod-a", OUTPUT=str(output), JOB="prepare-1")
     assert pod.stdout is not None
     while "under way" not in pod.stdout.readline():
         pass
     pod.terminate()
     assert pod.wait(timeout=60) == 143
-    # Its command ended with it, so the lock is free.
+    # It has not failed, and its command ended with it, so the lock is free.
+    assert not list(world.volume.glob("*.failed-*"))
     _program(world.programs, "hf", HF)
     assert _run(world, "pod-b").returncode == 0

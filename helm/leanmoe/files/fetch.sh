@@ -31,11 +31,13 @@ is_dead() {
   [ -d "$1" ] && [ -z "$(find "$1" -mmin -60 | head -n 1)" ]
 }
 
-# For the pods that wait for a Job.
+# For the pods that wait for a Job; a pod that was told to go has not failed.
 note() {
   status=$?
-  [ -z "${JOB:-}" ] || [ "$status" -eq 0 ] ||
-    echo "fetching ended with exit code $status" >>"$OUTPUT.failed-$JOB"
+  case "${JOB:+$status}" in
+    '' | 0 | 143) ;;
+    *) echo "fetching ended with exit code $status" >>"$OUTPUT.failed-$JOB" ;;
+  esac
   exit "$status"
 }
 trap note EXIT
