@@ -19,6 +19,7 @@ def exported(registry: CollectorRegistry = REGISTRY) -> CollectorRegistry:
     """``registry``, or one that adds up what all processes count."""
     if registry is not REGISTRY or not sums_several():
         return registry
-    together = CollectorRegistry()
+    # Of files it is not known beforehand which series they hold.
+    together = CollectorRegistry(support_collectors_without_names=True)
     MultiProcessCollector(together)  # type: ignore[no-untyped-call]
     return together

@@ -36,8 +36,9 @@ def two(
     busy = entry_of("busy", BUSY_KEY) + "concurrent_requests = 1\n"
     keys.write_text(entry_of("user", USER_KEY) + busy)
     flags = ("--api-server-count", "2", "--keys", str(keys), "--drain-seconds", "1")
-    audit = ("--audit-file", str(folder / "audit.jsonl"))
-    with live_server(tiny_model, folder / "log", *flags, *audit, popen=forked) as server:
+    audit = ("--audit-file", str(folder / "audit.jsonl"), "--poll-seconds", "1")
+    governor = ("--governor", "observe", "--slo-itl", "10000", "--governor-max-level", "1")
+    with live_server(tiny_model, folder / "log", *flags, *audit, *governor, popen=forked) as server:
         yield server
 
 
@@ -138,7 +139,13 @@ def test_a_change_is_recorded_once_whichever_took_it(
     assert clients[1].post(ROLLBACK_PATH, headers=ADMIN).json()["level"] == 0
     assert [client.get(CONTROL_PATH).json()["level"] for client in clients] == [0, 0]
     status = clients[1].get(f"{CONTROL_PATH}/status").json()
-    assert status["ready"] and status["policy"]["level"] == 0 and status["points"]
+    assert status["ready"] and status["policy"]["level"] == 0
+    assert {"api_server", "rank0"} <= set(status["memory"]["resident"])
+    # What either process counts is what the console shows, and the governor sees.
+    assert sum(point["decode_per_second"] for point in status["points"]) > 0
+    assert status["points"][-1]["running"] is not None
+    governor = clients[1].get(CONTROL_PATH).json()["governor"]
+    assert (governor["mode"], governor["disarmed"]) == ("observe", None)
 
 
 def test_counters_are_those_of_all_answers_whichever_process_made_them(
