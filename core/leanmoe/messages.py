@@ -10,6 +10,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from leanmoe.skip_rule import Factor, SkipRule
+
 
 class SkipMode(StrEnum):
     """How an experts class skips an assignment (VLLM seams)."""
@@ -94,10 +96,17 @@ class UnionBudget(_Message):
     mode: UnionMode = UnionMode.VANISH
 
 
+class ExpertFactors(_Message):
+    """What the norm rule multiplies an expert's router weights by, sent once at the start."""
+
+    factors: dict[int, list[Factor]] = Field(description="decoder layer -> factor of each expert")
+
+
 class PolicyUpdate(_Message):
-    """New betas for every MoE layer; layer -> beta in [0, 1], 0 is exact."""
+    """New betas for every MoE layer; layer -> beta of the rule in [0, 1], 0 is exact."""
 
     level: float = Field(ge=0.0, le=1.0)
+    rule: SkipRule = SkipRule.RATIO
     betas: dict[int, float]
     version: int = Field(ge=0)
     phases: Phases = Phases.ALL
@@ -114,6 +123,9 @@ class LevelTable(_Message):
     key: str
     betas: dict[int, dict[int, float]] = Field(
         description="hundredths of a level -> decoder layer -> beta"
+    )
+    rules: dict[int, SkipRule] = Field(
+        default_factory=dict, description="hundredths -> rule, ratio where none is named"
     )
 
 
@@ -146,6 +158,7 @@ class PolicyInForce(_Message):
     pid: int
     policy_version: int
     level: float
+    rule: SkipRule = SkipRule.RATIO
     union_budget: int = 0
 
 

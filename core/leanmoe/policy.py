@@ -1,7 +1,7 @@
 """From a level to the betas the workers apply, and what a single request tells them.
 
-The skip rule: keep expert j of a token when w_j >= beta_layer * w_max; the
-largest always survives; renormalise only where the model's router does.
+What a beta means is the rule's (``skip_rule``); one expert of a token always survives; weights are
+renormalised only where the model's router does.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from leanmoe.curve import QualityCurve
+from leanmoe.curve import QualityCurve, Setting
 from leanmoe.errors import LevelError
+from leanmoe.skip_rule import SkipRule
 
 EXACT = 0.0
 TOP1_ONLY = 1.0
@@ -66,10 +67,8 @@ class RequestLevel:
         return self.deterministic or self.hundredths == 0
 
 
-def resolve_betas(
-    level: float, layers: Iterable[int], curve: QualityCurve | None
-) -> dict[int, float]:
-    """Betas per decoder layer at ``level``.
+def resolve_setting(level: float, layers: Iterable[int], curve: QualityCurve | None) -> Setting:
+    """Rule and betas per decoder layer at ``level``.
 
     Levels 0 and 1 need no curve. Any other does, and the curve must name exactly
     the model's MoE ``layers``.
@@ -77,7 +76,8 @@ def resolve_betas(
     check_level(level)
     wanted = sorted(layers)
     if level in (EXACT, TOP1_ONLY):
-        return dict.fromkeys(wanted, level)
+        rule = SkipRule.RATIO if curve is None else curve.setting_at(level).rule
+        return Setting(rule, dict.fromkeys(wanted, level))
     if curve is None:
         raise LevelError(
             f"skip level {level} needs a quality curve and this model has none: "
@@ -88,4 +88,4 @@ def resolve_betas(
             f"the quality curve holds betas for {len(curve.layers)} layers and the model has "
             f"{len(wanted)} MoE layers: run `leanmoe curve` on this checkpoint again"
         )
-    return curve.betas_at(level)
+    return curve.setting_at(level)

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from leanmoe.messages import (
+    ExpertFactors,
     LevelTable,
     PolicyInForce,
     PolicyUpdate,
@@ -41,6 +42,12 @@ def leanmoe_set_policy(worker: Any, update_json: str) -> str:
 def leanmoe_set_levels(worker: Any, table_json: str) -> str:
     """Take a ``LevelTable``; JSON of the ``PolicyInForce`` after it."""
     _state(worker).set_levels(LevelTable.model_validate_json(table_json))
+    return PolicyInForce(**_in_force(worker)).model_dump_json()
+
+
+def leanmoe_set_factors(worker: Any, factors_json: str) -> str:
+    """Take ``ExpertFactors``; JSON of the ``PolicyInForce`` after it."""
+    _state(worker).set_factors(ExpertFactors.model_validate_json(factors_json))
     return PolicyInForce(**_in_force(worker)).model_dump_json()
 
 
@@ -82,6 +89,7 @@ def _in_force(worker: Any) -> dict[str, Any]:
         "pid": os.getpid(),
         "policy_version": state.version,
         "level": state.level,
+        "rule": state.rule,
         "union_budget": 0 if state.union is None else state.union.experts,
     }
 
@@ -97,6 +105,6 @@ def add_worker_methods() -> None:
     """Attach the methods to ``WorkerBase``, as vLLM's endpoint-plugin contract prescribes."""
     for method in (
         *(leanmoe_handshake, leanmoe_set_policy, leanmoe_set_levels, leanmoe_snapshot),
-        leanmoe_request_counts,
+        *(leanmoe_set_factors, leanmoe_request_counts),
     ):
         setattr(WorkerBase, method.__name__, method)

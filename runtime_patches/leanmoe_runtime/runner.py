@@ -32,6 +32,7 @@ class LeanRunner(MoERunner):  # type: ignore[misc]
             top_k=experts.top_k,
             renormalize=experts.renormalize,
             n_experts=experts.global_num_experts,
+            n_routed=experts.moe_config.num_logical_experts,
         )
         if not self.condensed:
             experts.engine.state.add(self.skip_state)

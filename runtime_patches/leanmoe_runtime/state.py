@@ -2,21 +2,30 @@
 
 A layer's ``betas`` is a table. Row 0 is the engine-wide level; the rows after it are the
 levels single requests ask for, in hundredths. Which row a token uses is said once per
-step, for all layers (requests.py).
+step, for all layers (requests.py). A row holds a rule and its beta as one number
+(``leanmoe.skip_rule.threshold_of``), so that a captured graph follows a rule that changes, too.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from leanmoe.errors import LevelError, RuntimeSeamError
-from leanmoe.messages import LayerCounts, LevelTable, Phases, PolicyUpdate, UnionBudget
+from leanmoe.messages import (
+    ExpertFactors,
+    LayerCounts,
+    LevelTable,
+    Phases,
+    PolicyUpdate,
+    UnionBudget,
+)
 from leanmoe.policy import HUNDREDTHS
+from leanmoe.skip_rule import SkipRule, threshold_of
 from leanmoe_runtime.device.table import DeviceCounts, DeviceTable
 
 ENGINE_ROW = 0
@@ -68,14 +77,17 @@ class Counters(ctypes.Structure):
 class LayerState:
     """One MoE layer's thresholds and counts.
 
-    ``beta`` is the engine-wide threshold, ``betas`` the whole table, on the host; ``device`` is
-    the table's copy and the counters on an accelerator, once the layer ran there.
+    ``beta`` is the engine-wide threshold, ``betas`` the whole table and ``factors`` [E] the norm
+    rule's, on the host; ``device`` is their copy and the counters on an accelerator, once the layer
+    ran there. ``n_experts`` counts copies for load balancing, ``n_routed`` experts that a router
+    scores.
     """
 
     layer: int
     top_k: int
     renormalize: bool
     n_experts: int = 0
+    n_routed: int = 0
     beta: float = 0.0
     # vLLM builds models with an accelerator as torch's default device; this one is the host's.
     betas: torch.Tensor = field(
@@ -87,6 +99,9 @@ class LayerState:
 
     def __post_init__(self) -> None:
         self.counters_address = ctypes.addressof(self.counters)
+        self.n_routed = self.n_routed or self.n_experts
+        self.factors = torch.ones(self.n_experts, dtype=torch.float32, device="cpu")
+        self.factors_address = self.factors.data_ptr()
 
     def set_beta(self, beta: float) -> None:
         """Set the engine-wide threshold."""
@@ -98,6 +113,12 @@ class LayerState:
         """Bring the table to the device, where there is one."""
         if self.device is not None:
             self.device.push(self.betas)
+
+    def set_factors(self, factors: Sequence[float]) -> None:
+        """Take a factor of each expert."""
+        self.factors[: len(factors)] = torch.tensor(factors, dtype=torch.float32, device="cpu")
+        if self.device is not None:
+            self.device.push_factors(self.factors)
 
     def counts(self) -> LayerCounts:
         """Counts since the start; the only place that reads the device."""
@@ -125,6 +146,9 @@ class SkipState:
         # Whether the policy has a threshold above 0 for any of these layers.
         self.skips = False
         self.level = 0.0
+        self.rule = SkipRule.RATIO
+        # Whether the norm rule can be followed.
+        self.has_factors = False
         self.version = 0
         self.phases = Phases.ALL
         self.union: UnionBudget | None = None
@@ -160,13 +184,14 @@ class SkipState:
         Others may be: under pipeline parallelism a process holds some of the model's layers.
         """
         self._check_layers(update.betas)
+        self._check_rule(update.rule)
         self._check_union(update.union)
         if self.device_union is not None and update.union != self.union:
             self.device_union.set(update.union)
         for index, layer in self.layers.items():
-            layer.set_beta(_clamped(update.betas[index]))
-        self.skips = any(layer.beta > 0.0 for layer in self.layers.values())
-        self.level, self.version = update.level, update.version
+            layer.set_beta(threshold_of(update.rule, update.betas[index], layer.top_k))
+        self.skips = any(layer.beta != 0.0 for layer in self.layers.values())
+        self.level, self.version, self.rule = update.level, update.version, update.rule
         self.phases, self.union = update.phases, update.union
 
     def set_levels(self, table: LevelTable) -> None:
@@ -175,14 +200,39 @@ class SkipState:
             self._check_layers(betas)
             if not 0 <= hundredths <= HUNDREDTHS:
                 raise LevelError(f"the table names {hundredths} hundredths, expected 0 to 100")
+        for rule in table.rules.values():
+            self._check_rule(rule)
         for hundredths, betas in table.betas.items():
+            rule = table.rules.get(hundredths, SkipRule.RATIO)
             for index, layer in self.layers.items():
-                layer.betas[request_row(hundredths)] = _clamped(betas[index])
+                threshold = threshold_of(rule, betas[index], layer.top_k)
+                layer.betas[request_row(hundredths)] = threshold
         for layer in self.layers.values():
             layer.push()
         self.request_key = table.key
 
-    def _check_layers(self, betas: Mapping[int, float]) -> None:
+    def set_factors(self, given: ExpertFactors) -> None:
+        """Take what the norm rule needs for every layer, or nothing."""
+        self._check_layers(given.factors)
+        for index, layer in self.layers.items():
+            if len(given.factors[index]) != layer.n_routed:
+                raise LevelError(
+                    f"there are {len(given.factors[index])} factors for layer {index}, which "
+                    f"routes among {layer.n_routed} experts: measure the curve on this checkpoint "
+                    "again"
+                )
+        for index, layer in self.layers.items():
+            layer.set_factors(given.factors[index])
+        self.has_factors = True
+
+    def _check_rule(self, rule: SkipRule) -> None:
+        if rule is SkipRule.NORM and not self.has_factors:
+            raise LevelError(
+                "the policy follows the norm rule and this worker was given no factors of "
+                "experts: measure the curve on this checkpoint again, or follow another rule"
+            )
+
+    def _check_layers(self, betas: Collection[int]) -> None:
         absent = sorted(set(self.layers) - set(betas))
         if absent:
             raise LevelError(
@@ -204,7 +254,3 @@ class SkipState:
 
     def counts(self) -> list[LayerCounts]:
         return [self.layers[layer].counts() for layer in sorted(self.layers)]
-
-
-def _clamped(beta: float) -> float:
-    return min(max(beta, 0.0), 1.0)

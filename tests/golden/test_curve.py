@@ -28,7 +28,7 @@ def test_median_betas_and_the_half_level(measured):
     curve = read_manifest(model).curve
     expected = golden()[f"betas.{name}"].tolist()
     assert list(curve.median_betas.values()) == pytest.approx(expected, rel=2e-5)
-    assert curve.betas_at(0.5) == curve.median_betas
+    assert curve.setting_at(0.5).betas == curve.median_betas
 
 
 def test_skip_counts_at_the_median(measured):

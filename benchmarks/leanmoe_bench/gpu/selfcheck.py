@@ -48,14 +48,16 @@ ROUTED = (
 
 
 class Trial:
-    """Random rows, betas and a layer's table beside another's, on ``device``."""
+    """Random rows, thresholds of every rule, a layer's table beside another's, on ``device``."""
 
     def __init__(self, size: Size, mode: SkipMode, device: str, seed: int = 0) -> None:
         self.size, self.mode, self.device = size, mode, device
         self.random = torch.Generator("cpu").manual_seed(seed + size.tokens)
         self.rows = self._rows(size.tokens)
-        self.betas = torch.rand(N_ROWS, generator=self.random, device="cpu")
+        self.betas = self._thresholds(size.top_k)
+        self.factors = 0.5 + torch.rand(size.experts, generator=self.random, device="cpu")
         self.table = DeviceTable.make(self.betas, size.experts, device)
+        self.table.push_factors(self.factors)
         self.other = DeviceTable.make(self.betas, size.experts, device)
         self.skipped_T = torch.zeros(size.tokens, dtype=torch.int32, device=device)
 
@@ -64,6 +66,23 @@ class Trial:
         rows = torch.randint(0, N_ROWS, (tokens,), generator=self.random, dtype=torch.int32)
         rows[tokens - tokens // 10 :] = -1
         return rows
+
+    def _thresholds(self, top_k: int) -> torch.Tensor:
+        """Every third row by each rule."""
+        betas = torch.rand(N_ROWS, generator=self.random, device="cpu")
+        betas[1::3] *= -1
+        kept = 1 + torch.randint(top_k, (N_ROWS,), generator=self.random)
+        betas[2::3] = 1.0 + kept[2::3]
+        return betas
+
+    def decided(self, weights: torch.Tensor, ids: torch.Tensor) -> Decision:
+        """What the reference makes of it."""
+        return decide_rule(
+            *(weights, ids, self.betas, self.rows),
+            renormalize=True,
+            mode=self.mode,
+            factors_E=self.factors,
+        )
 
     def step(self, *, renormalize: bool) -> Step:
         rows_T = self.rows.to(self.device)
@@ -94,7 +113,7 @@ def decided(size: Size, mode: SkipMode, dtype: torch.dtype, device: str) -> bool
     trial = Trial(size, mode, device)
     weights, ids = _routing_of(trial, dtype)
     weights[0, 0] = float("nan")
-    expected = decide_rule(weights, ids, trial.betas, trial.rows, renormalize=True, mode=mode)
+    expected = trial.decided(weights, ids)
     found = weights.clone().to(device), ids.clone().to(device)
     decide(*found, trial.step(renormalize=True))
     same = torch.equal(found[1].cpu(), expected.ids_TK) and _close(found[0], expected.weights_TK)
@@ -151,7 +170,7 @@ def routed(
     chosen = routing.scale * chosen / chosen.sum(1, keepdim=True)
     if not (torch.equal(ids.long(), wanted) and _close(weights, chosen)):
         return False
-    expected = decide_rule(weights, ids, trial.betas, trial.rows, renormalize=True, mode=mode)
+    expected = trial.decided(weights, ids)
     may = mode is SkipMode.MASK and may_lay_out(*size, _BLOCK_ROWS)
     blocks = empty_blocks(*size[:2], _BLOCK_ROWS, torch.device(device)) if may else None
     step = trial.step(renormalize=True)
@@ -199,6 +218,7 @@ def spent(size: Size, mode: UnionMode, device: str) -> bool:
         size.experts,
         budget,
         logits_TE[real].numpy() if moves else None,
+        factors_E=trial.factors.numpy(),
     )
     computed = torch.zeros(size.tokens, size.experts + 1)
     places = torch.where(found[1].cpu() < 0, size.experts, found[1].cpu()).long()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from leanmoe_runtime.compat import get_forward_context
 from leanmoe_runtime.runner import LeanRunner
 from leanmoe_runtime.skip.cpu import Budget
-from leanmoe_runtime.skip.rule import kept
+from leanmoe_runtime.skip.rule import kept, scores
 from leanmoe_runtime.state import MANDATORY, LayerState
 
 Floats = NDArray[np.float32]
@@ -59,11 +59,19 @@ class Recounted:
 
 
 def loaded_experts(
-    weights_TK: Floats, ids_TK: Ids, keep_TK: Flags, bound_T: Flags, budget: int, experts: int
+    weights_TK: Floats,
+    ids_TK: Ids,
+    keep_TK: Flags,
+    bound_T: Flags,
+    top_T: Ids,
+    budget: int,
+    experts: int,
 ) -> Flags:
-    """The experts ``[E]`` that a step may read: mandatory ones, then the heaviest."""
+    """The experts ``[E]`` that a step may read: mandatory ones, then the heaviest.
+
+    ``top_T`` is each token's best slot.
+    """
     loaded_E = np.zeros(experts, dtype=bool)
-    top_T = weights_TK.argmax(1)
     loaded_E[ids_TK[np.arange(len(ids_TK)), top_T]] = True
     loaded_E[ids_TK[keep_TK & bound_T[:, None]]] = True
     mass_E = np.zeros(experts, dtype=np.float32)
@@ -83,12 +91,18 @@ def decide(
     experts: int,
     budget: int | None = None,
     logits_TE: Floats | None = None,
+    factors_E: Floats | None = None,
 ) -> Decision:
-    """What each token keeps; with ``logits_TE`` the budget moves assignments."""
-    keep_TK = kept(torch.from_numpy(weights_TK), torch.from_numpy(betas_T)).numpy()
+    """What each token keeps; with ``logits_TE`` the budget moves assignments.
+
+    ``factors_E`` are those of the norm rule, 1 where ``None``.
+    """
+    if factors_E is None:
+        factors_E = np.ones(experts, dtype=np.float32)
+    keep_TK, top_T = _judged(weights_TK, ids_TK, betas_T, factors_E)
     loaded_E = np.ones(experts, dtype=bool)
     if budget is not None:
-        loaded_E = loaded_experts(weights_TK, ids_TK, keep_TK, bound_T, budget, experts)
+        loaded_E = loaded_experts(weights_TK, ids_TK, keep_TK, bound_T, top_T, budget, experts)
     stays_TK = keep_TK & (bound_T[:, None] | loaded_E[ids_TK])
     found_TE = np.zeros((len(ids_TK), experts), dtype=np.float32)
     rows, slots = np.nonzero(stays_TK)
@@ -97,21 +111,48 @@ def decide(
     moved = 0
     if logits_TE is not None:
         for row in np.nonzero(lost_T)[0]:
-            top = ids_TK[row, weights_TK[row].argmax()]
+            top = ids_TK[row, top_T[row]]
             ratios_E = np.exp(logits_TE[row] - logits_TE[row, top])
-            moved += _move(found_TE[row], ratios_E, loaded_E, float(betas_T[row]), lost_T[row])
+            stays_E = _stays(ratios_E, factors_E, betas_T[row], top)
+            top_weight = weights_TK[row, top_T[row]]
+            moved += _move(found_TE[row], ratios_E, loaded_E, stays_E, top_weight, lost_T[row])
     return Decision(found_TE, moved)
 
 
-def _move(found_E: Floats, ratios_E: Floats, loaded_E: Flags, beta: float, lost: int) -> int:
+def _judged(
+    weights_TK: Floats, ids_TK: Ids, betas_T: Floats, factors_E: Floats
+) -> tuple[Flags, Ids]:
+    """What each token's rule keeps, and its best slot."""
+    betas = torch.from_numpy(betas_T)
+    judged = scores(torch.from_numpy(weights_TK), betas, torch.from_numpy(factors_E[ids_TK]))
+    return kept(judged, betas).numpy(), judged.numpy().argmax(1).astype(np.int32)
+
+
+def _stays(ratios_E: Floats, factors_E: Floats, beta: np.float32, top: int) -> Flags:
+    """The experts that the rule keeps at their weight relative to the best one's."""
+    if beta > 1:
+        return ratios_E > 0
+    factors_E = factors_E if beta < 0 else np.ones_like(factors_E)
+    stays_E: Flags = (ratios_E > 0) & (ratios_E * factors_E >= abs(beta) * factors_E[top])
+    return stays_E
+
+
+def _move(
+    found_E: Floats,
+    ratios_E: Floats,
+    loaded_E: Flags,
+    stays_E: Flags,
+    top_weight: np.float32,
+    lost: int,
+) -> int:
     """Give ``lost`` assignments of one token to the best loaded experts it does not have."""
-    top_weight, moved = found_E.max(), 0
+    moved = 0
     for _ in range(lost):
         free = np.nonzero(loaded_E & (found_E == 0))[0]
         if not len(free):
             break
         best = free[ratios_E[free].argmax()]
-        if not (ratios_E[best] > 0 and ratios_E[best] >= np.float32(beta)):
+        if not stays_E[best]:
             break
         found_E[best] = ratios_E[best] * top_weight
         moved += 1
@@ -160,7 +201,10 @@ def _count(
     weights_TK[~finite_T] = 1.0
     most, logits = (None, None) if budget is None else budget
     logits_TE = None if logits is None else logits.float().numpy()
-    decision = decide(weights_TK, ids_TK, betas_T, bound_T, state.n_experts, most, logits_TE)
+    decision = decide(
+        *(weights_TK, ids_TK, betas_T, bound_T, state.n_experts, most, logits_TE),
+        factors_E=state.factors.numpy(),
+    )
     counted.add(weights_TK, finite_T, decision)
     counted.skipped_weight += _dropped(weights_TK, ids_TK, decision)
 

@@ -21,7 +21,7 @@ import triton.language as tl
 from leanmoe_runtime.device.rule_kernel import (
     bits_of,
     count,
-    first_of_largest,
+    factors_of,
     harvest,
     kept_slots,
     key_column,
@@ -51,6 +51,7 @@ def weigh_kernel(
     weights_TK,
     ids_TK,
     betas_R,
+    factors_E,
     rows_T,
     mass_E,
     bound_W,
@@ -60,6 +61,7 @@ def weigh_kernel(
     earlier_bound_W,
     n_tokens,
     n_rows,
+    n_experts,
     n_earlier_words,
     n_earlier_experts,
     T: tl.constexpr,
@@ -82,11 +84,12 @@ def weigh_kernel(
     asked_TK = counted_T[:, None] & (slot_K < K)[None, :]
     place_TK = token_T.to(tl.int64)[:, None] * K + slot_K[None, :]
     weight_TK, expert_TK, real_TK = _routed(weights_TK, ids_TK, asked_TK, place_TK)
-    given_TK, keep_TK, broken_T, top_T = kept_slots(weight_TK, real_TK, beta_T)
+    given_TK, keep_TK, broken_T, first_TK = kept_slots(
+        weight_TK, expert_TK, real_TK, beta_T, factors_E, n_experts, slot_K, K
+    )
     heavy_TK = (given_TK * _MASS_ONE).to(tl.int64)
     tl.atomic_add(mass_E + expert_TK, heavy_TK, mask=keep_TK & (heavy_TK > 0), sem="relaxed")
     opted_out_T = ((row_T & _MANDATORY) != 0) | broken_T
-    first_TK = first_of_largest(given_TK, real_TK, top_T, slot_K, BLOCK_K)
     bound_N = tl.reshape(keep_TK & (first_TK | opted_out_T[:, None]), [T * BLOCK_K])
     bits_W = bits_of(tl.reshape(expert_TK, [T * BLOCK_K]), bound_N, BLOCK_W)
     tl.atomic_or(bound_W + tl.arange(0, BLOCK_W), bits_W, mask=bits_W != 0, sem="relaxed")
@@ -140,6 +143,7 @@ def _move(
     best_T,
     top_T,
     beta_T,
+    factors_E,
     slot_K,
     expert_E,
     n_experts,
@@ -148,9 +152,13 @@ def _move(
 ):
     """Give lost assignments to the best-scored loaded experts that their token has not yet.
 
-    Each at the weight that the router gives it, as long as the skip rule would keep that.
+    Each at the weight that the router gives it, as long as the skip rule would keep that. The
+    static rule does: a moved assignment takes a place that it keeps.
     """
     moved_T = tl.zeros([T], tl.int32)
+    by_norm_T = beta_T < 0.0
+    best_factor_T = factors_of(factors_E, best_T, n_experts, by_norm_T)
+    least_T = tl.where(beta_T > 1.0, 0.0, tl.abs(beta_T) * best_factor_T)
     if tl.load(union + 1) != 0:
         inside_TE = counted_T[:, None] & (expert_E < n_experts)[None, :]
         at_TE = token_T.to(tl.int64)[:, None] * n_experts + expert_E[None, :]
@@ -166,7 +174,8 @@ def _move(
             other_T = key_column(key_T)
             found_T = tl.max(free_TE.to(tl.int32), axis=1) > 0
             ratio_T = tl.exp(_at(logit_TE, other_T, expert_E) - top_logit_T)
-            moves_T = asks_T & found_T & (ratio_T > 0.0) & (ratio_T >= beta_T)
+            judged_T = ratio_T * factors_of(factors_E, other_T, n_experts, by_norm_T & found_T)
+            moves_T = asks_T & found_T & (ratio_T > 0.0) & (judged_T >= least_T)
             moves_TK = here_TK & moves_T[:, None]
             weight_TK = tl.where(moves_TK, (ratio_T * top_T)[:, None], weight_TK)
             expert_TK = tl.where(moves_TK, other_T[:, None], expert_TK)
@@ -183,6 +192,7 @@ def spend_kernel(
     ids_TK,
     logits_TE,
     betas_R,
+    factors_E,
     rows_T,
     skipped_T,
     counts,
@@ -209,9 +219,11 @@ def spend_kernel(
     asked_TK = counted_T[:, None] & (slot_K < K)[None, :]
     place_TK = token_T.to(tl.int64)[:, None] * K + slot_K[None, :]
     weight_TK, expert_TK, real_TK = _routed(weights_TK, ids_TK, asked_TK, place_TK)
-    given_TK, keep_TK, broken_T, top_T = kept_slots(weight_TK, real_TK, beta_T)
-    first_TK = first_of_largest(given_TK, real_TK, top_T, slot_K, BLOCK_K)
+    given_TK, keep_TK, broken_T, first_TK = kept_slots(
+        weight_TK, expert_TK, real_TK, beta_T, factors_E, n_experts, slot_K, K
+    )
     best_T = tl.max(tl.where(first_TK, expert_TK, -1), axis=1)
+    top_T = tl.sum(tl.where(first_TK, given_TK, 0.0), axis=1)
     opted_out_T = ((row_T & _MANDATORY) != 0) | broken_T
 
     loaded_E = _loaded(mass_E, bound_W, tl.load(union), n_experts, E)
@@ -223,8 +235,8 @@ def spend_kernel(
     moved_T = tl.zeros([T], tl.int32)
     if CAN_MOVE:
         weight_TK, expert_TK, keep_TK, moved_T = _move(
-            logits_TE, union, token_T, weight_TK, expert_TK, keep_TK, lost_TK, loaded_E,
-            same_TKE, counted_T, best_T, top_T, beta_T, slot_K, expert_E, n_experts, T, K,
+            logits_TE, union, token_T, weight_TK, expert_TK, keep_TK, lost_TK, loaded_E, same_TKE,
+            counted_T, best_T, top_T, beta_T, factors_E, slot_K, expert_E, n_experts, T, K,
         )  # fmt: skip
 
     skipped_TK = real_TK & ~keep_TK

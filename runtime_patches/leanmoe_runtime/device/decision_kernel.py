@@ -14,7 +14,6 @@ import triton.language as tl
 
 from leanmoe_runtime.device.rule_kernel import (
     count,
-    first_of_largest,
     harvest,
     kept_slots,
     rows_and_betas,
@@ -27,6 +26,7 @@ def decide_kernel(
     weights_TK,
     ids_TK,
     betas_R,
+    factors_E,
     rows_T,
     skipped_T,
     counts,
@@ -55,7 +55,9 @@ def decide_kernel(
     place_TK = token_T.to(tl.int64)[:, None] * K + slot_K[None, :]
     weight_TK = tl.load(weights_TK + place_TK, mask=real_TK, other=0.0).to(tl.float32)
     expert_TK = tl.load(ids_TK + place_TK, mask=real_TK, other=0).to(tl.int32)
-    given_TK, keep_TK, broken_T, top_T = kept_slots(weight_TK, real_TK, beta_T)
+    given_TK, keep_TK, broken_T, first_TK = kept_slots(
+        weight_TK, expert_TK, real_TK, beta_T, factors_E, n_experts, slot_K, K
+    )
     skipped_TK = real_TK & ~keep_TK
     changed_T = tl.max(skipped_TK.to(tl.int32), axis=1) > 0
     # A token that loses nothing is not written: level 0 is exact to the bit.
@@ -69,7 +71,6 @@ def decide_kernel(
         gone_TK = tl.full([T, BLOCK_K], -1, tl.int32)
         tl.store(ids_TK + place_TK, gone_TK.to(ids_TK.dtype.element_ty), mask=skipped_TK)
     if MODE == 1:
-        first_TK = first_of_largest(given_TK, real_TK, top_T, slot_K, BLOCK_K)
         best_T = tl.max(tl.where(first_TK, expert_TK, -1), axis=1)
         instead_TK = tl.broadcast_to(best_T[:, None], [T, BLOCK_K])
         tl.store(ids_TK + place_TK, instead_TK.to(ids_TK.dtype.element_ty), mask=skipped_TK)

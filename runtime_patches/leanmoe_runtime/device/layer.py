@@ -89,6 +89,7 @@ class DeviceLayer:
         self._is_exact: bool | None = None  # until it was tried
         # At once: memory that a capture allocates is the graph's, and zeroed by every replay.
         self._table = DeviceTable.make(state.betas, state.n_experts, step.rows_T.device)
+        self._table.push_factors(state.factors)
         state.device = self._table
         step.tables.append(self._table)
         step.top_k = max(step.top_k, state.top_k)
@@ -186,7 +187,7 @@ class DeviceLayer:
 
         In no layer: each finishes the counts of the one before it.
         """
-        exact = self._state.beta <= 0.0 and not self._shared.skips
+        exact = self._state.beta == 0.0 and not self._shared.skips
         exact = exact and self._shared.token_rows_T is None
         return exact and self._shared.union is None and self._step.tokens > 0
 

@@ -22,7 +22,6 @@ from triton.language.extra import libdevice
 
 from leanmoe_runtime.device.rule_kernel import (
     count,
-    first_of_largest,
     harvest,
     kept_slots,
     key_column,
@@ -289,6 +288,7 @@ def route_kernel(
     weights_TK,
     ids_TK,
     betas_R,
+    factors_E,
     rows_T,
     skipped_T,
     counts,
@@ -354,7 +354,9 @@ def route_kernel(
     if DECIDE:
         _, counted_T, beta_T = rows_and_betas(betas_R, rows_T, n_rows, token_T, n_real)
         real_TK = counted_T[:, None] & within_TK
-        given_TK, keep_TK, broken_T, top_T = kept_slots(weight_TK, real_TK, beta_T)
+        given_TK, keep_TK, broken_T, first_TK = kept_slots(
+            weight_TK, expert_TK, real_TK, beta_T, factors_E, n_experts, slot_K, K
+        )
         skipped_TK = real_TK & ~keep_TK
         changed_T = tl.max(skipped_TK.to(tl.int32), axis=1) > 0
         # A token that loses nothing is stock's: level 0 is exact to the bit.
@@ -363,7 +365,6 @@ def route_kernel(
         if MODE == 0:
             id_TK = tl.where(skipped_TK, -1, id_TK)
         if MODE == 1:
-            first_TK = first_of_largest(given_TK, real_TK, top_T, slot_K, BLOCK_K)
             best_T = tl.max(tl.where(first_TK, expert_TK, -1), axis=1)
             id_TK = tl.where(skipped_TK, best_T[:, None], id_TK)
         # In mode zero the weights of a skipped expert are read all the same.

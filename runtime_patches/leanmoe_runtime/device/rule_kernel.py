@@ -1,4 +1,4 @@
-"""The skip rule and its counting as Triton functions, for every kernel that decides.
+"""The skip rules and their counting as Triton functions, for every kernel that decides.
 
 ``skip/rule.py`` tells the same plainly. T tokens of a program, K slots of a token (padded to a
 power of two), E experts, W words of 32 experts each.
@@ -47,17 +47,47 @@ def rows_and_betas(betas_R, rows_T, n_rows, token_T, n_tokens):
 
 
 @triton.jit
-def kept_slots(weight_TK, real_TK, beta_T):
-    """Weights with broken ones at 0, the slots that stay, and which tokens are broken.
+def factors_of(factors_E, expert, n_experts, asked):
+    """Factors of experts where they are asked for, 1 elsewhere; nothing is read there."""
+    inside = asked & (expert >= 0) & (expert < n_experts)
+    return tl.load(factors_E + expert, mask=inside, other=1.0)
 
-    A token whose weights are no numbers keeps everything.
+
+@triton.jit
+def _among_largest(weight_TK, real_TK, kept_T, slot_K, K: tl.constexpr):
+    """Marks the so many largest weights of each token; of equals, the first slot comes first."""
+    before_TK = tl.zeros(weight_TK.shape, tl.int32)
+    for slot in tl.static_range(K):
+        here_TK = real_TK & (slot_K[None, :] == slot)
+        other_T = tl.max(tl.where(here_TK, weight_TK, -_LARGEST), axis=1)
+        first_TK = (other_T[:, None] == weight_TK) & (slot < slot_K[None, :])
+        before_TK += ((other_T[:, None] > weight_TK) | first_TK).to(tl.int32)
+    return before_TK < kept_T[:, None]
+
+
+@triton.jit
+def kept_slots(
+    weight_TK, expert_TK, real_TK, beta_T, factors_E, n_experts, slot_K, K: tl.constexpr
+):
+    """Weights with broken ones at 0, the slots that stay, which tokens are broken, the best slots.
+
+    A token whose weights are no numbers keeps everything. Best is the first of the largest by
+    what the token's rule judges by. At level 0 no factor is read and no slot is ranked.
     """
     broken_TK = real_TK & ~(tl.abs(weight_TK) <= _LARGEST)
     broken_T = tl.max(broken_TK.to(tl.int32), axis=1) > 0
     weight_TK = tl.where(real_TK & ~broken_T[:, None], weight_TK, 0.0)
-    top_T = tl.max(tl.where(real_TK, weight_TK, -_LARGEST), axis=1)
-    keep_TK = (weight_TK >= (beta_T * top_T)[:, None]) | (weight_TK == top_T[:, None])
-    return weight_TK, real_TK & (keep_TK | broken_T[:, None]), broken_T, top_T
+    asked_TK = real_TK & (beta_T < 0.0)[:, None]
+    score_TK = weight_TK * factors_of(factors_E, expert_TK, n_experts, asked_TK)
+    top_T = tl.max(tl.where(real_TK, score_TK, -_LARGEST), axis=1)
+    reaches_TK = score_TK >= (tl.abs(beta_T) * top_T)[:, None]
+    keep_TK = reaches_TK | (score_TK == top_T[:, None])
+    static_T = beta_T > 1.0
+    if tl.max(static_T.to(tl.int32), axis=0) > 0:
+        among_TK = _among_largest(weight_TK, real_TK, beta_T - 1.0, slot_K, K)
+        keep_TK = tl.where(static_T[:, None], among_TK, keep_TK)
+    first_TK = first_of_largest(score_TK, real_TK, top_T, slot_K)
+    return weight_TK, real_TK & (keep_TK | broken_T[:, None]), broken_T, first_TK
 
 
 @triton.jit
@@ -76,10 +106,10 @@ def scaled(weight_TK, given_TK, keep_TK, RENORMALIZE: tl.constexpr):
 
 
 @triton.jit
-def first_of_largest(weight_TK, real_TK, top_T, slot_K, BLOCK_K: tl.constexpr):
-    """Marks the first slot of each token's largest weight."""
-    largest_TK = real_TK & (weight_TK == top_T[:, None])
-    first_T = tl.min(tl.where(largest_TK, slot_K[None, :], BLOCK_K), axis=1)
+def first_of_largest(score_TK, real_TK, top_T, slot_K):
+    """Marks the first slot of each token's largest score."""
+    largest_TK = real_TK & (score_TK == top_T[:, None])
+    first_T = tl.min(tl.where(largest_TK, slot_K[None, :], score_TK.shape[1]), axis=1)
     return real_TK & (slot_K[None, :] == first_T[:, None])
 
 

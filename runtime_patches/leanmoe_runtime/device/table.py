@@ -37,14 +37,16 @@ def on_device(values: torch.Tensor, target: torch.Tensor) -> None:
 class DeviceTable:
     """Persistent tensors of one layer; captured graphs hold their addresses.
 
-    ``betas_R`` float32, row 0 the engine's. ``counts`` int64 [8], by the places above.
-    ``seen_W`` int32: bits of the experts that the layer's last launch read, counted by the next
-    layer's. ``mass_E`` int64 and ``bound_W`` int32 are the budget's: gate weight of each expert
-    in a step, and bits of those that no budget may leave out.
+    ``betas_R`` float32, row 0 the engine's; ``factors_E`` float32, of the norm rule.
+    ``counts`` int64 [8], by the places above. ``seen_W`` int32: bits of the experts that the
+    layer's last launch read, counted by the next layer's. ``mass_E`` int64 and ``bound_W`` int32
+    are the budget's: gate weight of each expert in a step, and bits of those that no budget may
+    leave out.
     """
 
     n_experts: int
     betas_R: torch.Tensor
+    factors_E: torch.Tensor
     counts: torch.Tensor
     seen_W: torch.Tensor
     mass_E: torch.Tensor
@@ -63,6 +65,7 @@ class DeviceTable:
             table = cls(
                 n_experts=experts,
                 betas_R=zeros(len(betas), torch.float32),
+                factors_E=torch.ones(experts, dtype=torch.float32, device=device),
                 counts=zeros(_PLACES, torch.int64),
                 seen_W=zeros(words, torch.int32),
                 mass_E=zeros(experts, torch.int64),
@@ -74,6 +77,10 @@ class DeviceTable:
     def push(self, betas: torch.Tensor) -> None:
         """Take the host's betas; the next step of any captured graph sees them."""
         on_device(betas, self.betas_R)
+
+    def push_factors(self, factors: torch.Tensor) -> None:
+        """Take the host's factors of experts."""
+        on_device(factors, self.factors_E)
 
     def read(self) -> DeviceCounts:
         """The counters; waits for the device."""

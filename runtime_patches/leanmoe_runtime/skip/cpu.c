@@ -1,4 +1,4 @@
-// The CPU's share of skipping that runs at every step: the skip rule of rule.py, the budget on
+// The CPU's share of skipping that runs at every step: the skip rules of rule.py, the budget on
 // distinct experts, the forms of cpu.py, the counters, and the sum of gathered outputs. Between
 // two kernels that stream weights through the caches, the same in Python costs more than skipping
 // saves in a small model.
@@ -37,18 +37,33 @@ struct step {
     const int32_t *ids;    // [T, K]
     const int32_t *rows;   // [T] or NULL: the row of betas each token uses, MANDATORY added
     const float *logits;   // [T, E] or NULL; given, the budget moves assignments (redirect)
-    const float *betas;
+    const float *betas;    // thresholds, each of which says its rule (leanmoe/skip_rule.py)
+    const float *factors;  // [E]: of the norm rule
     struct counts *counts;
     int32_t *skipped;      // [T] or NULL: each token's skipped assignments are added to it
     int64_t t, k, e;
     int64_t renormalize, redirect_max_rows, budget;
 };
 
-// Largest weight of a row.
-static int64_t top_of(const float *weights, int64_t k) {
+static int32_t row_of(const struct step *s, int64_t i) { return s->rows ? s->rows[i] : 0; }
+
+static float beta_of(const struct step *s, int64_t i) { return s->betas[row_of(s, i) & ROW_MASK]; }
+
+static float factor_of(const struct step *s, float beta, int32_t expert) {
+    return beta < 0.0f ? s->factors[expert] : 1.0f;
+}
+
+// What assignment n is judged by: its weight, times its expert's factor under the norm rule.
+static float score_of(const struct step *s, float beta, int64_t n) {
+    return beta < 0.0f ? s->weights[n] * s->factors[s->ids[n]] : s->weights[n];
+}
+
+// Best slot of token i, the first of equals.
+static int64_t top_of(const struct step *s, int64_t i) {
+    const float beta = beta_of(s, i);
     int64_t top = 0;
-    for (int64_t j = 1; j < k; j++)
-        if (weights[j] > weights[top]) top = j;
+    for (int64_t j = 1; j < s->k; j++)
+        if (score_of(s, beta, i * s->k + j) > score_of(s, beta, i * s->k + top)) top = j;
     return top;
 }
 
@@ -58,16 +73,30 @@ static float total_of(const float *weights, int64_t k) {
     return total;
 }
 
-// Keep weight j of a row when it reaches beta times the largest; returns how many stay.
-static int64_t keep_row(const float *weights, int64_t k, float beta, uint8_t *keep) {
-    const int64_t top = top_of(weights, k);
-    const float threshold = beta * weights[top];
-    int64_t kept = 0;
+// Keep slot j of token i when its score reaches beta times the best one's.
+static void keep_reaching(const struct step *s, int64_t i, float beta, uint8_t *keep) {
+    const int64_t top = top_of(s, i);
+    const float threshold = fabsf(beta) * score_of(s, beta, i * s->k + top);
+    for (int64_t j = 0; j < s->k; j++)
+        keep[j] = j == top || score_of(s, beta, i * s->k + j) >= threshold;
+}
+
+// Keep the so many largest weights of a row; of equals, the first slot comes first.
+static void keep_largest(const float *weights, int64_t k, int64_t kept, uint8_t *keep) {
     for (int64_t j = 0; j < k; j++) {
-        keep[j] = j == top || weights[j] >= threshold;
-        kept += keep[j];
+        int64_t before = 0;
+        for (int64_t other = 0; other < k; other++)
+            before += weights[other] > weights[j] || (weights[other] == weights[j] && other < j);
+        keep[j] = before < kept;
     }
-    return kept;
+}
+
+static void keep_row(const struct step *s, int64_t i, uint8_t *keep) {
+    const float beta = beta_of(s, i);
+    if (beta > 1.0f)
+        keep_largest(s->weights + i * s->k, s->k, (int64_t)beta - 1, keep);
+    else
+        keep_reaching(s, i, beta, keep);
 }
 
 // What kept weights are multiplied by: where the router renormalises, the row's sum stays.
@@ -78,17 +107,13 @@ static float scale_of(float total, const float *weights, const uint8_t *keep, in
     return renormalize && kept != 0.0f ? total / kept : 1.0f;
 }
 
-static int32_t row_of(const struct step *s, int64_t i) { return s->rows ? s->rows[i] : 0; }
-
-static float beta_of(const struct step *s, int64_t i) { return s->betas[row_of(s, i) & ROW_MASK]; }
-
 // A token whose weights are no numbers keeps everything: nothing can be said about its experts.
 static void apply_rule(const struct plan *plan, const struct step *s) {
     for (int64_t i = 0; i < s->t; i++) {
         const float *weights = s->weights + i * s->k;
         uint8_t *keep = plan->keep + i * s->k;
         if (isfinite(total_of(weights, s->k))) {
-            keep_row(weights, s->k, beta_of(s, i), keep);
+            keep_row(s, i, keep);
         } else {
             memset(keep, 1, s->k);
             s->counts->nonfinite++;
@@ -105,7 +130,7 @@ static int64_t load_mandatory(const struct plan *plan, const struct step *s) {
     int64_t loaded = 0;
     memset(plan->loaded, 0, s->e);
     for (int64_t i = 0; i < s->t; i++) {
-        const int64_t start = i * s->k, top = top_of(s->weights + start, s->k);
+        const int64_t start = i * s->k, top = top_of(s, i);
         const int bound = is_bound(s, i);
         for (int64_t j = 0; j < s->k; j++)
             if (plan->keep[start + j] && (bound || j == top)) {
@@ -138,10 +163,17 @@ static int64_t substitute(const struct plan *plan, const struct step *s, const f
     return best;
 }
 
+// Whether the skip rule keeps an expert of that weight relative to the best one's. The static rule
+// does: a moved assignment takes a place that it keeps.
+static int stays(const struct step *s, float beta, float ratio, int32_t expert, int32_t best) {
+    const float threshold = beta > 1.0f ? 0.0f : fabsf(beta) * factor_of(s, beta, best);
+    return ratio > 0.0f && ratio * factor_of(s, beta, expert) >= threshold;
+}
+
 // Move the assignments that lost their expert to loaded ones, at the weight the router gives
 // those, as long as the skip rule would keep it; what finds none vanishes.
 static void move_row(const struct plan *plan, const struct step *s, int64_t i) {
-    const int64_t start = i * s->k, top = start + top_of(s->weights + start, s->k);
+    const int64_t start = i * s->k, top = start + top_of(s, i);
     const float *logits = s->logits + i * s->e, beta = beta_of(s, i);
     memset(plan->taken, 0, s->e);
     for (int64_t n = start; n < start + s->k; n++)
@@ -150,7 +182,8 @@ static void move_row(const struct plan *plan, const struct step *s, int64_t i) {
         if (!plan->keep[n] || plan->loaded[s->ids[n]]) continue;
         const int64_t expert = substitute(plan, s, logits);
         const float ratio = expert < 0 ? 0.0f : expf(logits[expert] - logits[s->ids[top]]);
-        plan->keep[n] = expert >= 0 && ratio > 0.0f && ratio >= beta;
+        plan->keep[n] =
+            expert >= 0 && stays(s, beta, ratio, (int32_t)expert, s->ids[top]);
         if (!plan->keep[n]) continue;
         plan->taken[expert] = 1;
         plan->changed_ids[n] = (int32_t)expert;
@@ -204,7 +237,7 @@ static void write_pairs(const struct plan *plan, const struct step *s, const flo
                         const int32_t *ids, int form) {
     int64_t n = 0;
     for (int64_t i = 0; i < s->t; i++) {
-        const int64_t start = i * s->k, top = start + top_of(s->weights + start, s->k);
+        const int64_t start = i * s->k, top = start + top_of(s, i);
         const uint8_t *keep = plan->keep + start;
         const float total = total_of(s->weights + start, s->k);
         const float scale = scale_of(total, weights + start, keep, s->k, s->renormalize);

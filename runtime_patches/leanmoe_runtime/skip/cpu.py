@@ -75,7 +75,7 @@ class _Plan(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weights", "ids", "rows", "logits", "betas")),
-        *((name, ctypes.c_void_p) for name in ("counts", "skipped")),
+        *((name, ctypes.c_void_p) for name in ("factors", "counts", "skipped")),
         *((name, ctypes.c_int64) for name in ("t", "k", "e")),
         *((name, ctypes.c_int64) for name in ("renormalize", "redirect_max_rows", "budget")),
     )
@@ -147,6 +147,7 @@ class Planner:
         step.weights, step.ids = weights_TK.data_ptr(), ids_TK.data_ptr()
         step.rows = None if token_rows_T is None else token_rows_T.data_ptr()
         step.betas, step.counts = layer.betas.data_ptr(), layer.counters_address
+        step.factors = layer.factors_address
         step.skipped = None if skipped_T is None else skipped_T.data_ptr()
         step.t, step.k, step.e = rows, top_k, layer.n_experts
         step.renormalize, step.redirect_max_rows = layer.renormalize, redirect_max_rows

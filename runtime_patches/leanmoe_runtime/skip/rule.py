@@ -1,8 +1,10 @@
-"""The skip rule, told plainly in tensor operations: what every other telling is tested against.
+"""The skip rules, told plainly in tensor operations: what every other telling is tested against.
 
-Keep expert j of a token when w_j >= beta * w_max. The largest always survives.
-Kept weights are renormalised where the model's router renormalises. NAEE
-(arXiv 2402.14800), generalised from k = 2 to any k.
+A token's threshold says the rule and its beta (``leanmoe.skip_rule``). Keep expert j of a token
+when w_j >= beta * w_max (NAEE, arXiv 2402.14800, generalised from k = 2 to any k), when
+w_j f_j >= beta * max(w f) with the layer's factors f, or when it is among the so many largest. The
+best one, by w or by w f, always survives. Kept weights are renormalised where the model's router
+renormalises.
 
 It is repeated where it runs at every step. On a CPU in C (``keep_row`` and ``scale_of`` in
 ``cpu.c``): a handful of tensor operations between two kernels costs more there than skipping
@@ -48,24 +50,27 @@ def decide(
     *,
     renormalize: bool,
     mode: SkipMode,
+    factors_E: torch.Tensor | None = None,
 ) -> Decision:
     """The whole decision of one layer and step.
 
     A token of row ``r >= 0`` uses ``betas_R[r & ROW_BITS]``; below 0 it keeps everything and is
-    not counted. Weights that are no numbers keep everything too. Computed in float32; tokens
-    that lose nothing keep their weights to the bit.
+    not counted. ``factors_E`` are the layer's, 1 where ``None``. Weights that are no numbers keep
+    everything too. Computed in float32; tokens that lose nothing keep their weights to the bit.
     """
     counted_T = rows_T[: len(weights_TK)] >= 0
     given_TK = weights_TK.float()
     strange_T = ~given_TK.isfinite().all(dim=1)
     sound_TK = torch.where(strange_T[:, None], 0.0, given_TK)
     betas_T = _betas(betas_R, rows_T[: len(weights_TK)])
-    keep_TK = kept(sound_TK, betas_T) | ~counted_T[:, None] | strange_T[:, None]
+    factors_TK = None if factors_E is None else factors_E[ids_TK.long().clamp(min=0)]
+    scores_TK = scores(sound_TK, betas_T, factors_TK)
+    keep_TK = kept(scores_TK, betas_T) | ~counted_T[:, None] | strange_T[:, None]
     skipped_TK = torch.where(keep_TK, 0.0, sound_TK)
     read_TK = keep_TK if mode is not SkipMode.ZERO else torch.ones_like(keep_TK)
     return Decision(
         weights_TK=_weights(weights_TK, keep_TK, renormalize),
-        ids_TK=_ids(ids_TK, sound_TK, keep_TK, mode),
+        ids_TK=_ids(ids_TK, scores_TK, keep_TK, mode),
         keep_TK=keep_TK,
         tokens=int(counted_T.sum()),
         skipped=int((~keep_TK).sum()),
@@ -75,10 +80,26 @@ def decide(
     )
 
 
-def kept(weights_TK: torch.Tensor, betas_T: torch.Tensor) -> torch.Tensor:
-    """The rule itself: which assignments stay, by each token's threshold."""
-    top_T1 = weights_TK.amax(dim=1, keepdim=True)
-    return (weights_TK >= betas_T[:, None] * top_T1) | (weights_TK == top_T1)
+def scores(
+    weights_TK: torch.Tensor, betas_T: torch.Tensor, factors_TK: torch.Tensor | None
+) -> torch.Tensor:
+    """What a token's experts are judged by: weights, times factors under the norm rule."""
+    if factors_TK is None:
+        return weights_TK
+    return torch.where(betas_T[:, None] < 0, weights_TK * factors_TK, weights_TK)
+
+
+def kept(scores_TK: torch.Tensor, betas_T: torch.Tensor) -> torch.Tensor:
+    """The rules themselves: which assignments stay, by each token's threshold."""
+    beta_T1, top_T1 = betas_T[:, None], scores_TK.amax(dim=1, keepdim=True)
+    reaches_TK = (scores_TK >= beta_T1.abs() * top_T1) | (scores_TK == top_T1)
+    return torch.where(beta_T1 > 1, _ranks(scores_TK) < beta_T1 - 1, reaches_TK)
+
+
+def _ranks(scores_TK: torch.Tensor) -> torch.Tensor:
+    """How many slots come before each one; of equals, the first slot does."""
+    order_TK = scores_TK.argsort(dim=1, descending=True, stable=True)
+    return order_TK.argsort(dim=1)
 
 
 def _betas(betas_R: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
@@ -97,13 +118,13 @@ def _weights(given_TK: torch.Tensor, keep_TK: torch.Tensor, renormalize: bool) -
 
 
 def _ids(
-    ids_TK: torch.Tensor, sound_TK: torch.Tensor, keep_TK: torch.Tensor, mode: SkipMode
+    ids_TK: torch.Tensor, scores_TK: torch.Tensor, keep_TK: torch.Tensor, mode: SkipMode
 ) -> torch.Tensor:
     if mode is SkipMode.MASK:
         return torch.where(keep_TK, ids_TK, -1)
     if mode is SkipMode.REDIRECT:
-        top_T1 = sound_TK.argmax(dim=1, keepdim=True)  # the first of equals
-        return torch.where(keep_TK, ids_TK, ids_TK.gather(1, top_T1))
+        best_T1 = scores_TK.argmax(dim=1, keepdim=True)  # the first of equals
+        return torch.where(keep_TK, ids_TK, ids_TK.gather(1, best_T1))
     return ids_TK
 
 

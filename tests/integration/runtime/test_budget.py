@@ -1,4 +1,4 @@
-"""Budgets, phases and broken routers in a real engine; counts against a second telling."""
+"""Rules, budgets, phases, broken routers in a real engine; counts against a second telling."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from leanmoe.messages import Phases, PolicyUpdate, UnionBudget, UnionMode
+from leanmoe.messages import (
+    ExpertFactors,
+    LevelTable,
+    Phases,
+    PolicyUpdate,
+    UnionBudget,
+    UnionMode,
+)
+from leanmoe.skip_rule import SkipRule, threshold_of
 from leanmoe_bench.engines.pair import dotted_name
 from leanmoe_bench.soak.recounter import Recounter
+from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.evaluation.levels import run_levels
+from leanmoe_pruning.forward.skipping import factors_tensor
+from leanmoe_pruning.forward.stream import DecoderStream
 from tests.integration.runtime.conftest import Engine
 from tests.integration.runtime.one_process import running
 from tests.tiny_families import write_tiny
@@ -20,16 +32,23 @@ LAYERS, TOP_K, TOKENS = 3, 4, 12
 PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(4 + i % 5)] for i in range(8)]
 PROMPT_TOKENS = sum(map(len, PROMPTS))
 RECOUNTER = dotted_name(Recounter)
+# Such as turn the order of weights around.
+FACTORS = [1.0, 9.0, 0.2, 3.0, 1.0, 0.1, 5.0, 0.7]
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def model(tmp_path_factory):
     """OLMoE: four of eight experts per token, weights not renormalised."""
-    folder = tmp_path_factory.mktemp("budget")
-    model = write_tiny(folder / "model", "olmoe", dtype="float32")
+    return write_tiny(tmp_path_factory.mktemp("budget") / "model", "olmoe", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def engine(model):
     flags = {"dtype": "float32", "worker_extension_cls": RECOUNTER}
-    with running(model, folder / "log", **flags) as engine:
+    with running(model, model.parent / "log", **flags) as engine:
         assert engine.rpc("leanmoe_recount_start") == LAYERS
+        factors = ExpertFactors(factors=dict.fromkeys(range(LAYERS), FACTORS))
+        engine.rpc("leanmoe_set_factors", factors.model_dump_json())
         yield engine
 
 
@@ -62,6 +81,68 @@ def during(engine: Engine) -> tuple[list[list[int]], list[dict[str, float]]]:
     ]
 
 
+def offline(model: Path, rule: SkipRule, beta: float) -> list[int]:
+    """What the prompts have skipped in each layer by the offline forward pass."""
+    threshold = threshold_of(rule, beta, TOP_K)
+    ids = [torch.tensor([prompt]) for prompt in PROMPTS]
+    factors = factors_tensor(FACTORS)
+    with torch.inference_mode():
+        run = run_levels(
+            *(DecoderStream(open_model(model)), ids, lambda layer: [threshold], 1),
+            lambda layer: factors,
+        )
+    return [run.skipped[layer][0] for layer in range(LAYERS)]
+
+
+def prompts_alone(engine: Engine, beta: float, rule: SkipRule) -> list[dict[str, float]]:
+    put(engine, beta, rule=rule)
+    before = counted(engine)
+    engine.generate(PROMPTS, 1)
+    return [
+        {field: new[field] - old[field] for field in new}
+        for old, new in zip(before, counted(engine), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("rule", list(SkipRule))
+@pytest.mark.parametrize("beta", [0.2, 0.5])
+def test_every_rule_skips_of_a_prompt_what_it_skips_offline(engine, model, rule, beta):
+    counts = prompts_alone(engine, beta, rule)
+    skipped = [one["skipped"] for one in counts]
+    assert {one["tokens"] for one in counts} == {PROMPT_TOKENS}
+    assert skipped == offline(model, rule, beta) and min(skipped) > 0
+    if rule is SkipRule.TOPK:
+        assert set(skipped) == {PROMPT_TOKENS * (2 if beta == 0.5 else 1)}
+    put(engine)
+
+
+def test_the_norm_rule_skips_other_experts_than_the_published_one(engine):
+    published, norm = (prompts_alone(engine, 1.0, rule) for rule in (SkipRule.RATIO, SkipRule.NORM))
+    for one, other in zip(published, norm, strict=True):
+        assert one["skipped"] == other["skipped"] == PROMPT_TOKENS * (TOP_K - 1)
+    # Keeping the largest weight leaves out the least.
+    assert norm[0]["skipped_weight"] > published[0]["skipped_weight"] + 1
+    put(engine)
+
+
+def test_requests_of_every_rule_run_in_one_batch(engine):
+    rules = {30: SkipRule.TOPK, 60: SkipRule.NORM, 90: SkipRule.RATIO}
+    betas = {code: dict.fromkeys(range(LAYERS), 0.6) for code in rules}
+    table = LevelTable(key="level", betas=betas, rules=rules)
+    engine.rpc("leanmoe_set_levels", table.model_dump_json())
+    alone = {}
+    for code, rule in rules.items():
+        put(engine, 0.6, rule=rule)
+        alone[code], _ = during(engine)
+    put(engine)
+    exact, _ = during(engine)
+    extras = [[None, *({"level": code} for code in rules)][i % 4] for i in range(len(PROMPTS))]
+    mixed = engine.arm.call("generate", prompts=PROMPTS, tokens=TOKENS, extras=extras)["ids"]
+    counted(engine)
+    expected = [(alone[extra["level"]] if extra else exact)[i] for i, extra in enumerate(extras)]
+    assert mixed == expected and mixed != exact
+
+
 def test_where_only_decoding_skips_the_prompt_and_its_first_token_are_exact(engine):
     put(engine)
     exact, nothing = during(engine)
@@ -79,11 +160,14 @@ def test_where_only_decoding_skips_the_prompt_and_its_first_token_are_exact(engi
 
 
 @pytest.mark.parametrize("mode", [UnionMode.VANISH, UnionMode.REDIRECT])
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_a_budget_bounds_what_a_step_reads_and_is_counted_right(engine, mode, beta):
-    put(engine, beta)
+@pytest.mark.parametrize(
+    ("beta", "rule"),
+    [(0.0, SkipRule.RATIO), (0.3, SkipRule.RATIO), (0.3, SkipRule.NORM), (0.3, SkipRule.TOPK)],
+)
+def test_a_budget_bounds_what_a_step_reads_and_is_counted_right(engine, mode, beta, rule):
+    put(engine, beta, rule=rule)
     _, free = during(engine)
-    put(engine, beta, union=UnionBudget(experts=3, mode=mode))
+    put(engine, beta, rule=rule, union=UnionBudget(experts=3, mode=mode))
     _, held = during(engine)
     for one, other in zip(held, free, strict=True):
         assert one["distinct_experts"] < other["distinct_experts"]

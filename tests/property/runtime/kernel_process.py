@@ -57,6 +57,7 @@ class KernelProcess:
         mode: SkipMode,
         fresh: bool = True,
         only: bool = False,
+        factors: torch.Tensor | None = None,
     ) -> Tensors:
         """Weights, ids and the table's counts after the launch behind a router.
 
@@ -64,7 +65,9 @@ class KernelProcess:
         """
         head = {"experts": experts, "renormalize": renormalize, "mode": mode}
         head |= {"fresh": fresh, "only": only}
-        return self._ask(head, {"weights": weights, "ids": ids, "betas": betas, "rows": rows})
+        factors = torch.ones(experts) if factors is None else factors
+        tensors = {"weights": weights, "ids": ids, "betas": betas, "rows": rows}
+        return self._ask(head, {**tensors, "factors": factors})
 
     def route(self, logits: torch.Tensor, **routing: object) -> Tensors:
         """Weights and ids of the routing launch, nothing decided."""
@@ -96,6 +99,7 @@ class _Layer:
         from leanmoe_runtime.device.launch import Step, decide
 
         self.table.push(given["betas"])
+        self.table.push_factors(given["factors"])
         mode = SkipMode(head["mode"])
         # On top of what earlier layers counted.
         earlier = torch.arange(len(given["rows"]), dtype=torch.int32)

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanmoe.messages import SkipMode
+from leanmoe.skip_rule import SkipRule
 from leanmoe_runtime.skip.rule import decide
 from tests.property.runtime.kernel_process import KernelProcess
+from tests.property.runtime.planning import FACTORS, thresholds
 
 NAN, INF = float("nan"), float("inf")
 MODES = [SkipMode.MASK, SkipMode.REDIRECT, SkipMode.ZERO]
@@ -42,12 +44,11 @@ def table(**rows: float) -> torch.Tensor:
     return betas
 
 
-def check(kernel, weights, ids, betas, rows, *, experts, renormalize, mode):
+def check(kernel, weights, ids, betas, rows, *, experts, renormalize, mode, factors=None):
     """Kernel against reference; returns what the kernel gave."""
-    reference = decide(weights, ids, betas, rows, renormalize=renormalize, mode=mode)
-    found = kernel.call(
-        weights, ids, betas, rows, experts=experts, renormalize=renormalize, mode=mode
-    )
+    rule = {"renormalize": renormalize, "mode": mode}
+    reference = decide(weights, ids, betas, rows, factors_E=factors, **rule)
+    found = kernel.call(weights, ids, betas, rows, experts=experts, factors=factors, **rule)
     assert found["weights"].dtype == weights.dtype and found["ids"].dtype == ids.dtype
     assert torch.equal(found["ids"], reference.ids_TK)
     unchanged = reference.keep_TK.all(dim=1)
@@ -84,7 +85,10 @@ WEIGHT = st.one_of(
 
 @st.composite
 def steps(draw):
-    """(weights, ids, betas, rows, experts): tokens of any kind beside each other."""
+    """(weights, ids, betas, rows, experts, factors): tokens of any kind beside each other.
+
+    Row 0 follows any rule, 1 and 2 are the ends of the published one, 3 to 5 one of each.
+    """
     tokens, k = draw(st.integers(1, 70)), draw(st.integers(1, 9))
     experts = k + draw(st.integers(0, 30))
     pool = draw(st.lists(WEIGHT, min_size=2, max_size=8))
@@ -94,8 +98,9 @@ def steps(draw):
     softened = random.dirichlet(np.ones(k), size=tokens).astype(np.float32)
     weights = np.where(random.random((tokens, 1)) < 0.5, weights, softened)
     betas = torch.from_numpy(random.random(R).astype(np.float32))
-    betas[:3] = torch.tensor([draw(st.floats(0, 1, width=32)), 0.0, 1.0])
-    rows = random.choice(np.array([0, 0, 1, 2, 41, 101, 256, 256 + 41]), size=tokens)
+    betas[:3] = torch.tensor([draw(thresholds(k)), 0.0, 1.0])
+    betas[3:6] = torch.tensor([draw(thresholds(k, rule)) for rule in SkipRule])
+    rows = random.choice(np.array([0, 0, 1, 2, 3, 4, 5, 41, 101, 256, 256 + 41]), size=tokens)
     rows[draw(st.integers(0, tokens)) :] = -1  # padding lies behind a step's tokens
     dtype = draw(st.sampled_from(DTYPES))
     ids = ids_of(tokens, k, experts, seed)
@@ -105,14 +110,16 @@ def steps(draw):
         betas,
         torch.from_numpy(rows.astype(np.int32)),
         experts,
+        torch.from_numpy(random.choice(FACTORS, size=experts)),
     )
 
 
 @settings(deadline=None, max_examples=80)
 @given(step=steps(), renormalize=st.booleans(), mode=st.sampled_from(MODES))
 def test_kernel_and_reference_agree(kernel, step, renormalize, mode):
-    *tensors, experts = step
-    check(kernel, *tensors, experts=experts, renormalize=renormalize, mode=mode)
+    *tensors, experts, factors = step
+    rule = {"renormalize": renormalize, "mode": mode}
+    check(kernel, *tensors, experts=experts, factors=factors, **rule)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -121,8 +128,11 @@ def test_thousands_of_tokens(kernel, mode):
     rows = (torch.arange(3001) % 102).int()
     rows[2900:] = -1
     betas = torch.linspace(0, 1, R)
-    ids = ids_of(3001, 8, 128, 1)
-    check(kernel, weights, ids, betas, rows, experts=128, renormalize=True, mode=mode)
+    betas[1::3] *= -1
+    betas[2::3] = 2.0 + torch.arange(R)[2::3] % 8
+    ids, factors = ids_of(3001, 8, 128, 1), torch.linspace(0.5, 2, 128)
+    rule = {"renormalize": True, "mode": mode}
+    check(kernel, weights, ids, betas, rows, experts=128, factors=factors, **rule)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

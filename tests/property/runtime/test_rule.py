@@ -1,4 +1,4 @@
-"""The skip rule holds for any weights, beta and k, on host and device alike."""
+"""The skip rules hold for any weights, beta and k, on host and device alike."""
 
 import numpy as np
 import torch
@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from leanmoe.skip_rule import SkipRule, slots_kept, threshold_of
 from leanmoe_runtime.skip.cpu import Planner
-from tests.property.runtime.planning import masked, plan_of
+from tests.property.runtime.planning import FACTORS, masked, plan_of
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 8))
 WEIGHTS = SHAPES.flatmap(
@@ -21,17 +22,21 @@ PLANNER = Planner()
 without_deadline = settings(deadline=None)
 
 
-def on_device(weights, beta, renormalize=True):
-    kept, keep = masked(torch.from_numpy(weights), [beta], renormalize)
+def slots(weights):
+    """Ids that are the slots, so that pairs find their place."""
+    return torch.arange(weights.shape[1], dtype=torch.int32).repeat(len(weights), 1)
+
+
+def on_device(weights, beta, renormalize=True, factors=()):
+    ids = slots(weights)
+    kept, keep = masked(torch.from_numpy(weights), [beta], renormalize, None, ids, factors)
     return kept.numpy(), keep.numpy()
 
 
-def on_host(weights, beta, renormalize=True):
-    """The host's plan as kept weights [T, K]: ids are the slots, so pairs find their place."""
-    slots = np.broadcast_to(np.arange(weights.shape[1], dtype=np.int32), weights.shape).copy()
-    _, plan = plan_of(
-        PLANNER, torch.from_numpy(weights), torch.from_numpy(slots), beta, renormalize, 0
-    )
+def on_host(weights, beta, renormalize=True, factors=()):
+    """The host's plan as kept weights [T, K]."""
+    given = PLANNER, torch.from_numpy(weights), slots(weights)
+    _, plan = plan_of(*given, beta, renormalize, 0, factors)
     if plan is None:
         return weights
     ids, values = plan.ids.numpy(), plan.weights.numpy()
@@ -74,10 +79,53 @@ def test_renormalising_keeps_the_sum_and_not_renormalising_keeps_the_weights(wei
     assert (plain[~keep] == 0).all() and (renormalised[~keep] == 0).all()
 
 
+EIGHT = st.lists(st.sampled_from(FACTORS.tolist()), min_size=8, max_size=8)
+
+
 @without_deadline
-@given(WEIGHTS, BETAS, st.booleans())
-def test_device_and_host_agree(weights, beta, renormalize):
-    device, keep = on_device(weights, beta, renormalize)
-    host = on_host(weights, beta, renormalize)
+@given(WEIGHTS, st.sampled_from(SkipRule), BETAS, EIGHT, st.booleans())
+def test_device_and_host_agree(weights, rule, beta, factors, renormalize):
+    threshold = threshold_of(rule, beta, weights.shape[1])
+    device, keep = on_device(weights, threshold, renormalize, factors)
+    host = on_host(weights, threshold, renormalize, factors)
     assert ((host > 0) == keep).all()
     np.testing.assert_allclose(host, device, rtol=1e-5)
+
+
+@without_deadline
+@given(WEIGHTS, BETAS, EIGHT)
+def test_the_norm_rule_is_the_published_one_on_weights_times_factors(weights, beta, factors):
+    judged = weights * np.array(factors, dtype=np.float32)[: weights.shape[1]]
+    keep = on_device(weights, threshold_of(SkipRule.NORM, beta, 8), factors=factors)[1]
+    assert (keep == on_device(judged, beta)[1]).all()
+    assert keep[np.arange(len(weights)), judged.argmax(axis=1)].all()
+
+
+@without_deadline
+@given(WEIGHTS, BETAS)
+def test_the_static_rule_keeps_equally_many_of_every_token_and_the_largest(weights, beta):
+    k = weights.shape[1]
+    keep = on_device(weights, threshold_of(SkipRule.TOPK, beta, k))[1]
+    kept = slots_kept(beta, k)
+    assert 1 <= kept <= k and (keep.sum(1) == kept).all()
+    for row, kept_row in zip(weights, keep, strict=True):
+        assert row[kept_row].min() >= row[~kept_row].max(initial=0.0)
+
+
+@without_deadline
+@given(WEIGHTS, st.sampled_from(SkipRule), EIGHT)
+def test_the_ends_are_the_same_by_every_rule(weights, rule, factors):
+    k = weights.shape[1]
+    zero, one = threshold_of(rule, 0.0, k), threshold_of(rule, 1.0, k)
+    assert zero == 0.0 and (on_host(weights, zero, factors=factors) == weights).all()
+    kept = (on_host(weights, one, factors=factors) > 0).sum(1)
+    assert (kept >= 1).all() and (rule is not SkipRule.TOPK or (kept == 1).all())
+
+
+@given(st.sampled_from(SkipRule), BETAS, BETAS, st.integers(1, 9))
+def test_a_larger_beta_never_keeps_more(rule, one, other, k):
+    low, high = (threshold_of(rule, beta, k) for beta in sorted([one, other]))
+    weights = np.random.default_rng(k).dirichlet(np.ones(k), size=20).astype(np.float32)
+    factors = np.linspace(0.5, 2.0, k, dtype=np.float32)
+    kept = [on_device(weights, beta, factors=factors)[1] for beta in (low, high)]
+    assert (kept[1] <= kept[0]).all()

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leanmoe.skip_rule import SkipRule, threshold_of
 from leanmoe_bench.soak.recount import decide
 from leanmoe_runtime.skip.cpu import Budget, Planner, run
 from leanmoe_runtime.state import MANDATORY
-from tests.property.runtime.planning import layer_of
+from tests.property.runtime.planning import FACTORS, layer_of
 from tests.property.runtime.test_cpu_forms import CountingKernel, D, E
 
 PLANNER = Planner()
@@ -28,10 +29,11 @@ def routing(tokens: int, k: int, seed: int, renormalize: bool):
     return torch.from_numpy(x), torch.from_numpy(logits), torch.from_numpy(weights), ids
 
 
-def expected(logits, weights, ids, beta, budget, bound, moves, renormalize):
+def expected(logits, weights, ids, beta, budget, bound, moves, renormalize, factors):
     """(weight of every expert [T, E], experts read, assignments moved), by the second telling."""
     betas = np.full(len(ids), beta, dtype=np.float32)
-    found, moved = decide(weights, ids, betas, bound, E, budget, logits if moves else None)
+    logits = logits if moves else None
+    found, moved = decide(weights, ids, betas, bound, E, budget, logits, factors_E=factors)
     scale = weights.sum(1) / found.sum(1) if renormalize else np.ones(len(ids))
     return (found * scale[:, None]).astype(np.float32), int((found > 0).any(0).sum()), moved
 
@@ -40,6 +42,7 @@ def expected(logits, weights, ids, beta, budget, bound, moves, renormalize):
 @given(
     st.integers(1, 30),
     st.integers(1, 4),
+    st.sampled_from(SkipRule),
     st.sampled_from([0.0, 0.3, 0.8, 1.0]),
     st.integers(1, E + 2),
     st.integers(0, 9999),
@@ -47,13 +50,17 @@ def expected(logits, weights, ids, beta, budget, bound, moves, renormalize):
     st.booleans(),
     st.sampled_from([0, 4, 50]),
 )
-def test_like_the_rule_written_out(tokens, k, beta, budget, seed, moves, renormalize, redirect):
+def test_like_the_rule_written_out(
+    tokens, k, rule, beta, budget, seed, moves, renormalize, redirect
+):
     x, logits, weights, ids = routing(tokens, k, seed, renormalize)
-    bound = np.random.default_rng(seed).random(tokens) < 0.2
+    random = np.random.default_rng(seed)
+    bound, factors = random.random(tokens) < 0.2, random.choice(FACTORS, size=E)
     rows = torch.from_numpy(np.where(bound, MANDATORY, 0).astype(np.int32))
-    layer = layer_of([beta], renormalize, k, E)
+    threshold = threshold_of(rule, beta, k)
+    layer = layer_of([threshold], renormalize, k, E, factors)
     wanted, distinct, moved = expected(
-        logits.numpy(), weights.numpy(), ids, beta, budget, bound, moves, renormalize
+        logits.numpy(), weights.numpy(), ids, threshold, budget, bound, moves, renormalize, factors
     )
     plan = PLANNER.plan(
         *(weights, torch.from_numpy(ids), layer, rows),

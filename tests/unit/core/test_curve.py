@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from leanmoe.curve import CurvePoint, QualityCurve
 from leanmoe.errors import LevelError
-from leanmoe.policy import check_level, resolve_betas
+from leanmoe.policy import check_level, resolve_setting
+from leanmoe.skip_rule import SkipRule
 
 LAYERS = (0, 1, 5)
 
@@ -41,7 +42,7 @@ CURVE = curve((0.0, 0.0), (0.5, 0.02), (0.8, 0.01), (1.0, 0.1))
 
 @given(st.floats(0, 1))
 def test_betas_lie_between_their_neighbours(level):
-    betas = CURVE.betas_at(level)
+    betas = CURVE.setting_at(level).betas
     below = max((p for p in CURVE.points if p.level <= level), key=lambda p: p.level)
     above = min((p for p in CURVE.points if p.level >= level), key=lambda p: p.level)
     for layer in LAYERS:
@@ -50,7 +51,7 @@ def test_betas_lie_between_their_neighbours(level):
 
 def test_measured_levels_give_their_own_betas():
     for p in CURVE.points:
-        assert CURVE.betas_at(p.level) == p.betas
+        assert CURVE.setting_at(p.level).betas == p.betas
 
 
 @pytest.mark.parametrize(
@@ -110,14 +111,89 @@ def test_levels_outside_the_range_are_refused(level):
 
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_the_two_ends_need_no_curve(level):
-    assert resolve_betas(level, LAYERS, None) == dict.fromkeys(LAYERS, level)
+    setting = resolve_setting(level, LAYERS, None)
+    assert (setting.rule, setting.betas) == (SkipRule.RATIO, dict.fromkeys(LAYERS, level))
 
 
 def test_a_level_between_needs_a_curve():
     with pytest.raises(LevelError, match="leanmoe curve"):
-        resolve_betas(0.5, LAYERS, None)
+        resolve_setting(0.5, LAYERS, None)
 
 
 def test_a_curve_for_other_layers_is_refused():
     with pytest.raises(LevelError, match="betas for 3 layers and the model has 2 MoE layers"):
-        resolve_betas(0.5, (0, 1), CURVE)
+        resolve_setting(0.5, (0, 1), CURVE)
+
+
+def by(rule: SkipRule, level: float, kld: float = 0.01) -> CurvePoint:
+    return point(level, kld).model_copy(update={"rule": rule})
+
+
+def of_rules(**changes: object) -> QualityCurve:
+    """Norm up to the middle, then static; all three measured."""
+    measured = {
+        rule: [by(rule, 0.0, 0.0), *(by(rule, level) for level in (0.5, 0.8, 1.0))]
+        for rule in SkipRule
+    }
+    norm, topk = measured[SkipRule.NORM], measured[SkipRule.TOPK]
+    content = {
+        **curve((0.0, 0.0), (1.0, 0.1)).model_dump(),
+        "factors": {key: [0.5, 1.5] for key in LAYERS},
+        "points": [norm[0], norm[1], topk[2], topk[3]],
+        "measured": measured,
+        **changes,
+    }
+    return QualityCurve.model_validate(content)
+
+
+def test_a_curve_without_rules_is_of_the_published_one_and_keeps_its_bytes():
+    content = CURVE.model_dump(mode="json")
+    assert "factors" not in content and "measured" not in content
+    assert all("rule" not in one for one in content["points"])
+    assert CURVE.rules == [SkipRule.RATIO]
+    assert QualityCurve.model_validate(content) == CURVE
+
+
+def test_rules_and_factors_survive_being_written():
+    assert QualityCurve.model_validate_json(of_rules().model_dump_json()) == of_rules()
+    assert of_rules().rules == list(SkipRule)
+
+
+@given(st.floats(0, 1))
+def test_between_rules_the_lower_point_holds(level):
+    mixed, setting = of_rules(), of_rules().setting_at(level)
+    assert setting.rule is (SkipRule.NORM if level < 0.8 else SkipRule.TOPK)
+    if 0.5 <= level < 0.8:
+        assert setting == mixed.points[1].setting
+    skipping = [mixed.setting_at(one).betas[0] for one in sorted([level, 0.3, 0.6, 0.9])]
+    assert skipping == sorted(skipping)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_the_ends_of_a_curve_follow_its_rule(level):
+    setting = resolve_setting(level, LAYERS, of_rules())
+    assert setting.rule is (SkipRule.TOPK if level else SkipRule.NORM)
+    assert setting.betas == dict.fromkeys(LAYERS, level)
+
+
+def test_one_rule_is_taken_where_it_was_measured():
+    for rule in SkipRule:
+        assert {one.rule for one in of_rules().by_rule(rule).points} == {rule}
+    assert CURVE.by_rule(SkipRule.RATIO) == CURVE
+    with pytest.raises(LevelError, match="measured for ratio and not for topk: run `leanmoe curve"):
+        CURVE.by_rule(SkipRule.TOPK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"factors": None}, "no factors"),
+        ({"factors": {key: [1.0] for key in LAYERS[:2]}}, "factors must name the layers"),
+        ({"factors": {key: [1.0, 0.0] for key in LAYERS}}, "greater than"),
+        ({"factors": {key: [1.0, float("nan")] for key in LAYERS}}, "finite"),
+        ({"measured": {SkipRule.TOPK: [by(SkipRule.TOPK, 0.0)]}}, "levels must rise"),
+    ],
+)
+def test_rules_without_what_they_need_are_refused(changes, said):
+    with pytest.raises(ValidationError, match=said):
+        of_rules(**changes)

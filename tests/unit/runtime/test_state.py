@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from leanmoe.errors import LevelError, RuntimeSeamError
-from leanmoe.messages import PolicyUpdate
+from leanmoe.messages import ExpertFactors, LevelTable, PolicyUpdate
+from leanmoe.skip_rule import SkipRule
 from leanmoe_runtime.device.table import MASS_ONE, DeviceTable
 from leanmoe_runtime.layers import layer_index
 from leanmoe_runtime.state import LayerState, SkipState
@@ -67,6 +69,54 @@ def test_a_beta_above_one_is_clamped_so_that_the_largest_survives():
     state = state_of(0)
     state.apply(update(l0=1.5))
     assert state.layers[0].beta == 1.0
+
+
+def test_a_rule_and_its_beta_are_one_number_of_the_table_and_factors_reach_the_device():
+    state = SkipState()
+    layer = state.add(LayerState(layer=0, top_k=4, renormalize=True, n_experts=6))
+    layer.device = DeviceTable.make(layer.betas, 6, "cpu")
+    state.set_factors(ExpertFactors(factors={0: [1, 2, 3, 4, 5, 6]}))
+    betas = {code: {0: 0.5} for code in (10, 20, 30)}
+    rules = {10: SkipRule.RATIO, 20: SkipRule.NORM, 30: SkipRule.TOPK}
+    state.set_levels(LevelTable(key="key", betas=betas, rules=rules))
+    assert layer.device.betas_R[[11, 21, 31]].tolist() == [0.5, -0.5, 3.0]
+    assert layer.device.factors_E.tolist() == layer.factors.tolist() == [1, 2, 3, 4, 5, 6]
+    state.apply(PolicyUpdate(level=0.5, rule=SkipRule.NORM, betas={0: 0.25}, version=1))
+    assert (state.rule, layer.beta, state.skips) == (SkipRule.NORM, -0.25, True)
+
+
+@pytest.mark.parametrize("factors", [{0: [1.0] * 5}, {0: [1.0] * 7}, {1: [1.0] * 6}, {}])
+def test_factors_of_other_layers_or_experts_are_refused_whole(factors):
+    state = SkipState()
+    for layer in (0, 1):
+        state.add(LayerState(layer=layer, top_k=2, renormalize=True, n_experts=6))
+    with pytest.raises(LevelError, match="measure the curve"):
+        state.set_factors(ExpertFactors(factors=factors))
+    assert not state.has_factors and state.layers[0].factors.tolist() == [1.0] * 6
+
+
+def test_copies_of_experts_have_no_factors_of_their_own():
+    state = SkipState()
+    layer = state.add(LayerState(layer=0, top_k=2, renormalize=True, n_experts=6, n_routed=4))
+    state.set_factors(ExpertFactors(factors={0: [2.0] * 4}))
+    assert layer.factors.tolist() == [2.0] * 4 + [1.0] * 2
+
+
+def test_the_norm_rule_without_factors_is_refused_and_changes_nothing():
+    state = state_of(0)
+    norm = {"betas": {0: 0.5}, "rule": SkipRule.NORM}
+    with pytest.raises(LevelError, match="no factors"):
+        state.apply(PolicyUpdate(level=0.5, version=1, **norm))
+    with pytest.raises(LevelError, match="no factors"):
+        state.set_levels(LevelTable(key="k", betas={5: {0: 0.5}}, rules={5: SkipRule.NORM}))
+    assert (state.version, state.request_key) == (0, None)
+    assert not state.layers[0].betas.any()
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf"), 1e-40])
+def test_a_factor_that_is_no_positive_number_is_no_message(factor):
+    with pytest.raises(ValidationError):
+        ExpertFactors(factors={0: [1.0, factor]})
 
 
 def test_counts_add_host_and_device_and_routed_is_tokens_times_top_k():
