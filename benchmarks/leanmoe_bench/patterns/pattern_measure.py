@@ -23,6 +23,7 @@ from leanmoe_bench.reference import leanmoe, reference_model
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.data import load_data
 from leanmoe_pruning.evaluation.perplexity import domain_sums, forward
+from leanmoe_pruning.forward.skipping import EXACT
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
 
@@ -79,8 +80,7 @@ def losses(path: Path) -> dict[str, list[float]]:
     """Mean log loss in nats per token of each held-out window, by domain."""
     checkpoint = open_model(path)
     data = load_data(HELD_OUT, checkpoint, "heldout")
-    betas = dict.fromkeys(checkpoint.layers, 0.0)
-    run = forward(DecoderStream(checkpoint), data, betas, no_tick)
+    run = forward(DecoderStream(checkpoint), data, EXACT, no_tick)
     return {
         name: [loss / (tokens - 1) for loss, tokens in zip(mine.log_loss, mine.tokens, strict=True)]
         for name, (mine, _) in domain_sums(run, None, data, no_tick).items()

@@ -11,7 +11,7 @@ import torch
 
 from leanmoe.command import Result
 from leanmoe.errors import CheckpointError, InputError
-from leanmoe.policy import check_level, resolve_betas
+from leanmoe.policy import check_level
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import OpenedModel, open_runnable_model
 from leanmoe_pruning.data import DataSet, load_data
@@ -21,6 +21,7 @@ from leanmoe_pruning.evaluation.levels import LevelPass
 from leanmoe_pruning.evaluation.perplexity import Against, domain_report, domain_sums, forward
 from leanmoe_pruning.evaluation.remembered import Remembered
 from leanmoe_pruning.evaluation.task_result import TaskResult, task_report
+from leanmoe_pruning.forward.skipping import EXACT, Skipping
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.options import (
     command_of,
@@ -62,16 +63,16 @@ class EvalOptions:
     seed: int = 0
 
 
-def _betas(checkpoint: OpenedModel, level: float) -> dict[int, float]:
+def _skipping(checkpoint: OpenedModel, level: float) -> Skipping:
     curve = checkpoint.manifest.curve if checkpoint.manifest else None
-    return resolve_betas(level, checkpoint.skip_layers, curve)
+    return Skipping.at(level, checkpoint.layers, curve)
 
 
 def _pass(checkpoint: OpenedModel, data: DataSet, level: float, compute: str | None) -> LevelPass:
     stream = DecoderStream(checkpoint, compute)
-    betas = _betas(checkpoint, level)
+    skipping = _skipping(checkpoint, level)
     with progress(f"{checkpoint.path.name}: layers", stream.n_layers) as tick:
-        return forward(stream, data, betas, tick)
+        return forward(stream, data, skipping, tick)
 
 
 def _open_other(path: Path, checkpoint: OpenedModel) -> OpenedModel:
@@ -103,7 +104,7 @@ def _run(options: EvalOptions) -> Result:
     judge = (
         make_judge(options.tasks, options.backend, options.include_path) if options.tasks else None
     )
-    _betas(checkpoint, options.skip_level)
+    _skipping(checkpoint, options.skip_level)
     digest = other.digest if other else None
     memory = Remembered(options.remember, digest or "", options.compute)
     with stop_on_signals():
@@ -155,11 +156,13 @@ def _judge_tasks(
     memory: Remembered,
     judge: Judge,
 ) -> Result:
-    mine = judge_model(judge, checkpoint, _betas(checkpoint, options.skip_level), options.compute)
+    mine = judge_model(
+        judge, checkpoint, _skipping(checkpoint, options.skip_level), options.compute
+    )
     theirs: Sequence[TaskResult | None] = [None] * len(mine)
     if other is not None:
         theirs = memory.tasks(
-            judge.digest(), lambda: judge_model(judge, other, {}, options.compute)
+            judge.digest(), lambda: judge_model(judge, other, EXACT, options.compute)
         )
     return {
         "backend": options.backend,

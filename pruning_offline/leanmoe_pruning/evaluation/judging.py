@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from leanmoe_pruning.data.tasks.task import Task
 from leanmoe_pruning.evaluation.resident import ResidentModel
 from leanmoe_pruning.evaluation.task_result import TaskResult
 from leanmoe_pruning.evaluation.task_scoring import score_tasks, steps
+from leanmoe_pruning.forward.skipping import Skipping
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import Tick, progress
 
@@ -85,7 +86,7 @@ def make_judge(specs: str, backend: str, include_path: Path | None) -> Judge:
 
 
 def judge_model(
-    judge: Judge, checkpoint: OpenedModel, betas: Mapping[int, float], compute: str | None
+    judge: Judge, checkpoint: OpenedModel, skipping: Skipping, compute: str | None
 ) -> list[TaskResult]:
     """Results of one model, which is held in memory only where text is generated."""
     stream = DecoderStream(checkpoint, compute)
@@ -96,4 +97,4 @@ def judge_model(
     else:
         model = ResidentModel.streamed(stream)
     with progress(f"{name}: tasks", judge.steps) as tick:
-        return judge.judge(model.changed(betas=betas), tick)
+        return judge.judge(model.changed(skipping=skipping), tick)

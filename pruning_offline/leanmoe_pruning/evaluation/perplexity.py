@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,9 @@ from leanmoe_pruning.evaluation.bounds import WindowMean
 from leanmoe_pruning.evaluation.comparison import Other, WindowSums, measure_window, perplexity_of
 from leanmoe_pruning.evaluation.levels import LevelPass, run_levels
 from leanmoe_pruning.forward.passes import Hidden
+from leanmoe_pruning.forward.skipping import Skipping
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import Tick
-
-Layers = Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,14 @@ class Against:
     hidden: Hidden
 
 
-def forward(stream: DecoderStream, data: DataSet, betas: Layers, tick: Tick) -> LevelPass:
-    """Final activations of ``data`` with one beta per layer."""
+def forward(stream: DecoderStream, data: DataSet, skipping: Skipping, tick: Tick) -> LevelPass:
+    """Final activations of ``data``, skipped by one setting."""
 
-    def betas_of(layer: int) -> list[float]:
+    def thresholds_of(layer: int) -> list[float]:
         tick()
-        return [betas[layer]]
+        return [skipping.thresholds.get(layer, 0.0)]
 
-    return run_levels(stream, data.ids, betas_of, 1)
+    return run_levels(stream, data.ids, thresholds_of, 1, skipping.factors.get)
 
 
 def domain_sums(

@@ -16,6 +16,7 @@ from leanmoe.errors import CheckpointError
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.forward.passes import step_
 from leanmoe_pruning.forward.placing import Placing
+from leanmoe_pruning.forward.skipping import EXACT, Skipping
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick, no_tick
 
@@ -35,13 +36,13 @@ class _Streamed:
 
 @dataclass(frozen=True)
 class ResidentModel:
-    """Layers of ``stream``; ``kept`` masks experts and ``betas`` skips, by layer."""
+    """Layers of ``stream``; ``kept`` masks experts by layer, ``skipping`` says how they skip."""
 
     stream: DecoderStream
     layers: Iterable[DecoderLayer]
     tokenizer: ModelTokenizer
     kept: Mapping[int, Sequence[int]] = field(default_factory=dict)
-    betas: Mapping[int, float] = field(default_factory=dict)
+    skipping: Skipping = EXACT
 
     @classmethod
     def load(cls, stream: DecoderStream, tick: Tick = no_tick) -> Self:
@@ -61,7 +62,7 @@ class ResidentModel:
         self,
         layers: Mapping[int, DecoderLayer] | None = None,
         kept: Mapping[int, Sequence[int]] | None = None,
-        betas: Mapping[int, float] | None = None,
+        skipping: Skipping | None = None,
     ) -> Self:
         """The same model with some layers replaced, masked or skipping; nothing is copied.
 
@@ -73,7 +74,7 @@ class ResidentModel:
         return replace(
             self,
             kept=self.kept if kept is None else kept,
-            betas=self.betas if betas is None else betas,
+            skipping=self.skipping if skipping is None else skipping,
         )
 
     def final_hidden(self, ids_NT: torch.Tensor, placing: Placing | None = None) -> torch.Tensor:
@@ -88,10 +89,12 @@ class ResidentModel:
         """The same for several batches in one pass over the layers."""
         hidden = [self.stream.embed(ids_NT) for ids_NT, _ in batches]
         for layer in self.layers:
-            beta, kept = self.betas.get(layer.index), self.kept.get(layer.index)
+            kept = self.kept.get(layer.index)
+            beta = self.skipping.thresholds.get(layer.index)
+            factors_E = self.skipping.factors.get(layer.index)
             for hidden_NTD, (ids_NT, placing) in zip(hidden, batches, strict=True):
                 betas_T = None if beta is None else torch.full((ids_NT.numel(),), beta)
-                step_(layer, [hidden_NTD], kept, betas_T, placing)
+                step_(layer, [hidden_NTD], kept, betas_T, placing, factors_E)
         return hidden
 
     def log_probabilities(self, hidden_TD: torch.Tensor) -> torch.Tensor:

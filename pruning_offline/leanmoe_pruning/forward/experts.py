@@ -38,6 +38,24 @@ class FeedForward:
         return output_TD * functional.linear(x_TD, self.share_1D).sigmoid()
 
 
+class OutputNorms:
+    """The mean L2 norm of what each expert puts out for the tokens routed to it, unweighted."""
+
+    def __init__(self, n_experts: int) -> None:
+        self.total_E = torch.zeros(n_experts, dtype=torch.float64)
+        self.tokens_E = torch.zeros(n_experts, dtype=torch.int64)
+
+    def add(self, expert: int, output_ND: torch.Tensor) -> None:
+        """Take the outputs of one expert."""
+        self.total_E[expert] += output_ND.norm(dim=-1).double().sum()
+        self.tokens_E[expert] += len(output_ND)
+
+    @property
+    def means(self) -> torch.Tensor:
+        """float64 ``[E]``, 0 for an expert that no token reached."""
+        return self.total_E / self.tokens_E.clamp_min(1)
+
+
 @dataclass(frozen=True)
 class Experts:
     """Weights by expert: gate_proj and up_proj ``[F, D]``, down_proj ``[D, F]``."""
@@ -76,13 +94,20 @@ class Experts:
         weights_TK: torch.Tensor,
         ids_TK: torch.Tensor,
         keep_TK: torch.Tensor,
+        norms: OutputNorms | None = None,
     ) -> torch.Tensor:
-        """The block's output, float32 ``[T, D]``; only what ``keep_TK`` says is computed."""
+        """The block's output, float32 ``[T, D]``; only what ``keep_TK`` says is computed.
+
+        ``norms`` take down what every expert put out.
+        """
         y_TD = torch.zeros(x_TD.shape, dtype=torch.float32)
         x_TD = x_TD.to(self.dtype)
         for expert in range(len(self)):
             token, slot = ((ids_TK == expert) & keep_TK).nonzero(as_tuple=True)
             if len(token):
                 # An expert has a token at most once; index_add_ is ten times slower here.
-                y_TD[token] += self.output(expert, x_TD[token]) * weights_TK[token, slot, None]
+                output_ND = self.output(expert, x_TD[token])
+                if norms is not None:
+                    norms.add(expert, output_ND)
+                y_TD[token] += output_ND * weights_TK[token, slot, None]
         return y_TD

@@ -14,6 +14,7 @@ import torch
 
 from leanmoe.errors import CheckpointError
 from leanmoe_pruning.checkpoints.shards import is_finite
+from leanmoe_pruning.forward.experts import OutputNorms
 from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
@@ -59,18 +60,21 @@ def run_block(
     chunk_NTD: torch.Tensor,
     kept: Sequence[int] | None = None,
     betas_T: torch.Tensor | None = None,
+    factors_E: torch.Tensor | None = None,
+    norms: OutputNorms | None = None,
 ) -> tuple[torch.Tensor, Routed | None]:
     """Block output ``[T, D]``, the shared expert's part in it, all but ``kept`` experts masked.
 
-    Skips by ``betas_T``. A dense block routes nothing.
+    Skips by ``betas_T``, with ``factors_E`` under the norm rule. A dense block routes nothing.
     """
     x_TD = layer.block_input(chunk_NTD)
     shared_TD = layer.shared(x_TD)
     if layer.experts is None:
         return torch.zeros_like(x_TD) if shared_TD is None else shared_TD, None
     routing = layer.route(layer.router_logits(x_TD), kept)
-    keep_TK = routing.kept(0.0 if betas_T is None else betas_T)
-    output_TD = layer.experts.routed(x_TD, routing.applied(keep_TK), routing.ids_TK, keep_TK)
+    keep_TK = routing.kept(0.0 if betas_T is None else betas_T, factors_E)
+    weights_TK = routing.applied(keep_TK)
+    output_TD = layer.experts.routed(x_TD, weights_TK, routing.ids_TK, keep_TK, norms)
     if shared_TD is not None:
         output_TD += shared_TD
     return output_TD, Routed(routing, keep_TK)
@@ -82,16 +86,18 @@ def step_(
     kept: Sequence[int] | None = None,
     betas_T: torch.Tensor | None = None,
     placing: Placing | None = None,
+    factors_E: torch.Tensor | None = None,
+    norms: OutputNorms | None = None,
 ) -> Routed | None:
     """One whole decoder layer, in place; what a MoE layer's router decided.
 
-    Tokens that are placed must fit one chunk.
+    Tokens that are placed must fit one chunk. ``norms`` take down the experts' outputs.
     """
     found = []
     for chunk_NTD, rows in chunks(hidden):
         layer.attend_(chunk_NTD, placing)
         betas = None if betas_T is None else betas_T[rows]
-        output_TD, routed = run_block(layer, chunk_NTD, kept, betas)
+        output_TD, routed = run_block(layer, chunk_NTD, kept, betas, factors_E, norms)
         layer.add_(chunk_NTD, output_TD)
         if routed is not None:
             found.append(routed)

@@ -65,12 +65,31 @@ class Routing:
         """w_j / w_max; the first column is 1."""
         return self.weights_TK / self.weights_TK[:, :1]
 
-    def kept(self, betas_T: torch.Tensor | float) -> torch.Tensor:
-        """Which assignments survive the skip rule: w_j >= beta * w_max, top-1 always. [T, K]"""
+    def kept(
+        self, betas_T: torch.Tensor | float, factors_E: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Which assignments survive, by each token's threshold (``leanmoe.skip_rule``). [T, K]
+
+        From 0 to 1 it is the published rule's beta: w_j >= beta * w_max, top-1 always.
+        """
         beta = torch.as_tensor(betas_T, dtype=self.weights_TK.dtype).reshape(-1, 1)
         keep_TK = self.weights_TK >= beta * self.weights_TK[:, :1]
         keep_TK[:, 0] = True
+        if bool((beta > 1).any()):
+            slot_K = torch.arange(self.weights_TK.shape[1])
+            keep_TK = torch.where(beta > 1, slot_K < beta - 1, keep_TK)
+        if factors_E is not None and bool((beta < 0).any()):
+            keep_TK = torch.where(beta < 0, self._kept_by_norm(-beta, factors_E), keep_TK)
         return keep_TK
+
+    def judged(self, factors_E: torch.Tensor) -> torch.Tensor:
+        """w_j f_j: what the norm rule judges by. [T, K]"""
+        return self.weights_TK * factors_E.to(self.weights_TK.dtype)[self.ids_TK]
+
+    def _kept_by_norm(self, beta_T1: torch.Tensor, factors_E: torch.Tensor) -> torch.Tensor:
+        judged_TK = self.judged(factors_E)
+        top_T1 = judged_TK.amax(dim=-1, keepdim=True)
+        return (judged_TK >= beta_T1 * top_T1) | (judged_TK == top_T1)
 
     def applied(self, keep_TK: torch.Tensor | None = None) -> torch.Tensor:
         """Weights the expert outputs are multiplied by; skipped ones are 0. [T, K]"""

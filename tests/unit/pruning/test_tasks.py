@@ -16,6 +16,7 @@ from leanmoe_pruning.evaluation.generation import generate
 from leanmoe_pruning.evaluation.likelihood import Request, encode_pair, log_likelihoods
 from leanmoe_pruning.evaluation.resident import ResidentModel
 from leanmoe_pruning.evaluation.task_scoring import score_task, score_tasks
+from leanmoe_pruning.forward.skipping import EXACT, Skipping
 from leanmoe_pruning.forward.stream import DecoderStream
 from tests.tiny import write_tiny_mixtral
 
@@ -220,10 +221,10 @@ def test_masked_and_skipping_models_are_judged_too(model):
     request = [Request((5, 6, 7, 8), (9, 10, 11))]
     whole = log_likelihoods(model, request)[0].log_p
     masked = model.changed(kept={0: [0, 1], 1: [2, 3]})
-    skipping = model.changed(betas={0: 1.0, 1: 1.0})
+    skipping = model.changed(skipping=Skipping({0: 1.0, 1: 1.0}))
     assert log_likelihoods(masked, request)[0].log_p != whole
     assert log_likelihoods(skipping, request)[0].log_p != whole
-    assert log_likelihoods(skipping.changed(betas={}), request)[0].log_p == whole
+    assert log_likelihoods(skipping.changed(skipping=EXACT), request)[0].log_p == whole
 
 
 def test_sliding_windows_hold_for_branches_and_caches(tmp_path):

@@ -70,7 +70,9 @@ def counting(layer: DecoderLayer, counts: Negatives) -> CountingLayer:
 class Unskipped(Routing):
     """Chosen experts that all count: the skip rule would skip negative weights at beta 0 too."""
 
-    def kept(self, betas_T: torch.Tensor | float) -> torch.Tensor:
+    def kept(
+        self, betas_T: torch.Tensor | float, factors_E: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return torch.ones_like(self.ids_TK, dtype=torch.bool)
 
 
