@@ -49,6 +49,9 @@ UNION_BUDGET = Metric(
     "leanmoe_union_budget", "Most distinct experts per step and layer; 0 where there is no budget"
 )
 SKIP_LEVEL = Metric("leanmoe_skip_level", "Skip level in force, 0 exact to 1 top-1 only")
+SKIP_RULE = Metric(
+    "leanmoe_skip_rule", "1 for the skip rule of the level in force, 0 for the others", ("rule",)
+)
 POLICY_VERSION = Metric("leanmoe_policy_version", "Number of level changes since the start")
 TOKENS_PER_SECOND = Metric(
     "leanmoe_tokens_per_second",

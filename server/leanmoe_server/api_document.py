@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from leanmoe import __version__
+from leanmoe.skip_rule import SkipRule
 from leanmoe.wire import (
     ADMIN_HEADER,
     BUDGET_HEADER,
@@ -217,6 +218,7 @@ def _policy() -> Schema:
         "ready": flag,
         "level": maybe,
         "max_kld": maybe,
+        "rule": {"enum": [*SkipRule, None]},
         "betas": {"type": "object", "additionalProperties": number},
         "phases": {"enum": ["all", "decode"]},
         "union_budget": {"anyOf": [{"type": "integer"}, {"type": "null"}]},

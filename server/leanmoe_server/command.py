@@ -14,6 +14,7 @@ from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import Phases, UnionMode
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.interrupts import hold_signals, stop_on_signals
+from leanmoe.skip_rule import SkipRule
 from leanmoe_server.governor.aims import add_governor_arguments
 from leanmoe_server.log_lines import FORMATS, logging_as
 from leanmoe_server.preflight import check_and_configure
@@ -33,6 +34,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-skip-level", type=float, default=1.0, help="no level above this, for anybody"
+    )
+    parser.add_argument(
+        "--skip-rule",
+        choices=[rule.value for rule in SkipRule],
+        help="one rule at every level (default: the one that the quality curve names at each)",
     )
     parser.add_argument(
         "--phases",

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from leanmoe import __version__
+from leanmoe.curve import CurvePoint
 from leanmoe.errors import ConflictError, LeanMoEError, RuntimeSeamError
 from leanmoe.messages import (
     HandshakeReport,
-    LevelTable,
     PolicyInForce,
     PolicyUpdate,
     SkipSnapshot,
@@ -108,10 +108,29 @@ class SkipControl(InForce):
             self._readiness.refuse([str(error)])
 
     async def _offer_levels(self) -> None:
-        """Once; tried again at every change until all workers know the table."""
-        if self._offered or self.settings.request_levels_unavailable is not None:
+        """Once; tried again at every change until all workers know table and factors."""
+        if self._offered:
             return
-        table = LevelTable(key=self.request_key, betas=self.settings.model.level_table())
+        await self._offer_factors()
+        if self.settings.request_levels_unavailable is None:
+            await self._offer_table()
+        self._offered = True
+
+    async def _offer_factors(self) -> None:
+        """First: a table that follows the norm rule needs them."""
+        factors = self.settings.model.factors
+        if factors is None:
+            return
+        try:
+            answers = await self._engine.set_factors(factors)
+        except Exception as error:
+            raise RuntimeSeamError(
+                f"the factors of experts did not reach the workers: {_said(error)}"
+            ) from error
+        _check_all_answered(answers, len(self.handshake))
+
+    async def _offer_table(self) -> None:
+        table = self.settings.model.level_table(self.request_key)
         try:
             answers = await self._engine.set_levels(table)
         except Exception as error:
@@ -119,7 +138,6 @@ class SkipControl(InForce):
                 f"the table of levels did not reach the workers: {_said(error)}"
             ) from error
         _check_all_answered(answers, len(self.handshake))
-        self._offered = True
 
     async def change(self, change: PolicyChange, origin: Origin) -> dict[str, Any]:
         """Put ``change`` in force on all workers, the rest as it was, and return ``describe()``.
@@ -338,6 +356,7 @@ class SkipControl(InForce):
             "ready": self._readiness.ready,
             "level": None if current is None else current.level,
             "max_kld": None if current is None else policy.target.max_kld,
+            "rule": None if current is None else current.rule,
             "betas": {} if current is None else {str(i): b for i, b in current.betas.items()},
             "phases": policy.phases,
             "union_budget": None if union is None else union.experts,
@@ -353,9 +372,13 @@ class SkipControl(InForce):
             return answer
         # What a budget on distinct experts costs was not measured.
         if union is None:
-            answer["promise"] = model.curve.point_at(current.level).model_dump(exclude={"betas"})
-        answer["curve"] = [point.model_dump(exclude={"betas"}) for point in model.curve.points]
+            answer["promise"] = _shown(model.curve.point_at(current.level))
+        answer["curve"] = [_shown(point) for point in model.curve.points]
         return answer
+
+
+def _shown(point: CurvePoint) -> dict[str, Any]:
+    return {**point.model_dump(exclude={"betas"}), "rule": point.rule}
 
 
 def _check_all_answered(answers: Sequence[PolicyInForce], workers: int) -> None:
@@ -377,9 +400,10 @@ def _budget(wants: PolicyUpdate) -> int:
 
 
 def _agrees(found: PolicyInForce, wants: PolicyUpdate) -> bool:
-    return (found.policy_version, found.level, found.union_budget) == (
+    return (found.policy_version, found.level, found.rule, found.union_budget) == (
         wants.version,
         wants.level,
+        wants.rule,
         _budget(wants),
     )
 
@@ -387,10 +411,11 @@ def _agrees(found: PolicyInForce, wants: PolicyUpdate) -> bool:
 def _disagreement(found: PolicyInForce, wants: PolicyUpdate) -> str:
     has, asked = found.union_budget, _budget(wants)
     budgets = ("", "") if has == asked else (f" with budget {has}", f" with budget {asked}")
+    rules = ("", "") if found.rule == wants.rule else (f" by {found.rule}", f" by {wants.rule}")
     return (
         f"worker {found.worker} has version {found.policy_version} at level "
-        f"{found.level}{budgets[0]}, expected version {wants.version} at level "
-        f"{wants.level}{budgets[1]}"
+        f"{found.level}{rules[0]}{budgets[0]}, expected version {wants.version} at level "
+        f"{wants.level}{rules[1]}{budgets[1]}"
     )
 
 

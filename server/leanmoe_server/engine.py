@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from leanmoe.messages import (
+    ExpertFactors,
     HandshakeReport,
     LevelTable,
     PolicyInForce,
@@ -32,6 +33,10 @@ class Engine(Protocol):
 
     async def set_levels(self, table: LevelTable) -> Sequence[PolicyInForce]:
         """Tell what single requests may ask for."""
+        ...
+
+    async def set_factors(self, factors: ExpertFactors) -> Sequence[PolicyInForce]:
+        """Tell what the norm rule multiplies experts' weights by."""
         ...
 
     async def snapshot(self) -> list[SkipSnapshot]:

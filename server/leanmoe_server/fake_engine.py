@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from leanmoe import __version__
 from leanmoe.messages import (
+    ExpertFactors,
     HandshakeReport,
     LayerCounts,
     LayerReport,
@@ -64,6 +65,7 @@ class FakeWorker:
             pid=os.getpid(),
             policy_version=self.policy.version,
             level=self.policy.level,
+            rule=self.policy.rule,
             union_budget=0 if self.policy.union is None else self.policy.union.experts,
             layers=counts,
             resident_bytes=1 << 20,
@@ -80,6 +82,7 @@ class FakeEngine:
         self.aborts = 0
         self.cache_reset_works = True
         self.levels: LevelTable | None = None
+        self.factors: ExpertFactors | None = None
         self.died = False
         # What requests had skipped, by the ids of their answers.
         self.requests: dict[str, RequestAssignments] = {}
@@ -115,6 +118,10 @@ class FakeEngine:
 
     async def set_levels(self, table: LevelTable) -> list[SkipSnapshot]:
         self.levels = table
+        return await self.snapshot()
+
+    async def set_factors(self, factors: ExpertFactors) -> list[SkipSnapshot]:
+        self.factors = factors
         return await self.snapshot()
 
     async def snapshot(self) -> list[SkipSnapshot]:

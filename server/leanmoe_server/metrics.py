@@ -19,6 +19,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from leanmoe import metric_names as names
 from leanmoe.messages import HandshakeReport, LayerCounts, SkipSnapshot
 from leanmoe.metric_names import Metric
+from leanmoe.skip_rule import SkipRule
 from leanmoe_server.exported import sums_several
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Metrics:
         self._counters = {field: _counter(metric, registry) for field, metric in _COUNTED.items()}
         self._union_budget = _gauge(names.UNION_BUDGET, registry)
         self._level = _gauge(names.SKIP_LEVEL, registry)
+        self._rule = _gauge(names.SKIP_RULE, registry)
         self._version = _gauge(names.POLICY_VERSION, registry)
         self._tokens_per_second = _gauge(names.TOKENS_PER_SECOND, registry)
         self._weight_bytes = _gauge(names.WEIGHT_BYTES, registry)
@@ -133,6 +135,8 @@ class Metrics:
         self.read_at = time.monotonic()
         for snapshot in reversed(snapshots):
             self._level.set(snapshot.level)
+            for rule in SkipRule:
+                self._rule.labels(rule).set(rule is snapshot.rule)
             self._version.set(snapshot.policy_version)
             self._union_budget.set(snapshot.union_budget)
             if snapshot.device_bytes is not None:

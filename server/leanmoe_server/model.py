@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from leanmoe.checkpoint import Checkpoint
-from leanmoe.curve import QualityCurve
-from leanmoe.errors import LevelError
+from leanmoe.curve import QualityCurve, Setting
+from leanmoe.errors import CheckpointError, LevelError
 from leanmoe.files.digest import bytes_digest
 from leanmoe.layout import LayerLayout
-from leanmoe.messages import PolicyUpdate
+from leanmoe.messages import ExpertFactors, LevelTable, PolicyUpdate
 from leanmoe.policy import (
     EXACT,
     HUNDREDTHS,
@@ -18,8 +18,9 @@ from leanmoe.policy import (
     RequestLevel,
     check_level,
     hundredths_of,
-    resolve_betas,
+    resolve_setting,
 )
+from leanmoe.skip_rule import SkipRule
 from leanmoe_server.policy import Policy, Target
 
 
@@ -55,10 +56,15 @@ class SkipModel:
     digest: str = ""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, max_level: float = TOP1_ONLY) -> SkipModel:
+    def of(
+        cls, checkpoint: Checkpoint, max_level: float = TOP1_ONLY, rule: SkipRule | None = None
+    ) -> SkipModel:
+        """The model of a checkpoint, with ``rule`` at every level where one is given."""
         manifest = checkpoint.manifest
         cap = check_level(max_level, "--max-skip-level")
-        curve = manifest.curve if manifest else None
+        curve = _of_rule(manifest.curve if manifest else None, rule)
+        if curve is not None and curve.factors is not None:
+            _check_factors(curve.factors, checkpoint)
         shape = checkpoint.shape
         return cls(
             shape.moe_layers,
@@ -88,9 +94,11 @@ class SkipModel:
         if union is not None:
             self._check_union(union.experts)
         level = self._level_of(target)
+        setting = self._setting(level)
         return PolicyUpdate(
             level=level,
-            betas=self._betas(level),
+            rule=setting.rule,
+            betas=setting.betas,
             version=version,
             phases=policy.phases,
             union=union,
@@ -111,18 +119,32 @@ class SkipModel:
     def resolve_request(self, target: Target, deterministic: bool = False) -> RequestLevel:
         """A single request's level, rounded down; a promised loss depends on it alone."""
         level = self._level_of(target)
-        self._betas(level)
+        self._setting(level)
         return RequestLevel(hundredths_of(level), deterministic or target.max_kld is not None)
 
-    def level_table(self) -> dict[int, dict[int, float]]:
-        """Betas of every level a request may ask for, by hundredths."""
+    def level_table(self, key: str) -> LevelTable:
+        """Rule and betas of every level a request may ask for, by hundredths."""
         wanted = range(hundredths_of(self.max_level) + 1)
         if self.curve is None:
             wanted = range(0, len(wanted), HUNDREDTHS)
-        return {one: self._betas(one / HUNDREDTHS) for one in wanted}
+        settings = {one: self._setting(one / HUNDREDTHS) for one in wanted}
+        return LevelTable(
+            key=key,
+            betas={one: setting.betas for one, setting in settings.items()},
+            rules={one: setting.rule for one, setting in settings.items()},
+        )
 
-    def _betas(self, level: float) -> dict[int, float]:
-        return resolve_betas(level, self.skip_layers, self.curve)
+    @property
+    def factors(self) -> ExpertFactors | None:
+        """What workers need for the norm rule, where a level of this model follows it."""
+        curve = self.curve
+        if curve is None or curve.factors is None:
+            return None
+        asked = any(point.rule is SkipRule.NORM for point in curve.points)
+        return ExpertFactors(factors=curve.factors) if asked else None
+
+    def _setting(self, level: float) -> Setting:
+        return resolve_setting(level, self.skip_layers, self.curve)
 
     def _level_of(self, target: Target) -> float:
         if target.max_kld is not None:
@@ -142,3 +164,25 @@ class SkipModel:
                 "run `leanmoe curve MODEL --data SPEC` first, or give level 0 or 1"
             )
         return self.curve.level_for_max_kld(max_kld)
+
+
+def _of_rule(curve: QualityCurve | None, rule: SkipRule | None) -> QualityCurve | None:
+    """The curve, with ``rule`` at every level where one is asked for."""
+    if rule is None or (curve is None and rule is SkipRule.RATIO):
+        return curve
+    if curve is None:
+        raise LevelError(
+            f"--skip-rule {rule} needs a quality curve measured with it and this model has none: "
+            f"run `leanmoe curve MODEL --data SPEC --skip-rule {rule}` first, or leave it out"
+        )
+    return curve.by_rule(rule)
+
+
+def _check_factors(factors: Mapping[int, Sequence[float]], checkpoint: Checkpoint) -> None:
+    for layer, own in checkpoint.layers.items():
+        held = len(factors.get(layer, ()))
+        if not own.condensed and held != own.n_experts:
+            raise CheckpointError(
+                f"{checkpoint.path}: the quality curve has factors of {held} experts for layer "
+                f"{layer}, which has {own.n_experts}: run `leanmoe curve` on this checkpoint again"
+            )

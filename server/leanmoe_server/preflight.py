@@ -13,6 +13,7 @@ from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError, InputError, LeanMoEError
 from leanmoe.manifest import check_files
 from leanmoe.policy import check_level
+from leanmoe.skip_rule import SkipRule
 from leanmoe_server.audit.journal import Journal
 from leanmoe_server.cache_space import full_cache
 from leanmoe_server.governor.aims import aims_of
@@ -108,13 +109,17 @@ def _policy(args: Namespace) -> Policy:
     return change_of(given).applied_to(Policy())
 
 
+def _rule(args: Namespace) -> SkipRule | None:
+    return None if args.skip_rule is None else SkipRule(args.skip_rule)
+
+
 def check_and_configure(args: Namespace) -> ServeSettings:
     """Everything the server needs, or one clear error."""
     refuse_open_doors(os.environ)
     checkpoint = _open_model(args.model, args.rest)
     manifest = checkpoint.manifest
     settings = ServeSettings(
-        model=SkipModel.of(checkpoint, args.max_skip_level),
+        model=SkipModel.of(checkpoint, args.max_skip_level, _rule(args)),
         policy=_policy(args),
         union_unavailable="the server was started with --deterministic"
         if args.deterministic

@@ -28,6 +28,7 @@ from vllm.utils.system_utils import decorate_logs, set_process_title
 from leanmoe import __version__
 from leanmoe.errors import InputError, LeanMoEError, RuntimeSeamError
 from leanmoe.messages import (
+    ExpertFactors,
     HandshakeReport,
     LevelTable,
     PolicyInForce,
@@ -147,6 +148,10 @@ class VllmEngine:
 
     async def set_levels(self, table: LevelTable) -> list[PolicyInForce]:
         answers = await self._ask("leanmoe_set_levels", table.model_dump_json())
+        return [PolicyInForce.model_validate_json(answer) for answer in answers]
+
+    async def set_factors(self, factors: ExpertFactors) -> list[PolicyInForce]:
+        answers = await self._ask("leanmoe_set_factors", factors.model_dump_json())
         return [PolicyInForce.model_validate_json(answer) for answer in answers]
 
     async def snapshot(self) -> list[SkipSnapshot]:

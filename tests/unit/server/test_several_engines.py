@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from leanmoe.errors import RuntimeSeamError
-from leanmoe.messages import LevelTable, PolicyInForce, PolicyUpdate
+from leanmoe.messages import ExpertFactors, LevelTable, PolicyInForce, PolicyUpdate
 from leanmoe_server.assembly import build_service
 from leanmoe_server.audit.entry import Cause, Origin
 from leanmoe_server.control import SkipControl
@@ -50,7 +50,12 @@ class Client:
 
     async def _of(self, engine: FakeEngine, method: str, args: tuple[str, ...]) -> list[str]:
         ask: Any = getattr(engine, method.removeprefix("leanmoe_"))
-        kind = {"set_policy": PolicyUpdate, "set_levels": LevelTable}.get(method[8:])
+        kinds = {
+            "set_policy": PolicyUpdate,
+            "set_levels": LevelTable,
+            "set_factors": ExpertFactors,
+        }
+        kind = kinds.get(method[8:])
         answers = await ask(*(kind.model_validate_json(one) for one in args if kind))
         said = [answer.model_dump() for answer in answers]
         # A change is answered without counters.
