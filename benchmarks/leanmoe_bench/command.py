@@ -33,6 +33,10 @@ BENCHES: dict[str, tuple[str, str]] = {
         "leanmoe_bench.cuts.command",
         "cuts whose layers are chosen together, beside cuts by chance",
     ),
+    "skip-rules": (
+        "leanmoe_bench.skip_rules",
+        "three ways to choose what is skipped, at equal skip rates on the reference model",
+    ),
     "patterns": (
         "leanmoe_bench.patterns.command",
         "what patterns of weight sparsity cost on the reference model",

@@ -16,9 +16,9 @@ def leanmoe(*arguments: str) -> None:
         raise LeanMoEError(f"`leanmoe {' '.join(arguments)}` failed, see the lines above")
 
 
-def reference_model(work: Path) -> Path:
-    """The reference model in ``work``, written unless it is there."""
-    model = work / "reference"
+def reference_model(work: Path, name: str = "mixtral") -> Path:
+    """A reference model in ``work``, written unless it is there."""
+    model = work / ("reference" if name == "mixtral" else f"reference-{name}")
     if not (model / "config.json").exists():
-        leanmoe("reference", str(model))
+        leanmoe("reference", str(model), "--model", name)
     return model

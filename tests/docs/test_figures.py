@@ -52,3 +52,19 @@ def test_ratios_and_ideals_are_those_of_the_run(shape):
             shown = [float(number) for number in re.findall(r"\d+\.\d+", cell)]
             measured = [found[case, MEASURES[row[0]]][name] for name in names]
             assert shown == pytest.approx(measured, abs=SHOWN), f"{row[0]}, {title}"
+
+
+def test_skip_rules_cost_what_was_measured():
+    path = ROOT / "benchmarks" / "results" / "skip-rules.json"
+    rates = json.loads(path.read_text(encoding="utf-8"))["rates"]
+    recorded = [(rule, one) for row in rates for rule, one in row["rules"].items()]
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    section = page.split("\n## Which skip rule\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if re.match(r"\| \d", line)]
+    for line, (rule, one) in zip(lines, recorded, strict=True):
+        shown = [float(number) for number in re.findall(r"[+-]?\d+\.\d+", line)]
+        gaps = [] if rule == "ratio" else [one["kld_less_ratios"], *one["interval"]]
+        percent = 100 * one["skip_rate"], 100 * one["top1_agreement"]
+        assert f"| `{rule}` |" in line
+        assert [shown[0], shown[-1]] == pytest.approx(percent, abs=0.051), line
+        assert shown[1:-1] == pytest.approx([one["kld"], *gaps], abs=5.1e-5), line
