@@ -17,6 +17,12 @@ from leanmoe.families.base import PROJECTIONS
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.weights import Weights
 
+# Keys that say nothing of layers. Of a count of labels transformers makes as many names.
+_LEFT_OUT = (
+    *("architectures", "model_type", "auto_map", "quantization_config"),
+    *("num_labels", "id2label", "label2id"),
+)
+
 
 @dataclass(frozen=True)
 class Scales:
@@ -121,8 +127,7 @@ class ForwardFamily:
 
     def make_config(self, values: dict[str, Any]) -> Any:
         """transformers' view of a ``config.json``."""
-        left_out = ("architectures", "model_type", "auto_map", "quantization_config")
-        named = {key: value for key, value in values.items() if key not in left_out}
+        named = {key: value for key, value in values.items() if key not in _LEFT_OUT}
         config = self.config_class(**named)
         config._attn_implementation = self.attention
         return config
