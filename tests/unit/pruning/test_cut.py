@@ -57,6 +57,9 @@ def test_manifest_describes_source_output_and_settings(model, tmp_path):
     (note,) = manifest.settings.pop("notes")
     assert "may collapse" in note
     assert set(found["loss"]) == set(found["similarity"]) == set(found["used"]) == {"0", "1", "2"}
+    importance = manifest.settings.pop("importance")
+    assert set(importance["gini"]) == set(importance["carriers"]) == {"0", "1", "2"}
+    assert manifest.settings.pop("super_experts") == []
     assert manifest.settings == {
         "keep": 5,
         "variant": "layerwise",
