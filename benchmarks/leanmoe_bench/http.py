@@ -25,7 +25,7 @@ from leanmoe_bench import options
 from leanmoe_bench.machine import environment
 from leanmoe_bench.ratio import paired_ratio
 from leanmoe_bench.reference import reference_model
-from leanmoe_server.key_source import ADMIN_KEY_VARIABLE
+from leanmoe_server.keys.key_source import ADMIN_KEY_VARIABLE
 
 _STOCK = ("-m", "vllm.entrypoints.launchers.api_server.entry", "--model")
 _OURS = ("-m", "leanmoe.cli", "serve")

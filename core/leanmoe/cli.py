@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "a lean checkpoint's model card, and a page of what was measured",
     ),
     "serve": ("leanmoe_server.command", "serve a model behind the OpenAI API"),
-    "key": ("leanmoe_server.key_command", "make keys for a server's users and administrators"),
+    "key": ("leanmoe_server.keys.key_command", "make keys for a server's users and administrators"),
     "fleet": ("leanmoe_server.fleet.command", "one level for several servers"),
     "loadtest": ("leanmoe_loadtest.command", "load a running server with Locust"),
     "bench": ("leanmoe_bench.command", "side by side with stock vLLM in one run"),

@@ -26,8 +26,8 @@ from leanmoe_server.service import OwnerService
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.shadow.replay import Shadow
 from leanmoe_server.shadow.sampling import Sampler
-from leanmoe_server.tenant_metrics import TenantMetrics
-from leanmoe_server.tenants import Tenants
+from leanmoe_server.tenants.tenant_metrics import TenantMetrics
+from leanmoe_server.tenants.tenants import Tenants
 from leanmoe_server.token_rates import TokenRates
 from leanmoe_server.watchdog import Watchdog
 

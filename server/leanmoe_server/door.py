@@ -15,12 +15,12 @@ from leanmoe.errors import LeanMoEError
 from leanmoe_server.access import Access, access_of, routed_path
 from leanmoe_server.caller import Caller, keep_caller
 from leanmoe_server.error_shapes import error_response, in_shape
-from leanmoe_server.keyring import Keyring, Presented
-from leanmoe_server.keys import ANONYMOUS, UNKNOWN, Key
+from leanmoe_server.keys.keyring import Keyring, Presented
+from leanmoe_server.keys.keys import ANONYMOUS, UNKNOWN, Key
 from leanmoe_server.service import NOT_SET_UP, Service, service_of
-from leanmoe_server.tenant_metrics import KEY_MISSING, KEY_WRONG
-from leanmoe_server.tenant_usage import Excess
-from leanmoe_server.tenants import SESSION
+from leanmoe_server.tenants.tenant_metrics import KEY_MISSING, KEY_WRONG
+from leanmoe_server.tenants.tenant_usage import Excess
+from leanmoe_server.tenants.tenants import SESSION
 
 _NO_ADMIN = (
     "this needs an admin key and none is set: start the server with --admin-key-file FILE, "

@@ -35,8 +35,8 @@ from leanmoe_server.service import (
     Service,
     keep_service,
 )
-from leanmoe_server.tenant_metrics import TenantMetrics
-from leanmoe_server.tenant_store import keep_responses_apart
+from leanmoe_server.tenants.tenant_metrics import TenantMetrics
+from leanmoe_server.tenants.tenant_store import keep_responses_apart
 
 # What one API process answers for all.
 CONTROL_ROUTES: Routes = {

@@ -17,14 +17,14 @@ from leanmoe.skip_rule import SkipRule
 from leanmoe_server.audit.journal import Journal
 from leanmoe_server.cache_space import full_cache
 from leanmoe_server.governor.aims import aims_of
-from leanmoe_server.key_source import key_source
+from leanmoe_server.keys.key_source import key_source
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
 from leanmoe_server.schema import change_of
 from leanmoe_server.settings import KEEP_ALIVE_SECONDS, ServeSettings
 from leanmoe_server.shadow.terms import terms_of
 from leanmoe_server.table_folder import read_sources
-from leanmoe_server.tenants import cap_of
+from leanmoe_server.tenants.tenants import cap_of
 
 _DEV_MODE = "VLLM_SERVER_DEV_MODE"
 _KEEP_ALIVE_VARIABLE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"

@@ -29,8 +29,8 @@ from leanmoe_server.request_body import check_named_once, read_content
 from leanmoe_server.request_mark import keep_skipping
 from leanmoe_server.schema import request_target
 from leanmoe_server.service import Service, service_of
-from leanmoe_server.tenant_level import held_level
-from leanmoe_server.tenants import SESSION
+from leanmoe_server.tenants.tenant_level import held_level
+from leanmoe_server.tenants.tenants import SESSION
 from leanmoe_server.usage_echo import Statement, UsageEcho
 
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})

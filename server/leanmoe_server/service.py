@@ -20,7 +20,7 @@ from leanmoe_server.request_counts import RequestCounter
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.shadow.replay import Shadow
 from leanmoe_server.shadow.sampling import Sampler
-from leanmoe_server.tenants import Tenants
+from leanmoe_server.tenants.tenants import Tenants
 from leanmoe_server.watchdog import Watchdog
 
 _ATTRIBUTE = "leanmoe"

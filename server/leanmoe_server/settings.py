@@ -12,7 +12,7 @@ from pathlib import Path
 from leanmoe.errors import LevelError
 from leanmoe.messages import HandshakeReport, Phases, PolicyUpdate, UnionBudget
 from leanmoe_server.governor.aims import Aims
-from leanmoe_server.key_source import KeySource
+from leanmoe_server.keys.key_source import KeySource
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
 from leanmoe_server.shadow.terms import ShadowTerms

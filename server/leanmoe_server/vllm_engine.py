@@ -49,7 +49,7 @@ from leanmoe_server.client_errors import leave_out_client_tracebacks
 from leanmoe_server.connection import BoundedConnection
 from leanmoe_server.door import Door
 from leanmoe_server.in_force import InForce
-from leanmoe_server.key_source import SECRET_VARIABLES, VLLM_KEY_VARIABLE
+from leanmoe_server.keys.key_source import SECRET_VARIABLES, VLLM_KEY_VARIABLE
 from leanmoe_server.log_lines import CONFIG_VARIABLE, leave_out_polls
 from leanmoe_server.marking import Marking
 from leanmoe_server.refusals import refuse_unsupported
@@ -59,7 +59,7 @@ from leanmoe_server.shadow.estimate import TopLogprobs
 from leanmoe_server.shadow.sampling import Sampler
 from leanmoe_server.stopping import stopped_while_loading
 from leanmoe_server.table_folder import EngineShape, TableSources, tables_for
-from leanmoe_server.tenant_generation import for_tenants
+from leanmoe_server.tenants.tenant_generation import for_tenants
 
 _ADMISSION = f"{Admission.__module__}.{Admission.__qualname__}"
 _DOOR = f"{Door.__module__}.{Door.__qualname__}"

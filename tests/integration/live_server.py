@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.ports import free_port
 from leanmoe.wire import ADMIN_HEADER
-from leanmoe_server.key_source import ADMIN_KEY_VARIABLE
+from leanmoe_server.keys.key_source import ADMIN_KEY_VARIABLE
 
 START_SECONDS = 300.0
 ADMIN_KEY = "s3cret-admin-of-the-tests"

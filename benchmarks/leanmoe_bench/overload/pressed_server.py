@@ -12,7 +12,7 @@ import psutil
 from leanmoe.process.local_server import LocalServer
 from leanmoe.wire import HEALTH_PATH, METRICS_PATH, READY_PATH
 from leanmoe_bench.resident import resident_bytes
-from leanmoe_server.key_source import ADMIN_KEY_VARIABLE
+from leanmoe_server.keys.key_source import ADMIN_KEY_VARIABLE
 
 ADMIN_KEY = secrets.token_urlsafe()
 MODEL = "pressed"

@@ -14,7 +14,7 @@ from leanmoe_bench.engines.pair import dotted_name
 from leanmoe_bench.resident import resident_bytes
 from leanmoe_bench.soak.recounter import Recounter
 from leanmoe_bench.soak.worker_route import FOLDER, WorkerRoute
-from leanmoe_server.key_source import ADMIN_KEY_VARIABLE
+from leanmoe_server.keys.key_source import ADMIN_KEY_VARIABLE
 
 ADMIN_KEY = secrets.token_urlsafe()
 

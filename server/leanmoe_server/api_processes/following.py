@@ -18,10 +18,10 @@ from leanmoe_server.api_processes.notices import (
 from leanmoe_server.api_processes.process_set import OWNER, ApiProcess
 from leanmoe_server.api_processes.silence import named, pulse_of
 from leanmoe_server.in_force import InForce
-from leanmoe_server.keys import KeyLimits
+from leanmoe_server.keys.keys import KeyLimits
 from leanmoe_server.service import METRICS_WAIT_SECONDS, Service
 from leanmoe_server.shadow.sampling import Answer
-from leanmoe_server.tenant_usage import Excess
+from leanmoe_server.tenants.tenant_usage import Excess
 
 _GLANCE_SECONDS = 0.5
 

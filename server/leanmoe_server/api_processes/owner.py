@@ -23,7 +23,7 @@ from leanmoe_server.api_processes.notices import (
 )
 from leanmoe_server.api_processes.process_set import ApiProcess
 from leanmoe_server.api_processes.silence import BEAT_SECONDS
-from leanmoe_server.keys import KeyLimits
+from leanmoe_server.keys.keys import KeyLimits
 from leanmoe_server.service import OwnerService
 from leanmoe_server.shadow.sampling import Answer
 

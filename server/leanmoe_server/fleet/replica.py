@@ -19,7 +19,7 @@ from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.files.digest import parse_json
 from leanmoe.wire import ADMIN_HEADER, CONTROL_PATH
 from leanmoe_server.fleet.members import Member
-from leanmoe_server.key_source import ADMIN_KEY_VARIABLE, read_admin_key
+from leanmoe_server.keys.key_source import ADMIN_KEY_VARIABLE, read_admin_key
 
 _MAX_ANSWER_BYTES = 4 << 20
 

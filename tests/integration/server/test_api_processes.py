@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from leanmoe.wire import ADMIN_HEADER, CONTROL_PATH, HISTORY_PATH, LEVEL_HEADER, ROLLBACK_PATH
-from leanmoe_server.keys import entry_of
+from leanmoe_server.keys.keys import entry_of
 from tests.forked import Forked
 from tests.integration.live_server import ADMIN_KEY, LiveServer, live_server, wait_for
 from tests.integration.server.test_stopping import alive

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from leanmoe_server.access import PUBLIC, Access, access_of
-from leanmoe_server.keys import entry_of, new_key
+from leanmoe_server.keys.keys import entry_of, new_key
 from tests.forked import Forked
 from tests.integration.live_server import LiveServer, live_server
 

@@ -23,14 +23,14 @@ from leanmoe_server.door import Door
 from leanmoe_server.endpoint import LeanMoEEndpoint
 from leanmoe_server.fake_engine import FakeEngine
 from leanmoe_server.governor.aims import Aims
-from leanmoe_server.key_source import KeySource, key_source
+from leanmoe_server.keys.key_source import KeySource, key_source
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy, Target
 from leanmoe_server.request_level import ROUTES as INFERENCE
 from leanmoe_server.service import Service, keep_service
 from leanmoe_server.settings import ServeSettings
-from leanmoe_server.tenant_metrics import TenantMetrics
+from leanmoe_server.tenants.tenant_metrics import TenantMetrics
 from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
 EXACT = Target()

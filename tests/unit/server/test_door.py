@@ -8,8 +8,8 @@ import pytest
 
 from leanmoe.wire import ADMIN_HEADER
 from leanmoe_server.access import Access, access_of
-from leanmoe_server.key_source import KeySource
-from leanmoe_server.keys import entry_of
+from leanmoe_server.keys.key_source import KeySource
+from leanmoe_server.keys.keys import entry_of
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/expert_skipping"

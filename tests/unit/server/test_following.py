@@ -27,15 +27,15 @@ from leanmoe_server.audit.entry import Cause, Origin
 from leanmoe_server.door import Door
 from leanmoe_server.endpoint import CONTROL_ROUTES, LeanMoEEndpoint
 from leanmoe_server.fake_engine import FakeEngine
-from leanmoe_server.key_source import key_source
-from leanmoe_server.keys import KeyLimits
+from leanmoe_server.keys.key_source import key_source
+from leanmoe_server.keys.keys import KeyLimits
 from leanmoe_server.metrics import Metrics
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import PolicyChange, Target
 from leanmoe_server.service import OwnerService, Service, keep_service
 from leanmoe_server.settings import ServeSettings
 from leanmoe_server.shadow.sampling import Answer, Sampler
-from leanmoe_server.tenant_metrics import TenantMetrics
+from leanmoe_server.tenants.tenant_metrics import TenantMetrics
 
 ADMIN_KEY = "s3cret-admin-of-the-tests"
 ADMIN = Origin(Cause.ADMIN, "admin")

@@ -23,8 +23,8 @@ from leanmoe_server.governor.readings import (
 )
 from leanmoe_server.governor.traffic import Traffic
 from leanmoe_server.policy import Target
-from leanmoe_server.tenant_generation import for_tenants
-from leanmoe_server.tenants import SESSION
+from leanmoe_server.tenants.tenant_generation import for_tenants
+from leanmoe_server.tenants.tenants import SESSION
 
 pytestmark = pytest.mark.anyio
 PATH, HISTORY = "/v1/expert_skipping", "/v1/expert_skipping/history"

@@ -9,8 +9,8 @@ import pytest
 
 from leanmoe.cli import main
 from leanmoe.errors import InputError
-from leanmoe_server.key_source import key_source
-from leanmoe_server.keys import KeyLimits, digest_of, entry_of, new_key, parse_keys
+from leanmoe_server.keys.key_source import key_source
+from leanmoe_server.keys.keys import KeyLimits, digest_of, entry_of, new_key, parse_keys
 
 HASH = f"sha256:{digest_of('k').hex()}"
 

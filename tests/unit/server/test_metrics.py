@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from leanmoe import metric_names
 from leanmoe.messages import LayerCounts, SkipSnapshot
 from leanmoe_server.metrics import Metrics
-from leanmoe_server.tenant_metrics import TenantMetrics
+from leanmoe_server.tenants.tenant_metrics import TenantMetrics
 from leanmoe_server.token_rates import TokenRates
 
 ROUTED, SKIPPED = metric_names.ROUTED_ASSIGNMENTS.name, metric_names.SKIPPED_ASSIGNMENTS.name

@@ -14,8 +14,8 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import InputError
 from leanmoe.messages import UnionBudget
 from leanmoe_server.command import COMMAND
-from leanmoe_server.key_source import key_source
-from leanmoe_server.keys import digest_of
+from leanmoe_server.keys.key_source import key_source
+from leanmoe_server.keys.keys import digest_of
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Policy
 from leanmoe_server.preflight import check_and_configure

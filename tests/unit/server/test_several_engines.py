@@ -21,7 +21,7 @@ from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import PolicyChange, Target
 from leanmoe_server.readiness import Readiness
 from leanmoe_server.settings import ServeSettings
-from leanmoe_server.tenant_metrics import TenantMetrics
+from leanmoe_server.tenants.tenant_metrics import TenantMetrics
 from leanmoe_server.vllm_engine import VllmEngine
 
 

@@ -19,8 +19,8 @@ from leanmoe_server.shadow.ledger import BLOCK, Ledger
 from leanmoe_server.shadow.replay import Shadow
 from leanmoe_server.shadow.sampling import Answer, Sampler
 from leanmoe_server.shadow.terms import ShadowTerms
-from leanmoe_server.tenant_generation import for_tenants
-from leanmoe_server.tenants import SESSION
+from leanmoe_server.tenants.tenant_generation import for_tenants
+from leanmoe_server.tenants.tenants import SESSION
 
 pytestmark = pytest.mark.anyio
 VOCABULARY = 200

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from leanmoe_server.caller import Caller, keep_caller
-from leanmoe_server.tenant_store import STORES, TenantStore, keep_responses_apart
+from leanmoe_server.tenants.tenant_store import STORES, TenantStore, keep_responses_apart
 
 pytestmark = pytest.mark.anyio
 

@@ -14,11 +14,11 @@ from leanmoe.errors import LevelError
 from leanmoe.policy import RequestLevel
 from leanmoe.wire import LEVEL_HEADER
 from leanmoe_server.audit.entry import Cause, Origin
-from leanmoe_server.key_source import KeySource
-from leanmoe_server.keys import entry_of
+from leanmoe_server.keys.key_source import KeySource
+from leanmoe_server.keys.keys import entry_of
 from leanmoe_server.policy import PolicyChange, Target
-from leanmoe_server.tenant_generation import for_tenants
-from leanmoe_server.tenants import SESSION
+from leanmoe_server.tenants.tenant_generation import for_tenants
+from leanmoe_server.tenants.tenants import SESSION
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"

@@ -6,7 +6,7 @@ from leanmoe.dispatch import Group
 
 COMMAND = Group(
     name="key",
-    table={"new": ("leanmoe_server.key_new", "make a key and the entry that admits it")},
+    table={"new": ("leanmoe_server.keys.key_new", "make a key and the entry that admits it")},
     help="Keys of `leanmoe serve --keys FILE`.",
     example="leanmoe key new alice --file keys.toml",
 )

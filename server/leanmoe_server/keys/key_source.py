@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from leanmoe.errors import InputError
-from leanmoe_server.keys import ADMINISTRATOR, UNNAMED, Key, check_apart, digest_of, parse_keys
+from leanmoe_server.keys.keys import ADMINISTRATOR, UNNAMED, Key, check_apart, digest_of, parse_keys
 
 ADMIN_KEY_VARIABLE = "LEANMOE_ADMIN_KEY"
 KEYS_VARIABLE = "LEANMOE_KEYS"

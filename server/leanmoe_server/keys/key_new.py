@@ -8,7 +8,7 @@ from pathlib import Path
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe.files.output import atomic_write_text
-from leanmoe_server.keys import entry_of, new_key, parse_keys
+from leanmoe_server.keys.keys import entry_of, new_key, parse_keys
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
 
-from leanmoe_server.keys import KeyLimits
+from leanmoe_server.keys.keys import KeyLimits
 
 _BUSY_SECONDS = 1
 

@@ -12,8 +12,8 @@ from typing import Any
 from leanmoe.policy import RequestLevel
 from leanmoe_server.cache_salt import salt_of, secret_of
 from leanmoe_server.in_force import InForce
-from leanmoe_server.tenant_level import held_level
-from leanmoe_server.tenants import SESSION, Session
+from leanmoe_server.tenants.tenant_level import held_level
+from leanmoe_server.tenants.tenants import SESSION, Session
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
 _SALT = "cache_salt"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from leanmoe.policy import EXACT, RequestLevel, hundredths_of
 from leanmoe_server.error_shapes import ForbiddenError
 from leanmoe_server.in_force import InForce
-from leanmoe_server.tenants import Session
+from leanmoe_server.tenants.tenants import Session
 
 
 def held_level(

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from leanmoe import metric_names as names
 from leanmoe_server.exported import sums_several
-from leanmoe_server.keys import ANONYMOUS, UNKNOWN
+from leanmoe_server.keys.keys import ANONYMOUS, UNKNOWN
 
 KINDS = ("prompt", "generated")
 KEY_MISSING, KEY_WRONG = "key_missing", "key_wrong"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from leanmoe.errors import InputError
 from leanmoe.wire import ADMIN_HEADER
-from leanmoe_server.key_source import KeySource
-from leanmoe_server.keys import Key, digest_of
+from leanmoe_server.keys.key_source import KeySource
+from leanmoe_server.keys.keys import Key, digest_of
 
 logger = logging.getLogger(__name__)
 WATCH_SECONDS = 1.0

@@ -11,13 +11,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from leanmoe.policy import RequestLevel
-from leanmoe_server.keyring import Keyring
-from leanmoe_server.keys import ANONYMOUS, Key
+from leanmoe_server.keys.keyring import Keyring
+from leanmoe_server.keys.keys import ANONYMOUS, Key
 from leanmoe_server.model import SkipModel
 from leanmoe_server.policy import Target
 from leanmoe_server.settings import ServeSettings
-from leanmoe_server.tenant_metrics import TenantMetrics
-from leanmoe_server.tenant_usage import Excess, LocalUsage, Usage
+from leanmoe_server.tenants.tenant_metrics import TenantMetrics
+from leanmoe_server.tenants.tenant_usage import Excess, LocalUsage, Usage
 
 SESSION: ContextVar[Session | None] = ContextVar("leanmoe_session", default=None)
 
