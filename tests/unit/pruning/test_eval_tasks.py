@@ -8,10 +8,12 @@ import shutil
 import pytest
 
 from leanmoe.cli import main
+from leanmoe.errors import DataError
+from leanmoe.extras import install_hint
 from leanmoe.stats import wilson
 from leanmoe_pruning.checkpoints.opening import open_model
-from leanmoe_pruning.data.builtin import builtin_texts
-from leanmoe_pruning.data.tasks.builtin_tasks import builtin_names, task_file
+from leanmoe_pruning.data.builtin import builtin_ids, builtin_texts
+from leanmoe_pruning.data.tasks.builtin_tasks import COPYLEFT_TASKS, builtin_names, task_file
 from leanmoe_pruning.data.tasks.items.make import TEXTS, content, tasks
 from leanmoe_pruning.data.tasks.loading import load_task
 from leanmoe_pruning.evaluation.intervals import Paired
@@ -136,3 +138,18 @@ def test_heldout_items_are_of_heldout_text(domain):
     text = "\n".join(builtin_texts(domain, "heldout"))
     for item in load_task(f"builtin:cloze-{domain}").choice_items:
         assert item.prompt + item.choices[item.answer] in text
+
+
+def test_tasks_and_texts_under_copyleft_are_named_with_what_brings_them(monkeypatch):
+    """Without the package that holds them; the others are there all the same."""
+    monkeypatch.setattr("leanmoe_pruning.data.builtin.find_spec", lambda name: None)
+    assert not set(COPYLEFT_TASKS) & set(builtin_names()) and "facts" in builtin_names()
+    for task in ("language", "cloze-fr"):
+        with pytest.raises(
+            DataError, match=f"builtin:{task} stands under a copyleft licence"
+        ) as no:
+            load_task(f"builtin:{task}")
+        assert install_hint("texts") in str(no.value)
+    with pytest.raises(DataError, match="take other texts: gen, c, kjv, math, py, wn"):
+        builtin_ids("man", "heldout")
+    assert len(builtin_ids("gen", "heldout")) and len(load_task("builtin:cloze-c")) == 200
