@@ -19,7 +19,10 @@ PYTEST2 := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile 
 	--no-loadscope-reorder --durations 10
 
 OTHER := .venv-python
-WITHOUT_VLLM := $(addprefix tests/,unit/core unit/loadtest unit/pruning property/core property/pruning)
+WITHOUT_VLLM := $(addprefix tests/,property/core unit/core unit/loadtest \
+	unit/pruning/test_plan_command.py unit/pruning/test_cut.py unit/pruning/test_saliency.py) \
+	--ignore tests/unit/loadtest/test_page.py $(patsubst %,--ignore tests/unit/core/test_%.py, \
+	cli engine_versions environment extras local_server process_group tuned_tables)
 
 .PHONY: demo test test-fast test-python docs install lint chart-readme clean
 .PHONY: constraints constraints-cuda constraints-verify dist sbom audit check-vllm

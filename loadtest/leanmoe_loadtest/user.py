@@ -13,6 +13,7 @@ from functools import cache
 from itertools import count
 from typing import Any, NoReturn
 
+from gevent.lock import BoundedSemaphore
 from locust import User, constant, events, task
 from locust.exception import StopUser
 
@@ -38,9 +39,17 @@ def _add_arguments(parser: Any) -> None:
     group.add_argument("--prompt-seed", type=int, default=0, help="seed of the order of prompts")
 
 
-@cache
+_asking = BoundedSemaphore()
+
+
 def _model(url: str, wanted: str | None) -> str:
-    """Asked for once, however many users there are."""
+    """Asked for once, however many users begin at a time."""
+    with _asking:
+        return _found_model(url, wanted)
+
+
+@cache
+def _found_model(url: str, wanted: str | None) -> str:
     return target(url).model(wanted)
 
 
