@@ -13,9 +13,9 @@ from functools import cache
 from itertools import count
 from typing import Any, NoReturn
 
+import gevent
 from gevent.lock import BoundedSemaphore
 from locust import User, constant, events, task
-from locust.exception import StopUser
 
 from leanmoe.errors import InputError
 from leanmoe_loadtest.ask import Asker
@@ -86,8 +86,9 @@ class ChatUser(User):  # type: ignore[misc]
         if self.environment.process_exit_code is None:
             print(error, file=sys.stderr, flush=True)
             self.environment.process_exit_code = error.exit_code
-        self.environment.runner.quit()
-        raise StopUser
+        # Not from here: it ends this user, and with it itself.
+        gevent.spawn(self.environment.runner.quit)
+        raise gevent.GreenletExit
 
     @task  # type: ignore[untyped-decorator]
     def stream(self) -> None:
