@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from leanmoe_bench.cuts.cut_measure import losses
 from leanmoe_bench.cuts.cut_page import mean_of
 from leanmoe_bench.cuts.cut_runs import KEEPS, RANDOM, every_run
 
+ROOT = Path(__file__).resolve().parents[3]
 RUNS = [run for model in KEEPS for run in every_run(model)]
 
 
@@ -93,3 +95,8 @@ def test_masked_experts_cost_what_the_cut_checkpoint_costs(tmp_path):
     masked = losses(CHECKPOINT, kept, CALIBRATION)
     for name, windows in cut.items():
         assert masked[name] == pytest.approx(windows, rel=1e-5)
+
+
+def test_the_page_holds_the_table_of_the_recorded_rows():
+    recorded_rows = json.loads((ROOT / "benchmarks/results/cuts.json").read_text())
+    assert COMMAND.show(recorded_rows) in (ROOT / "docs/results.md").read_text()
