@@ -115,7 +115,7 @@ def test_two_sides_are_compared(tmp_path):
     rows = {row["figure"]: row for row in found["rows"]}
     assert rows["ttft_p50"]["ratio"] == pytest.approx(1.3, rel=0.05)
     assert rows["ttft_p50"]["low"] < 1.3 < rows["ttft_p50"]["high"]
-    assert found["a"]["runs"] == 2 and page.read_text().count("<svg") == 1
+    assert found["a"]["runs"] == 2 and page.read_text().count("<svg") == 2
     failed = run("--compare", *folders, "--fail-if", "itl_p95>1.1x")
     assert failed.returncode == 1 and "itl_p95>1.1x is true" in failed.stderr
     assert "B/A" in failed.stdout
