@@ -27,7 +27,7 @@ WITHOUT_VLLM := $(addprefix tests/,property/core unit/core unit/loadtest \
 .PHONY: demo test test-fast test-python docs install lint chart-readme clean
 .PHONY: constraints constraints-cuda constraints-verify dist sbom audit check-vllm
 
-# Cut short, it goes on where it stopped; `make clean` removes the checkpoints (2.3 GB).
+# Cut short, it goes on where it stopped; `make clean` removes the checkpoints (3.2 GB).
 demo: install
 	$(BIN)/leanmoe demo --work demo-work --output demo.json
 

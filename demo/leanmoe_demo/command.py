@@ -23,6 +23,7 @@ from leanmoe_demo.server import Server, lean_server, ready_servers, stock_server
 from leanmoe_demo.shell import Shell
 from leanmoe_demo.story import GIVEN_UP, KEEP, MAX_KLD, PATTERN, QUESTION, SERVED, mix
 from leanmoe_demo.table import render
+from leanmoe_pruning.data.builtin import text_path
 from leanmoe_reference.gguf_base import find_base
 
 _SCORE_WINDOWS, _CURVE_WINDOWS, _EVAL_WINDOWS = 4, 4, 4
@@ -39,7 +40,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> Result:
     _check_output(args.output)
-    find_base()  # raises where the base weights of the model are not installed
+    _check_installed()
     work = args.work or Path(tempfile.mkdtemp(prefix="leanmoe-demo-"))
     _make_folder(work)
     memory = Memory(work)
@@ -53,6 +54,13 @@ def _run(args: argparse.Namespace) -> Result:
     if args.output:
         atomic_write_json(args.output, result)
     return result
+
+
+def _check_installed() -> None:
+    """Raise where the model's base weights or one of the texts are not installed."""
+    find_base()
+    for domain in SERVED + GIVEN_UP:
+        text_path(domain)
 
 
 def _check_output(output: Path | None) -> None:

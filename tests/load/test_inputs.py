@@ -106,7 +106,7 @@ def test_a_trace_as_azure_publishes_them(tmp_path: Path) -> None:
         ('{"timestamp": -1}', "at least 0"),
         ('{"timestamp": 2}\n{"timestamp": 1}', r"jsonl:2: the time 1 s is before"),
         ('{"time": 2}', "no timestamp"),
-        ('{"timestamp": NaN}', "at least 0"),
+        ('{"timestamp": NaN}', "NaN is no number"),
         ('{"timestamp": "soon"}', "a number or a date"),
         ('{"timestamp": 0, "input_length": -4}', "a length is -4"),
         ('{"timestamp": 0, "input_length": "x"}', "a length is 'x'"),

@@ -49,10 +49,8 @@ def test_a_group_without_a_command_of_its_own_is_refused(arguments, capsys):
 
 @pytest.mark.parametrize("words", ALONE)
 def test_every_command_has_help_with_an_example_and_the_common_options(words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([*words.split(), "--help"])
+    assert main([*words.split(), "--help"]) == 0
     text = capsys.readouterr().out
-    assert stop.value.code == 0
     assert "example:" in text and f"leanmoe {words}" in text
     assert "--json" in text and "--seed" in text
 
