@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict
 # Above it the windows count as too few: a share of NAEE's loss. On the reference model 4 windows of
 # each of eight domains have 1.1 %, 16 have 0.2 % (docs/scores.md).
 MOST_EXCESS = 0.005
+# Where halves keep the same but for one expert in twenty, a large share is one of very little:
+# experts that the text hardly needs cost nothing to lose.
+MOST_SHARED = 0.95
 
 
 class HalfAgreement(BaseModel):
@@ -32,7 +35,8 @@ class Halves(BaseModel):
 
     def too_few(self) -> bool:
         """Whether more windows would give a noticeably better cut, by NAEE's loss."""
-        return (self.methods["naee"].excess_loss or 0.0) > MOST_EXCESS
+        naee = self.methods["naee"]
+        return naee.shared < MOST_SHARED and (naee.excess_loss or 0.0) > MOST_EXCESS
 
     def sentence(self) -> str:
         """What a person should know."""
@@ -41,7 +45,7 @@ class Halves(BaseModel):
         advice = (
             "the windows are too few: give more or longer text"
             if self.too_few()
-            else "more windows would hardly change naee's loss"
+            else "more windows would hardly change naee's choice"
         )
         return (
             f"of {self.keep} experts per layer, two halves of the windows choose the same: "

@@ -41,6 +41,9 @@ def bare(index: int, engine: Engine) -> LeanRoutedExperts:
     layer._logits = layer._kernel = None
     layer.engine, layer.of_draft = engine, False
     layer._slot = experts._slot_of(layer)
+    layer._direct = experts._direct()
+    assert layer._direct is not None
+    layer._direct.add(layer._slot)
     layer.attach(state_of(index), condensed=False)
     return layer
 

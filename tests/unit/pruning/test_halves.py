@@ -15,6 +15,7 @@ from leanmoe_pruning.methods.halves import compare_halves, half_of_tokens, sampl
 from leanmoe_pruning.methods.saliency import SALIENCIES
 from leanmoe_pruning.scores.bundle import ScoreBundle
 from leanmoe_pruning.scores.gram import centred_gram
+from leanmoe_pruning.scores.halves_record import HalfAgreement, Halves
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 from tests.layer_scores import bare_scores
 
@@ -59,6 +60,11 @@ def test_halves_that_want_other_experts_are_told():
     assert found.methods["frequency"].shared == found.methods["naee"].shared == 0.0
     assert found.methods["naee"].excess_loss > 1.0
     assert found.too_few() and "give more or longer text" in found.sentence()
+
+
+def test_a_large_share_of_next_to_nothing_asks_for_no_more_windows():
+    naee = HalfAgreement(shared=0.99, excess_loss=0.18)
+    assert not Halves(keep=4, chance=0.5, methods={"naee": naee}).too_few()
 
 
 def test_halves_take_turns_across_sources():
