@@ -6,19 +6,16 @@ which is what the cut checkpoint computes.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from leanmoe.errors import InputError
-from leanmoe.files.output import atomic_write_json
 from leanmoe_bench.cuts.cut_runs import Run, windows_of
+from leanmoe_bench.kept_rows import Row, finished_rows, once
 from leanmoe_bench.reference import leanmoe
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.cutting.layer_plan import read_plan
@@ -27,7 +24,6 @@ from leanmoe_pruning.evaluation.comparison import WindowSums, measure_window
 from leanmoe_pruning.forward.passes import embed_all, step_
 from leanmoe_pruning.forward.stream import DecoderStream
 
-Row = dict[str, Any]
 Losses = dict[str, list[float]]
 _FULL = "full"
 
@@ -38,12 +34,12 @@ def measure(model: str, runs: Sequence[Run], data: str, held_out: int, work: Pat
     if not (path / "config.json").exists():
         leanmoe("reference", str(path), "--model", model)
     full, text = {"method": "full model", "model": model}, windows_of(held_out)
-    yield _once(_file(work, _FULL, held_out), lambda: {**full, "losses": losses(path, {}, text)})
+    yield once(_file(work, _FULL, held_out), lambda: {**full, "losses": losses(path, {}, text)})
     if not (scores / "scores.json").exists():
         leanmoe("score", str(path), "--data", data, "-o", str(scores))
     places = {"model": path, "scores": scores}
     for run in runs:
-        yield _once(_file(work, run.name, held_out), partial(_judged, run, places, work, text))
+        yield once(_file(work, run.name, held_out), partial(_judged, run, places, work, text))
 
 
 def _file(work: Path, name: str, held_out: int) -> Path:
@@ -53,17 +49,7 @@ def _file(work: Path, name: str, held_out: int) -> Path:
 def finished(runs: Sequence[Run], held_out: int, work: Path) -> list[Row]:
     """The rows that ``work`` holds; ``InputError`` where not even the full model was judged."""
     full = _file(work, _FULL, held_out)
-    if not full.exists():
-        raise InputError(f"{full} is missing, so nothing was measured in {work}; drop --done")
-    paths = [full, *(_file(work, run.name, held_out) for run in runs)]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-
-
-def _once(path: Path, make: Callable[[], Row]) -> Row:
-    if not path.exists():
-        atomic_write_json(path, make())
-    found: Row = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return finished_rows(full, [_file(work, run.name, held_out) for run in runs])
 
 
 def _judged(run: Run, places: dict[str, Path], work: Path, text: str) -> Row:

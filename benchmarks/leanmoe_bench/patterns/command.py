@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe_bench import options
+from leanmoe_bench.kept_rows import Row
 from leanmoe_bench.machine import environment
-from leanmoe_bench.patterns.pattern_measure import Row, finished, measure
+from leanmoe_bench.patterns.pattern_measure import finished, measure
 from leanmoe_bench.patterns.pattern_page import table
 from leanmoe_bench.patterns.pattern_runs import calibration, every_run
 

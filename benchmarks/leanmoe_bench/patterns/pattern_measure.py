@@ -5,19 +5,16 @@ Checkpoints are removed once judged; a folder with the rows so far is gone on fr
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from leanmoe.errors import InputError
-from leanmoe.files.output import atomic_write_json
+from leanmoe_bench.kept_rows import Row, finished_rows, once
 from leanmoe_bench.patterns.pattern_runs import HELD_OUT, Run
 from leanmoe_bench.reference import leanmoe, reference_model
 from leanmoe_pruning.checkpoints.opening import open_model
@@ -27,35 +24,24 @@ from leanmoe_pruning.forward.skipping import EXACT
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
 
-Row = dict[str, Any]
 _FULL_FILE = "full.json"
 
 
 def measure(runs: Sequence[Run], data: str, work: Path) -> Iterator[Row]:
     """The full model's row, then those of every run."""
     model, scores = reference_model(work), work / "scores"
-    yield _once(work / _FULL_FILE, lambda: {"pattern": "full model", "losses": losses(model)})
+    yield once(work / _FULL_FILE, lambda: {"pattern": "full model", "losses": losses(model)})
     if not (scores / "scores.json").exists():
         leanmoe("score", str(model), "--data", data, "-o", str(scores))
     places = {"model": model, "scores": scores, "sparse": work / "sparse", "out": work / "out"}
     for run in runs:
-        yield _once(work / f"{run.name}.json", partial(_judged, run, places))
+        yield once(work / f"{run.name}.json", partial(_judged, run, places))
 
 
 def finished(runs: Sequence[Run], work: Path) -> list[Row]:
     """The rows that ``work`` holds; ``InputError`` where not even the full model was judged."""
     full = work / _FULL_FILE
-    if not full.exists():
-        raise InputError(f"{full} is missing, so nothing was measured in {work}; drop --done")
-    paths = [full, *(work / f"{run.name}.json" for run in runs)]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-
-
-def _once(path: Path, make: Callable[[], Row]) -> Row:
-    if not path.exists():
-        atomic_write_json(path, make())
-    found: Row = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return finished_rows(full, [work / f"{run.name}.json" for run in runs])
 
 
 def _judged(run: Run, places: dict[str, Path]) -> Row:
