@@ -8,7 +8,7 @@ import sys
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe_bench import options
-from leanmoe_bench.cuts.cut_measure import finished, measure
+from leanmoe_bench.cuts.cut_measure import Text, finished, measure
 from leanmoe_bench.cuts.cut_page import tables
 from leanmoe_bench.cuts.cut_runs import KEEPS, Run, every_run, windows_of
 from leanmoe_bench.machine import environment
@@ -34,6 +34,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_HELD_OUT,
         help=f"held-out windows of each domain (default {_HELD_OUT}, as many as all have)",
     )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        help="decide every scored cut as many times more, each from another part of the windows",
+    )
     parser.add_argument("--keep", type=int, help="only this number of experts")
     parser.add_argument(
         "--done", action="store_true", help="only the rows that --work holds, run nothing"
@@ -45,7 +51,7 @@ def _selected(args: argparse.Namespace) -> list[Run]:
     if args.keep not in (None, *KEEPS[args.model]):
         known = " and ".join(map(str, KEEPS[args.model]))
         raise InputError(f"--keep is {args.keep}, compared are {known} of {args.model}")
-    every = [run for run in every_run(args.model) if args.keep in (None, run.keep)]
+    every = [run for run in every_run(args.model, args.samples) if args.keep in (None, run.keep)]
     runs = [run for run in every if not args.case or run.method in args.case]
     if not runs:
         raise InputError(f"no method {args.case[0]!r} is compared; leave --case out for all")
@@ -60,14 +66,17 @@ def _check_windows(option: str, windows: int, most: int) -> None:
 def _run(args: argparse.Namespace) -> Result:
     _check_windows("--windows", args.windows, _MOST_WINDOWS)
     _check_windows("--held-out", args.held_out, _HELD_OUT)
-    runs, data = _selected(args), windows_of(args.windows)
+    if not 0 <= args.samples <= args.windows:
+        raise InputError(f"--samples is {args.samples}, expected 0 to --windows ({args.windows})")
+    runs, text = _selected(args), Text(args.windows, args.held_out, args.samples)
     with options.work_folder(args.work) as work:
         rows = finished(runs, args.held_out, work) if args.done else []
         if not args.done:
-            for row in measure(args.model, runs, data, args.held_out, work):
+            for row in measure(args.model, runs, text, work):
                 rows.append(row)
                 print(f"{row['method']}: done", file=sys.stderr, flush=True)
-    told = {"model": args.model, "calibration": data, "held_out": windows_of(args.held_out)}
+    data = {name: windows_of(getattr(text, name)) for name in ("windows", "held_out")}
+    told = {"model": args.model, "calibration": data["windows"], "held_out": data["held_out"]}
     return {"environment": environment(), **told, "rows": rows}
 
 

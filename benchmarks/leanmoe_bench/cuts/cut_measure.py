@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from leanmoe_bench.cuts.cut_runs import Run, windows_of
 from leanmoe_bench.kept_rows import Row, finished_rows, once
@@ -28,18 +29,47 @@ Losses = dict[str, list[float]]
 _FULL = "full"
 
 
-def measure(model: str, runs: Sequence[Run], data: str, held_out: int, work: Path) -> Iterator[Row]:
-    """The full model's row, then those of every run, on ``held_out`` windows of each domain."""
-    path, scores = work / "reference", work / "scores"
+@dataclass(frozen=True)
+class Text:
+    """What a comparison reads, in windows of each domain.
+
+    The calibration windows are scored whole, and in ``samples`` equal parts for runs of a sample.
+    """
+
+    windows: int
+    held_out: int
+    samples: int = 0
+
+
+def measure(model: str, runs: Sequence[Run], text: Text, work: Path) -> Iterator[Row]:
+    """The full model's row, then those of every run."""
+    path, held_out = work / "reference", text.held_out
     if not (path / "config.json").exists():
         leanmoe("reference", str(path), "--model", model)
-    full, text = {"method": "full model", "model": model}, windows_of(held_out)
-    yield once(_file(work, _FULL, held_out), lambda: {**full, "losses": losses(path, {}, text)})
-    if not (scores / "scores.json").exists():
-        leanmoe("score", str(path), "--data", data, "-o", str(scores))
-    places = {"model": path, "scores": scores}
+    full, data = {"method": "full model", "model": model}, windows_of(held_out)
+    yield once(_file(work, _FULL, held_out), lambda: {**full, "losses": losses(path, {}, data)})
     for run in runs:
-        yield once(_file(work, run.name, held_out), partial(_judged, run, places, work, text))
+        yield once(_file(work, run.name, held_out), partial(_judged, run, text, work))
+
+
+def _scores(work: Path, text: Text, sample: int) -> Path:
+    """The score bundle of all calibration windows, or of one part of them, made at first use."""
+    path = work / (f"scores-{sample}-of-{text.samples}" if sample else "scores")
+    if not (path / "scores.json").exists():
+        model = work / "reference"
+        data = sampled_data(work, model, text, sample) if sample else windows_of(text.windows)
+        leanmoe("score", str(model), "--data", data, "-o", str(path))
+    return path
+
+
+def sampled_data(work: Path, model: Path, text: Text, sample: int) -> str:
+    """``--data`` of every ``samples``-th calibration window of each domain, from that one on."""
+    sources = load_data(windows_of(text.windows), open_model(model), "calibration")
+    part = slice(sample - 1, None, text.samples)
+    ids = {source.name: source.ids_NT[part].contiguous() for source in sources.sources}
+    file = work / f"windows-{sample}-of-{text.samples}.safetensors"
+    save_file(ids, file)
+    return ",".join(f"{file}:{name}" for name in ids)
 
 
 def _file(work: Path, name: str, held_out: int) -> Path:
@@ -52,16 +82,19 @@ def finished(runs: Sequence[Run], held_out: int, work: Path) -> list[Row]:
     return finished_rows(full, [_file(work, run.name, held_out) for run in runs])
 
 
-def _judged(run: Run, places: dict[str, Path], work: Path, text: str) -> Row:
-    plan = work / f"{run.name}.plan"
+def _judged(run: Run, text: Text, work: Path) -> Row:
+    plan, model = work / f"{run.name}.plan", work / "reference"
+    scored = "{scores}" in run.command
+    places = {"model": model, "scores": _scores(work, text, run.sample) if scored else None}
     started = time.monotonic()
     if not plan.exists():
         leanmoe(*(part.format(**places, out=plan) for part in run.command))
     seconds = round(time.monotonic() - started, 1)
-    read = read_plan(plan, open_model(places["model"]))
+    read = read_plan(plan, open_model(model))
     kept = {layer: list(own.kept) for layer, own in read.layers.items()}
     told = {**asdict(run), "command": " ".join(run.command), "seconds": seconds}
-    return {**told, "kept": list(kept.values()), "losses": losses(places["model"], kept, text)}
+    judged = losses(model, kept, windows_of(text.held_out))
+    return {**told, "kept": list(kept.values()), "losses": judged}
 
 
 @torch.inference_mode()

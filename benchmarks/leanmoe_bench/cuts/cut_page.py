@@ -7,7 +7,7 @@ seeds, and intervals are 95 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from leanmoe_bench.cuts.cut_runs import RANDOM
@@ -37,21 +37,30 @@ def tables(rows: Sequence[Row]) -> str:
 def _table(rows: Sequence[Row], full: Row) -> str:
     domains = list(full["losses"])
     chance = [row for row in rows if row["method"] == RANDOM]
-    experts = 1 + max(expert for row in rows for kept in row["kept"] for expert in kept)
-    judged = [
-        (row["method"], row["losses"], _layers(row, experts)) for row in rows if row not in chance
-    ]
-    if chance:
-        words = f"random, mean of {len(chance)} seeds"
-        judged.append((words, mean_of(chance), ""))
     base = mean_of(chance) if chance else None
     head = ("method", "perplexity", "against random", *domains, "layers that keep an expert")
     lines = [f"Keep {rows[0]['keep']}:", "", _line(head), _line(["---"] * len(head))]
-    for name, losses, layers in judged:
+    for name, losses, layers in _judged(rows, chance, full):
         against = "" if base is None or losses == base else _change(*gap(losses, base))
         alone = [_alone(losses, full["losses"], domain) for domain in domains]
         lines.append(_line((name, _change(*gap(losses, full["losses"])), against, *alone, layers)))
     return "\n".join(lines) + "\n"
+
+
+def _judged(
+    rows: Sequence[Row], chance: Sequence[Row], full: Row
+) -> Iterator[tuple[str, Losses, str]]:
+    """Name, losses and layers that keep an expert: every method, chance, then means of samples."""
+    experts = 1 + max(expert for row in rows for kept in row["kept"] for expert in kept)
+    for row in rows:
+        if row not in chance and not row.get("sample"):
+            yield row["method"], row["losses"], _layers(row, experts)
+    if chance:
+        yield f"random, mean of {len(chance)} seeds", mean_of(chance), ""
+    for method in dict.fromkeys(row["method"] for row in rows if row.get("sample")):
+        samples = [row for row in rows if row["method"] == method and row.get("sample")]
+        each = ", ".join(_cost(row["losses"], full["losses"]) for row in samples)
+        yield f"{method}, mean of {len(samples)} samples: {each}", mean_of(samples), ""
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -64,7 +73,11 @@ def _change(mean: float, half: float) -> str:
 
 
 def _alone(losses: Losses, full: Losses, domain: str) -> str:
-    mean, _ = gap({domain: losses[domain]}, full)
+    return _cost({domain: losses[domain]}, full)
+
+
+def _cost(losses: Losses, full: Losses) -> str:
+    mean, _ = gap(losses, full)
     return f"{math.expm1(mean):+.1%}"
 
 

@@ -1,6 +1,8 @@
 """Which cuts are compared: the command that decides each, as a user would type it.
 
 ``{model}``, ``{scores}`` and ``{out}`` stand for the source, its score bundle and the plan.
+A sample is one of several equal parts of the calibration windows: what a method decides from each
+shows how much of its result is the choice of text.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ KEEPS = {"mixtral": (4, 6), "mixtral-2": (4, 6), "qwen2-moe": (12,)}
 RANDOM = "random"
 SEEDS = range(5)
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
+_RANKINGS = ("frequency", "soft-activation", "ean", "msan", "weighted-ean", "coverage", "pairwise")
 _RULES = {
     "naee, spread": ("--method", "naee", "--spread"),
     "naee": ("--method", "naee"),
     "reap, spread": ("--method", "reap", "--spread"),
     "reap": ("--method", "reap"),
     "naee, spread over domains": ("--method", "naee", "--spread", "domains"),
+    **{name: ("--method", name) for name in _RANKINGS},
+    **{f"{name}, spread": ("--method", name, "--spread") for name in ("coverage", "frequency")},
 }
 
 
@@ -30,12 +35,15 @@ class Run:
     keep: int
     seed: int
     command: tuple[str, ...]
+    # Which part of the calibration windows it is decided from; 0 is all of them.
+    sample: int = 0
 
     @property
     def name(self) -> str:
         """What its file is called."""
         words = self.method.replace(",", "").replace(" ", "-")
-        return f"{words}-keep-{self.keep}-seed-{self.seed}"
+        part = f"-sample-{self.sample}" if self.sample else ""
+        return f"{words}-keep-{self.keep}-seed-{self.seed}{part}"
 
 
 def windows_of(windows: int) -> str:
@@ -43,8 +51,8 @@ def windows_of(windows: int) -> str:
     return ",".join(f"builtin:{domain}:{windows}" for domain in DOMAINS)
 
 
-def every_run(model: str) -> Iterator[Run]:
-    """All rows of a reference model: the first rule, chance, then the other rules."""
+def every_run(model: str, samples: int = 0) -> Iterator[Run]:
+    """All rows of a reference model: the first rule, chance, the other rules, then the samples."""
     for keep in KEEPS[model]:
         first, *others = _RULES
         yield _scored(first, keep)
@@ -53,10 +61,14 @@ def every_run(model: str) -> Iterator[Run]:
             yield Run(RANDOM, keep, seed, _decide(keep, *options))
         for name in others:
             yield _scored(name, keep)
+        for sample in range(1, samples + 1):
+            for name in _RULES:
+                yield _scored(name, keep, sample)
 
 
-def _scored(name: str, keep: int) -> Run:
-    return Run(name, keep, 0, _decide(keep, *_RULES[name], "--scores", "{scores}"))
+def _scored(name: str, keep: int, sample: int = 0) -> Run:
+    command = _decide(keep, *_RULES[name], "--scores", "{scores}")
+    return Run(name, keep, 0, command, sample)
 
 
 def _decide(keep: int, *options: str) -> tuple[str, ...]:

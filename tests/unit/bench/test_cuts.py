@@ -29,7 +29,7 @@ def test_every_command_line_is_one_that_leanmoe_takes(run):
 
 def test_no_two_runs_of_a_model_share_a_file_and_chance_has_five_seeds():
     for model, keeps in KEEPS.items():
-        runs = list(every_run(model))
+        runs = list(every_run(model, samples=3))
         assert len({run.name for run in runs}) == len(runs)
         assert sum(run.method == RANDOM for run in runs) == 5 * len(keeps)
 
@@ -62,11 +62,38 @@ def test_the_table_holds_every_method_against_chance():
     assert chance.startswith("| random, mean of 2 seeds | +25.9% (") and "|  |" in chance
 
 
+def test_what_samples_of_the_text_decide_is_shown_one_by_one_and_in_the_mean():
+    samples = [row("naee", [1.1, 1.3]) | {"sample": 1}, row("naee", [1.12, 1.3]) | {"sample": 2}]
+    lines = COMMAND.show({"rows": [*ROWS, *samples]}).splitlines()
+    means = f"{math.expm1(0.1):+.1%}, {math.expm1(0.11):+.1%}"
+    assert lines[-1].startswith(f"| naee, mean of 2 samples: {means} | {math.expm1(0.105):+.1%} (")
+    assert lines[4].startswith("| naee | ") and lines[4].endswith("| 0 to 2 |")
+
+
+def test_samples_are_equal_parts_of_the_windows_and_score_bundles_of_their_own(tmp_path):
+    from leanmoe_bench.cuts.cut_measure import Text, sampled_data
+    from leanmoe_pruning.checkpoints.opening import open_model
+    from leanmoe_pruning.data import load_data
+    from tests.tiny import write_tiny_mixtral
+
+    model = write_tiny_mixtral(tmp_path / "tiny")
+    checkpoint = open_model(model)
+    whole = load_data("builtin:gen:6", checkpoint, "calibration").sources[0].ids_NT
+    text = Text(windows=6, held_out=1, samples=3)
+    parts = [sampled_data(tmp_path, model, text, sample) for sample in (1, 2, 3)]
+    ids = [load_data(part, checkpoint, "calibration").sources[0].ids_NT for part in parts]
+    assert all(len(one) == 2 for one in ids)
+    assert {tuple(window.tolist()) for one in ids for window in one} == {
+        tuple(window.tolist()) for window in whole
+    }
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
     for options, said in (
         (["--case", "eep"], "no method 'eep' is compared"),
         (["--windows", "65"], "--windows is 65, expected 1 to the 64 that ship"),
         (["--held-out", "15"], "--held-out is 15, expected 1 to the 14 that ship"),
+        (["--samples", "65"], "--samples is 65, expected 0 to --windows (64)"),
         (["--keep", "5"], "--keep is 5, compared are 4 and 6 of mixtral"),
         (["--done", "--work", str(tmp_path)], "nothing was measured"),
     ):
