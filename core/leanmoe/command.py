@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanmoe.errors import CheckError, LeanMoEError, OutputError
-from leanmoe.extras import missing_package
+from leanmoe.extras import install_problem
 from leanmoe.process.interrupts import interrupt_requested
 
 Result = dict[str, Any]
@@ -88,9 +88,7 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
         if isinstance(error, OSError) and error.errno in _REFUSED:
             _say(f"leanmoe {command.name}: {_refusal(error)}")
             return 1
-        if isinstance(error, ModuleNotFoundError) and missing_package(command.name, error):
-            raise
-        if args.verbose:
+        if args.verbose or install_problem(command.name, error):
             raise
         _say(
             f"leanmoe {command.name}: unexpected {type(error).__name__}: {error}; this is a fault "

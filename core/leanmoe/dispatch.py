@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from leanmoe.command import Command, run_command
-from leanmoe.extras import missing_package
+from leanmoe.extras import install_problem
 from leanmoe.help_texts import asks_for_help, help_text
 
 Table = Mapping[str, tuple[str, str]]
@@ -72,11 +72,11 @@ class Group:
         try:
             found = self.load(name)
             return found.main(rest) if isinstance(found, Group) else run_command(found, rest)
-        except ModuleNotFoundError as error:
-            if (missing := missing_package(full, error)) is None:
+        except Exception as error:
+            if (problem := install_problem(full, error)) is None:
                 raise
-            print(missing, file=sys.stderr)
-            return missing.exit_code
+            print(problem, file=sys.stderr)
+            return problem.exit_code
         except KeyboardInterrupt:
             print(f"leanmoe {full}: interrupted before it began", file=sys.stderr)
             return 130

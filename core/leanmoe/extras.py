@@ -1,4 +1,5 @@
-"""Which extra of the distribution brings a package that is not installed, and how to get it.
+"""What is wrong with an install, and the command that mends it: a package that is not there, by the
+extra that brings it, or one that does not work beside torch.
 
 Nothing of LeanMoE needs to be published for that: ``pip install 'leanmoe[EXTRA]'`` takes the
 LeanMoE that is installed and what its metadata list under the extra. Only the extras that bring a
@@ -8,7 +9,9 @@ distribution of our own need to be told where that lies.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType, TracebackType
 
 from leanmoe.errors import InputError
 
@@ -30,14 +33,19 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # Commands that start an engine: what runs models comes with vLLM there.
 _WITH_ENGINE = frozenset({"serve", "bench", "demo"})
 _OWN_PREFIX = "leanmoe"
+# What vLLM's CPU wheel requires and models of text do not need. Each is built for one build of
+# torch, and beside another its import takes transformers down, whoever asked for it.
+_BESIDE_TORCH = ("torchvision", "torchaudio", "torchcodec")
 
 
 def install_hint(extra: str) -> str:
     """A command that brings an extra to the LeanMoE that is installed, in backquotes."""
     if extra == "cpu":
         return f"`pip install 'leanmoe[cpu]' --extra-index-url {CPU_INDEX}`"
-    if extra not in OWN or (origin := _origin()) is None:
+    if extra not in OWN:
         return f"`pip install 'leanmoe[{extra}]'`"
+    if (origin := _origin()) is None:
+        return f"`pip install 'leanmoe[{extra}]'` with the --find-links or index that had leanmoe"
     if origin.is_dir():
         return f"`pip install {origin / OWN[extra]}`"
     return f"`pip install 'leanmoe[{extra}]' --find-links {origin.parent}`"
@@ -71,6 +79,12 @@ def hint_for(package: str, command: str = "") -> str:
     return engine_hint()
 
 
+def install_problem(command: str, error: BaseException) -> InputError | None:
+    """One sentence on what to install or remove; ``None`` where ``error`` is of another kind."""
+    missing = missing_package(command, error) if isinstance(error, ModuleNotFoundError) else None
+    return missing or broken_package(command, error)
+
+
 def missing_package(command: str, error: ModuleNotFoundError) -> InputError | None:
     """One sentence on what to install; ``None`` where a module of ours is missing."""
     package = (error.name or "").partition(".")[0]
@@ -81,3 +95,34 @@ def missing_package(command: str, error: ModuleNotFoundError) -> InputError | No
         f"leanmoe {command} needs the package {package}, which is not installed; "
         f"run {hint_for(package, command)}"
     )
+
+
+def broken_package(command: str, error: BaseException) -> InputError | None:
+    """One sentence on what to remove where ``error`` came out of a package that torch refuses."""
+    from importlib import metadata
+
+    names = _passed_through(error)
+    if (broken := next((one for one in _BESIDE_TORCH if one in names), None)) is None:
+        return None
+    versions = {one.metadata["Name"]: one.version for one in metadata.distributions()}
+    return InputError(
+        f"leanmoe {command}: {broken} {versions.get(broken)} does not work beside torch "
+        f"{versions.get('torch')}, and models of text need none of its kind; run "
+        f"`pip uninstall --yes {' '.join(one for one in _BESIDE_TORCH if one in versions)}`"
+    )
+
+
+def _passed_through(error: BaseException | None) -> set[str]:
+    """Top-level packages whose code stands in the tracebacks of an error and of what caused it."""
+    found: set[str] = set()
+    while error is not None:
+        for frame in _frames(error.__traceback__):
+            found.add(str(frame.f_globals.get("__name__", "")).partition(".")[0])
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next

@@ -93,7 +93,10 @@ def test_torch_comes_with_the_engine_where_one_is_started(command):
 @pytest.mark.parametrize(
     ("origin", "said"),
     [
-        (None, "`pip install 'leanmoe[reference]'`"),
+        (
+            None,
+            "`pip install 'leanmoe[reference]'` with the --find-links or index that had leanmoe",
+        ),
         ("wheel", "`pip install 'leanmoe[reference]' --find-links {folder}`"),
         ("checkout", "`pip install {folder}/reference_model`"),
     ],
@@ -187,3 +190,43 @@ def test_a_stranger_without_torch_is_told_so():
     code = "import sys; sys.modules['torch'] = None; from leanmoe.cli import main; main(['score'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.startswith("leanmoe score needs the package torch")
+
+
+@pytest.fixture
+def broken_torchvision(tmp_path, monkeypatch):
+    """What PyPI's torchvision does beside the CPU build of torch."""
+    for name in ("torchvision", "torchaudio"):
+        about = tmp_path / f"{name}-9.9.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    said = "operator torchvision::nms does not exist"
+    (package / "__init__.py").write_text(f"raise RuntimeError({said!r})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize("when", ["import", "run"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_package_that_torch_refuses_is_named_with_how_to_be_rid_of_it(
+    when, wrapped, broken_torchvision, monkeypatch, capsys
+):
+    def take_down(*_):
+        try:
+            import_module("torchvision")
+        except RuntimeError as error:
+            if wrapped:  # as transformers does
+                raise ModuleNotFoundError("Could not import module 'LlamaConfig'.") from error
+            raise
+
+    command = import_module("leanmoe_pruning.commands.score").COMMAND
+    if when == "import":
+        monkeypatch.setattr("leanmoe.dispatch.import_module", take_down)
+    else:
+        monkeypatch.setitem(command.__dict__, "run", take_down)
+    assert main(["score", "model", "--data", "builtin:gen", "-o", "out"]) == InputError.exit_code
+    torch = metadata.version("torch")
+    assert capsys.readouterr().err == (
+        f"leanmoe score: torchvision 9.9 does not work beside torch {torch}, and models of text "
+        "need none of its kind; run `pip uninstall --yes torchvision torchaudio`\n"
+    )
