@@ -25,7 +25,7 @@ WITHOUT_VLLM := $(addprefix tests/,property/core unit/core unit/loadtest \
 	cli engine_versions environment extras local_server process_group tuned_tables)
 
 .PHONY: demo test test-fast test-python docs install lint chart-readme clean
-.PHONY: constraints constraints-cuda constraints-verify dist sbom audit check-vllm
+.PHONY: constraints constraints-cuda constraints-verify constraints-check dist sbom audit check-vllm
 
 # Cut short, it goes on where it stopped; `make clean` removes the checkpoints (3.2 GB).
 demo: install
@@ -96,6 +96,10 @@ constraints-cuda: install
 # The gate compares pins with recorded requirements; this asks whether the record is true.
 constraints-verify: install
 	$(BIN)/python packaging/lock.py verify
+
+# What `pip check` in the finished images will say, without them: pip resolves the pins with its own Pythons.
+constraints-check: install
+	$(BIN)/python packaging/lock.py check --python $(CUDA_PYTHON)
 
 # Another vLLM against what LeanMoE builds on: read, neither installed nor run.
 check-vllm: install

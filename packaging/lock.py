@@ -3,10 +3,11 @@
     python packaging/lock.py tested   # cpu.txt, build.txt, image-cpu.txt: from this environment
     python packaging/lock.py cuda     # image-cuda.txt: resolved by pip, nothing is installed
     python packaging/lock.py verify   # asks the registry whether the records still hold
+    python packaging/lock.py check    # pip resolves the pins under each image's own Python
 
 ``tested`` reads what is installed where it runs, which is what the tests ran with. Files of an
-image get a record of what each pin requires (pins.py). ``cuda`` needs the CUDA image's Python:
-pip evaluates markers such as ``python_version > "3.11"`` with the interpreter that runs it,
+image get a record of what each pin requires (pins.py). ``cuda`` and ``check`` need the CUDA image's
+Python: pip evaluates markers such as ``python_version > "3.11"`` with the interpreter that runs it,
 whatever ``--python-version`` says.
 """
 
@@ -132,15 +133,21 @@ def write(name: str, what: str, packages: Mapping[str, Package]) -> None:
 
 def lock_tested() -> None:
     """The three files that name what this environment holds."""
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if python != (image := pins.short(pins.CPU_PYTHON)):
-        raise SystemExit(f"the CPU image has Python {image}, this is {python}; use {image}'s .venv")
+    python = _cpu_python()
     tested = {name: one.version for name, one in closure(declared(ALL_EXTRAS)).items()}
     what = f"What the tests run with on a CPU, Python {python}: pip install -c constraints/cpu.txt"
     pins.write("cpu", what, tested)
     what = f"Everything in the CPU image beside LeanMoE, Python {python}: pip install --no-deps -r"
     write("image-cpu", what, closure(roots("image-cpu"), pins.environment(pins.CPU_PYTHON)))
     write("build", "What builds the wheels.", closure(roots("build")))
+
+
+def _cpu_python() -> str:
+    """The Python that runs this, which has to be the CPU image's."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if python != (image := pins.short(pins.CPU_PYTHON)):
+        raise SystemExit(f"the CPU image has Python {image}, this is {python}; use {image}'s .venv")
+    return python
 
 
 def lock_cuda(python: str) -> None:
@@ -215,12 +222,32 @@ def differences(name: str) -> list[str]:
     ]
 
 
+def check(cuda_python: str) -> None:
+    """Let pip, under each image's own Python and markers, resolve the pins of every file."""
+    _cpu_python()
+    _refuse_other_python(cuda_python)
+    run = {pins.CPU_PYTHON: sys.executable, pins.CUDA_PYTHON: cuda_python}
+    asked = [(name, python) for name, wanted in pins.PYTHONS.items() for python in wanted]
+    wrong = [one for name, python in asked for one in unpinned(name, run[python])]
+    if wrong:
+        raise SystemExit("pip installs more than is pinned:\n" + "\n".join(wrong))
+    print("pip resolves every file to what it pins, under the Python of each image")
+
+
+def unpinned(name: str, python: str) -> list[str]:
+    """What pip adds to the pins of ``constraints/NAME.txt``; it ends where they do not fit."""
+    file = str(pins.FOLDER / f"{name}.txt")
+    chosen = resolve(["--python", python], ["--only-binary=:all:", "--requirement", file])
+    more = sorted(chosen.keys() - pins.read(name).keys() - left_out(name))
+    return [f"{name}: {one} {chosen[one].version}" for one in more]
+
+
 def main() -> None:
     """Write one set of files, or verify their records."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("which", choices=("tested", "cuda", "verify"))
+    parser.add_argument("which", choices=("tested", "cuda", "verify", "check"))
     parser.add_argument("--python", default="python3.12", help="the Python that resolves for CUDA")
     arguments = parser.parse_args()
     pins.FOLDER.mkdir(exist_ok=True)
@@ -229,6 +256,8 @@ def main() -> None:
             lock_tested()
         case "cuda":
             lock_cuda(arguments.python)
+        case "check":
+            check(arguments.python)
         case _:
             verify()
 

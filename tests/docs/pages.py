@@ -4,6 +4,7 @@ A block of ``bash`` or ``python`` is run by the tests unless the line before it 
 
 - ``<!-- not run: REASON -->``: not run at all, and why;
 - ``<!-- runs against a server -->``: run where a server is up (tests/integration/server);
+- ``<!-- starts a server -->``: run where engines are (tests/integration/server);
 - ``title="PATH"`` after the language: an excerpt of that file, compared with it.
 
 Blocks whose first command is one of ``ELSEWHERE`` are not run either.
@@ -26,6 +27,7 @@ ELSEWHERE = {
     "make": "make runs all checks, of which this is a part",
 }
 SERVER = "runs against a server"
+STARTING = "starts a server"
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>\S.*)?$")
 _COMMENT = re.compile(r"^ *<!-- (?P<said>.*) -->$")
@@ -66,6 +68,10 @@ class Fence:
     def on_server(self) -> bool:
         return self.comment == SERVER
 
+    @property
+    def starts_server(self) -> bool:
+        return self.comment == STARTING
+
     @cached_property
     def commands(self) -> list[str]:
         """Lines of a shell block that are neither empty nor comments, continued ones joined."""
@@ -95,7 +101,7 @@ def fences(page: Path) -> Iterator[Fence]:
 
 
 def runnable(page: Path, *, on_server: bool) -> list[Fence]:
-    """The blocks of a page that are run, on a server or without one."""
+    """The blocks of a page that are run, on a server or without one; none that starts one."""
     return [
         fence
         for fence in fences(page)
@@ -103,6 +109,7 @@ def runnable(page: Path, *, on_server: bool) -> list[Fence]:
         and fence.not_run is None
         and fence.excerpt_of is None
         and fence.on_server == on_server
+        and not fence.starts_server
     ]
 
 

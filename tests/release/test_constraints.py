@@ -207,6 +207,20 @@ def test_a_record_that_the_wheels_contradict_is_found(shelf, monkeypatch):
     assert difference.startswith("one: recorded") and "two>1.5" in difference
 
 
+def test_what_pip_would_add_to_the_pins_of_a_file_is_named(shelf, monkeypatch):
+    """The pins as pip itself resolves them, from a shelf of wheels."""
+    make_wheel(shelf, "one==1.0", "two>1; python_version > '3.1'", "never; python_version < '3'")
+    make_wheel(shelf, "two==2.0")
+    monkeypatch.setattr(pins, "FOLDER", shelf)
+    pins.write("build", "Too few.", {"one": "1.0"})
+    assert lock.unpinned("build", sys.executable) == ["build: two 2.0"]
+    pins.write("build", "All.", {"one": "1.0", "two": "2.0"})
+    assert lock.unpinned("build", sys.executable) == []
+    pins.write("build", "No such version.", {"one": "1.0", "two": "1.0"})
+    with pytest.raises(SystemExit, match="pip could not resolve it"):
+        lock.unpinned("build", sys.executable)
+
+
 def test_a_local_build_is_refused():
     with pytest.raises(
         SystemExit, match=r"pip chose torch 2\.13\.0\+cpu, which PyPI does not have"
