@@ -37,6 +37,37 @@ for shard in {" ".join(map(str, range(SHARDS)))}; do
   mv "$here/.cache/$shard.incomplete" "$here/$shard.safetensors"
 done
 """
+# Prints a manifest as the registry's command does and writes one blob, whose digest is its shard's number.
+ORAS = f"""#!/bin/sh
+step() {{ if [ "$DIE_AT" = "$1" ]; then kill -9 0; fi; }}
+layer() {{
+  printf '    {{\n      "digest": "sha256:%s",\n      "annotations": {{\n%s' "$1" "$3"
+  printf '        "org.opencontainers.image.title": "%s"\n      }}\n    }},\n' "$2"
+}}
+echo "$*" >>"$WORLD/asked"
+case "$1 $2" in
+  "manifest fetch")
+    step config
+    printf '{{\n  "config": {{\n    "digest": "sha256:none"\n  }},\n  "layers": [\n'
+    layer config config.json
+    for shard in {" ".join(map(str, range(SHARDS)))}; do
+      layer "$shard$TAG" "${{FOLDER:-}}$shard.safetensors" "${{PACKED:-}}"
+    done
+    printf '  ]\n}}\n' ;;
+  "blob fetch")
+    [ "$3" = --output ]
+    name="${{5##*:}}"
+    echo half >"$4"
+    case "$name" in
+      config) ;;
+      *) step "begin${{name%"$TAG"}}"; echo "shard $name" >>"$WORLD/fetched"; step "end${{name%"$TAG"}}" ;;
+    esac
+    echo "$5" >"$4" ;;
+  *)
+    echo '{{}}' >"$3/config.json"
+    for shard in {" ".join(map(str, range(SHARDS)))}; do echo all >"$3/$shard.safetensors"; done ;;
+esac
+"""
 RCLONE = """#!/bin/sh
 while [ $# -gt 2 ]; do shift; done
 cp -r "$1/." "$2" && [ ! -e "$1/broken" ]
@@ -46,6 +77,10 @@ AFTER = """#!/bin/sh
 if [ "$DIE_AT" = NAME ]; then kill -9 0; fi
 exec /bin/NAME "$@"
 """
+
+
+REFERENCE = "registry.example:5000/models/lean:v1"
+KINDS = {"huggingface": {}, "oci": {"KIND": "oci", "ORIGIN": REFERENCE}}
 
 
 class World(NamedTuple):
@@ -81,11 +116,13 @@ def world(tmp_path) -> Iterator[World]:
     volume.mkdir()
     programs.mkdir()
     _program(programs, "hf", HF)
+    _program(programs, "oras", ORAS)
     _program(programs, "rclone", RCLONE)
     for name in ("sync", "mv"):
         _program(programs, name, AFTER.replace("NAME", name))
     told = {"KIND": "huggingface", "ORIGIN": "org/model", "REVISION": "main"}
     told |= {"TARGET": str(volume / "model-abcd1234"), "WORLD": str(tmp_path), "DIE_AT": ""}
+    told |= {"TAG": ""}
     world = World(volume, programs, told, [])
     yield world
     for pod in world.pods:
@@ -116,8 +153,10 @@ def _run(world: World, pod: str = "pod-a", **told: str) -> subprocess.CompletedP
     return subprocess.CompletedProcess([], pod_process.returncode, out, err)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("point", POINTS)
-def test_a_pod_that_dies_leaves_one_copy_that_the_next_goes_on_with(world, point):
+def test_a_pod_that_dies_leaves_one_copy_that_the_next_goes_on_with(world, point, kind):
+    world.told.update(KINDS[kind])
     died = _run(world, "pod-a", DIE_AT=point)
     assert died.returncode == -signal.SIGKILL
     assert not world.target.exists()
@@ -130,6 +169,45 @@ def test_a_pod_that_dies_leaves_one_copy_that_the_next_goes_on_with(world, point
     assert not (world.target / ".cache").exists()
     # Only what was under way is fetched again.
     assert len(world.lines("fetched")) <= SHARDS + 1
+
+
+def _oci(world: World, **told: str) -> subprocess.CompletedProcess[str]:
+    return _run(world, "pod-a", **KINDS["oci"], **told)
+
+
+def test_files_of_an_artifact_come_one_by_one_under_their_names(world):
+    done = _oci(world, FOLDER="original/")
+    assert done.returncode == 0, done.stderr
+    asked = world.lines("asked")
+    assert asked[0] == f"manifest fetch --pretty {REFERENCE}"
+    assert asked[1].endswith("registry.example:5000/models/lean@sha256:config")
+    blob = (world.target / "original" / "2.safetensors").read_text()
+    assert blob == "registry.example:5000/models/lean@sha256:2\n"
+
+
+def test_a_tag_that_moved_takes_nothing_from_the_artifact_before(world):
+    assert _oci(world, DIE_AT="end2").returncode == -signal.SIGKILL
+    assert _oci(world, TAG="new").returncode == 0
+    shards = {path.read_text().strip()[-4:] for path in world.target.glob("*.safetensors")}
+    assert shards == {f"{shard}new" for shard in range(SHARDS)}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"PACKED": '        "io.deis.oras.content.unpack": "true",\n'},
+        {"FOLDER": "../../"},
+        {"FOLDER": "/"},
+        {"FOLDER": 'a\\"b'},
+    ],
+)
+def test_what_is_no_plain_list_of_files_is_pulled_as_a_whole(world, odd):
+    """The command itself refuses names that lead out of its folder."""
+    done = _oci(world, **odd)
+    assert done.returncode == 0, done.stderr
+    assert "fetched as a whole" in done.stdout
+    assert world.lines("asked")[1] == f"pull --output {world.target}.partial {REFERENCE}"
+    assert world.left() == ["model-abcd1234", "model-abcd1234.lock"]
 
 
 def test_there_are_ten_points():

@@ -60,11 +60,50 @@ can_lock() {
   return "$works"
 }
 
+# Digest and name of each file of the artifact, from its manifest; "-" for what is packed, or named as no file is.
+layers() {
+  awk -F '"' '
+    /^  "layers": / { inside = 1 }
+    /^  \]/ { inside = 0 }
+    !inside { next }
+    /^    {/ { digest = title = odd = "" }
+    /^      "digest": / { digest = $4 }
+    /^        "org.opencontainers.image.title": / { title = $4; if (NF > 5) odd = 1 }
+    /^        "io.deis.oras.content.unpack": "true"/ { odd = 1 }
+    /^    }/ && title { print (odd || title ~ /\\|^\/|(^|\/)\.\.(\/|$)/) ? "-" : digest " " title }
+  '
+}
+
+# File by file, as what has its name is whole: `oras pull` would begin all of them anew.
+fetch_files() {
+  notes="$partial/.cache"
+  mkdir -p "$notes" || return
+  run oras manifest fetch --pretty "$@" "$ORIGIN" >"$notes/manifest" || return
+  layers <"$notes/manifest" >"$notes/layers.new"
+  # Of another artifact, as tags move, or of a command that wrote under the names themselves.
+  cmp -s "$notes/layers.new" "$notes/layers" ||
+    find "$partial" -mindepth 1 -maxdepth 1 ! -name .cache -exec rm -rf {} + || return
+  mv "$notes/layers.new" "$notes/layers" || return
+  if [ ! -s "$notes/layers" ] || grep -q '^-' "$notes/layers"; then
+    echo "$ORIGIN is packed, or has no plain list of files: it is fetched as a whole"
+    rm -f "$notes/layers"
+    run oras pull --output "$partial" "$@" "$ORIGIN"
+    return
+  fi
+  name="${ORIGIN##*/}"
+  repository="${ORIGIN%"$name"}${name%%[:@]*}"
+  while read -r digest title; do
+    [ ! -e "$partial/$title" ] || continue
+    run oras blob fetch --output "$notes/blob" "$@" "$repository@$digest" || return
+    mkdir -p "$(dirname "$partial/$title")" && mv "$notes/blob" "$partial/$title" || return
+  done <"$notes/layers"
+}
+
 fetch() {
   case "$KIND" in
     huggingface) run hf download "$ORIGIN" --revision "$REVISION" --local-dir "$partial" "$@" ;;
     objectStore) run rclone copy --stats 30s --stats-log-level NOTICE "$ORIGIN" "$partial" "$@" ;;
-    oci) run oras pull --output "$partial" "$@" "$ORIGIN" ;;
+    oci) fetch_files "$@" ;;
     *) echo "cannot fetch from $KIND; expected huggingface, objectStore or oci" >&2 && exit 2 ;;
   esac
 }
@@ -95,11 +134,12 @@ if [ ! -e "$partial/config.json" ]; then
   echo "$ORIGIN has no config.json at its top; name the directory of the model itself" >&2
   exit 2
 fi
-# What the commands keep beside the files: the hub's notes, and rclone's of transfers that broke off.
-rm -rf "$partial/.cache"
+# What rclone leaves of transfers that broke off.
 find "$partial" -type f -name '*.partial' -exec rm -f {} +
 sync
 if mv -T "$partial" "$TARGET" 2>/dev/null; then
+  # The commands' notes go last: a pod that dies before begins nothing anew.
+  rm -rf "$TARGET/.cache"
   echo "fetched $TARGET"
 elif is_there; then
   rm -rf "$partial"
