@@ -344,7 +344,7 @@ FROM_SOURCES: tuple[Seam, ...] = (
         f"{_MOE}.experts.triton_moe",
         "TritonExperts",
         members=("quant_dtype", "block_shape", "a2_scale", "per_act_token_quant"),
-        attributes=("quant_config", "quantization_emulation"),
+        attributes=("quant_config", "quantization_emulation", "moe_config"),
         base="FusedMoEExpertsModular",
     ),
     # Experts of another engine's router: `lean_experts` leaves them alone by their module's name.

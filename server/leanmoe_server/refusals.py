@@ -90,6 +90,11 @@ def refuse_unsupported(args: Namespace, environment: Mapping[str, str]) -> None:
             args.enable_expert_parallel and is_cpu_build(),
             "vLLM's CPU kernels crash on it, in stock vLLM too; leave it out",
         ),
+        "--enable-lora on a CPU": (
+            args.enable_lora and is_cpu_build(),
+            "vLLM computes the experts of such engines by Triton, which its CPU build has not, in "
+            "stock vLLM too; merge the adapter into the checkpoint",
+        ),
         "--hf-overrides": (args.hf_overrides, _OTHER_MODEL),
         "--hf-config-path": (args.hf_config_path, _OTHER_MODEL),
         "--headless": (args.headless, "the skip level needs the API process"),

@@ -37,7 +37,7 @@ for shard in {" ".join(map(str, range(SHARDS)))}; do
   mv "$here/.cache/$shard.incomplete" "$here/$shard.safetensors"
 done
 """
-# Prints a manifest as the registry's command does and writes one blob, whose digest is its shard's number.
+# Prints a manifest as the registry's command does, and writes one blob; shards are digests.
 ORAS = f"""#!/bin/sh
 step() {{ if [ "$DIE_AT" = "$1" ]; then kill -9 0; fi; }}
 layer() {{
@@ -49,7 +49,7 @@ case "$1 $2" in
   "manifest fetch")
     step config
     printf '{{\n  "config": {{\n    "digest": "sha256:none"\n  }},\n  "layers": [\n'
-    layer config config.json
+    layer "config$TAG" config.json
     for shard in {" ".join(map(str, range(SHARDS)))}; do
       layer "$shard$TAG" "${{FOLDER:-}}$shard.safetensors" "${{PACKED:-}}"
     done
@@ -57,11 +57,11 @@ case "$1 $2" in
   "blob fetch")
     [ "$3" = --output ]
     name="${{5##*:}}"
+    shard="${{name%"$TAG"}}"
     echo half >"$4"
-    case "$name" in
-      config) ;;
-      *) step "begin${{name%"$TAG"}}"; echo "shard $name" >>"$WORLD/fetched"; step "end${{name%"$TAG"}}" ;;
-    esac
+    step "begin$shard"
+    [ "$shard" = config ] || echo "shard $name" >>"$WORLD/fetched"
+    step "end$shard"
     echo "$5" >"$4" ;;
   *)
     echo '{{}}' >"$3/config.json"

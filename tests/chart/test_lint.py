@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 import tomllib
 
 import pytest
@@ -61,6 +62,20 @@ def test_no_rendered_key_stands_twice(name):
 def test_a_key_that_stands_twice_is_seen():
     with pytest.raises(AssertionError, match="stand twice"):
         strictly("a: [{b: 1, b: 2}]")
+
+
+def test_the_package_holds_what_installs_and_no_examples(tmp_path):
+    done = run_helm("package", str(CHART), "--destination", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (package,) = tmp_path.glob("leanmoe-*.tgz")
+    with tarfile.open(package) as files:
+        held = {name.removeprefix("leanmoe/") for name in files.getnames()}
+    folders = ("files", "dashboards", "templates")
+    wanted = {str(path.relative_to(CHART)) for one in folders for path in (CHART / one).iterdir()}
+    missing = {path for path in wanted if not any(name.startswith(path) for name in held)}
+    assert not missing
+    assert {"values.yaml", "values.schema.json", "Chart.yaml", "README.md"} <= held
+    assert not [name for name in held if name.startswith("ci/") or "head" in name]
 
 
 def test_versions_are_the_projects():

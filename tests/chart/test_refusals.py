@@ -7,6 +7,7 @@ import pytest
 from tests.chart.rendering import CI, template
 
 # ruff: noqa: E501 - a case is one line
+KEDA = "autoscaling.keda.enabled=true,autoscaling.keda.serverAddress=http://a,autoscaling.keda.scraped=true"
 CASES = {
     "autoscaling.hpa.enabled=true,autoscaling.keda.enabled=true": "enable one",
     "autoscaling.keda.enabled=true,model.storage.kind=emptyDir": "address of Prometheus",
@@ -82,11 +83,28 @@ CASES = {
     "model.storage.kind=image": "name the OCI image",
     "model.storage.kind=image,model.storage.image.reference=a": "set the source to none",
     "fleet.enabled=true,fleet.level=1": "secrets.adminKey",
+    "fleet.enabled=true,fleet.level=1,secrets.adminKey.name=a,server.maxSkipLevel=0.5": "must not be larger",
     "fleet.enabled=true,secrets.adminKey.name=a": "one of fleet.level and fleet.maxKld",
     "fleet.enabled=true,fleet.level=1,fleet.maxKld=1,secrets.adminKey.name=a": "set one",
     "server.vllm.data-parallel-size=2,gpu.count=1": "give as many devices",
     "ingress.enabled=true": "name at least one host",
     "httpRoute.enabled=true": "name the Gateway",
+    "httpRoute.hostnames={LLM.example.org}": "no host name",
+    "httpRoute.hostnames={10.0.0.1}": "no host name",
+    f"httpRoute.hostnames={{{','.join(f'a{index}.org' for index in range(17))}}}": "takes 16",
+    "httpRoute.paths={/v1//chat}": "no plain path",
+    "httpRoute.paths={/v1/..}": "no plain path",
+    f"httpRoute.paths={{{','.join(f'/{index}' for index in range(65))}}}": "a rule takes 64",
+    "ingress.hosts={llm.example.org:443}": "no host name",
+    "ingress.hosts[0].host=a_b": "no host name",
+    "ingress.hosts[0].host=a.org,ingress.hosts[0].paths[0].path=/a b": "no plain path",
+    "ingress.hosts[0]=a.org,ingress.paths={/v1/%2fa}": "no plain path",
+    f"{KEDA},autoscaling.keda.fallback.replicas=2": "give them",
+    f"{KEDA},autoscaling.keda.triggers[0].name=kv-use,autoscaling.keda.triggers[0].type=cron,autoscaling.keda.triggers[0].metadata.start=1": "another name",
+    f"{KEDA},autoscaling.minReplicas=0,autoscaling.keda.triggers[0].type=cpu,autoscaling.keda.triggers[0].metadata.value=1": "needs no pod",
+    "resources.limits.nvidia\\.com/gpu=2": "set gpu.count alone",
+    "resources.requests.memory=64Gi": "must not be larger",
+    "prepare.resources.limits.cpu=500m": "must not be larger",
 }
 
 

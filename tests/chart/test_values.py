@@ -132,6 +132,12 @@ def test_unknown_keys_are_refused_at_every_level(tmp_path):
         "shutdown.stopSeconds=1",
         "model.source.objectStore.remote=--config",
         "server.vllm.--max-model-len=1",
+        "image.repository=a b",
+        "image.repository=Upper/Case",
+        "image.tag=a:b",
+        "model.storage.storageClass=A B",
+        "podAnnotations.a b=c",
+        "nodeSelector.-a=c",
     ],
 )
 def test_values_out_of_range_are_refused(wrong):

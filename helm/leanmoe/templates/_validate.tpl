@@ -4,6 +4,8 @@
 {{- include "leanmoe.validateLabels" . }}
 {{- include "leanmoe.validateSecrets" . }}
 {{- include "leanmoe.validateVolumes" . }}
+{{- include "leanmoe.validateDevices" . }}
+{{- include "leanmoe.validateResources" . }}
 {{- include "leanmoe.validateModel" . }}
 {{- include "leanmoe.validatePrepare" . }}
 {{- include "leanmoe.validateServer" . }}
@@ -134,7 +136,24 @@
 {{- if and $keda.serverAddress (not .Values.serviceMonitor.enabled) (not $keda.scraped) }}
 {{- fail "autoscaling.keda asks Prometheus for metrics that nothing collects: enable serviceMonitor, or set autoscaling.keda.scraped to true if you collect them otherwise" }}
 {{- end }}
-{{- if and (eq (int $scale.minReplicas) 0) (not $keda.triggers) }}
+{{- $elsewhere := list }}
+{{- $names := list }}
+{{- if $keda.serverAddress }}
+{{- $names = list "waiting-requests" "kv-use" }}
+{{- end }}
+{{- range $keda.triggers }}
+{{- if not (has .type (list "cpu" "memory")) }}
+{{- $elsewhere = append $elsewhere .type }}
+{{- end }}
+{{- if and .name (has .name $names) }}
+{{- fail (printf "autoscaling.keda.triggers has two triggers called %s, those of the chart counted: give it another name" .name) }}
+{{- end }}
+{{- $names = append $names .name }}
+{{- end }}
+{{- if and $keda.fallback (not (and (hasKey $keda.fallback "failureThreshold") (hasKey $keda.fallback "replicas"))) }}
+{{- fail "autoscaling.keda.fallback needs both failureThreshold and replicas: give them" }}
+{{- end }}
+{{- if and (eq (int $scale.minReplicas) 0) (not $elsewhere) }}
 {{- fail "autoscaling.minReplicas is 0, and without pods nothing measures that requests wait: give autoscaling.keda.triggers one that needs no pod, such as the queue of a gateway" }}
 {{- end }}
 {{- else if and $scale.hpa.enabled (eq (int $scale.minReplicas) 0) }}
@@ -167,5 +186,53 @@
 {{- end }}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
 {{- fail "httpRoute.enabled and httpRoute.parentRefs is empty: name the Gateway" }}
+{{- end }}
+{{- include "leanmoe.validateHosts" . }}
+{{- include "leanmoe.validatePaths" . }}
+{{- end }}
+
+{{/* Host names as an Ingress and an HTTPRoute take them: no address, port or upper case. */}}
+{{- define "leanmoe.validateHosts" -}}
+{{- $hosts := dict "ingress.hosts" list "httpRoute.hostnames" (default list .Values.httpRoute.hostnames) }}
+{{- range .Values.ingress.hosts }}
+{{- $host := kindIs "string" . | ternary . (get (kindIs "map" . | ternary . dict) "host") }}
+{{- $_ := set $hosts "ingress.hosts" (append (get $hosts "ingress.hosts") (default "" $host)) }}
+{{- end }}
+{{- range $where, $names := $hosts }}
+{{- if and (eq $where "httpRoute.hostnames") (gt (len $names) 16) }}
+{{- fail (printf "httpRoute.hostnames has %d names, and an HTTPRoute takes 16: use a wildcard, or another route in extraObjects" (len $names)) }}
+{{- end }}
+{{- range $name := $names }}
+{{- $label := "[a-z0-9]([-a-z0-9]*[a-z0-9])?" }}
+{{- if or (not (regexMatch (printf "^((\\*\\.)?%s(\\.%s)*)?$" $label $label) $name)) (regexMatch "^[0-9.]+$" $name) (gt (len $name) 253) }}
+{{- fail (printf "%s has %q, which is no host name: use lower-case letters, digits, dashes and dots, at most *. in front, no port and no address" $where $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Paths that are prefixes or exact; what ImplementationSpecific means, the controller says. */}}
+{{- define "leanmoe.validatePaths" -}}
+{{- $ingress := .Values.ingress }}
+{{- $plain := dict "httpRoute.paths" .Values.httpRoute.paths "ingress.paths" list }}
+{{- $given := list }}
+{{- range $host := $ingress.hosts }}
+{{- $given = concat $given (default $ingress.paths (get (kindIs "map" $host | ternary $host dict) "paths")) }}
+{{- end }}
+{{- range $path := $given }}
+{{- $entry := kindIs "string" $path | ternary (dict "path" $path) $path }}
+{{- if ne (default $ingress.pathType $entry.pathType) "ImplementationSpecific" }}
+{{- $_ := set $plain "ingress.paths" (append (get $plain "ingress.paths") $entry.path) }}
+{{- end }}
+{{- end }}
+{{- range $where, $paths := $plain }}
+{{- range $path := $paths }}
+{{- if or (not (regexMatch "^/([-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})*$" $path)) (regexMatch "//|/\\.{1,2}(/|$)|%2[fF]" $path) (gt (len $path) 1024) }}
+{{- fail (printf "%s has %q, which is no plain path: leave out //, /./, /../, %%2F and characters that a path does not have" $where $path) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if gt (len .Values.httpRoute.paths) 64 }}
+{{- fail (printf "httpRoute.paths has %d paths, and a rule takes 64: use shorter prefixes" (len .Values.httpRoute.paths)) }}
 {{- end }}
 {{- end }}

@@ -5,6 +5,10 @@
 {{- if and (not (kindIs "invalid" $level)) (gt (float64 $level) (float64 $server.maxSkipLevel)) }}
 {{- fail (printf "server.skipLevel is %v and server.maxSkipLevel is %v: the first must not be larger" $level $server.maxSkipLevel) }}
 {{- end }}
+{{- $fleet := .Values.fleet.level }}
+{{- if and .Values.fleet.enabled (not (kindIs "invalid" $fleet)) (gt (default 0 $fleet | float64) (float64 $server.maxSkipLevel)) }}
+{{- fail (printf "fleet.level is %v and server.maxSkipLevel is %v: the first must not be larger" $fleet $server.maxSkipLevel) }}
+{{- end }}
 {{- if and (not (kindIs "invalid" $server.unionBudget)) (not (kindIs "invalid" $server.maxKld)) }}
 {{- fail "server.maxKld promises what a curve measured, and none knows what server.unionBudget costs: leave one of them out" }}
 {{- end }}

@@ -101,6 +101,32 @@
 {{- end }}
 {{- end }}
 
+{{/* Kubernetes wants as many devices requested as allowed. */}}
+{{- define "leanmoe.validateDevices" -}}
+{{- $name := .Values.gpu.resource }}
+{{- range $where, $one := dict "requests" .Values.resources.requests "limits" .Values.resources.limits }}
+{{- $given := get (default dict $one) $name }}
+{{- if and $given (ne (include "leanmoe.text" $given) (include "leanmoe.text" $.Values.gpu.count)) }}
+{{- fail (printf "resources.%s has %s of %s, and gpu.count is %d: set gpu.count alone" $where (include "leanmoe.text" $given) $name (int $.Values.gpu.count)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What asks for more than it may use: such pods are never made, and a Deployment does not say so. */}}
+{{- define "leanmoe.validateResources" -}}
+{{- $all := dict "resources" .Values.resources "prepare.resources" .Values.prepare.resources "model.source.resources" .Values.model.source.resources "fleet.resources" .Values.fleet.resources "tests.resources" .Values.tests.resources }}
+{{- range $where, $one := $all }}
+{{- range $name, $asked := default dict $one.requests }}
+{{- $limit := get (default dict $one.limits) $name }}
+{{- $least := include "leanmoe.bytes" $asked }}
+{{- $most := include "leanmoe.bytes" $limit }}
+{{- if and $least $most (gt (float64 $least) (float64 $most)) }}
+{{- fail (printf "%s.requests.%s is %s and limits.%s is %s: a request must not be larger" $where $name (include "leanmoe.text" $asked) $name (include "leanmoe.text" $limit)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Bytes of a quantity such as 8Gi; empty for what is none. */}}
 {{- define "leanmoe.bytes" -}}
 {{- $text := include "leanmoe.text" . }}

@@ -113,6 +113,8 @@ def mode_of(kernel: Any) -> SkipMode:
 
 def experts_mode(experts: Any) -> SkipMode:
     """The mode of an experts object; a pair that switches by shape takes the weaker one's."""
+    if takes_adapters(experts):
+        return SkipMode.ZERO
     pair = [getattr(experts, name, None) for name in ("experts", "fallback_experts")]
     if all(part is not None for part in pair):
         return min(map(experts_mode, pair), key=_WEAKEST_FIRST.index)
@@ -120,6 +122,11 @@ def experts_mode(experts: Any) -> SkipMode:
     if name == "TritonExperts" and _scale_spans_rows(experts):
         return SkipMode.REDIRECT
     return MODES.get(name, _ZERO).mode
+
+
+def takes_adapters(experts: Any) -> bool:
+    """With --enable-lora ids go to the adapters' kernels too, and nobody followed -1 there."""
+    return bool(getattr(getattr(experts, "moe_config", None), "is_lora_enabled", False))
 
 
 def _scale_spans_rows(experts: Any) -> bool:

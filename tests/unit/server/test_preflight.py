@@ -143,6 +143,7 @@ def test_no_model_and_a_dense_one(tmp_path: Path) -> None:
         (["--api-server-count", "0"], "cannot take --api-server-count 0"),
         (["--headless"], "cannot take --headless"),
         (["--enable-expert-parallel"], "cannot take --enable-expert-parallel on a CPU"),
+        (["--enable-lora"], "cannot take --enable-lora on a CPU"),
         (
             ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}'],
             "cannot take --speculative-config with multi-token prediction",

@@ -92,6 +92,13 @@ def test_a_pair_that_switches_by_shape_takes_the_weaker_mode():
     assert modes.experts_mode(pair(deep, dynamic)) is SkipMode.REDIRECT
 
 
+@pytest.mark.parametrize(("adapters", "mode"), [(True, SkipMode.ZERO), (False, SkipMode.MASK)])
+def test_ids_that_go_to_adapters_too_are_kept(adapters, mode):
+    config = SimpleNamespace(is_lora_enabled=adapters)
+    experts = experts_of("TritonExperts", moe_config=config)
+    assert modes.mode_of(kernel_of(experts)) is mode
+
+
 def test_tokens_carried_by_a_library_are_not_masked():
     assert modes.mode_of(kernel_of(experts_of("TritonExperts"), "NixlEP")) is SkipMode.ZERO
     assert modes.mode_of(None) is SkipMode.ZERO
