@@ -5,6 +5,7 @@ Nothing here reads a cut checkpoint: the blocks take the source's tensors and th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,43 @@ class PlannedBlock(torch.nn.Module):
         return (self.routed(x_TD) + self.shared(x_TD)).view_as(hidden_states)
 
 
+class StandInBlock(PlannedBlock):
+    """One MoE block some of whose experts give what stands in for them."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, tensors: Any, layer: int, gone: Mapping[int, list[Any]]
+    ) -> None:
+        count = checkpoint.shape.n_routed_experts
+        super().__init__(checkpoint, tensors, layer, LayerPlan(keep=tuple(range(count))))
+        self.gone = gone
+
+    def expert(self, mix: list[float], x_TD: torch.Tensor) -> torch.Tensor:
+        """An affine map in the place of experts that are gone: a constant, and two matrices."""
+        one = mix.index(1.0)
+        if one not in self.gone:
+            return super().expert(mix, x_TD)
+        constant_D, *maps = self.gone[one]
+        mapped = (x_TD @ maps[0].t()) @ maps[1] if maps else torch.zeros_like(x_TD)
+        return constant_D + mapped
+
+
+def stand_in_blocks(source: Path, lean: Path) -> dict[int, StandInBlock]:
+    """Every layer's block: experts and router of ``source``, stand-ins as ``lean`` holds them."""
+    checkpoint, tensors = open_checkpoint(source), load_file(source / "model.safetensors")
+    held, blocks = load_file(lean / "model.safetensors"), {}
+    for layer in checkpoint.shape.moe_layers:
+        name = f"{checkpoint.family.block_prefix(layer)}.experts."
+        experts = range(checkpoint.shape.n_routed_experts)
+        ends = ("approx_value", "approx_in", "approx_out")
+        gone = {
+            e: [held[f"{name}{e}.{end}"].float() for end in ends if f"{name}{e}.{end}" in held]
+            for e in experts
+        }
+        gone = {e: parts for e, parts in gone.items() if parts}
+        blocks[layer] = StandInBlock(checkpoint, tensors, layer, gone)
+    return blocks
+
+
 def planned_blocks(source: Path, plan: PrunePlan) -> dict[int, PlannedBlock]:
     """Every planned layer's block, from the source's tensors."""
     checkpoint, tensors = open_checkpoint(source), load_file(source / "model.safetensors")
@@ -126,11 +164,11 @@ def planned_blocks(source: Path, plan: PrunePlan) -> dict[int, PlannedBlock]:
 
 
 class Reference:
-    """A source checkpoint as a plan says it should compute."""
+    """A source checkpoint with other MoE blocks, as a cut says it should compute."""
 
-    def __init__(self, source: Path, plan: PrunePlan) -> None:
+    def __init__(self, source: Path, blocks: Mapping[int, PlannedBlock]) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-        for layer, block in planned_blocks(source, plan).items():
+        for layer, block in blocks.items():
             held = self.model.model.layers[layer]
             setattr(held, "block_sparse_moe" if hasattr(held, "block_sparse_moe") else "mlp", block)
 

@@ -14,6 +14,7 @@ from leanmoe.files.digest import parse_json
 from leanmoe.layout import LayerLayout, Layout, read_layout
 from leanmoe.manifest import Manifest, read_manifest
 from leanmoe.sparse.sparse_format import SparseFormat, read_sparse_format
+from leanmoe.stand_ins import APPROXIMATE_KEY, read_constants
 
 _ADVICE = "take the config of the original model"
 
@@ -60,7 +61,36 @@ class Checkpoint:
         """Experts and top-k of every MoE layer, by decoder layer number."""
         shape = self.shape
         usual = LayerLayout(n_experts=shape.n_routed_experts, top_k=shape.top_k)
-        return {layer: self.layout.layers.get(layer, usual) for layer in shape.moe_layers}
+        constant = {layer: self._with_constants(layer, ids) for layer, ids in self._constants}
+        own = {**constant, **self.layout.layers}
+        return {layer: own.get(layer, usual) for layer in shape.moe_layers}
+
+    @property
+    def _constants(self) -> list[tuple[int, tuple[int, ...]]]:
+        file = self.path / "config.json"
+        found = read_constants(self.config, str(file))
+        for layer in found:
+            if layer not in self.shape.moe_layers or layer in self.layout.layers:
+                raise CheckpointError(
+                    f"{file}: {APPROXIMATE_KEY} names layer {layer}, which is no MoE layer of this "
+                    "model or has a layout of its own; cut the model again"
+                )
+        return list(found.items())
+
+    def _with_constants(self, layer: int, ids: tuple[int, ...]) -> LayerLayout:
+        count, top_k = self.shape.n_routed_experts, self.shape.top_k
+        if ids[-1] >= count or len(ids) >= count or self.family.stacked:
+            raise CheckpointError(
+                f"{self.path / 'config.json'}: {APPROXIMATE_KEY} names {list(ids)} in layer "
+                f"{layer}, which has experts 0 to {count - 1}, must keep one and needs a tensor "
+                "for each; cut the model again"
+            )
+        return LayerLayout(n_experts=count, top_k=top_k, stand_ins=ids, rank=0)
+
+    @property
+    def has_stand_ins(self) -> bool:
+        """Whether constants or maps stand in for experts that were removed."""
+        return any(own.stand_ins for own in self.layers.values())
 
     @cached_property
     def packing(self) -> SparseFormat | None:

@@ -46,7 +46,9 @@ class LayerLayout(BaseModel):
     into their weights (CD-MoE, arXiv 2412.00069); with no expert left, the shared expert alone.
     ``gate_rows``: the router still scores that
     many experts of the source, and a matrix ``[n_experts, gate_rows]`` beside its weight maps
-    their probabilities to the experts that are left (EEP, arXiv 2407.00945).
+    their probabilities to the experts that are left (EEP, arXiv 2407.00945). ``stand_ins``: of
+    its ``n_experts``, which the router scores all, these were removed and have a constant and, at
+    a ``rank`` above 0, a map of that rank in their place (``leanmoe.stand_ins``).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +57,13 @@ class LayerLayout(BaseModel):
     top_k: NonNegativeInt
     condensed: bool = False
     gate_rows: PositiveInt | None = None
+    stand_ins: tuple[NonNegativeInt, ...] | None = None
+    rank: NonNegativeInt | None = None
+
+    @property
+    def n_computed(self) -> int:
+        """Experts whose weights are there."""
+        return self.n_experts - len(self.stand_ins or ())
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -64,7 +73,21 @@ class LayerLayout(BaseModel):
             raise ValueError("a condensed layer runs all its experts and has no router to transfer")
         if not self.top_k and not self.condensed:
             raise ValueError("a layer that routes needs experts and a top_k of at least 1")
+        if (self.stand_ins is None) != (self.rank is None):
+            raise ValueError("stand_ins and their rank go together")
+        if self.stand_ins is not None:
+            self._check_stand_ins(self.stand_ins)
         return self
+
+    def _check_stand_ins(self, ids: tuple[int, ...]) -> None:
+        if self.condensed or self.gate_rows is not None:
+            raise ValueError("only a layer that routes to its own experts has stand-ins")
+        if not ids or list(ids) != sorted(set(ids)) or ids[-1] >= self.n_experts:
+            raise ValueError(
+                f"stand_ins are {list(ids)}, expected ascending numbers of its experts"
+            )
+        if len(ids) == self.n_experts:
+            raise ValueError("every expert has a stand-in and none is left")
 
 
 class Layout(BaseModel):

@@ -92,6 +92,7 @@ __all__ = [
     "UnquantizedLinearMethod",
     "WorkerBase",
     "check_seams",
+    "compute_constants_ourselves",
     "cpu_communicator_classes",
     "cpu_fused_moe",
     "cpu_prepack_moe_weight",
@@ -143,6 +144,24 @@ def factory_holders(modules: Mapping[str, ModuleType]) -> list[Any]:
         for name, module in list(modules.items())
         if name.startswith("vllm.") and vars(module).get("FusedMoEFactory") is stock
     ]
+
+
+def compute_constants_ourselves(stated: Callable[[], bool]) -> None:
+    """Let vLLM 0.33 make no substitutes for the experts of a model whose constants we compute.
+
+    Its own give every id outside the experts to expert 0, so that skipping would save nothing.
+    """
+    from vllm.model_executor.layers.fused_moe import layer
+
+    stock: Any = getattr(layer, "make_expert_substitution", None)
+    if stock is None or getattr(stock, "leanmoe", False):  # 0.32 has none
+        return
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        return None if stated() else stock(*args, **kwargs)
+
+    make.leanmoe = True  # type: ignore[attr-defined]
+    setattr(layer, stock.__name__, make)
 
 
 def cpu_communicator_classes() -> tuple[Any, Any]:

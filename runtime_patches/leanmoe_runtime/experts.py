@@ -18,21 +18,26 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from leanmoe.messages import UnionMode
+from leanmoe.errors import RuntimeSeamError
+from leanmoe.messages import SkipMode, UnionMode
 from leanmoe_runtime.collectives import add_cpu_collectives
 from leanmoe_runtime.compat import (
     CPUUnquantizedExperts,
     MoEPrepareAndFinalizeNoDPEPModular,
     RoutedExperts,
     current_platform,
+    device_of_worker,
     direct_register_custom_op,
     get_forward_context,
     is_draft_built,
 )
+from leanmoe_runtime.device.blocks import Blocks
 from leanmoe_runtime.device.masking import SkipExpertsMixin
 from leanmoe_runtime.direct import DirectExperts, direct_experts
 from leanmoe_runtime.engine import current_engine
+from leanmoe_runtime.layers import own_stand_ins
 from leanmoe_runtime.skip.cpu import REDIRECT_MAX_ROWS, SHAPES_STAY, Budget, Kernel, Planner, run
+from leanmoe_runtime.stand_ins import StandIns, beside
 from leanmoe_runtime.state import LayerState
 
 _LIBRARY = torch.library.Library("leanmoe", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -51,6 +56,8 @@ def _direct() -> DirectExperts | None:
 class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
     """Replaces vLLM's ``RoutedExperts`` by class name wherever a model builds one."""
 
+    stand_ins: StandIns | None = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.engine = current_engine()
@@ -62,6 +69,7 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         self._kernel: Kernel | None = None
         self.redirect_max_rows = REDIRECT_MAX_ROWS
         self._slot = _slot_of(self)
+        self.stand_ins = _stand_ins_of(self)
         self._direct: DirectExperts | None = None
         if current_platform.is_cpu():
             # What cannot be built must fail here, not at the first change of level.
@@ -90,14 +98,72 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
             # dispatch is asynchronous, which it is nowhere on a CPU.
             routed, operators = (x, topk_weights, topk_ids), torch.ops.leanmoe
             arguments = _direct_arguments(self)
-            if arguments is None or self._direct is None:
+            if arguments is None or self._direct is None or self.stand_ins is not None:
                 return operators.experts(*routed, self._slot)
             return operators.direct_experts(*routed, *arguments, self._slot)
         if self.condensed and self.skip_state is not None:
             self.skip_state.calls += 1  # its router does not count
         self.before_experts()
-        return super().forward_modular(
-            x, topk_weights, topk_ids, shared_experts, shared_experts_input
+        if self.stand_ins is None:
+            return super().forward_modular(
+                x, topk_weights, topk_ids, shared_experts, shared_experts_input
+            )
+        rows, weights = self._rows_on_device(self.stand_ins, topk_weights, topk_ids)
+        output = super().forward_modular(x, weights, rows, shared_experts, shared_experts_input)
+        return self._plus_stand_ins(self.stand_ins, output, x, topk_weights, topk_ids)
+
+    def _rows_on_device(
+        self, stand_ins: StandIns, weights_TK: torch.Tensor, ids_TK: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the kernel is given: no row for removed experts, or row 0 with weight 0."""
+        rows_TK = stand_ins.rows(ids_TK)
+        if self.device_mode() is SkipMode.MASK:
+            return rows_TK, weights_TK
+        return rows_TK.clamp(min=0), weights_TK.masked_fill(rows_TK < 0, 0.0)
+
+    def _plus_stand_ins(
+        self,
+        stand_ins: StandIns,
+        output: Any,
+        x_TD: torch.Tensor,
+        weights_TK: torch.Tensor,
+        ids_TK: torch.Tensor,
+    ) -> torch.Tensor:
+        """The experts' output with the stand-ins', which one of the ranks to be summed adds."""
+        if not isinstance(output, torch.Tensor):
+            raise RuntimeSeamError(
+                f"{self.layer_name} gives {type(output).__name__} where stand-ins are to be added; "
+                "serve this checkpoint with vLLM's default MoE kernels"
+            )
+        if self.moe_config.tp_rank == 0:
+            width = stand_ins.width
+            added_TD = stand_ins.output(x_TD[:, :width], weights_TK, ids_TK)
+            output[:, :width] += added_TD.to(output.dtype)
+        return output
+
+    def empty_blocks(self, tokens: int, logits_TE: torch.Tensor) -> Blocks | None:
+        """None beside stand-ins: the launch would lay out the router's numbers, not our rows."""
+        return None if self.stand_ins is not None else super().empty_blocks(tokens, logits_TE)
+
+    def _map_global_expert_id_to_local_expert_id(self, expert_id: int) -> int:
+        """Where a checkpoint's expert is held; -1 for none of ours."""
+        row = expert_id if self.stand_ins is None else self.stand_ins.row(expert_id)
+        if row < 0:
+            return row
+        local: int = super()._map_global_expert_id_to_local_expert_id(row)
+        return local
+
+    def get_expert_mapping(self, *args: Any, **kwargs: Any) -> Any:
+        """Beside stand-ins, names of all experts that the router scores: kept ones have theirs."""
+        if self.stand_ins is None:
+            return super().get_expert_mapping(*args, **kwargs)
+        return self.build_expert_params_mapping(
+            self.ckpt_gate_proj_name,
+            self.ckpt_down_proj_name,
+            self.ckpt_up_proj_name,
+            num_experts=self.stand_ins.n_experts,
+            routed_experts_prefix="",
+            lora_base_layer_prefix=self.lora_base_layer_prefix,
         )
 
     def attach(self, state: LayerState, *, condensed: bool) -> None:
@@ -138,6 +204,8 @@ class LeanRoutedExperts(SkipExpertsMixin, RoutedExperts):  # type: ignore[misc]
         """The stock grouped kernel as a function of (x, weights, ids); chosen at first use."""
         if self._kernel is None:
             self._kernel = _direct_kernel(self) or self._through_quant_method
+            if self.stand_ins is not None:
+                self._kernel = beside(self.stand_ins, self._kernel, self.moe_config.tp_rank == 0)
             self.redirect_max_rows = SHAPES_STAY if self.keeps_shapes() else REDIRECT_MAX_ROWS
         return self._kernel
 
@@ -159,6 +227,20 @@ def _slot_of(layer: LeanRoutedExperts) -> int:
     slot = next(_SLOTS)
     _LAYERS[slot] = layer
     return slot
+
+
+def _stand_ins_of(experts: LeanRoutedExperts) -> StandIns | None:
+    own = None if experts.of_draft else own_stand_ins(experts.layer_name)
+    if own is None:
+        return None
+    config = experts.moe_config
+    return StandIns(
+        *own,
+        n_experts=config.num_logical_experts + len(own.ids),
+        width=config.hidden_dim_unpadded or config.hidden_dim,
+        dtype=experts.params_dtype,
+        device=device_of_worker(),
+    )
 
 
 # The Transformers backend routes by the library's own modules: no layer's own numbers reach them.

@@ -130,7 +130,10 @@ def _shared_only(block: SharedOnly) -> LayerReport:
 
 
 def _n_experts(experts: Any) -> int:
-    """Without the copies that expert-parallel load balancing adds."""
+    """Those a router scores, without the copies that expert-parallel load balancing adds."""
+    stand_ins = getattr(experts, "stand_ins", None)
+    if stand_ins is not None:
+        return int(stand_ins.n_experts)
     config = getattr(experts, "moe_config", None)
     return int(getattr(config, "num_logical_experts", getattr(experts, "global_num_experts", 0)))
 
@@ -149,9 +152,9 @@ def _problem(runner: Any, experts: Any, monolithic: bool) -> str | None:
     if hasattr(experts, "expert_substitution"):
         return (
             f"its experts are {type(experts).__name__}, which puts constants in place of experts "
-            "(approximate_experts or expert_substitution in config.json) and computes expert 0 "
-            "for every skipped one; serve this checkpoint with stock vLLM, or cut the model it "
-            "was made from with `leanmoe prune`"
+            "(expert_substitution in config.json) and computes expert 0 for every skipped one; "
+            "serve this checkpoint with stock vLLM, or cut the model it was made from with "
+            "`leanmoe prune --replace constant`"
         )
     if not isinstance(runner, LeanRunner):
         return f"its runner is {type(runner).__name__}, which the plugin does not replace"
@@ -161,6 +164,11 @@ def _problem(runner: Any, experts: Any, monolithic: bool) -> str | None:
         return "its kernel routes by itself (monolithic); choose another --moe-backend"
     if runner.skip_state is None or runner.skip_state.layer < 0:
         return "its name carries no decoder layer number"
+    if experts.stand_ins is not None and (missing := experts.stand_ins.missing()):
+        return (
+            f"the checkpoint brought no stand-in for its removed experts {missing[:8]}; cut the "
+            "model again"
+        )
     if experts.sees_other_ranks():
         return (
             f"its quantisation ({type(experts.quant_method).__name__}) brings the tokens of all "

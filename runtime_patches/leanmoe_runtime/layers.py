@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,10 +23,12 @@ from leanmoe.layout import (
     Layout,
     read_layout,
 )
+from leanmoe.stand_ins import APPROXIMATE_KEY, read_constants
 from leanmoe_runtime.compat import (
     FusedMoEFactory,
     GateLinear,
     MoERunner,
+    compute_constants_ourselves,
     factory_holders,
     get_current_vllm_config,
     is_draft_built,
@@ -48,18 +50,43 @@ def current_layout() -> Layout:
 
     A draft's head is built under the model's config and numbers its layers anew: it has none.
     """
+    return read_layout(*_stated(LAYOUT_KEY))
+
+
+def _stated(key: str) -> tuple[dict[str, Any], str]:
+    """What the config of the model that is being built says under ``key``, and where it says it."""
     config = get_current_vllm_config()
     model, drafts = config.model_config, config.speculative_config
     is_head = is_draft_built() and drafts is not None and model is not drafts.draft_model_config
     if model is None or is_head:
-        return Layout()
-    stated = getattr(model.hf_text_config, LAYOUT_KEY, None)
-    return read_layout({LAYOUT_KEY: stated}, f"{model.model}/config.json")
+        return {}, ""
+    return {key: getattr(model.hf_text_config, key, None)}, f"{model.model}/config.json"
 
 
 def own_layout(layer_name: str) -> LayerLayout | None:
     """What the layer of that name has of its own, or ``None``."""
     return current_layout().layers.get(layer_index(layer_name))
+
+
+class OwnStandIns(NamedTuple):
+    """Removed experts of a layer, ascending, and the rank of what stands in for them."""
+
+    ids: tuple[int, ...]
+    rank: int
+
+
+def own_stand_ins(layer_name: str) -> OwnStandIns | None:
+    """What stands in for removed experts of the layer of that name, or ``None``."""
+    own = own_layout(layer_name)
+    if own is not None:
+        return OwnStandIns(own.stand_ins, own.rank or 0) if own.stand_ins else None
+    ids = read_constants(*_stated(APPROXIMATE_KEY)).get(layer_index(layer_name))
+    return None if ids is None else OwnStandIns(ids, 0)
+
+
+def own_constants_stated() -> bool:
+    """Whether the model that is being built has constants in the place of experts."""
+    return bool(read_constants(*_stated(APPROXIMATE_KEY)))
 
 
 class LeanGateLinear(GateLinear):  # type: ignore[misc]
@@ -83,12 +110,22 @@ class LeanGateLinear(GateLinear):  # type: ignore[misc]
             size = (own.n_experts, own.gate_rows)
             empty = torch.empty(size, dtype=torch.float32, device=self.weight.device)
             self.transfer = torch.nn.Parameter(empty, requires_grad=False)
+        elif own is None and (constants := own_stand_ins(prefix)) is not None:
+            self._take_marker(constants)
         if not is_draft_built():
             # The method, not the module: the layer's experts would take that for a part of them.
             current_engine().logits[layer_index(prefix)] = self.logits
         self._rows = rows
         if not rows:
             self.quant_method = None  # a kernel for no rows would be chosen after loading
+
+    def _take_marker(self, constants: OwnStandIns) -> None:
+        """Loaded and never used, as the layout is: see ``constants_marker_name``."""
+        holder = torch.nn.Module()
+        width, device = self.weight.shape[1], self.weight.device
+        marker = torch.empty(width, dtype=self.weight.dtype, device=device)
+        holder.approx_value = torch.nn.Parameter(marker, requires_grad=False)
+        self.add_module(str(constants.ids[0]), holder)
 
     def forward(self, x: torch.Tensor) -> Any:
         """Router logits ``[T, E']``, with the bias where the stock layer returns one."""
@@ -140,6 +177,24 @@ def _own_arguments(given: Mapping[str, Any], own: LayerLayout) -> dict[str, Any]
     if given.get("e_score_correction_bias") is not None:
         changed["e_score_correction_bias"] = _own_bias(given, own.n_experts)
     return changed
+
+
+def _without_removed(given: Mapping[str, Any], own: OwnStandIns) -> dict[str, Any]:
+    """The factory's arguments with as many experts as have weights; the router scores all."""
+    parallel = get_current_vllm_config().parallel_config
+    several = {
+        "expert parallelism": parallel.enable_expert_parallel,
+        "data parallelism": parallel.data_parallel_size > 1,
+        "expert-parallel load balancing": given.get("enable_eplb"),
+        "sequence parallelism": given.get("is_sequence_parallel"),
+    }
+    if found := [name for name, is_on in several.items() if is_on]:
+        raise RuntimeSeamError(
+            f"{given.get('prefix')} has stand-ins in the place of removed experts, which every "
+            f"process would have to hold, and {found[0]} is on; serve this checkpoint without it "
+            "(tensor parallelism works)"
+        )
+    return {**given, "num_experts": int(given["num_experts"]) - len(own.ids)}
 
 
 def _own_bias(given: Mapping[str, Any], n_experts: int) -> torch.nn.Parameter:
@@ -204,6 +259,8 @@ def lean_factory(
         changed = dict(given) if own is None else _own_arguments(given, own)
         if own is not None and not own.n_experts:
             return SharedOnly(changed)
+        if (stand_ins := own_stand_ins(given.get("prefix", ""))) is not None:
+            changed = _without_removed(changed, stand_ins)
         if changed.get("routed_experts_cls") is not None:
             changed["routed_experts_cls"] = lean_experts(changed["routed_experts_cls"])
         return stock(**changed)
@@ -217,3 +274,4 @@ def replace_factory(lean_experts: Callable[[Any], Any]) -> None:
     ours = lean_factory(FusedMoEFactory, lean_experts)
     for holder in factory_holders(sys.modules):
         holder.FusedMoEFactory = ours
+    compute_constants_ourselves(own_constants_stated)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import torch
 
 from leanmoe.messages import SkipMode
 from leanmoe_runtime.compat import MoERunner, current_platform
@@ -10,6 +13,7 @@ from leanmoe_runtime.device.attach import attach
 from leanmoe_runtime.experts import LeanRoutedExperts
 from leanmoe_runtime.hook import watch_requests
 from leanmoe_runtime.layers import keep_transferred_mass, layer_index, own_layout
+from leanmoe_runtime.stand_ins import StandIns, taken
 from leanmoe_runtime.state import LayerState
 
 
@@ -26,13 +30,15 @@ class LeanRunner(MoERunner):  # type: ignore[misc]
         if experts.of_draft:
             return  # the handshake says that it stays exact
         layer, own = layer_index(self.layer_name), own_layout(self.layer_name)
+        self._hold(experts.stand_ins)
+        scored = None if experts.stand_ins is None else experts.stand_ins.n_experts
         self.condensed = own is not None and own.condensed
         self.skip_state = LayerState(
             layer=layer,
             top_k=experts.top_k,
             renormalize=experts.renormalize,
-            n_experts=experts.global_num_experts,
-            n_routed=experts.moe_config.num_logical_experts,
+            n_experts=scored or experts.global_num_experts,
+            n_routed=scored or experts.moe_config.num_logical_experts,
         )
         if not self.condensed:
             experts.engine.state.add(self.skip_state)
@@ -45,6 +51,21 @@ class LeanRunner(MoERunner):  # type: ignore[misc]
             experts.attach(self.skip_state, condensed=True)
         else:
             attach(self.router, experts, self.skip_state)
+
+    def _hold(self, stand_ins: StandIns | None) -> None:
+        """Let loaders find the stand-ins under the names that they have in the files."""
+        for expert, holder in () if stand_ins is None else stand_ins.holders():
+            self.add_module(expert, holder)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[str]:
+        """Stock ``load_weights``, stand-ins aside; of models that load a layer through it."""
+        stand_ins = getattr(self.routed_experts, "stand_ins", None)
+        if stand_ins is None:
+            yield from super().load_weights(weights)
+            return
+        loaded: list[str] = []
+        yield from super().load_weights(taken(stand_ins, weights, loaded))
+        yield from loaded
 
     @property
     def skip_mode(self) -> SkipMode:

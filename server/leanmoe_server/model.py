@@ -107,6 +107,12 @@ class SkipModel:
     def _check_union(self, experts: int) -> None:
         """A budget below a token's own experts takes work from a token that runs alone."""
         own = [self.layers[i] for i in self.skip_layers if i in self.layers]
+        if any(one.stand_ins for one in own):
+            raise LevelError(
+                f"union_budget is {experts}, and this model has stand-ins in the place of removed "
+                "experts, which a budget on distinct experts would count among them; give a level, "
+                "or turn the budget off"
+            )
         most = max((one.n_experts for one in own), default=0)
         if len(own) < len(self.skip_layers):
             most = max(most, self.n_experts)

@@ -14,6 +14,7 @@ from leanmoe.files.digest import file_digest
 from leanmoe.files.output import TOKENIZER_FOLDERS, TUNED_FOLDER
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files, weights_digest
+from leanmoe.stand_ins import stand_in_name, stand_in_sizes
 from leanmoe_pruning.checkpoints.fp8 import SCALE, block_of, check_scales
 from leanmoe_pruning.checkpoints.shards import WEIGHT_SUFFIXES, ShardReader
 from leanmoe_pruning.forward.families import RUNNABLE
@@ -103,6 +104,15 @@ def check_uniform(checkpoint: Checkpoint) -> None:
         )
 
 
+def check_no_stand_ins(checkpoint: Checkpoint, what: str) -> None:
+    """Raise where constants or maps stand in for experts, which ``what`` does not reckon with."""
+    if checkpoint.has_stand_ins:
+        raise CheckpointError(
+            f"{checkpoint.path} has stand-ins in the place of removed experts, and {what} takes "
+            "models without; take the model that it was cut from"
+        )
+
+
 def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
     """Raise unless the shards hold the model that config.json describes: no tensor less, no
     layer more, gates and experts of its sizes."""
@@ -159,6 +169,11 @@ def _check_no_other_expert(checkpoint: Checkpoint, reader: ShardReader) -> None:
         if layer is None or layer >= checkpoint.shape.n_layers:
             continue
         count = layers[layer].n_experts if layer in layers else 0
+        if part is not None and layer in layers and part.expert in (layers[layer].stand_ins or ()):
+            raise CheckpointError(
+                f"{checkpoint.path} holds {name} and its config.json says that expert "
+                f"{part.expert} was removed; config and shards are of different models"
+            )
         if layer not in layers or (part is not None and part.expert >= count):
             raise CheckpointError(
                 f"{checkpoint.path} holds {name} and its config.json says that layer {layer} has "
@@ -187,7 +202,7 @@ def block_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     sizes: dict[str, tuple[int, ...]] = {}
     for layer, own in checkpoint.layers.items():
         shape = replace(checkpoint.shape, n_routed_experts=own.n_experts, top_k=own.top_k)
-        sizes |= family.block_sizes(shape, layer)
+        sizes |= _with_stand_ins(checkpoint, layer, family.block_sizes(shape, layer))
         if layer in checkpoint.layout.layers:
             sizes[marker_name(family.block_prefix(layer))] = (2,)
         if own.gate_rows is not None:
@@ -195,6 +210,27 @@ def block_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
             name = transfer_name(family.block_prefix(layer))
             sizes[name] = (own.n_experts, own.gate_rows)
     return sizes
+
+
+def _with_stand_ins(
+    checkpoint: Checkpoint, layer: int, whole: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """A layer's tensors with those of stand-ins in the place of removed experts'."""
+    family, own = checkpoint.family, checkpoint.layers[layer]
+    if own.stand_ins is None:
+        return whole
+    parts = {name: family.parse_expert(name) for name in whole}
+    left = {
+        name: size
+        for name, size in whole.items()
+        if (part := parts[name]) is None or part.expert not in own.stand_ins
+    }
+    sizes = stand_in_sizes(checkpoint.shape.hidden_size, own.rank or 0)
+    return left | {
+        stand_in_name(family, layer, expert, part): size
+        for expert in own.stand_ins
+        for part, size in sizes.items()
+    }
 
 
 def tokenizer_files(path: Path) -> list[Path]:

@@ -14,7 +14,11 @@ from leanmoe.errors import InputError
 from leanmoe.files.output import atomic_directory, check_output
 from leanmoe.manifest import write_manifest
 from leanmoe.process.interrupts import stop_on_signals
-from leanmoe_pruning.checkpoints.opening import OpenedModel, open_runnable_model
+from leanmoe_pruning.checkpoints.opening import (
+    OpenedModel,
+    check_no_stand_ins,
+    open_runnable_model,
+)
 from leanmoe_pruning.cutting.cutter import Cutter
 from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.cutting.spool import WeightSpool
@@ -153,6 +157,7 @@ def _open(options: DistillOptions) -> _Run:
     inputs = [path for path in (options.model, options.teacher) if path is not None]
     check_output(options.out, options.force, inputs)
     checkpoint = open_runnable_model(options.model)
+    check_no_stand_ins(checkpoint, "`leanmoe distill`")
     check_changeable(checkpoint)
     check_plain(checkpoint, "leanmoe distill")
     teacher = open_runnable_model(options.teacher) if options.teacher else None

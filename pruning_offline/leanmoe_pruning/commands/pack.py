@@ -8,7 +8,7 @@ from pathlib import Path
 from leanmoe.command import Result
 from leanmoe.errors import InputError
 from leanmoe.files.output import check_output
-from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.checkpoints.opening import check_no_stand_ins, open_model
 from leanmoe_pruning.cutting.packing import packer_of
 from leanmoe_pruning.cutting.rewriting import rewrite, show_rewritten
 from leanmoe_pruning.options import command_of, force_option, model_argument, option, out_option
@@ -30,6 +30,7 @@ class PackOptions:
 
 def _run(options: PackOptions) -> Result:
     model = open_model(options.model)
+    check_no_stand_ins(model, "`leanmoe pack`")
     check_output(options.out, options.force, [options.model])
     if model.packing is not None:
         raise InputError(f"{model.path} is packed already; `leanmoe unpack` makes it dense again")

@@ -11,7 +11,7 @@ from leanmoe.errors import InputError
 from leanmoe.extras import install_hint
 from leanmoe_pruning.amounts import parse_bytes, show_bytes
 from leanmoe_pruning.budgets.budget import allowed_counts
-from leanmoe_pruning.checkpoints.opening import check_uniform
+from leanmoe_pruning.checkpoints.opening import check_no_stand_ins, check_uniform
 from leanmoe_pruning.methods.selection import check_keep
 from leanmoe_pruning.options import command_of, model_argument, option
 from leanmoe_pruning.planning.costs import matmul_rate
@@ -75,7 +75,7 @@ def _check(options: PlanOptions) -> None:
 
 def _kinds(options: PlanOptions, model: HeaderModel) -> list[Kind]:
     """What to lay out: nothing for a source whose layers differ, which only plans can cut."""
-    if model.checkpoint.layout.layers:
+    if model.checkpoint.layout.layers or model.checkpoint.has_stand_ins:
         return []
     kinds = [kind for kind in known_kinds() if options.method in (None, *kind.methods)]
     fitting = [kind for kind in kinds if kind.applies(model)]
@@ -100,7 +100,12 @@ def _rows(options: PlanOptions, model: HeaderModel, kinds: list[Kind]) -> list[R
 
 def _notes(options: PlanOptions, model: HeaderModel, rows: list[Row]) -> list[str]:
     notes = []
-    if model.checkpoint.layout.layers:
+    if model.checkpoint.has_stand_ins:
+        notes.append(
+            "It has stand-ins in the place of removed experts and cannot be cut; plan with the "
+            "model that it was cut from."
+        )
+    elif model.checkpoint.layout.layers:
         notes.append(
             "Its layers differ: methods that choose experts take models whose layers are alike; "
             "it can be cut by --plan."
@@ -151,6 +156,7 @@ def _run(options: PlanOptions) -> Result:
 
 def _preview(options: PlanOptions, model: HeaderModel) -> dict[str, Any]:
     """By the budgets asked for, half of the experts where none is."""
+    check_no_stand_ins(model.checkpoint, "--preview")
     check_uniform(model.checkpoint)
     shape = model.checkpoint.shape
     for keep in options.keep or ():

@@ -18,12 +18,18 @@ from leanmoe.files.output import atomic_directory, atomic_write_json, check_outp
 from leanmoe.manifest import Manifest, write_manifest
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe.sparse.sparse_format import pattern_of
-from leanmoe_pruning.checkpoints.opening import OpenedModel, open_model
+from leanmoe_pruning.checkpoints.opening import (
+    OpenedModel,
+    check_no_stand_ins,
+    check_runnable,
+    open_model,
+)
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.cutting.cutter import Cutter
 from leanmoe_pruning.cutting.packing import Packer, packer_of
 from leanmoe_pruning.cutting.plan_file import check_plan_target, plan_note, write_plan
 from leanmoe_pruning.cutting.record import cut_manifest
+from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.data import load_data
 from leanmoe_pruning.evaluation.importance import (
     cut_super_experts,
@@ -35,6 +41,7 @@ from leanmoe_pruning.methods import planned
 from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.methods.request import Request
+from leanmoe_pruning.methods.unreached import unreached_notes
 from leanmoe_pruning.options import (
     add_options,
     adds_options,
@@ -45,6 +52,13 @@ from leanmoe_pruning.options import (
     read_options,
 )
 from leanmoe_pruning.progress import progress
+from leanmoe_pruning.replacing.replacement import (
+    CONSTANT,
+    NONE,
+    Replacement,
+    fit_stand_ins,
+    removed_experts,
+)
 from leanmoe_pruning.scores.bundle import ScoreBundle
 
 _LOG = logging.getLogger(__name__)
@@ -91,8 +105,9 @@ def _method(request: Request) -> Method[Any]:
             raise InputError(f"--method {method.name} has no variants; leave --variant out")
         return method
     others = ("method", "variant", "keep", "ratio", "budget", "total_bytes", "spread")
+    fitting = () if request.replace == NONE else ("data", "compute")
     for name in (*others, "scores", "data", "dump", "compute"):
-        if getattr(request, name) is not None:
+        if getattr(request, name) is not None and name not in fitting:
             raise InputError(f"--plan says what is cut and {flag(name)} was given too; drop one")
     return planned.METHOD
 
@@ -111,7 +126,9 @@ def _own_options(args: argparse.Namespace, method: Method[Any]) -> Any:
 def _open(request: Request, method: Method[Any], own: Any) -> tuple[Inputs, Chooser]:
     """Refuse whatever can be refused before any work."""
     model = open_model(request.model)
+    check_no_stand_ins(model, "`leanmoe prune`")
     _check_method(request, method, model)
+    _check_replace(request, method, model)
     _check_outputs(request)
     _check_inputs(request)
     data = None
@@ -155,6 +172,27 @@ def _check_method(request: Request, method: Method[Any], model: OpenedModel) -> 
         )
 
 
+def _check_replace(request: Request, method: Method[Any], model: OpenedModel) -> None:
+    """Raise where stand-ins are asked for that cannot be, or without text to fit them on."""
+    asked = f"--replace {request.replace}"
+    if Replacement.of(request.replace, model) is None:
+        return
+    if not method.selects:
+        able = ", ".join(one.name for one in METHODS.values() if one.selects)
+        raise InputError(
+            f"--method {method.name} removes no single experts that {asked} could stand in for; "
+            f"leave --replace out, or use one of {able}"
+        )
+    for other in ("plan_only", "compress"):
+        if getattr(request, other):
+            raise InputError(f"{asked} and {flag(other)} do not go together; drop one")
+    if request.data is None:
+        raise InputError(
+            f"{asked} fits stand-ins on text, and score bundles hold none; give --data SPEC too"
+        )
+    check_runnable(model)
+
+
 def _check_spread(request: Request, method: Method[Any]) -> None:
     if not method.spreads:
         able = ", ".join(one.name for one in METHODS.values() if one.spreads)
@@ -179,9 +217,10 @@ def _check_outputs(request: Request) -> None:
 
 
 def _check_inputs(request: Request) -> None:
-    if request.data is not None and request.scores is not None:
+    both = request.data is not None and request.scores is not None
+    if both and request.replace == NONE:
         raise InputError("--scores and --data were both given; the bundle holds its data, drop one")
-    if request.compute is not None and request.scores is not None:
+    if request.compute is not None and request.scores is not None and request.replace == NONE:
         raise InputError(
             "--compute was given with --scores, whose statistics are computed already; drop one"
         )
@@ -220,6 +259,9 @@ def _pruned(request: PruneOptions, method: Method[Any], own: Any) -> Result:
             _LOG.warning("%s", note)
         if request.plan_only:
             return _plan(request, method, inputs, chooser, decision)
+        replacement = Replacement.of(request.replace, inputs.checkpoint)
+        if replacement is not None:
+            decision = _with_stand_ins(request, inputs, decision, replacement)
         with decision.replaced or nullcontext():
             cutter = Cutter(
                 inputs.checkpoint,
@@ -227,6 +269,7 @@ def _pruned(request: PruneOptions, method: Method[Any], own: Any) -> Result:
                 decision.replaced,
                 decision.input_orders,
                 _packer(request, inputs, chooser),
+                None if replacement is None else replacement.rank,
             )
             with progress("checking shards", cutter.n_tensors) as tick:
                 cutter.validate(tick)
@@ -235,6 +278,29 @@ def _pruned(request: PruneOptions, method: Method[Any], own: Any) -> Result:
             manifest = _write(request, method, inputs, chooser, decision, cutter)
         decision.finished()
     return {**_result(request, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
+
+
+def _with_stand_ins(
+    request: PruneOptions, inputs: Inputs, decision: Decision, replacement: Replacement
+) -> Decision:
+    """The decision with the tensors that stand in for what it removes."""
+    gone = removed_experts(decision.layers, inputs.checkpoint)
+    data, stream = inputs.need_data("--replace fits stand-ins on text"), inputs.stream()
+    spool = WeightSpool.beside(request.out)
+    try:
+        with progress("fitting stand-ins", max(gone) + 1) as tick:
+            idle = fit_stand_ins(stream, data.ids, gone, replacement.rank, spool, tick)
+    except BaseException:
+        spool.remove()
+        raise
+    record = {"how": str(replacement), "data": data.spec, "data_digest": data.digest()}
+    notes = unreached_notes(idle, "have zeros in their place")
+    return replace(
+        decision,
+        replaced=spool,
+        notes=(*decision.notes, *notes),
+        record={**decision.record, "replace": record},
+    )
 
 
 def _packer(request: PruneOptions, inputs: Inputs, chooser: Chooser) -> Packer | None:
@@ -367,9 +433,10 @@ def _result(request: Request, cutter: Cutter, manifest: Manifest) -> Result:
         "keep": request.keep,
         "notes": manifest.settings.get("notes", []),
         "zeros": manifest.settings.get("zeros"),
-        "experts": {str(layer): own.n_experts for layer, own in cutter.layouts.items()},
+        "experts": {str(layer): own.n_computed for layer, own in cutter.layouts.items()},
         "condensed": [layer for layer, own in cutter.layouts.items() if own.condensed],
-        "loads_in_stock_vllm": not (cutter.has_layout or cutter.is_packed),
+        "replace": request.replace,
+        "loads_in_stock_vllm": not (cutter.has_layout or cutter.is_packed or cutter.has_stand_ins),
         "n_routed_experts": cutter.checkpoint.shape.n_routed_experts,
         "kept": {str(layer): kept for layer, kept in manifest.kept.items()},
         "weight_bytes": cutter.weight_bytes,
@@ -385,6 +452,8 @@ def _show(result: Result) -> str:
     held = sorted(set(result["experts"].values()))
     counts = str(held[0]) if len(held) == 1 else f"{held[0]} to {held[-1]}"
     where = "any engine" if result["loads_in_stock_vllm"] else "`leanmoe serve` only"
+    if result["replace"] == CONSTANT:
+        where = "`leanmoe serve`, and as stated by vLLM 0.33 there"
     zeros = result["zeros"]
     zeroed = f"zeroed {sum(zeros.values()) / len(zeros):.1%} of expert weights, " if zeros else ""
     return (

@@ -15,9 +15,11 @@ from leanmoe_pruning.cutting.layer_plan import LayerPlan
 
 
 def carried_orders(
-    checkpoint: OpenedModel, plans: Mapping[int, LayerPlan]
+    checkpoint: OpenedModel, plans: Mapping[int, LayerPlan], renamed: bool = True
 ) -> dict[str, np.ndarray]:
     """Each kept expert's order under its new name; sums of experts have none.
+
+    Not ``renamed``, kept experts have their old names still, as beside stand-ins.
 
     Raises ``CheckpointError`` for a file that speaks of other experts than the checkpoint's.
     """
@@ -34,7 +36,7 @@ def carried_orders(
         for place, expert in enumerate(kept):
             found = orders.get(order_name(family, layer, expert))
             if found is not None:
-                carried[order_name(family, layer, place)] = found
+                carried[order_name(family, layer, place if renamed else expert)] = found
     return carried
 
 

@@ -21,6 +21,7 @@ from leanmoe.files.digest import file_digest
 from leanmoe.input_orders import INPUT_ORDERS_NAME, write_input_orders
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
 from leanmoe.sparse.sparse_format import CONFIG_KEY
+from leanmoe.stand_ins import APPROXIMATE_KEY, constants_marker_name, stand_in_name
 from leanmoe.tuned_tables import carry_tables
 from leanmoe_pruning.checkpoints.fp8 import scaled_weight
 from leanmoe_pruning.checkpoints.opening import (
@@ -41,7 +42,7 @@ from leanmoe_pruning.checkpoints.shards import (
 )
 from leanmoe_pruning.checkpoints.stored_type import StoredType
 from leanmoe_pruning.cutting.carried_orders import carried_orders, check_summable
-from leanmoe_pruning.cutting.layer_cut import LayerCut
+from leanmoe_pruning.cutting.layer_cut import LayerCut, StandInCut
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, layouts
 from leanmoe_pruning.cutting.module_names import ModuleNames
 from leanmoe_pruning.cutting.packing import Order, Packer
@@ -67,27 +68,35 @@ class Cutter:
         replaced: WeightSpool | None = None,
         input_orders: Mapping[str, torch.Tensor] | Mapping[str, Order] | None = None,
         packer: Packer | None = None,
+        rank: int | None = None,
     ) -> None:
-        """``input_orders`` are those of ``replaced``; where none are given the source's stay."""
+        """``input_orders`` are those of ``replaced``; where none are given the source's stay.
+
+        With a ``rank``, experts that are not kept get stand-ins of it, which ``replaced`` holds.
+        """
         self.checkpoint = checkpoint
         if replaced is None and any(plan.merge is not None for plan in plans.values()):
             check_summable(checkpoint)
         if input_orders is None:
-            self._orders = carried_orders(checkpoint, plans)
+            self._orders = carried_orders(checkpoint, plans, renamed=rank is None)
         else:
             self._orders = {name: np.asarray(order) for name, order in input_orders.items()}
-        self.layouts = layouts(plans, checkpoint)
+        self.layouts = layouts(plans, checkpoint, rank)
         self._held = HeldTensors()
         self._packer = None if packer is None else packer.ordered_by(self._orders)
-        self._cuts = {
-            layer: LayerCut(checkpoint, layer, plan, self._held) for layer, plan in plans.items()
-        }
+        self._cuts = {layer: self._cut(layer, plan, rank) for layer, plan in plans.items()}
         self._check_layout()
-        self._names = ModuleNames(plans, checkpoint.path)
+        self._names = ModuleNames(plans if rank is None else {}, checkpoint.path)
         self._names.config(checkpoint.config)  # which raises what it raises now
         self._markers = {
-            checkpoint.family.gate_name(layer): self._marker(layer, own)
-            for layer, own in self._layout().layers.items()
+            **{
+                checkpoint.family.gate_name(layer): self._marker(layer, own)
+                for layer, own in self._layout().layers.items()
+            },
+            **{
+                checkpoint.family.gate_name(layer): self._constants_marker(layer, ids)
+                for layer, ids in self._constants().items()
+            },
         }
         self.reader = checkpoint.reader
         # Where the output's tensors are read: some may have been replaced.
@@ -103,6 +112,12 @@ class Cutter:
             for name, held in self.reader.shards.items()
             if (pieces := [piece for info in held.values() for piece in self._pieces(info)])
         }
+
+    def _cut(self, layer: int, plan: LayerPlan, rank: int | None) -> LayerCut:
+        if rank is None:
+            return LayerCut(self.checkpoint, layer, plan, self._held)
+        dtype = self.checkpoint.reader.info(self.checkpoint.family.gate_name(layer)).dtype
+        return StandInCut(self.checkpoint, layer, plan, self._held, rank, dtype)
 
     def _check_layout(self) -> None:
         family = self.checkpoint.family
@@ -154,10 +169,22 @@ class Cutter:
         name = marker_name(self.checkpoint.family.block_prefix(layer))
         return Given(TensorInfo(name, StoredType.F32, (2,)), (own.n_experts, own.top_k))
 
+    def _constants_marker(self, layer: int, ids: tuple[int, ...]) -> Piece:
+        family = self.checkpoint.family
+        one = stand_in_name(family, layer, ids[0], "approx_value")
+        dtype = self.checkpoint.reader.info(family.gate_name(layer)).dtype
+        size = (self.checkpoint.shape.hidden_size,)
+        name = constants_marker_name(family.block_prefix(layer), ids)
+        return Copied(TensorInfo(name, dtype, size), one)
+
     @property
     def _old_markers(self) -> set[str]:
         prefix = self.checkpoint.family.block_prefix
-        return {marker_name(prefix(layer)) for layer in self.checkpoint.layout.layers}
+        return {marker_name(prefix(layer)) for layer in self.checkpoint.layout.layers} | {
+            constants_marker_name(prefix(layer), own.stand_ins)
+            for layer, own in self.checkpoint.layers.items()
+            if own.stand_ins
+        }
 
     def _is_spare(self, name: str) -> bool:
         layer = self.checkpoint.family.layer_of(name)
@@ -203,7 +230,7 @@ class Cutter:
         if self._orders and self._packer is None:
             write_input_orders(directory, self._orders, self.checkpoint.shape.hidden_size)
             digests[INPUT_ORDERS_NAME] = file_digest(directory / INPUT_ORDERS_NAME)
-        counts = {own.n_experts for own in self.layouts.values()}
+        counts = {own.n_computed for own in self.layouts.values()}
         carry_tables(self.checkpoint.path, directory, counts)
         for name, pieces in self.shards.items():
             digests[name] = self._write_shard(directory / name, pieces, tick)
@@ -238,6 +265,8 @@ class Cutter:
         source, layout = self.checkpoint, self._layout()
         config = source.family.cut_config({**source.config}, self._most)
         config.pop(LAYOUT_KEY, None)
+        if constants := self._constants():
+            config[APPROXIMATE_KEY] = {str(i): list(ids) for i, ids in constants.items()}
         _say_packing_(config, source, self._packer)
         config = self._names.config(config)
         return {**config, LAYOUT_KEY: layout.to_config()} if layout.layers else config
@@ -250,8 +279,26 @@ class Cutter:
         return -(-most // shape.n_groups) * shape.n_groups
 
     def _layout(self) -> Layout:
-        usual = LayerLayout(n_experts=self._most, top_k=self.checkpoint.shape.top_k)
-        return Layout(layers={i: own for i, own in self.layouts.items() if own != usual})
+        usual, constants = self._usual, self._constants()
+        layers = self.layouts.items()
+        return Layout(layers={i: own for i, own in layers if own != usual and i not in constants})
+
+    @property
+    def _usual(self) -> LayerLayout:
+        return LayerLayout(n_experts=self._most, top_k=self.checkpoint.shape.top_k)
+
+    def _constants(self) -> dict[int, tuple[int, ...]]:
+        """Layers that differ from usual ones by constants alone, which vLLM 0.33 has words for."""
+        return {
+            layer: own.stand_ins
+            for layer, own in self.layouts.items()
+            if own.stand_ins is not None
+            and own == self._usual.model_copy(update={"stand_ins": own.stand_ins, "rank": 0})
+        }
+
+    @property
+    def has_stand_ins(self) -> bool:
+        return any(own.stand_ins for own in self.layouts.values())
 
     def _copy_side_files(self, directory: Path) -> Iterator[tuple[str, str]]:
         """Tokenizer, chat template, generation settings, licence: all that is not weights."""

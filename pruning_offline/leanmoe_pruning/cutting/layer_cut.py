@@ -9,6 +9,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
 from leanmoe.families.base import ExpertTensor, Projection
 from leanmoe.layout import transfer_name
+from leanmoe.stand_ins import Part, stand_in_name, stand_in_sizes
 from leanmoe_pruning.checkpoints.fp8 import FP8, SCALE
 from leanmoe_pruning.checkpoints.shards import TensorInfo
 from leanmoe_pruning.checkpoints.stored_type import StoredType
@@ -114,6 +115,41 @@ class LayerCut:
 
     def _name(self, expert: int, projection: Projection) -> str:
         return self._family.expert_name(self._layer, expert, projection)
+
+
+class StandInCut(LayerCut):
+    """A layer whose router stays whole and whose removed experts get a stand-in each.
+
+    The stand-in's tensors come from where the reader finds new ones, into the shard of the removed
+    expert's ``down_proj``.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layer: int,
+        plan: LayerPlan,
+        held: HeldTensors,
+        rank: int,
+        dtype: StoredType,
+    ) -> None:
+        super().__init__(checkpoint, layer, plan, held)
+        self._sizes = stand_in_sizes(checkpoint.shape.hidden_size, rank)
+        self._dtype = dtype
+
+    def of_rows(self, info: TensorInfo) -> list[Piece]:
+        return [Copied(info, info.name)]
+
+    def of_expert(self, info: TensorInfo, part: ExpertTensor) -> list[Piece]:
+        if part.expert in self._kept:
+            return [Copied(info, info.name)]
+        if part.projection != "down_proj" or info.name.endswith(SCALE):
+            return []
+        return [self._stand_in(part.expert, one, size) for one, size in self._sizes.items()]
+
+    def _stand_in(self, expert: int, part: Part, size: tuple[int, ...]) -> Piece:
+        name = stand_in_name(self._family, self._layer, expert, part)
+        return Copied(TensorInfo(name, self._dtype, size), name)
 
 
 def _ending(info: TensorInfo) -> str:

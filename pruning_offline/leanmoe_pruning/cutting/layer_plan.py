@@ -204,15 +204,21 @@ def _merge_fault(merge: Merge, source: LayerLayout, checkpoint: Checkpoint) -> s
     return f"has no positive entry in router row {empty[0]}: never chosen" if empty else None
 
 
-def layouts(plans: Mapping[int, LayerPlan], checkpoint: Checkpoint) -> dict[int, LayerLayout]:
-    """Every MoE layer as the output will hold it."""
+def layouts(
+    plans: Mapping[int, LayerPlan], checkpoint: Checkpoint, rank: int | None = None
+) -> dict[int, LayerLayout]:
+    """Every MoE layer as the output will hold it, with stand-ins of ``rank`` where one is given."""
     return {
-        layer: _layout(plans[layer], source) if layer in plans else source
+        layer: _layout(plans[layer], source, rank) if layer in plans else source
         for layer, source in checkpoint.layers.items()
     }
 
 
-def _layout(plan: LayerPlan, source: LayerLayout) -> LayerLayout:
+def _layout(plan: LayerPlan, source: LayerLayout, rank: int | None) -> LayerLayout:
+    if rank is not None and plan.n_experts < source.n_experts:
+        gone = sorted(set(range(source.n_experts)) - set(plan.kept))
+        top_k = plan.top_k or source.top_k
+        return LayerLayout(n_experts=source.n_experts, top_k=top_k, stand_ins=gone, rank=rank)
     condensed = plan.condense is not None
     return LayerLayout(
         n_experts=plan.n_experts,

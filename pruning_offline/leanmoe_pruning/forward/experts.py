@@ -6,8 +6,9 @@ weights' dtype, sums over experts in float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -56,13 +57,25 @@ class OutputNorms:
         return self.total_E / self.tokens_E.clamp_min(1)
 
 
+class StandIn(Protocol):
+    """What gives something else for an expert that was removed (``forward.stand_ins``)."""
+
+    def output(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """float32 ``[T, D]``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Experts:
-    """Weights by expert: gate_proj and up_proj ``[F, D]``, down_proj ``[D, F]``."""
+    """Weights by expert: gate_proj and up_proj ``[F, D]``, down_proj ``[D, F]``.
+
+    One with a stand-in has weights of no hidden channel.
+    """
 
     gate_proj: Sequence[torch.Tensor]
     up_proj: Sequence[torch.Tensor]
     down_proj: Sequence[torch.Tensor]
+    stand_ins: Mapping[int, StandIn] = field(default_factory=dict, kw_only=True)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,6 +94,8 @@ class Experts:
 
     def output(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
         """f_expert(x), float32 ``[T, D]``."""
+        if expert in self.stand_ins:
+            return self.stand_ins[expert].output(x_TD.to(self.dtype))
         return self.project(expert, self.hidden(expert, x_TD))
 
     def every_output(self, x_TD: torch.Tensor) -> torch.Tensor:

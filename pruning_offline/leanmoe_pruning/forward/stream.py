@@ -30,6 +30,7 @@ from leanmoe_pruning.forward.families import forward_family
 from leanmoe_pruning.forward.families.base import Parts
 from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.routing import RouterRule, Routing, route
+from leanmoe_pruning.forward.stand_ins import experts_with_stand_ins
 from leanmoe_pruning.forward.weights import Weights
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -191,7 +192,7 @@ class DecoderStream:
         return replace(
             layer,
             always=self._shared(prefix),
-            experts=self._forward.experts(weights, family, layer.index, shape),
+            experts=self._experts(layer.index, shape, own),
             gate_ED=weights.exact(family.gate_name(layer.index)),
             gate_bias_E=self._part(prefix, family.parts.gate_bias),
             correction_E=self._part(prefix, family.parts.correction),
@@ -199,6 +200,12 @@ class DecoderStream:
             condensed=own.condensed,
             transfer=transfer,
         )
+
+    def _experts(self, layer: int, shape: MoEShape, own: LayerLayout) -> Experts:
+        family = self.checkpoint.family
+        if own.stand_ins is None:
+            return self._forward.experts(self.weights, family, layer, shape)
+        return experts_with_stand_ins(self.weights, family, layer, shape, own)
 
     def _part(self, prefix: str, name: str | None) -> torch.Tensor | None:
         return None if name is None else self.weights.exact(f"{prefix}.{name}")

@@ -50,4 +50,11 @@ def _open_random(request: Request, options: NoOptions, inputs: Inputs) -> AtRand
     return AtRandom(inputs, request.experts_to_keep(inputs.checkpoint))
 
 
-RANDOM = Method("random", "any experts, drawn by --seed", _open_random, NoOptions, reads_data=False)
+RANDOM = Method(
+    "random",
+    "any experts, drawn by --seed",
+    _open_random,
+    NoOptions,
+    reads_data=False,
+    selects=True,
+)

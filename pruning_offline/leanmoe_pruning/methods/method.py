@@ -174,3 +174,5 @@ class Method(Generic[Options]):
     takes_mixed: bool = False
     # Whether a plan can say all that it decides.
     plannable: bool = True
+    # Whether it decides which experts stay, as they are: only then can others get stand-ins.
+    selects: bool = False

@@ -156,4 +156,5 @@ METHOD = Method(
     _open,
     NoOptions,
     shares_budget=True,
+    selects=True,
 )

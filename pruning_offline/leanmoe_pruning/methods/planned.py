@@ -30,5 +30,11 @@ def _open(request: Request, options: NoOptions, inputs: Inputs) -> Planned:
 
 
 METHOD = Method(
-    "plan", "what a plan file says", _open, NoOptions, reads_data=False, takes_mixed=True
+    "plan",
+    "what a plan file says",
+    _open,
+    NoOptions,
+    reads_data=False,
+    takes_mixed=True,
+    selects=True,
 )

@@ -133,7 +133,7 @@ def _ranking(name: str, summary: str, options: type[AnyGate] | type[GateOptions]
         taken = _coverage(inputs) if name == "coverage" else _by_name(name, own.gate)
         return Ranked(inputs, name, taken, budget, settings, request.spread)
 
-    return Method(name, summary, open_, options, shares_budget=True, spreads=True)
+    return Method(name, summary, open_, options, shares_budget=True, spreads=True, selects=True)
 
 
 def _by_name(name: str, gate: str) -> Saliency:

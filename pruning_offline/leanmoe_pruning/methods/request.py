@@ -68,6 +68,13 @@ class Request:
         "store the experts packed, without their zeros; loads in `leanmoe serve` only",
         default=False,
     )
+    replace: str = option(
+        "what is put in the place of each removed expert, its router row kept: none (default), "
+        "constant (one vector), or lowrank:R (a map of rank R beside it); fitted on --data, "
+        "which may stand beside --scores then; not constant loads in `leanmoe serve` only",
+        default="none",
+        metavar="HOW",
+    )
     out: Path = out_option("lean checkpoint directory to write, or plan file with --plan-only")
     force: bool = force_option()
     seed: int = 0

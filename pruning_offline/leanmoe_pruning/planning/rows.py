@@ -63,7 +63,7 @@ def row_of(model: HeaderModel, kind: Kind | None, budget: int, kv_tokens: int) -
     held = written if kept_packed else cutter.weight_bytes
     kv = kv_tokens * model.kv_bytes_per_token
     serving = Serving(int(held * model.served_share), kv, workspace(model))
-    own_runtime = cutter.has_layout or cutter.is_packed or kept_packed
+    own_runtime = cutter.has_layout or cutter.is_packed or cutter.has_stand_ins or kept_packed
     return Row(kind, budget, written, cutter.layouts, own_runtime, serving)
 
 

@@ -84,10 +84,10 @@ def content_of(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> Con
         family=checkpoint.family.name,
         source=name,
         source_experts=source.experts if source else None,
-        counts=_counts([own.n_experts for own in checkpoint.layers.values()]),
+        counts=_counts([own.n_computed for own in checkpoint.layers.values()]),
         top_k=checkpoint.shape.top_k,
         weight_bytes=sum(file.stat().st_size for file in checkpoint.path.glob("*.safetensors")),
-        uniform=not checkpoint.layout.layers,
+        uniform=not (checkpoint.layout.layers or checkpoint.has_stand_ins),
         recipe=list(_recipe(manifest)),
         layers=[_layer(layer, own, manifest) for layer, own in checkpoint.layers.items()],
         redundancy=_redundancy_rows(redundancy),
@@ -137,7 +137,7 @@ def _layer(layer: int, own: LayerLayout, manifest: Manifest) -> LayerRow:
     gone = [] if kept is None or count is None else sorted(set(range(count)) - set(kept))
     return LayerRow(
         layer,
-        own.n_experts,
+        own.n_computed,
         own.top_k,
         _kind(own, kept),
         "" if kept is None else _ranges(kept),
@@ -148,6 +148,8 @@ def _layer(layer: int, own: LayerLayout, manifest: Manifest) -> LayerRow:
 def _kind(own: LayerLayout, kept: list[int] | None) -> str:
     if own.condensed:
         return "condensed"
+    if own.stand_ins:
+        return "constants" if not own.rank else f"rank {own.rank}"
     return "merged" if own.gate_rows is not None or kept is None else "routed"
 
 
@@ -190,7 +192,7 @@ def _redundancy_note(found: Any) -> str | None:
 
 def _cut_experts(checkpoint: Checkpoint, manifest: Manifest) -> bool:
     count = manifest.source.experts if manifest.source else None
-    return count is not None and any(own.n_experts < count for own in checkpoint.layers.values())
+    return count is not None and any(own.n_computed < count for own in checkpoint.layers.values())
 
 
 def _limits(checkpoint: Checkpoint, manifest: Manifest) -> Iterator[str]:
@@ -210,6 +212,17 @@ def _limits(checkpoint: Checkpoint, manifest: Manifest) -> Iterator[str]:
         )
     if manifest.method != "none":
         yield "Attention, embeddings and the KV cache are as large as the source's."
+    if checkpoint.has_stand_ins:
+        yield (
+            "Removed experts have stand-ins, to which tokens are routed as to experts: a token may "
+            "run fewer experts than in the source. Distilling, packing and further cuts take the "
+            "source."
+        )
+    if checkpoint.has_stand_ins and not checkpoint.layout.layers:
+        yield (
+            "The stand-ins are constants, which `leanmoe serve` computes and vLLM 0.33 says it "
+            "does (approximate_experts); other engines do not load this checkpoint."
+        )
     if checkpoint.layout.layers:
         yield (
             f"{len(checkpoint.layout.layers)} of its layers differ from the others, so stock vLLM "

@@ -114,9 +114,13 @@ def _run(
     for expert in range(len(experts)):
         token, slot = (routing.ids_TK == expert).nonzero(as_tuple=True)
         rows = _Rows.of(token, sampled, len(x_TD))
-        hidden_RF = experts.hidden(expert, rows.of_tokens(given_TD))
-        moments.add_hidden_(expert, hidden_RF, rows.needed, shares)
-        output_RD = experts.project(expert, hidden_RF)
+        given_RD = rows.of_tokens(given_TD)
+        if expert in experts.stand_ins:  # which has no hidden channels to be told of
+            output_RD = experts.output(expert, given_RD)
+        else:
+            hidden_RF = experts.hidden(expert, given_RD)
+            moments.add_hidden_(expert, hidden_RF, rows.needed, shares)
+            output_RD = experts.project(expert, hidden_RF)
         found.sampled_ESD[expert] = rows.at(sampled, output_RD)
         if len(token) == 0:
             continue

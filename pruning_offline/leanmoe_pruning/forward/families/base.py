@@ -6,14 +6,14 @@ because a method needs what happens inside. D model, F expert hidden, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from leanmoe.families import Family, MoEShape
-from leanmoe.families.base import PROJECTIONS
+from leanmoe.families.base import PROJECTIONS, Projection
 from leanmoe_pruning.forward.experts import Experts
 from leanmoe_pruning.forward.weights import Weights
 
@@ -55,21 +55,25 @@ def window_by_type(config: Any, layer: int) -> int | None:
     return one_window(config, layer) if sliding else None
 
 
-def separate_experts(weights: Weights, family: Family, layer: int, shape: MoEShape) -> Experts:
-    """Experts with a tensor each per projection."""
-    wide, narrow = shape.expert_ffn_size, shape.hidden_size
-    return Experts(
-        *(
-            [
-                weights.product(
-                    family.expert_name(layer, expert, projection),
-                    (narrow, wide) if projection == "down_proj" else (wide, narrow),
-                )
-                for expert in range(shape.n_routed_experts)
-            ]
-            for projection in PROJECTIONS
-        )
-    )
+def separate_experts(
+    weights: Weights,
+    family: Family,
+    layer: int,
+    shape: MoEShape,
+    absent: Collection[int] = (),
+) -> Experts:
+    """Experts with a tensor each per projection; ``absent`` ones get weights of no channel."""
+    narrow = shape.hidden_size
+
+    def read(expert: int, projection: Projection) -> torch.Tensor:
+        wide = 0 if expert in absent else shape.expert_ffn_size
+        size = (narrow, wide) if projection == "down_proj" else (wide, narrow)
+        if expert in absent:
+            return torch.empty(size, dtype=weights.compute)
+        return weights.product(family.expert_name(layer, expert, projection), size)
+
+    experts = range(shape.n_routed_experts)
+    return Experts(*([read(e, projection) for e in experts] for projection in PROJECTIONS))
 
 
 @dataclass(frozen=True)

@@ -163,4 +163,5 @@ METHOD = Method(
     shares_budget=True,
     spreads=True,
     variants=VARIANTS,
+    selects=True,
 )
