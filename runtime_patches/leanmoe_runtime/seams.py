@@ -42,8 +42,13 @@ AT_START: tuple[Seam, ...] = (
     _in(
         f"{_MOE}.routed_experts",
         "RoutedExperts",
-        members=("expert_map", "register_oot"),
+        members=(
+            *("expert_map", "register_oot", "get_expert_mapping", "build_expert_params_mapping"),
+            "_map_global_expert_id_to_local_expert_id",
+        ),
         attributes=(
+            *("ckpt_gate_proj_name", "ckpt_down_proj_name", "ckpt_up_proj_name"),
+            *("lora_base_layer_prefix", "params_dtype"),
             *("layer_name", "moe_config", "quant_method", "top_k", "global_num_experts"),
             *("local_num_experts", "renormalize", "scoring_func", "custom_routing_function"),
             *("use_grouped_topk", "num_expert_group", "e_score_correction_bias"),
@@ -59,7 +64,7 @@ AT_START: tuple[Seam, ...] = (
     _in(
         f"{_MOE}.runner.moe_runner",
         "MoERunner",
-        members=("register_oot",),
+        members=("register_oot", "load_weights"),
         attributes=("layer_name", "router", "routed_experts"),
         base="PluggableLayer",
     ),

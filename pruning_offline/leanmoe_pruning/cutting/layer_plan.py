@@ -216,7 +216,7 @@ def layouts(
 
 def _layout(plan: LayerPlan, source: LayerLayout, rank: int | None) -> LayerLayout:
     if rank is not None and plan.n_experts < source.n_experts:
-        gone = sorted(set(range(source.n_experts)) - set(plan.kept))
+        gone = tuple(sorted(set(range(source.n_experts)) - set(plan.kept)))
         top_k = plan.top_k or source.top_k
         return LayerLayout(n_experts=source.n_experts, top_k=top_k, stand_ins=gone, rank=rank)
     condensed = plan.condense is not None

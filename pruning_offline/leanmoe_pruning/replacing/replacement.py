@@ -67,7 +67,7 @@ def _check_family(model: OpenedModel) -> None:
 
 def removed_experts(plans: Plans, model: OpenedModel) -> dict[int, tuple[int, ...]]:
     """Which experts go, by layer; raises ``InputError`` where they do not simply go, or none do."""
-    gone = {}
+    gone: dict[int, tuple[int, ...]] = {}
     for layer, plan in plans.items():
         if plan.keep is None:
             what = "condenses" if plan.condense is not None else "merges"
@@ -95,7 +95,8 @@ def fit_stand_ins(
 
     Holds the activations of all windows, one layer's weights and the sums of one expert.
     """
-    hidden, idle, last = embed_all(stream, ids), {}, max(gone)
+    hidden, last = embed_all(stream, ids), max(gone)
+    idle: dict[int, list[int]] = {}
     stream.forget_embedding()
     for index in range(last + 1):
         layer = stream.layer(index)
@@ -104,7 +105,8 @@ def fit_stand_ins(
         if index in gone:
             tensors, unreached = _fit_layer(stream, layer, hidden, gone[index], rank)
             spool.put(index, tensors)
-            idle |= {index: unreached} if unreached else {}
+            if unreached:
+                idle[index] = unreached
         if index < last:
             for chunk_NTD, _ in chunks(hidden):
                 layer.add_(chunk_NTD, run_block(layer, chunk_NTD)[0])
@@ -120,7 +122,8 @@ def _fit_layer(
     family = stream.checkpoint.family
     dtype = stream.reader.info(family.gate_name(layer.index)).dtype.torch
     routed = [_routed(layer, chunk_NTD) for chunk_NTD, _ in chunks(hidden)]
-    tensors, unreached = {}, []
+    tensors: dict[str, torch.Tensor] = {}
+    unreached: list[int] = []
     for expert in gone:
         sums = _sums(layer, hidden, routed, expert, rank)
         if not sums.tokens:

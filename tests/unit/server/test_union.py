@@ -113,6 +113,15 @@ def test_layers_with_their_own_counts_bound_a_budget_by_the_largest(skip_model):
         model.resolve(Policy(union=UnionBudget(experts=8)))
 
 
+def test_a_model_with_stand_ins_takes_no_budget(skip_model):
+    own = LayerLayout(n_experts=8, top_k=2, stand_ins=(1, 5), rank=0)
+    layers = dict.fromkeys(skip_model.moe_layers, own)
+    model = replace(skip_model, n_experts=8, top_k=2, layers=layers)
+    assert model.resolve(Policy())
+    with pytest.raises(InputError, match="stand-ins in the place of removed experts"):
+        model.resolve(Policy(union=UnionBudget(experts=4)))
+
+
 async def test_a_smaller_budget_than_the_graphs_hold_is_refused_and_a_larger_one_is_not(build_app):
     app = build_app(least_union=6)
     await app.service.control.start()
