@@ -97,7 +97,11 @@ def check_runnable(checkpoint: Checkpoint) -> None:
 
 def check_uniform(checkpoint: Checkpoint) -> None:
     """Raise where layers differ: methods decide between layers of equally many experts."""
-    if checkpoint.layout.layers:
+    usual = (checkpoint.shape.n_routed_experts, checkpoint.shape.top_k)
+    if any(
+        own.condensed or own.gate_rows or (own.n_experts, own.top_k) != usual
+        for own in checkpoint.layout.layers.values()
+    ):
         raise CheckpointError(
             f"{checkpoint.path} has layers that differ, and methods take models whose layers are "
             "alike; take its source, or cut it by --plan"

@@ -114,25 +114,14 @@ def test_constants_are_said_as_vllm_says_them_and_maps_are_not(source, lean):
         assert config.get(key) == before.get(key)
 
 
-def test_a_map_of_full_rank_is_nearer_than_a_constant(mixtral, constants, tmp_path, capsys):
-    assert prune(mixtral, tmp_path / "full", "--replace", "lowrank:32", *DATA) == 0
-
-    def divergence(model: Path) -> float:
-        data = ("--data", "builtin:gen:2:calibration", "--window", "64", "--json")
-        capsys.readouterr()
-        assert main(["eval", str(model), "--against", str(mixtral), *data]) == 0
-        return json.loads(capsys.readouterr().out)["domains"][0]["kld"]
-
-    assert divergence(tmp_path / "full") < divergence(constants)
-
-
-def test_commands_read_it(lean, tmp_path, capsys):
-    model = str(lean)
+@pytest.mark.parametrize("how", ["constant", "lowrank:2"])
+def test_commands_read_it(how, mixtral, tmp_path, capsys):
+    model = str(tmp_path / "lean")
+    assert prune(mixtral, Path(model), "--replace", how, *DATA) == 0
     assert main(["eval", model, *DATA]) == 0
     assert main(["score", model, *DATA, "-o", str(tmp_path / "scores")]) == 0
-    copy = str(shutil.copytree(lean, tmp_path / "copy"))
-    assert main(["curve", copy, "--data", "builtin:gen:2", "--window", "64"]) == 0
-    assert main(["report", copy, "-o", str(tmp_path / "report")]) == 0
+    assert main(["curve", model, *DATA, "--levels", "3"]) == 0
+    assert main(["report", model]) == 0
     assert main(["plan", model, "--tflops", "1"]) == 0
     out = capsys.readouterr().out
     assert "It has stand-ins in the place of removed experts and cannot be cut" in out
@@ -216,7 +205,7 @@ def test_families_that_stack_their_experts_are_refused(tmp_path, capsys):
 
 def test_an_expert_that_no_token_reached_becomes_zero_and_is_told_of(mixtral, tmp_path):
     out = tmp_path / "out"
-    few = ("--data", "builtin:gen:1", "--window", "2")
+    few = ("--data", "builtin:gen:1", "--window", "2", "--super-experts", "warn")
     assert prune(mixtral, out, "--replace", "lowrank:2", *few) == 0
     notes = read_manifest(out).settings["notes"]
     assert any("so they have zeros in their place" in note for note in notes)
