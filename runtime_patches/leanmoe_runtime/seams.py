@@ -95,7 +95,14 @@ AT_START: tuple[Seam, ...] = (
     _in("vllm.model_executor.custom_op", "PluggableLayer.register_oot", takes=("name",)),
     _in("vllm.compilation.backends", "set_model_tag", leading=("tag",)),
     _in(f"{_MOE}.config", "RoutingMethodType", members=("Unspecified", "DeepseekV4")),
-    _in(f"{_MOE}.config", "FusedMoEConfig", members=("routing_method", "num_logical_experts")),
+    _in(
+        f"{_MOE}.config",
+        "FusedMoEConfig",
+        members=(
+            *("routing_method", "num_logical_experts", "hidden_dim", "hidden_dim_unpadded"),
+            "tp_rank",
+        ),
+    ),
     _in(
         "vllm.utils.torch_utils",
         "direct_register_custom_op",
@@ -305,7 +312,7 @@ FROM_SOURCES: tuple[Seam, ...] = (
         "vllm.config",
         "ParallelConfig",
         members=(
-            *("data_parallel_size", "prefill_context_parallel_size"),
+            *("data_parallel_size", "prefill_context_parallel_size", "enable_expert_parallel"),
             *("use_sequence_parallel_moe", "use_ubatching"),
         ),
     ),
