@@ -82,8 +82,9 @@ class StandIns:
         output_TD = share_TS @ self._parts["approx_value"].float()
         if self._rank:
             into, out = (self._parts[part].float().flatten(0, 1) for part in _MAPS)
-            inner_TSR = (x_TD.float() @ into.t()).unflatten(1, (len(self._ids), self._rank))
-            output_TD = output_TD + (inner_TSR * share_TS[:, :, None]).flatten(1) @ out
+            inner_TP = x_TD.float() @ into.t()
+            weighed_TP = inner_TP * share_TS.repeat_interleave(self._rank, dim=1)
+            output_TD = output_TD + weighed_TP @ out
         return output_TD
 
     def _shares(self, weights_TK: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ class Applied:
         return replace(layer, experts=experts, transfer=individual.router[group], shape=shape)
 
     def _mixed(self, experts: Experts, rows: torch.Tensor) -> Experts:
-        held = {}
+        held: dict[str, Any] = {}
         for projection in _PROJECTIONS:
             source = getattr(experts, projection)
             held[projection] = [self._slot(source, row) for row in rows.tolist()]
@@ -106,7 +107,7 @@ def _plain_cut(individual: Individual, group: int, renormalize: bool) -> tuple[i
 
 
 def _selected(experts: Experts, kept: Sequence[int]) -> Experts:
-    held = {
+    held: dict[str, Any] = {
         projection: [getattr(experts, projection)[expert] for expert in kept]
         for projection in _PROJECTIONS
     }

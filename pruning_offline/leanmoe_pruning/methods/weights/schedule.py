@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -117,7 +117,7 @@ def with_weights(layer: DecoderLayer, weights: LayerWeights) -> DecoderLayer:
     """The layer with other expert matrices."""
     assert layer.experts is not None, f"layer {layer.index} is dense"
     dtype = layer.experts.dtype
-    held = {
+    held: dict[str, Any] = {
         projection: [weights.meant(projection, e).to(dtype) for e in range(weights.n_experts)]
         for projection in PROJECTIONS
     }
