@@ -23,7 +23,7 @@ EXTRAS: dict[str, frozenset[str]] = {
     "offline": frozenset({"scipy", "matplotlib", "jinja2", "yaml"}) | _TORCH,
     "reference": frozenset({"leanmoe_reference", "gguf"}),
     "search": frozenset({"ray"}),
-    "tasks": frozenset({"lm_eval", "datasets"}),
+    "tasks": frozenset({"lm_eval", "datasets", "aiohttp", "tenacity"}),
     "texts": frozenset({"leanmoe_texts"}),
 }
 # Distributions of our own, by the extra that brings them: their folders in the repository.

@@ -89,10 +89,10 @@ def _add(one: Field[Any], hint: Any, parser: argparse._ActionsContainer) -> None
 
 
 def _value_type(hint: Any) -> Any:
-    """The type of one value of a field."""
+    """The type of one value of a field: the first where there are several."""
     # `Literal[...] | None` is of typing's kind, `int | None` of the language's.
     if get_origin(hint) in (Union, UnionType):
-        (hint,) = (one for one in get_args(hint) if one is not NoneType)
+        hint, *_ = (one for one in get_args(hint) if one is not NoneType)
     if get_origin(hint) is tuple:
         return get_args(hint)[0]
     return str if get_origin(hint) is Literal else hint

@@ -16,6 +16,7 @@ from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import OpenedModel, open_runnable_model
 from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.data.tasks.loading import HELP
+from leanmoe_pruning.data.tasks.open_prompts import HELP as PROMPTS_HELP
 from leanmoe_pruning.evaluation.judging import BACKENDS, Judge, judge_model, make_judge
 from leanmoe_pruning.evaluation.levels import LevelPass
 from leanmoe_pruning.evaluation.perplexity import Against, domain_report, domain_sums, forward
@@ -24,21 +25,24 @@ from leanmoe_pruning.evaluation.task_result import TaskResult, task_report
 from leanmoe_pruning.forward.skipping import EXACT, Skipping
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.options import (
+    argument,
     command_of,
     compute_option,
     data_option,
-    model_argument,
+    flag,
     option,
     window_option,
 )
 from leanmoe_pruning.progress import progress
+from leanmoe_pruning.served.chat_server import is_url
+from leanmoe_pruning.served.judgement import Asked, judge_served
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
     """What ``leanmoe eval`` takes."""
 
-    model: Path = model_argument()
+    model: str | Path = argument("checkpoint directory, or URL of a server", metavar="MODEL")
     data: str | None = data_option(required=False)
     window: int = window_option()
     tasks: str | None = option(HELP, metavar="TASKS")
@@ -49,8 +53,9 @@ class EvalOptions:
         choices=BACKENDS,
     )
     include_path: Path | None = option("folder of lm-eval task files (YAML)", metavar="DIR")
-    against: Path | None = option(
-        "also give KL(MODEL2 || MODEL), top-1 agreement and paired differences on tasks",
+    against: str | Path | None = option(
+        "also give KL(MODEL2 || MODEL), top-1 agreement and paired differences on tasks; beside "
+        "a server another one, or what eval wrote of one with --json",
         metavar="MODEL2",
     )
     remember: Path | None = option(
@@ -58,9 +63,69 @@ class EvalOptions:
         "tasks does not run it again",
         metavar="DIR",
     )
-    skip_level: float = option("skip level of MODEL (default 0)", default=0.0, metavar="L")
+    long: int | None = option(
+        "also let a server answer prompts with up to N tokens: their length, whether they end by "
+        "themselves, how much they repeat",
+        metavar="N",
+        within=(2, 1_000_000),
+    )
+    prompts: str = option(PROMPTS_HELP, default="builtin", metavar="SPEC")
+    temperature: float = option(
+        "of the long answers (default 0: the likeliest token)", default=0.0, metavar="T"
+    )
+    skip_level: float | None = option(
+        "skip level of MODEL (default: 0, or the server's own)", metavar="L"
+    )
+    max_kld: float | None = option(
+        "instead, the highest level whose measured KLD bound stays under this", metavar="NATS"
+    )
     compute: str | None = compute_option()
     seed: int = 0
+
+
+def _check_levels(options: EvalOptions) -> None:
+    if options.skip_level is not None and options.max_kld is not None:
+        raise InputError("--skip-level and --max-kld both name the level; give one of them")
+    if options.skip_level is not None:
+        check_level(options.skip_level, "--skip-level")
+
+
+def _served(options: EvalOptions) -> Result:
+    """A server's answers to tasks; what its weights say of texts is not seen from here."""
+    for name in ("data", "compute", "remember"):
+        if getattr(options, name) is not None:
+            raise InputError(
+                f"{flag(name)} is for a checkpoint, and {options.model} is a server, which is "
+                "judged by --tasks and --long; drop it"
+            )
+    if options.tasks is None and options.long is None:
+        raise InputError("nothing to judge a server by: give --tasks TASKS, --long N or both")
+    return judge_served(
+        Asked(
+            url=str(options.model),
+            against=options.against,
+            tasks=options.tasks,
+            include_path=options.include_path,
+            skip_level=options.skip_level,
+            max_kld=options.max_kld,
+            long=options.long,
+            prompts=options.prompts,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
+    )
+
+
+def _level(options: EvalOptions, checkpoint: OpenedModel) -> float:
+    """The level of a checkpoint."""
+    if options.max_kld is None:
+        return options.skip_level or 0.0
+    if checkpoint.manifest is None or checkpoint.manifest.curve is None:
+        raise InputError(
+            f"--max-kld needs a quality curve and {checkpoint.path} has none: run `leanmoe curve "
+            "MODEL --data SPEC` first, or give --skip-level"
+        )
+    return checkpoint.manifest.curve.level_for_max_kld(options.max_kld)
 
 
 def _skipping(checkpoint: OpenedModel, level: float) -> Skipping:
@@ -76,6 +141,11 @@ def _pass(checkpoint: OpenedModel, data: DataSet, level: float, compute: str | N
 
 
 def _open_other(path: Path, checkpoint: OpenedModel) -> OpenedModel:
+    if is_url(path) or path.is_file():
+        raise InputError(
+            f"--against {path} is no checkpoint and {checkpoint.path} is one; compare a server "
+            "with a server, or with what eval wrote of one"
+        )
     other = open_runnable_model(path)
     mine, theirs = checkpoint.config["vocab_size"], other.config["vocab_size"]
     if mine != theirs:
@@ -89,9 +159,12 @@ def _open_other(path: Path, checkpoint: OpenedModel) -> OpenedModel:
 @torch.inference_mode()
 def _run(options: EvalOptions) -> Result:
     started = time.monotonic()
-    check_level(options.skip_level, "--skip-level")
-    checkpoint = open_runnable_model(options.model)
-    other = _open_other(options.against, checkpoint) if options.against else None
+    _check_levels(options)
+    if is_url(options.model):
+        with stop_on_signals():
+            return _served(options)
+    checkpoint = open_runnable_model(Path(options.model))
+    other = _open_other(Path(options.against), checkpoint) if options.against else None
     if options.remember is not None and other is None:
         raise InputError("--remember keeps what the model of --against said; give --against too")
     if options.data is None and options.tasks is None:
@@ -104,19 +177,20 @@ def _run(options: EvalOptions) -> Result:
     judge = (
         make_judge(options.tasks, options.backend, options.include_path) if options.tasks else None
     )
-    _skipping(checkpoint, options.skip_level)
+    level = _level(options, checkpoint)
+    _skipping(checkpoint, level)
     digest = other.digest if other else None
     memory = Remembered(options.remember, digest or "", options.compute)
     with stop_on_signals():
-        texts = _judge_texts(options, checkpoint, other, memory, data) if data else {}
-        tasks = _judge_tasks(options, checkpoint, other, memory, judge) if judge else {}
+        texts = _judge_texts(options, level, checkpoint, other, memory, data) if data else {}
+        tasks = _judge_tasks(options, level, checkpoint, other, memory, judge) if judge else {}
     return {
         "model": str(options.model),
         "manifest_digest": checkpoint.manifest.digest() if checkpoint.manifest else None,
         "weights_digest": checkpoint.digest,
         "against": str(options.against) if options.against else None,
         "against_weights_digest": digest,
-        "skip_level": options.skip_level,
+        "skip_level": level,
         **texts,
         **tasks,
         "seconds": round(time.monotonic() - started, 1),
@@ -125,12 +199,13 @@ def _run(options: EvalOptions) -> Result:
 
 def _judge_texts(
     options: EvalOptions,
+    level: float,
     checkpoint: OpenedModel,
     other: OpenedModel | None,
     memory: Remembered,
     data: DataSet,
 ) -> Result:
-    run = _pass(checkpoint, data, options.skip_level, options.compute)
+    run = _pass(checkpoint, data, level, options.compute)
     against = _against(options, other, memory, data) if other else None
     with progress("windows", data.windows) as tick:
         sums = domain_sums(run, against, data, tick)
@@ -151,14 +226,13 @@ def _against(
 
 def _judge_tasks(
     options: EvalOptions,
+    level: float,
     checkpoint: OpenedModel,
     other: OpenedModel | None,
     memory: Remembered,
     judge: Judge,
 ) -> Result:
-    mine = judge_model(
-        judge, checkpoint, _skipping(checkpoint, options.skip_level), options.compute
-    )
+    mine = judge_model(judge, checkpoint, _skipping(checkpoint, level), options.compute)
     theirs: Sequence[TaskResult | None] = [None] * len(mine)
     if other is not None:
         theirs = memory.tasks(
@@ -171,8 +245,8 @@ def _judge_tasks(
 
 
 def _show(result: Result) -> str:
-    shown = [_show_texts(result)] if "domains" in result else []
-    return "\n\n".join(shown + ([_show_tasks(result)] if "tasks" in result else []))
+    parts = {"domains": _show_texts, "tasks": _show_tasks, "long": _show_long}
+    return "\n\n".join(show(result) for key, show in parts.items() if key in result)
 
 
 def _show_texts(result: Result) -> str:
@@ -206,7 +280,37 @@ def _show_task(name: str, found: Result) -> str:
             f"   other {other['accuracy']:.1%}, difference {other['difference']:+.1%} "
             f"({other['low']:+.1%} .. {other['high']:+.1%})"
         )
+        line += f", same answer {other['same_answer']:.0%}" if "same_answer" in other else ""
     return line
+
+
+def _show_long(result: Result) -> str:
+    lines = ["long answers   count    tokens   end by themselves    repeat   end in a loop"]
+    for name, found in result["long"]["groups"].items():
+        lines.append(_show_group(name, found))
+        if "against" in found:
+            lines.append(_show_gaps(found["against"]))
+    return "\n".join(lines)
+
+
+def _show_group(name: str, found: Result) -> str:
+    shares = [f"{found[key]['mean']:.1%}" for key in ("ended", "repeated", "loops")]
+    line = f"{name:13}  {found['answers']:5}  {found['tokens']['mean']:8.1f}"
+    return f"{line}  {shares[0]:>18}  {shares[1]:>8}  {shares[2]:>14}"
+
+
+def _show_gaps(gaps: Result) -> str:
+    """Differences from the other model, with 95 % intervals."""
+    said = [f"tokens {_gap(gaps['tokens'], '+.1f')}"]
+    words = {"ended": "end", "repeated": "repeat", "loops": "loop"}
+    said += [f"{word} {_gap(gaps[key], '+.1%')}" for key, word in words.items()]
+    return f"  less the other's: {', '.join(said)}; same answer {gaps['same_answer']:.0%}"
+
+
+def _gap(found: Result, form: str) -> str:
+    if found["low"] is None:
+        return f"{found['mean']:{form}}"
+    return f"{found['mean']:{form}} ({found['low']:{form}} .. {found['high']:{form}})"
 
 
 COMMAND = command_of(

@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from leanmoe.errors import DataError, LeanMoEError
 from leanmoe_pruning.data.tasks.builtin_tasks import LM_EVAL_TASKS
-from leanmoe_pruning.data.tasks.loading import load_task, parts_of
+from leanmoe_pruning.data.tasks.loading import examples_of, load_task, parts_of
 from leanmoe_pruning.data.tasks.task import Task
 from leanmoe_pruning.evaluation.generation import generate
 from leanmoe_pruning.evaluation.likelihood import Request, encode_pair, log_likelihoods
@@ -95,15 +95,30 @@ class ForwardLM(LM):  # type: ignore[misc]  # the library is not typed
 
 
 class HarnessTasks:
-    """What ``--tasks`` names, found before any work; ``DataError`` where something is not."""
+    """What ``--tasks`` names, found before any work; ``DataError`` where something is not.
 
-    def __init__(self, specs: str, include_path: Path | None) -> None:
+    ``chat``: asked as turns of a chat, which takes tasks with written answers.
+    """
+
+    def __init__(self, specs: str, include_path: Path | None, chat: bool = False) -> None:
         self._own: dict[str, Task] = {}
+        self._chat = chat
         places = [LM_EVAL_TASKS] if include_path is None else [LM_EVAL_TASKS, include_path]
         self._manager = TaskManager(include_path=places, include_defaults=False)
         with tempfile.TemporaryDirectory() as folder:
             files = [self._file(spec, Path(folder)) for spec in parts_of(specs)]
             self._loaded = self._load(files)
+        if chat:
+            self._check_written()
+
+    def _check_written(self) -> None:
+        for name, task in self._loaded["tasks"].items():
+            if task.get_config("output_type") != "generate_until":
+                raise DataError(
+                    f"--tasks names {name}, which has choices or texts to be scored, and a server "
+                    "is judged by what it writes; give builtin:sums, builtin:asked-facts, "
+                    "builtin:asked-arith or tasks of your own with written answers"
+                )
 
     def _load(self, files: list[str]) -> Any:
         try:
@@ -121,13 +136,20 @@ class HarnessTasks:
         if not (spec.startswith("builtin:") or ".jsonl" in spec):
             return self._known(spec)
         task = load_task(spec)
-        base = "_choices.yaml" if task.has_choices else "_answers.yaml"
         self._own[task.name] = task
-        content = {"include": str(LM_EVAL_TASKS / base), "task": task.name}
         path = folder / f"{len(self._own)}.yaml"
         # JSON is YAML.
-        path.write_text(json.dumps({**content, "dataset_kwargs": {"spec": spec}}), encoding="utf-8")
+        path.write_text(json.dumps(self._content(spec, task)), encoding="utf-8")
         return str(path)
+
+    def _content(self, spec: str, task: Task) -> dict[str, Any]:
+        content = {"task": task.name, "dataset_kwargs": {"spec": spec}}
+        if task.has_choices:
+            return {**content, "include": str(LM_EVAL_TASKS / "_choices.yaml")}
+        if not self._chat:
+            return {**content, "include": str(LM_EVAL_TASKS / "_answers.yaml")}
+        asked = {"include": str(LM_EVAL_TASKS / "_asked.yaml")}
+        return {**content, **asked, "num_fewshot": len(examples_of(spec))}
 
     def _known(self, name: str) -> str:
         known = [*self._manager.all_tasks]
@@ -152,11 +174,22 @@ class HarnessTasks:
     def digest(self) -> str | None:
         return None
 
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """Every task's items by digest, where the task is a file of items."""
+        own = {name: task.digest() for name, task in self._own.items()}
+        return {name: own.get(name) for name in self._loaded["tasks"]}
+
     def judge(self, model: ResidentModel, tick: Tick) -> list[TaskResult]:
         """Run every task on a model."""
+        return self.run(ForwardLM(model, tick))
+
+    def run(self, model: LM) -> list[TaskResult]:
+        """Run every task on a model of lm-eval's kind."""
         for task in self._loaded["tasks"].values():
             task.set_fewshot_seed(seed=0)
-        found = evaluate(ForwardLM(model, tick), self._loaded, bootstrap_iters=0)
+        turns = {"apply_chat_template": self._chat, "fewshot_as_multiturn": self._chat}
+        found = evaluate(model, self._loaded, bootstrap_iters=0, **turns)
         return [self._result(name, found) for name in self._loaded["tasks"]]
 
     def _result(self, name: str, found: dict[str, Any]) -> TaskResult:
@@ -170,6 +203,7 @@ class HarnessTasks:
             tuple(bool(one[_PER_BYTE]) for one in samples) if _PER_BYTE in samples[0] else None,
             digest=own.digest() if own else None,
             chance=own.chance if own else None,
+            answers=tuple(one["filtered_resps"][0] for one in samples) if self._chat else None,
             metrics={
                 key: value
                 for key, value in sorted(figures.items())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -73,16 +74,24 @@ def make_judge(specs: str, backend: str, include_path: Path | None) -> Judge:
         if include_path is not None:
             raise InputError("--include-path is for --backend lm-eval; give that, or drop it")
         return OwnJudge(load_tasks(specs))
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        os.environ.setdefault(name, "1")  # before the import, and before any task asks a hub
-    try:
+    with no_hub("--backend lm-eval", " or use --backend own"):
         from leanmoe_pruning.evaluation.harness import HarnessTasks
+
+    return HarnessTasks(specs, include_path)
+
+
+@contextmanager
+def no_hub(what: str, otherwise: str = "") -> Iterator[None]:
+    """For importing lm-eval: ``InputError`` where it is missing, and no task asks a hub."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ.setdefault(name, "1")  # before the import
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise InputError(
-            f"--backend lm-eval needs the package {error.name}, which is not installed; run "
-            f"{install_hint('tasks')} or use --backend own"
+            f"{what} needs the package {error.name}, which is not installed; run "
+            f"{install_hint('tasks')}{otherwise}"
         ) from None
-    return HarnessTasks(specs, include_path)
 
 
 def judge_model(

@@ -21,6 +21,8 @@ class TaskResult:
     digest: str | None = None
     # The accuracy of guessing, where there are choices.
     chance: float | None = None
+    # What a server wrote.
+    answers: tuple[str, ...] | None = None
     # Figures of another judge's own, by its names for them.
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -45,17 +47,31 @@ def task_report(mine: TaskResult, theirs: TaskResult | None) -> dict[str, Any]:
         report |= {"chance": mine.chance, **_share(mine.correct)}
     if mine.correct_per_byte is not None:
         report["per_byte"] = _share(mine.correct_per_byte)
+    if mine.answers is not None:
+        report["answers"] = _written(mine)
     if mine.metrics:
         report["metrics"] = dict(mine.metrics)
     if theirs is None:
         return report
     if mine.correct:
         report["against"] = _difference(mine.correct, theirs.correct)
+    if mine.answers is not None and theirs.answers is not None:
+        pairs = list(zip(mine.answers, theirs.answers, strict=True))
+        report["against"]["same_answer"] = sum(a == b for a, b in pairs) / len(pairs)
     if mine.correct_per_byte is not None and theirs.correct_per_byte is not None:
         report["per_byte"]["against"] = _difference(mine.correct_per_byte, theirs.correct_per_byte)
     if theirs.metrics:
         report["against_metrics"] = dict(theirs.metrics)
     return report
+
+
+def _written(result: TaskResult) -> list[dict[str, Any]]:
+    """Every item's answer, by which a later run is compared with this one."""
+    rights = result.correct or (None,) * len(result.answers or ())
+    return [
+        {"right": right, "text": text}
+        for right, text in zip(rights, result.answers or (), strict=True)
+    ]
 
 
 def _share(correct: Sequence[bool]) -> dict[str, float]:

@@ -9,10 +9,12 @@ from leanmoe_pruning.data.builtin import Split
 from leanmoe_pruning.data.spec import BUILTIN
 from leanmoe_pruning.data.tasks.builtin_tasks import builtin_path
 from leanmoe_pruning.data.tasks.item_files import read_items
-from leanmoe_pruning.data.tasks.task import Task
+from leanmoe_pruning.data.tasks.task import Item, Task
 
 HELP = "comma-separated list of FILE.jsonl[:COUNT] and builtin:NAME[:COUNT]"
 _MAX_DIGITS = 12
+# One of each form that the built-in sums take.
+EXAMPLES = 6
 
 
 def load_task(spec: str, split: Split = "heldout") -> Task:
@@ -28,6 +30,14 @@ def load_task(spec: str, split: Split = "heldout") -> Task:
         raise DataError(f"--tasks {spec!r} names nothing; expected {HELP}")
     items = read_items(builtin_path(name, split) if head else Path(name))
     return Task(name if head else Path(name).stem, items[: _count(count, spec, len(items), colon)])
+
+
+def examples_of(spec: str) -> tuple[Item, ...]:
+    """What a chat shows before a question: calibration items of a built-in task, else nothing."""
+    if not spec.startswith(BUILTIN):
+        return ()
+    name = spec.removeprefix(BUILTIN).partition(":")[0]
+    return load_task(BUILTIN + name, "calibration").items[:EXAMPLES]
 
 
 def _count(text: str, spec: str, found: int, colon: str) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from leanmoe_pruning.data.builtin import SPLITS
 from leanmoe_pruning.data.spec import DOMAINS
 from leanmoe_pruning.data.tasks.builtin_tasks import task_file
-from leanmoe_pruning.data.tasks.items import arith, cloze, facts
+from leanmoe_pruning.data.tasks.items import arith, asked, cloze, facts
 from leanmoe_pruning.data.tasks.task import Item
 
 COUNT = 200
@@ -27,9 +27,12 @@ def tasks() -> Iterator[tuple[str, Sequence[Item]]]:
             yield f"cloze-{domain}.{split}", cloze.cloze(domain, split, COUNT)
         yield f"language.{split}", cloze.language(split, COUNT)
     both = 2 * COUNT
-    yield from _parted("arith", arith.choices(arith.questions("arith"), both))
+    sums, known = arith.choices(arith.questions("arith"), both), facts.facts()
+    yield from _parted("arith", sums)
     yield from _parted("sums", arith.written(both))
-    yield from _parted("facts", facts.facts())
+    yield from _parted("facts", known)
+    yield from _parted("asked-arith", asked.asked(sums))
+    yield from _parted("asked-facts", asked.asked(known))
 
 
 def _parted(name: str, items: Sequence[Item]) -> Iterator[tuple[str, Sequence[Item]]]:

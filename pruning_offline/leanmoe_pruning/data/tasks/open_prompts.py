@@ -1,0 +1,67 @@
+"""Prompts that ask for long answers: a user's file, or those that ship, by language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from leanmoe.errors import DataError
+from leanmoe.files.digest import bytes_digest, parse_json
+
+BUILTIN_PROMPTS = Path(__file__).parent / "items" / "open_prompts.jsonl"
+HELP = (
+    "what long answers are asked for: FILE.jsonl[:COUNT] of "
+    '{"prompt": str, "group": str}, or builtin[:COUNT] (default)'
+)
+_FORM = '{"prompt": str} or {"prompt": str, "group": str}'
+
+
+@dataclass(frozen=True)
+class OpenPrompt:
+    """A prompt; answers are told apart by ``group``, such as a language."""
+
+    prompt: str
+    group: str
+
+
+def load_prompts(spec: str) -> list[OpenPrompt]:
+    """Read ``--prompts``; raises ``DataError``. With a count, the first so many."""
+    name, colon, count = spec.partition(":")
+    path = BUILTIN_PROMPTS if name == "builtin" else Path(name)
+    found = [
+        _prompt(line, f"{path} line {number}")
+        for number, line in enumerate(_lines(path), start=1)
+        if line.strip()
+    ]
+    if colon and not (count.isascii() and count.isdigit() and 0 < int(count[:9]) <= len(found)):
+        raise DataError(
+            f"--prompts {spec!r}: the count is {count!r}, expected a whole number from 1 to "
+            f"{len(found)}"
+        )
+    if not found:
+        raise DataError(f"{path} holds no prompts; expected one {_FORM} per line")
+    return found[: int(count)] if colon else found
+
+
+def digest_of(prompts: list[OpenPrompt]) -> str:
+    """SHA-256 over the prompts in order."""
+    return bytes_digest(f"{one.prompt!r} {one.group!r}\n".encode() for one in prompts)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--prompts names {path}, which cannot be read ({error})") from None
+
+
+def _prompt(line: str, where: str) -> OpenPrompt:
+    try:
+        found = parse_json(line)
+    except ValueError as error:
+        raise DataError(f"{where} is not JSON ({error}); expected {_FORM}") from None
+    fields = found if isinstance(found, dict) else {}
+    prompt, group = fields.get("prompt"), fields.get("group", "all")
+    if not (isinstance(prompt, str) and prompt.strip() and isinstance(group, str) and group):
+        raise DataError(f"{where} is {line!r:.60}, expected {_FORM}")
+    return OpenPrompt(prompt, group)
