@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ from leanmoe_pruning.checkpoints.opening import OpenedModel, open_runnable_model
 from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.data.tasks.loading import HELP
 from leanmoe_pruning.data.tasks.open_prompts import HELP as PROMPTS_HELP
+from leanmoe_pruning.data.tasks.open_prompts import load_prompts
 from leanmoe_pruning.evaluation.judging import BACKENDS, Judge, judge_model, make_judge
 from leanmoe_pruning.evaluation.levels import LevelPass
+from leanmoe_pruning.evaluation.long_answers import LongQuestions
+from leanmoe_pruning.evaluation.own_answers import own_answers
 from leanmoe_pruning.evaluation.perplexity import Against, domain_report, domain_sums, forward
 from leanmoe_pruning.evaluation.remembered import Remembered
 from leanmoe_pruning.evaluation.task_result import TaskResult, task_report
@@ -64,7 +68,7 @@ class EvalOptions:
         metavar="DIR",
     )
     long: int | None = option(
-        "also let a server answer prompts with up to N tokens: their length, whether they end by "
+        "also have prompts answered with up to N tokens: how long answers are, whether they end by "
         "themselves, how much they repeat",
         metavar="N",
         within=(2, 1_000_000),
@@ -108,12 +112,19 @@ def _served(options: EvalOptions) -> Result:
             include_path=options.include_path,
             skip_level=options.skip_level,
             max_kld=options.max_kld,
-            long=options.long,
-            prompts=options.prompts,
-            temperature=options.temperature,
-            seed=options.seed,
+            long=_questions(options),
         )
     )
+
+
+def _questions(options: EvalOptions) -> LongQuestions | None:
+    """What is to be answered at length."""
+    if not (math.isfinite(options.temperature) and options.temperature >= 0.0):
+        raise InputError(f"--temperature is {options.temperature}, expected a number from 0")
+    if options.long is None:
+        return None
+    prompts = load_prompts(options.prompts)
+    return LongQuestions(prompts, options.long, options.temperature, options.seed)
 
 
 def _level(options: EvalOptions, checkpoint: OpenedModel) -> float:
@@ -140,10 +151,11 @@ def _pass(checkpoint: OpenedModel, data: DataSet, level: float, compute: str | N
         return forward(stream, data, skipping, tick)
 
 
-def _open_other(path: Path, checkpoint: OpenedModel) -> OpenedModel:
-    if is_url(path) or path.is_file():
+def _open_other(place: str | Path, checkpoint: OpenedModel) -> OpenedModel:
+    path = Path(place)
+    if is_url(place) or path.is_file():
         raise InputError(
-            f"--against {path} is no checkpoint and {checkpoint.path} is one; compare a server "
+            f"--against {place} is no checkpoint and {checkpoint.path} is one; compare a server "
             "with a server, or with what eval wrote of one"
         )
     other = open_runnable_model(path)
@@ -164,11 +176,12 @@ def _run(options: EvalOptions) -> Result:
         with stop_on_signals():
             return _served(options)
     checkpoint = open_runnable_model(Path(options.model))
-    other = _open_other(Path(options.against), checkpoint) if options.against else None
+    other = _open_other(options.against, checkpoint) if options.against else None
     if options.remember is not None and other is None:
         raise InputError("--remember keeps what the model of --against said; give --against too")
-    if options.data is None and options.tasks is None:
-        raise InputError("nothing to judge by: give --data SPEC, --tasks TASKS or both")
+    questions = _questions(options)
+    if options.data is None and options.tasks is None and questions is None:
+        raise InputError("nothing to judge by: give --data SPEC, --tasks TASKS or --long N")
     data = (
         load_data(options.data, checkpoint, "heldout", window=options.window, seed=options.seed)
         if options.data
@@ -184,6 +197,7 @@ def _run(options: EvalOptions) -> Result:
     with stop_on_signals():
         texts = _judge_texts(options, level, checkpoint, other, memory, data) if data else {}
         tasks = _judge_tasks(options, level, checkpoint, other, memory, judge) if judge else {}
+        long = _judge_long(options, level, checkpoint, other, questions) if questions else {}
     return {
         "model": str(options.model),
         "manifest_digest": checkpoint.manifest.digest() if checkpoint.manifest else None,
@@ -193,6 +207,7 @@ def _run(options: EvalOptions) -> Result:
         "skip_level": level,
         **texts,
         **tasks,
+        **long,
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -242,6 +257,20 @@ def _judge_tasks(
         "backend": options.backend,
         "tasks": {one.task: task_report(one, two) for one, two in zip(mine, theirs, strict=True)},
     }
+
+
+def _judge_long(
+    options: EvalOptions,
+    level: float,
+    checkpoint: OpenedModel,
+    other: OpenedModel | None,
+    questions: LongQuestions,
+) -> Result:
+    skipping = _skipping(checkpoint, level)
+    mine, theirs = own_answers(questions, checkpoint, skipping, options.compute), None
+    if other is not None:
+        theirs = own_answers(questions, other, EXACT, options.compute)
+    return questions.report(mine, theirs)
 
 
 def _show(result: Result) -> str:

@@ -28,11 +28,16 @@ def likeliest(log_probabilities_NV: torch.Tensor) -> list[int]:
     return found
 
 
-def sampled(generator: torch.Generator) -> Pick:
-    """From the model's own distribution, at temperature 1."""
+def sampled(generator: torch.Generator, temperature: float = 1.0) -> Pick:
+    """From the model's own distribution at a temperature above 0."""
 
     def pick(log_probabilities_NV: torch.Tensor) -> list[int]:
-        drawn_N1 = torch.multinomial(log_probabilities_NV.exp(), 1, generator=generator)
+        # At 1 not normalised again, which could change a last bit and with it a token.
+        own = temperature == 1.0
+        p_NV = (
+            log_probabilities_NV.exp() if own else (log_probabilities_NV / temperature).softmax(-1)
+        )
+        drawn_N1 = torch.multinomial(p_NV, 1, generator=generator)
         found: list[int] = drawn_N1[:, 0].tolist()
         return found
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from leanmoe.stats import wilson
+from leanmoe_pruning.data.tasks.open_prompts import OpenPrompt, digest_of
 from leanmoe_pruning.evaluation.bounds import WindowMean
 from leanmoe_pruning.evaluation.intervals import Paired
 from leanmoe_pruning.evaluation.repetition import ends_in_loop, repeated_share
@@ -19,6 +20,28 @@ from leanmoe_pruning.evaluation.repetition import ends_in_loop, repeated_share
 MEANS = ("tokens", "repeated")
 SHARES = ("ended", "loops")
 _WHOLE = "all"
+
+
+@dataclass(frozen=True)
+class LongQuestions:
+    """Prompts answered with up to ``limit`` tokens; ``seed`` is that of sampling."""
+
+    prompts: Sequence[OpenPrompt]
+    limit: int
+    temperature: float
+    seed: int
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What must be the same for two models to be compared."""
+        told = {"limit": self.limit, "temperature": self.temperature, "seed": self.seed}
+        return {"prompts": digest_of(self.prompts), **told}
+
+    def report(
+        self, mine: Sequence[LongAnswer], theirs: Sequence[LongAnswer] | None
+    ) -> dict[str, Any]:
+        """What the answers are like, and the answers."""
+        return {"long": {**self.asked, **long_report(mine, theirs)}}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from leanmoe.errors import InputError
 from leanmoe.policy import check_level
-from leanmoe_pruning.data.tasks.open_prompts import load_prompts
 from leanmoe_pruning.evaluation.judging import no_hub
+from leanmoe_pruning.evaluation.long_answers import LongQuestions
 from leanmoe_pruning.served.chat_server import ChatServer, is_url
 from leanmoe_pruning.served.recorded import Recorded
 from leanmoe_pruning.served.writing import AskedAtLength
@@ -28,10 +28,7 @@ class Asked:
     include_path: Path | None
     skip_level: float | None
     max_kld: float | None
-    long: int | None
-    prompts: str
-    temperature: float
-    seed: int
+    long: LongQuestions | None
 
     @property
     def target(self) -> object:
@@ -45,7 +42,7 @@ def judge_served(asked: Asked) -> dict[str, Any]:
     """Accuracy on tasks and what long answers are like, with all answers; differences, if asked."""
     started = time.monotonic()
     judges = [_tasks_of(asked.tasks, asked.include_path)] if asked.tasks else []
-    judges += [_long_of(asked, asked.long)] if asked.long is not None else []
+    judges += [AskedAtLength(asked.long)] if asked.long else []
     server, other = ChatServer.open(asked.url, asked.target), _other(asked.against)
     if isinstance(other, Recorded):
         for judge in judges:
@@ -76,11 +73,6 @@ def _tasks_of(specs: str, include_path: Path | None) -> _Judge:
     with no_hub("--tasks of a server"):
         from leanmoe_pruning.served.chat_model import AskedTasks
     return AskedTasks(specs, include_path)
-
-
-def _long_of(asked: Asked, limit: int) -> _Judge:
-    prompts = load_prompts(asked.prompts)
-    return AskedAtLength(prompts, limit, asked.temperature, asked.seed)
 
 
 def _other(place: str | Path | None) -> ChatServer | Recorded | None:

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from leanmoe.errors import InputError
-from leanmoe_pruning.data.tasks.open_prompts import OpenPrompt, digest_of
-from leanmoe_pruning.evaluation.long_answers import LongAnswer, long_report
+from leanmoe_pruning.data.tasks.open_prompts import OpenPrompt
+from leanmoe_pruning.evaluation.long_answers import LongAnswer, LongQuestions
 from leanmoe_pruning.progress import progress
 from leanmoe_pruning.served.chat_server import AT_ONCE, ChatServer
 from leanmoe_pruning.served.recorded import Recorded
 
 
-@dataclass(frozen=True)
 class AskedAtLength:
-    """Answers of up to ``limit`` tokens; ``seed`` and a prompt's number seed sampling."""
+    """The same questions to servers."""
 
-    prompts: Sequence[OpenPrompt]
-    limit: int
-    temperature: float
-    seed: int
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What must be the same for two models to be compared."""
-        told = {"limit": self.limit, "temperature": self.temperature, "seed": self.seed}
-        return {"prompts": digest_of(list(self.prompts)), **told}
+    def __init__(self, questions: LongQuestions) -> None:
+        self._questions = questions
 
     def check(self, other: Recorded) -> None:
         """``InputError`` where ``other`` was asked something else."""
-        other.check_long(self.asked)
+        other.check_long(self._questions.asked)
 
     def judge(self, server: ChatServer, other: ChatServer | Recorded | None) -> dict[str, Any]:
         """What the answers are like, and the answers."""
@@ -41,22 +30,24 @@ class AskedAtLength:
             theirs = self._ask(other)
         elif other is not None:
             theirs = other.long_answers()
-        return {"long": {**self.asked, **long_report(mine, theirs)}}
+        return self._questions.report(mine, theirs)
 
     def _ask(self, server: ChatServer) -> list[LongAnswer]:
         """One answer to each prompt; ``LeanMoEError`` at the first that is none."""
-        fields = {"max_tokens": self.limit, "temperature": self.temperature, "logprobs": True}
+        prompts, limit = self._questions.prompts, self._questions.limit
+        fields = {"max_tokens": limit, "temperature": self._questions.temperature, "logprobs": True}
 
         def answer(number: int, prompt: OpenPrompt) -> LongAnswer:
             turn = [{"role": "user", "content": prompt.prompt}]
-            found = server.chat(turn, **fields, seed=self.seed + number)
+            # Not one seed for all, which would draw the same numbers for each.
+            found = server.chat(turn, **fields, seed=self._questions.seed + number)
             tick()
             return _answer(server, prompt, found)
 
         pool = ThreadPoolExecutor(AT_ONCE)
-        with progress(f"{server.url}: long answers", len(self.prompts)) as tick:
+        with progress(f"{server.url}: long answers", len(prompts)) as tick:
             try:
-                return list(pool.map(answer, range(len(self.prompts)), self.prompts))
+                return list(pool.map(answer, range(len(prompts)), prompts))
             finally:
                 pool.shutdown(cancel_futures=True)
 

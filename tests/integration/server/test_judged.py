@@ -59,8 +59,23 @@ def test_a_level_reaches_every_request(
     least = judged(capsys, exact_server.url, *asked, "--skip-level", "1")
     assert least["server"]["asked"] == {"level": 1.0} and least["against"]["asked"] == "off"
     assert least["tasks"]["two"]["against"]["same_answer"] == 0.0
-    skipped = ("vllm:leanmoe_skipped_assignments_total", "")
-    assert any(skipped[0].split(":")[1][:15] in name for name, _ in exact_server.metrics())
+
+
+@pytest.mark.slow
+def test_long_answers_of_a_server(
+    exact_server: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [exact_server.url, "--long", "9", "--prompts", "builtin:2", "--skip-level", "1"]
+    first = judged(capsys, *asked)
+    answers = first["long"]["answers"]
+    assert all(one["tokens"] == 9 or one["ended"] for one in answers)
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps(first))
+    again = judged(capsys, *asked, "--against", str(before))
+    assert set(again["long"]["groups"]) == {"all"}
+    assert "same_answer" in again["long"]["groups"]["all"]["against"]
+    assert main(["eval", *asked, "--against", str(before), "--temperature", "1"]) == 2
+    assert "give the same --long" in capsys.readouterr().err
 
 
 def test_built_in_questions_come_with_answered_ones_before_them() -> None:
@@ -84,6 +99,7 @@ def test_built_in_questions_come_with_answered_ones_before_them() -> None:
         (["--tasks", "builtin:sums:1", "--against", "{folder}/other.json"], "is no result of"),
         (["--tasks", "builtin:sums:1", "--against", "{folder}/sums.json"], "holds other items"),
         (["--tasks", "builtin:asked-facts:1", "--against", "{folder}/sums.json"], "has no task"),
+        (["--long", "8", "--against", "{folder}/sums.json"], "has no long answers"),
     ],
 )
 def test_what_is_refused(

@@ -16,6 +16,7 @@ from leanmoe.cli import main
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.process.ports import free_port
 from leanmoe_pruning.served.chat_server import base_of, message_of, refusal
+from tests.tiny import write_tiny_mixtral
 
 SUMS = ["--tasks", "builtin:sums:1"]
 
@@ -76,8 +77,6 @@ def test_the_words_of_a_missing_template_are_those_of_vllm():
 
 
 def test_checkpoints_and_servers_are_not_compared(tmp_path, capsys):
-    from tests.tiny import write_tiny_mixtral
-
     model = write_tiny_mixtral(tmp_path / "model", layers=1)
     assert main(["eval", str(model), *SUMS, "--against", "http://127.0.0.1:1"]) == 2
     assert "compare a server with a server" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def load_prompts(spec: str) -> list[OpenPrompt]:
     return found[: int(count)] if colon else found
 
 
-def digest_of(prompts: list[OpenPrompt]) -> str:
+def digest_of(prompts: Sequence[OpenPrompt]) -> str:
     """SHA-256 over the prompts in order."""
     return bytes_digest(f"{one.prompt!r} {one.group!r}\n".encode() for one in prompts)
 
