@@ -19,6 +19,8 @@ from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.data.tasks.loading import HELP
 from leanmoe_pruning.data.tasks.open_prompts import HELP as PROMPTS_HELP
 from leanmoe_pruning.data.tasks.open_prompts import load_prompts
+from leanmoe_pruning.evaluation.domain_groups import group_reports
+from leanmoe_pruning.evaluation.eval_tables import show
 from leanmoe_pruning.evaluation.judging import BACKENDS, Judge, judge_model, make_judge
 from leanmoe_pruning.evaluation.levels import LevelPass
 from leanmoe_pruning.evaluation.long_answers import LongQuestions
@@ -224,12 +226,8 @@ def _judge_texts(
     against = _against(options, other, memory, data) if other else None
     with progress("windows", data.windows) as tick:
         sums = domain_sums(run, against, data, tick)
-    return {
-        "skip_rate": run.skip_rate(0),
-        "domains": {
-            name: domain_report(found, other_found) for name, (found, other_found) in sums.items()
-        },
-    }
+    domains = {name: domain_report(found, theirs) for name, (found, theirs) in sums.items()}
+    return {"skip_rate": run.skip_rate(0), "domains": domains, "groups": group_reports(domains)}
 
 
 def _against(
@@ -273,75 +271,6 @@ def _judge_long(
     return questions.report(mine, theirs)
 
 
-def _show(result: Result) -> str:
-    parts = {"domains": _show_texts, "tasks": _show_tasks, "long": _show_long}
-    return "\n\n".join(show(result) for key, show in parts.items() if key in result)
-
-
-def _show_texts(result: Result) -> str:
-    lines = ["domain        perplexity        95 % interval   tokens"]
-    for name, found in result["domains"].items():
-        interval = f"{found['low']:.3f} .. {found['high']:.3f}" if found["low"] else "one window"
-        line = f"{name:12}  {found['perplexity']:10.3f}  {interval:>19}  {found['tokens']:7}"
-        if "kld" in found:
-            line += f"   KLD {found['kld']:.5f}   top-1 same {found['top1_agreement']:.1%}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _show_tasks(result: Result) -> str:
-    lines = ["task              items  accuracy   95 % interval   per byte"]
-    for name, found in result["tasks"].items():
-        lines.append(_show_task(name, found))
-    return "\n".join(lines)
-
-
-def _show_task(name: str, found: Result) -> str:
-    if "accuracy" not in found:
-        figures = ", ".join(f"{key} {value:.4f}" for key, value in found.get("metrics", {}).items())
-        return f"{name:16}  {found['items']:5}  {figures}"
-    line = f"{name:16}  {found['items']:5}  {found['accuracy']:8.1%}  "
-    line += f"{found['low']:6.1%} .. {found['high']:6.1%}"
-    line += f"  {found['per_byte']['accuracy']:8.1%}" if "per_byte" in found else " " * 10
-    if "against" in found:
-        other = found["against"]
-        line += (
-            f"   other {other['accuracy']:.1%}, difference {other['difference']:+.1%} "
-            f"({other['low']:+.1%} .. {other['high']:+.1%})"
-        )
-        line += f", same answer {other['same_answer']:.0%}" if "same_answer" in other else ""
-    return line
-
-
-def _show_long(result: Result) -> str:
-    lines = ["long answers   count    tokens   end by themselves    repeat   end in a loop"]
-    for name, found in result["long"]["groups"].items():
-        lines.append(_show_group(name, found))
-        if "against" in found:
-            lines.append(_show_gaps(found["against"]))
-    return "\n".join(lines)
-
-
-def _show_group(name: str, found: Result) -> str:
-    shares = [f"{found[key]['mean']:.1%}" for key in ("ended", "repeated", "loops")]
-    line = f"{name:13}  {found['answers']:5}  {found['tokens']['mean']:8.1f}"
-    return f"{line}  {shares[0]:>18}  {shares[1]:>8}  {shares[2]:>14}"
-
-
-def _show_gaps(gaps: Result) -> str:
-    """Differences from the other model, with 95 % intervals."""
-    said = [f"tokens {_gap(gaps['tokens'], '+.1f')}"]
-    words = {"ended": "end", "repeated": "repeat", "loops": "loop"}
-    said += [f"{word} {_gap(gaps[key], '+.1%')}" for key, word in words.items()]
-    return f"  less the other's: {', '.join(said)}; same answer {gaps['same_answer']:.0%}"
-
-
-def _gap(found: Result, form: str) -> str:
-    if found["low"] is None:
-        return f"{found['mean']:{form}}"
-    return f"{found['mean']:{form}} ({found['low']:{form}} .. {found['high']:{form}})"
-
-
 COMMAND = command_of(
     EvalOptions,
     _run,
@@ -349,5 +278,5 @@ COMMAND = command_of(
     summary="Perplexity on held-out text and accuracy on tasks, alone or against another model.",
     example="leanmoe eval ./lean --against ./reference --data builtin:gen:8,builtin:py:8 "
     "--tasks builtin:arith,mine.jsonl",
-    show=_show,
+    show=show,
 )

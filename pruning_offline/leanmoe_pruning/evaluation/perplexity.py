@@ -67,8 +67,15 @@ def domain_report(sums: WindowSums, theirs: WindowSums | None = None) -> dict[st
             "kld": kld.mean,
             "kld_upper": upper,
             "top1_agreement": sums.top1_agreement(),
+            "top1_lower": _lower(sums),
         }
     return report
+
+
+def _lower(sums: WindowSums) -> float | None:
+    """One-sided 95 % bound of the agreement, over windows as the KLD's."""
+    mean = WindowMean.of([float(count) for count in sums.agreed], sums.tokens)
+    return None if mean.standard_error is None else max(0.0, 2.0 * mean.mean - mean.upper())
 
 
 def _perplexity(sums: WindowSums) -> dict[str, Any]:

@@ -12,8 +12,8 @@ function sentence(policy, seen) {
     return `A budget of ${policy.union_budget} experts a step is in force, and no curve knows what it costs. ${now}`;
   if (policy.level === 0) return `Level 0 is exact and costs nothing. ${now}`;
   const bound = policy.promise;
-  return `Level ${level(policy.level)} was measured to cost at most ${loss(bound.kld_upper)} nats a token (95 % bound) ` +
-    `and to skip up to ${percent(bound.skip_rate)}. ${now}`;
+  return `Level ${level(policy.level)} was measured to cost at most ${loss(bound.kld_upper)} nats a token (95 % bound), ` +
+    `to name the same likeliest token ${percent(bound.top1_agreement)} of the time and to skip up to ${percent(bound.skip_rate)}. ${now}`;
 }
 
 function dots(points, x, y, at, wide) {
