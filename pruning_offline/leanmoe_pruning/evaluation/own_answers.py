@@ -6,7 +6,7 @@ import torch
 
 from leanmoe_pruning.checkpoints.opening import OpenedModel
 from leanmoe_pruning.data.tasks.open_prompts import OpenPrompt
-from leanmoe_pruning.evaluation.generation import continuations, likeliest, sampled
+from leanmoe_pruning.evaluation.generation import Pick, continuations, likeliest, sampled
 from leanmoe_pruning.evaluation.long_answers import LongAnswer, LongQuestions
 from leanmoe_pruning.evaluation.resident import ResidentModel
 from leanmoe_pruning.forward.skipping import Skipping
@@ -22,7 +22,7 @@ def own_answers(
     with progress(f"{name}: layers", stream.n_layers) as tick:
         model = ResidentModel.load(stream, tick).changed(skipping=skipping)
     chats = [_chat(model, one) for one in questions.prompts]
-    pick = likeliest
+    pick: Pick = likeliest
     if questions.temperature > 0.0:
         pick = sampled(torch.Generator().manual_seed(questions.seed), questions.temperature)
     with progress(f"{name}: long answers", len(chats)) as tick:

@@ -47,7 +47,7 @@ def judge_served(asked: Asked) -> dict[str, Any]:
     if isinstance(other, Recorded):
         for judge in judges:
             judge.check(other)
-    found = {}
+    found: dict[str, Any] = {}
     for judge in judges:
         found |= judge.judge(server, other)
     return {
