@@ -99,7 +99,7 @@ def test_texts_and_tasks_at_a_skip_level(path, tmp_path, capsys):
 
 def test_refusals(path, tmp_path, capsys):
     assert main(["eval", str(path)]) == 2
-    assert "give --data SPEC, --tasks TASKS or both" in capsys.readouterr().err
+    assert "give --data SPEC, --tasks TASKS or --long N" in capsys.readouterr().err
     task = tmp_path / "facts.jsonl"
     task.write_text(json.dumps({"prompt": "one", "answer": "two"}))
     assert main(["eval", str(path), "--tasks", f"builtin:facts,{task}"]) == 2
