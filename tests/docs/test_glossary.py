@@ -30,3 +30,29 @@ def test_every_entry_leads_to_a_use_or_to_another_entry(entry):
     text = ENTRIES[entry]
     pages = re.findall(r"\]\(([a-z-]+\.md)(?:#[a-z0-9-]+)?\)", text)
     assert pages or text.startswith("See ["), entry
+
+
+# What newcomers asked about: where a page first says it, it leads to what it means.
+ASKED = {
+    "handshake": r"handshake",
+    "top-1": r"top-1|top-1-agreement",
+    "union budget": r"union-budget",
+    "nats": r"nats",
+}
+_HIDDEN = re.compile(r"^ *```.*?^ *```$|^#[^\n]*|`[^`]*`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("word", ASKED)
+def test_the_first_use_on_a_page_leads_to_the_glossary(word):
+    """Or a link to the entry stands above it. Code, headings and addresses are no uses."""
+    bare = []
+    for page in ELSEWHERE:
+        text = page.read_text("utf-8")
+        shown = _HIDDEN.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
+        use = re.search(rf"(?<![\w-]){word}(?![\w-])", shown, re.IGNORECASE)
+        link = re.search(rf"glossary\.md#(?:{ASKED[word]})\b", text)
+        if use and page.name != "commands.md":
+            line = text.count("\n", 0, use.start()) + 1
+            if link is None or text.count("\n", 0, link.start()) + 1 > line:
+                bare.append(f"{page.relative_to(ROOT)}:{line}")
+    assert not bare

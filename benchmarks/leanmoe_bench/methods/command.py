@@ -34,6 +34,7 @@ _INTRO = f"""# Results on the reference model
 
 - Perplexity and KLD: held-out windows `{JUDGING.data}`. Cells are changes against the full model,
   paired window by window, with 95 % intervals; "all" is their geometric mean.
+- "top-1 same" is the [top-1 agreement](glossary.md#top-1-agreement) with the full model.
 - Tasks: `{JUDGING.tasks}`: accuracy, and the interval of
   its difference from the full model's.
 - Calibrated on: "mix" is `{CALIBRATION.mix}`,
