@@ -283,7 +283,7 @@ def _gpus(row: dict[str, Any], gigabytes: int) -> str:
     return str(next((size for size in row["tensor_parallel"] if size >= need), "none"))
 
 
-def _row_of(model: Model) -> str:
+def row_of(model: Model) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_headers(model, folder)
@@ -333,7 +333,7 @@ def main() -> None:
         + "|",
         "|" + "---|" * 7,
     ]
-    table = "\n".join([*head, *map(_row_of, MODELS)])
+    table = "\n".join([*head, *map(row_of, MODELS)])
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
 
 
