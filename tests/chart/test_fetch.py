@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,6 +184,14 @@ def test_files_of_an_artifact_come_one_by_one_under_their_names(world):
     assert asked[1].endswith("registry.example:5000/models/lean@sha256:config")
     blob = (world.target / "original" / "2.safetensors").read_text()
     assert blob == "registry.example:5000/models/lean@sha256:2\n"
+
+
+def test_no_regex_has_a_brace_that_busybox_would_take_for_a_count():
+    """The images of oras and rclone have its awk, which refuses such a program."""
+    program = SCRIPT.read_text().partition("awk -F")[2].partition("\n  '\n")[0]
+    regexes = re.findall(r"^ *!?/(.*?)/(?= |$)|~ /(.*?)/\)", program, re.MULTILINE)
+    assert len(regexes) == 8
+    assert not re.search(r"(?<!\[)[{}]", "".join(map("".join, regexes)))
 
 
 def test_a_tag_that_moved_takes_nothing_from_the_artifact_before(world):

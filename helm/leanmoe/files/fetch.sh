@@ -60,17 +60,18 @@ can_lock() {
   return "$works"
 }
 
-# Digest and name of each file of the artifact, from its manifest; "-" for what is packed, or named as no file is.
+# Digest and name of each file of the artifact, from its manifest; "-" for what is packed, or named as no
+# file is. Braces stand in brackets: BusyBox, which the image has, takes bare ones for a count.
 layers() {
   awk -F '"' '
     /^  "layers": / { inside = 1 }
     /^  \]/ { inside = 0 }
     !inside { next }
-    /^    {/ { digest = title = odd = "" }
+    /^    [{]/ { digest = title = odd = "" }
     /^      "digest": / { digest = $4 }
     /^        "org.opencontainers.image.title": / { title = $4; if (NF > 5) odd = 1 }
     /^        "io.deis.oras.content.unpack": "true"/ { odd = 1 }
-    /^    }/ && title { print (odd || title ~ /\\|^\/|(^|\/)\.\.(\/|$)/) ? "-" : digest " " title }
+    /^    [}]/ && title { print (odd || title ~ /\\|^\/|(^|\/)\.\.(\/|$)/) ? "-" : digest " " title }
   '
 }
 
