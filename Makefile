@@ -19,10 +19,11 @@ PYTEST2 := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile 
 	--no-loadscope-reorder --durations 10
 
 OTHER := .venv-python
+# What the server's command line is imported with, and a vLLM would bring.
+OF_A_VLLM := psutil limits fastapi httpx uvicorn uvloop
 WITHOUT_VLLM := $(addprefix tests/,property/core unit/core unit/loadtest \
 	unit/pruning/test_plan_command.py unit/pruning/test_cut.py unit/pruning/test_saliency.py) \
-	--ignore tests/unit/loadtest/test_page.py $(patsubst %,--ignore tests/unit/core/test_%.py, \
-	cli engine_versions environment extras local_server process_group tuned_tables)
+	--ignore tests/unit/loadtest/test_page.py -m 'not vllm'
 
 .PHONY: demo test test-fast test-python docs install lint chart-readme clean
 .PHONY: constraints constraints-cuda constraints-verify constraints-check dist sbom audit check-vllm
@@ -44,8 +45,8 @@ test-fast: install lint
 test-python:
 	$(PYTHON) -m venv $(OTHER)
 	$(OTHER)/bin/python -m pip install --quiet --upgrade 'pip<26.2'
-	$(OTHER)/bin/python -m pip install --quiet -e '.[offline,loadtest]' -e reference_model -e copyleft_texts \
-		'pytest>=8.3' 'hypothesis>=6.112' 'psutil>=5.9'
+	$(OTHER)/bin/python -m pip install --quiet -e '.[offline,loadtest,search,tasks]' -e reference_model \
+		-e copyleft_texts 'pytest>=8.3' 'hypothesis>=6.112' 'packaging>=24' $(OF_A_VLLM)
 	OMP_WAIT_POLICY=PASSIVE $(OTHER)/bin/python -m pytest --durations 5 $(WITHOUT_VLLM)
 
 install: $(STAMP)

@@ -54,6 +54,7 @@ def test_none_at_all_is_said():
     assert problem is not None and "leanmoe[cpu]" in problem and "leanmoe[cuda]" in problem
 
 
+@pytest.mark.vllm
 def test_what_is_installed_here_is_taken():
     found = installed_vllm()
     # Beside the CPU's distribution lies one that names it `vllm`.

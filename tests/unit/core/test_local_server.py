@@ -107,6 +107,7 @@ def test_patience_lasts_while_a_session_computes():
         process.kill()
 
 
+@pytest.mark.vllm
 def test_a_server_from_python_says_why_it_did_not_start(tmp_path):
     with (
         pytest.raises(LeanMoEError, match=r"the lean server ended while starting:\n.*no-model"),

@@ -58,6 +58,7 @@ def vllm_folder():
 CARDS = ("NVIDIA H200", "NVIDIA H200 NVL", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "A/B")
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize("device", CARDS)
 def test_names_are_those_of_vllm(device, monkeypatch, request):
     from vllm.model_executor.layers.fused_moe.fused_moe import get_config_file_name
@@ -78,6 +79,7 @@ def test_names_are_those_of_vllm(device, monkeypatch, request):
                     assert again is not None and again.file == wanted
 
 
+@pytest.mark.vllm
 def test_every_table_of_vllm_for_nvidia_is_read_and_written_back_the_same(vllm_folder):
     seen = 0
     for path in sorted(vllm_folder.glob("*device_name=NVIDIA*.json")):
@@ -184,6 +186,7 @@ def test_only_tables_that_fit_are_carried(tmp_path):
     assert not (tmp_path / "four" / "tuned").exists()
 
 
+@pytest.mark.vllm
 def test_tables_of_a_shape_are_found_whatever_the_weights(vllm_folder):
     found = [one.weights for one in tables_of(vllm_folder, 8, 14336, "NVIDIA_H200")]
     assert found == ["fp8_w8a8", "bf16 or fp16"]
