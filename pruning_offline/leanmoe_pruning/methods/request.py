@@ -71,7 +71,7 @@ class Request:
     replace: str = option(
         "what is put in the place of each removed expert, its router row kept: none (default), "
         "constant (one vector), or lowrank:R (a map of rank R beside it); fitted on --data, "
-        "which may stand beside --scores then; not constant loads in `leanmoe serve` only",
+        "which may stand beside --scores then; a map loads in `leanmoe serve` only",
         default="none",
         metavar="HOW",
     )

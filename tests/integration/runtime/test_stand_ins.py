@@ -24,7 +24,13 @@ RECORDER = "tests.integration.runtime.recorder.BlockRecorder"
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory) -> Iterator[RemoteArm]:
-    """One process that takes all models, one after the other."""
+    """One process that takes all models, one after the other; the last test turns it around."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        yield from _process(tmp_path_factory)
+
+
+def _process(tmp_path_factory) -> Iterator[RemoteArm]:
     with one_process(tmp_path_factory.mktemp("ours") / "log", plugin=True) as arm:
         yield arm
 
@@ -38,7 +44,7 @@ def cut(tmp_path: Path, family: str, keep: int, how: str) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize(
     ("family", "how"),
-    [("mixtral", "constant"), ("mixtral", "lowrank:4"), ("qwen3_moe", "constant")],
+    [("mixtral", "lowrank:4"), ("qwen3_moe", "constant")],
 )
 def test_an_engine_computes_experts_and_stand_ins_exact_and_skipping(family, how, ours, tmp_path):
     source, out = cut(tmp_path, family, 3, how)
@@ -86,3 +92,18 @@ def test_stock_vllm_that_knows_no_constants_stops_at_them(tmp_path):
         pytest.raises(LeanMoEError, match=r"gate|approx_value"),
     ):
         start(arm, out, FLAGS)
+
+
+def test_the_devices_path_computes_them_too_without_the_kernel_of_a_card(ours, tmp_path):
+    source, out = cut(tmp_path, "mixtral", 3, "lowrank:4")
+    extension = "tests.integration.runtime.interpreted_experts.InterpretedExperts"
+    flags = {**WITH_PLUGIN, "dtype": "float32", "worker_extension_cls": extension}
+    engine, blocks = start(ours, out, flags), stand_in_blocks(source, out)
+    few = PROMPTS[:3]
+    assert engine.generate(few, TOKENS) == Reference(source, blocks).generate(few, TOKENS)
+    engine.set_betas(dict.fromkeys(open_checkpoint(out).skip_layers, 1.0))
+    for block in blocks.values():
+        block.plan = LayerPlan(keep=tuple(range(8)), top_k=1)
+    assert engine.generate(few, TOKENS) == Reference(source, blocks).generate(few, TOKENS)
+    report = engine.handshake()
+    assert report.problems == [] and {one.mode.value for one in report.layers} == {"zero"}
