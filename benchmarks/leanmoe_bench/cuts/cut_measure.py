@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from leanmoe_bench.cuts.cut_runs import Run, windows_of
+from leanmoe_bench.cuts.cut_runs import PAIRED, Run, windows_of
+from leanmoe_bench.cuts.pairs import kept_by_pairs
 from leanmoe_bench.kept_rows import Row, finished_rows, once
 from leanmoe_bench.reference import leanmoe
 from leanmoe_pruning.checkpoints.opening import open_model
@@ -83,18 +84,26 @@ def finished(runs: Sequence[Run], held_out: int, work: Path) -> list[Row]:
 
 
 def _judged(run: Run, text: Text, work: Path) -> Row:
-    plan, model = work / f"{run.name}.plan", work / "reference"
-    scored = "{scores}" in run.command
-    places = {"model": model, "scores": _scores(work, text, run.sample) if scored else None}
     started = time.monotonic()
-    if not plan.exists():
-        leanmoe(*(part.format(**places, out=plan) for part in run.command))
+    kept = _kept(run, text, work)
     seconds = round(time.monotonic() - started, 1)
-    read = read_plan(plan, open_model(model))
-    kept = {layer: list(own.kept) for layer, own in read.layers.items()}
+    judged = losses(work / "reference", kept, windows_of(text.held_out))
     told = {**asdict(run), "command": " ".join(run.command), "seconds": seconds}
-    judged = losses(model, kept, windows_of(text.held_out))
     return {**told, "kept": list(kept.values()), "losses": judged}
+
+
+def _kept(run: Run, text: Text, work: Path) -> dict[int, list[int]]:
+    """The experts of each layer that stay, decided by the run's command where it has one."""
+    plan, model = work / f"{run.name}.plan", work / "reference"
+    if run.method in PAIRED:
+        layers = open_model(model).shape.moe_layers
+        return kept_by_pairs(layers, run.keep, run.method, run.seed)
+    if not plan.exists():
+        scored = "{scores}" in run.command
+        places = {"model": model, "scores": _scores(work, text, run.sample) if scored else None}
+        leanmoe(*(part.format(**places, out=plan) for part in run.command))
+    read = read_plan(plan, open_model(model))
+    return {layer: list(own.kept) for layer, own in read.layers.items()}
 
 
 @torch.inference_mode()

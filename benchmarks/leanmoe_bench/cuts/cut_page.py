@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from leanmoe_bench.cuts.cut_runs import RANDOM
+from leanmoe_bench.cuts.cut_runs import PAIRED, RANDOM
 from leanmoe_bench.patterns.pattern_page import gap
 
 Row = dict[str, Any]
@@ -50,17 +50,21 @@ def _table(rows: Sequence[Row], full: Row) -> str:
 def _judged(
     rows: Sequence[Row], chance: Sequence[Row], full: Row
 ) -> Iterator[tuple[str, Losses, str]]:
-    """Name, losses and layers that keep an expert: every method, chance, then means of samples."""
+    """Name, losses and layers that keep an expert: every method, chance, then means of several."""
     experts = 1 + max(expert for row in rows for kept in row["kept"] for expert in kept)
-    for row in rows:
-        if row not in chance and not row.get("sample"):
-            yield row["method"], row["losses"], _layers(row, experts)
+    alone = [
+        row for row in rows if not row.get("sample") and row["method"] not in (RANDOM, *PAIRED)
+    ]
+    for row in alone:
+        yield row["method"], row["losses"], _layers(row, experts)
     if chance:
         yield f"random, mean of {len(chance)} seeds", mean_of(chance), ""
-    for method in dict.fromkeys(row["method"] for row in rows if row.get("sample")):
-        samples = [row for row in rows if row["method"] == method and row.get("sample")]
-        each = ", ".join(_cost(row["losses"], full["losses"]) for row in samples)
-        yield f"{method}, mean of {len(samples)} samples: {each}", mean_of(samples), ""
+    several = [row for row in rows if row not in (*alone, *chance)]
+    for method in dict.fromkeys(row["method"] for row in several):
+        each = [row for row in several if row["method"] == method]
+        words = f"{len(each)} {'seeds' if method in PAIRED else 'samples'}"
+        costs = ", ".join(_cost(row["losses"], full["losses"]) for row in each)
+        yield f"{method}, mean of {words}: {costs}", mean_of(each), ""
 
 
 def _line(cells: Sequence[str]) -> str:

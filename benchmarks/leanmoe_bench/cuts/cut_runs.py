@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from leanmoe_bench.cuts.pairs import APART, TOGETHER
+
 # Experts kept per layer, by reference model.
 KEEPS = {"mixtral": (4, 6), "mixtral-2": (4, 6), "qwen2-moe": (12,)}
 RANDOM = "random"
 SEEDS = range(5)
+# Of the model whose experts are pairs, and decided here instead of by a command.
+PAIRED = (APART, TOGETHER)
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
 _RANKINGS = ("frequency", "soft-activation", "ean", "msan", "weighted-ean", "coverage", "pairwise")
 _RULES = {
@@ -64,6 +68,8 @@ def every_run(model: str, samples: int = 0) -> Iterator[Run]:
         for sample in range(1, samples + 1):
             for name in _RULES:
                 yield _scored(name, keep, sample)
+        if model == "qwen2-moe":
+            yield from (Run(name, keep, seed, ()) for name in PAIRED for seed in SEEDS)
 
 
 def _scored(name: str, keep: int, sample: int = 0) -> Run:

@@ -14,7 +14,8 @@ from leanmoe.command import parse
 from leanmoe_bench.cuts.command import COMMAND
 from leanmoe_bench.cuts.cut_measure import losses
 from leanmoe_bench.cuts.cut_page import mean_of
-from leanmoe_bench.cuts.cut_runs import KEEPS, RANDOM, every_run
+from leanmoe_bench.cuts.cut_runs import KEEPS, PAIRED, RANDOM, every_run
+from leanmoe_bench.cuts.pairs import APART, TOGETHER, kept_by_pairs
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNS = [run for model in KEEPS for run in every_run(model)]
@@ -31,6 +32,7 @@ def test_no_two_runs_of_a_model_share_a_file_and_chance_has_five_seeds():
     for model, keeps in KEEPS.items():
         runs = list(every_run(model, samples=3))
         assert len({run.name for run in runs}) == len(runs)
+        assert all((run.command == ()) == (run.method in PAIRED) for run in runs)
         assert sum(run.method == RANDOM for run in runs) == 5 * len(keeps)
 
 
@@ -60,6 +62,18 @@ def test_the_table_holds_every_method_against_chance():
     # Against chance 0.11 and 0.15 less in both domains.
     assert f"| {math.expm1(-0.13):+.1%} (" in naee
     assert chance.startswith("| random, mean of 2 seeds | +25.9% (") and "|  |" in chance
+
+
+def test_pairs_lose_one_expert_or_both():
+    layers = range(40)
+    for method, left in ((APART, {1, 2}), (TOGETHER, {0, 2})):
+        kept = kept_by_pairs(layers, 12, method, 0)
+        pairs = [
+            [own.count(2 * g) + own.count(2 * g + 1) for g in range(8)] for own in kept.values()
+        ]
+        assert list(kept) == list(layers) and all(sum(one) == 12 for one in pairs)
+        assert {count for one in pairs for count in one} == left
+        assert kept != kept_by_pairs(layers, 12, method, 1)
 
 
 def test_what_samples_of_the_text_decide_is_shown_one_by_one_and_in_the_mean():
