@@ -29,7 +29,7 @@ from leanmoe_pruning.distillation.local import LayerCourse, distill_layers
 from leanmoe_pruning.distillation.settings import Settings
 from leanmoe_pruning.distillation.state import StateFolder
 from leanmoe_pruning.distillation.student import StudentStream
-from leanmoe_pruning.distillation.whole import Progress, WholeModel, batches
+from leanmoe_pruning.distillation.whole import Progress, StepLoss, WholeModel, batches
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.weights.layer_weights import check_changeable, check_plain
 from leanmoe_pruning.options import (
@@ -301,35 +301,34 @@ def _train_whole(run: _Run, spool: WeightSpool) -> dict[str, Any]:
             if run.state is not None and run.every and step % run.every == 0 and step < steps:
                 run.state.put_model(model)
             tick()
+    # Steps see different windows: only the first one's, seen again, say what training did.
+    after = model.measure(next(batches(run.data.ids, run.settings, 0)))
     for layer in model.trained:
         spool.put(layer, run.student.stop(layer))
     if run.settings.routers_alone:
-        return _router_course(model.progress)
-    return {**_course(model.progress), **_notes(run)}
+        return _router_course(model.progress, after)
+    return {**_course(model.progress, after), **_notes(run)}
 
 
-def _router_course(made: Progress) -> dict[str, Any]:
+def _router_course(made: Progress, after: StepLoss) -> dict[str, Any]:
     divergences = [one.text for one in made.losses]
-    last = divergences[-max(1, len(divergences) // 10) :]
     return {
-        "loss": "KL of the next token's distribution from the teacher's, nats, mean over tokens",
+        "loss": "KL of the next token's distribution from the teacher's, nats, mean over tokens; "
+        "before and after on the first step's windows",
         "loss_before": {"kl": divergences[0]},
-        "loss_after": {"kl": sum(last) / len(last)},
+        "loss_after": {"kl": after.text},
         "loss_curve": {"kl": _thinned(divergences)},
     }
 
 
-def _course(made: Progress) -> dict[str, Any]:
-    last = made.losses[-max(1, len(made.losses) // 10) :]
+def _course(made: Progress, after: StepLoss) -> dict[str, Any]:
     text, experts = [one.text for one in made.losses], [one.experts for one in made.losses]
     return {
-        "loss": "next-token loss, and the sum of the experts' mean squared errors",
+        "loss": "next-token loss, and the sum of the experts' mean squared errors; before and "
+        "after on the first step's windows",
         "expert_factor": made.factor,
         "loss_before": {"text": text[0], "experts": experts[0]},
-        "loss_after": {
-            "text": sum(one.text for one in last) / len(last),
-            "experts": sum(one.experts for one in last) / len(last),
-        },
+        "loss_after": {"text": after.text, "experts": after.experts},
         "loss_curve": {"text": _thinned(text), "experts": _thinned(experts)},
     }
 

@@ -72,12 +72,10 @@ class WholeModel:
         ids_NT = torch.stack(list(windows))
         held, heard_NTD = self._listen(ids_NT)
         entering, final_NTD = self._forward(ids_NT)
-        if self.settings.routers_alone:
-            text, gradient_NTD = self._divergence(final_NTD, heard_NTD)
-        else:
-            text, gradient_NTD = self._text_loss(final_NTD, ids_NT)
+        text, gradient_NTD = self._loss(final_NTD, heard_NTD, ids_NT)
         if self.progress.factor is None:
-            self.progress.factor = self._first_factor(text, entering, held)
+            total = self._expert_loss(entering, held)
+            self.progress.factor = text / total if total else 0.0
         experts = 0.0
         for layer in reversed(range(self.student.n_layers)):
             own = held.get(layer, [])
@@ -88,6 +86,23 @@ class WholeModel:
         self.progress.step += 1
         hand_back_freed_memory()
         return found
+
+    @torch.no_grad()
+    def measure(self, windows: Sequence[torch.Tensor]) -> StepLoss:
+        """Both terms on a batch of windows ``[N, T]`` of one length; nothing is updated."""
+        ids_NT = torch.stack(list(windows))
+        held, heard_NTD = self._listen(ids_NT)
+        entering, final_NTD = self._forward(ids_NT)
+        text, _ = self._loss(final_NTD, heard_NTD, ids_NT)
+        return StepLoss(text, self._expert_loss(entering, held))
+
+    def _loss(
+        self, final_NTD: torch.Tensor, heard_NTD: torch.Tensor, ids_NT: torch.Tensor
+    ) -> tuple[float, torch.Tensor]:
+        """The term that is taken of logits, and its gradient ``[N, T, D]``."""
+        if self.settings.routers_alone:
+            return self._divergence(final_NTD, heard_NTD)
+        return self._text_loss(final_NTD, ids_NT)
 
     def _listen(self, ids_NT: torch.Tensor) -> tuple[Lessons, torch.Tensor]:
         """What the teacher's experts say of these windows, by layer, and what leaves its last."""
@@ -160,14 +175,15 @@ class WholeModel:
             total += float(loss.detach()) / len(final_ND)
         return total, torch.cat(parts)
 
-    def _first_factor(self, text: float, entering: list[torch.Tensor], held: Lessons) -> float:
+    def _expert_loss(self, entering: list[torch.Tensor], held: Lessons) -> float:
+        """The expert-wise term without its factor."""
         total = 0.0
         for index, own in held.items():
             layer = self.student.layer(index)
             _, x_TD = carry(layer, entering[index])
             assert layer.experts is not None, "the student's layers are the teacher's"
             total += sum(map(float, expert_losses(layer.experts, x_TD, own).values()))
-        return text / total if total else 0.0
+        return total
 
     def _back(
         self,

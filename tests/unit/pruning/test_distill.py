@@ -253,6 +253,15 @@ def test_gradients_of_routers_are_those_of_the_divergence(cut):
         torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-4 * largest)
 
 
+@pytest.mark.parametrize("train", ["routers", "experts"])
+def test_what_is_measured_is_the_loss_of_a_step_on_the_same_windows(train, cut, sparse):
+    # Its rate moves nothing.
+    model = student_of(cut if train == "routers" else sparse, train, teacher=True)
+    step, again = model.advance(list(windows())), model.measure(list(windows()))
+    assert (again.text, again.experts) == pytest.approx((step.text, step.experts), rel=1e-6)
+    assert len(model.progress.losses) == 1 and (again.experts > 0) == (train == "experts")
+
+
 def test_routers_need_a_teacher(cut, tmp_path, capsys):
     assert distill(cut, tmp_path / "out", "--train", "routers") == 2
     assert "give --teacher" in capsys.readouterr().err
