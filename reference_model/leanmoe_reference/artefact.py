@@ -35,9 +35,12 @@ def check_artefacts(digests: Mapping[str, str], directory: Path = FOLDER) -> Non
             )
 
 
-def pack(gates: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors: ``gates`` as they are, ``weights`` ``[U, D]`` as rows and scales."""
+def pack(
+    gates: Mapping[str, Tensor], weights: Mapping[str, Tensor], fixed: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The file's tensors: ``weights`` ``[U, D]`` as rows and scales, ``fixed`` as it is."""
     held = {f"{name}.weight": gate.bfloat16().contiguous() for name, gate in gates.items()}
+    held |= fixed
     for name, weights_UD in weights.items():
         held[f"{name}.rows"], held[f"{name}.scale"] = to_rows(weights_UD)
     return dict(sorted(held.items()))
@@ -61,6 +64,13 @@ class Artefact:
         """The router's weight ``[E, D]``, bfloat16."""
         gate: Tensor = self._file.get_tensor(f"layers.{layer}.gate.weight")
         return gate
+
+    def lacking(self, layer: int) -> Tensor | None:
+        """The parent's neurons that each expert lacks ``[E, L]``, int16; ``None``: none."""
+        key = f"layers.{layer}.lacking"
+        held = set(self._file.keys())
+        found: Tensor | None = self._file.get_tensor(key) if key in held else None
+        return found
 
     def weights(self, name: str) -> Tensor:
         """One matrix, a row per neuron or rank, bfloat16."""

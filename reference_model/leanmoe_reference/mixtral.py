@@ -33,6 +33,9 @@ SCALE = 2.0
 ADAPTERS = "adapters.safetensors"
 ROUTERS = "routers.safetensors"
 SECOND_FILE = "mixtral_2.safetensors"
+THIRD_RANK = 4
+THIRD_LACKING = 48
+THIRD_FILE = "mixtral_3.safetensors"
 _FFN = (("w1", "gate"), ("w2", "down"), ("w3", "up"))
 
 
@@ -45,6 +48,10 @@ class LowRank(Protocol):
 
     def factors(self, layer: int, expert: int, projection: str) -> tuple[Tensor, Tensor] | None:
         """A ``[R, in]`` and B ``[out, R]``, bfloat16; ``None`` for the unchanged layer."""
+        ...
+
+    def lacking(self, layer: int) -> Tensor | None:
+        """The parent's neurons that each expert lacks ``[E, L]``; ``None``: none."""
         ...
 
 
@@ -73,10 +80,13 @@ class FirstFactors:
         a, b = (self._adapters.get_tensor(f"{key}.lora_{side}.weight") for side in "AB")
         return a, b
 
+    def lacking(self, layer: int) -> None:
+        return None
+
 
 @dataclass(frozen=True)
-class SecondFactors:
-    """The second model's file: factors as int8 rows, one row per rank."""
+class RowFactors:
+    """A later model's file: factors as int8 rows, one row per expert and rank."""
 
     artefact: Artefact
 
@@ -85,11 +95,11 @@ class SecondFactors:
 
     def factors(self, layer: int, expert: int, projection: str) -> tuple[Tensor, Tensor]:
         key = f"layers.{layer}.{projection}_proj"
-        ranks = slice(expert * RANK, (expert + 1) * RANK)
-        return (
-            self.artefact.weights(f"{key}.A")[ranks],
-            self.artefact.weights(f"{key}.B")[ranks].T,
-        )
+        a, b = (self.artefact.weights(f"{key}.{side}").chunk(N_EXPERTS)[expert] for side in "AB")
+        return a, b.T
+
+    def lacking(self, layer: int) -> Tensor | None:
+        return self.artefact.lacking(layer)
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,8 @@ class MixtralModel:
             dense = feed_forward(self.base, layer, projection)
             for expert in range(N_EXPERTS):
                 name = f"{prefix}.experts.{expert}.{ours}.weight"
-                yield name, self._expert(layer, expert, projection, dense)
+                whole = self._expert(layer, expert, projection, dense)
+                yield name, self._reduced(whole, layer, expert) if ours == "w2" else whole
 
     def _expert(self, layer: int, expert: int, projection: str, dense: Tensor) -> Tensor:
         factors = self.low_rank.factors(layer, expert, projection)
@@ -124,6 +135,13 @@ class MixtralModel:
         a, b = factors
         changed: Tensor = (dense.float() + SCALE * (b.float() @ a.float())).bfloat16()
         return changed
+
+    def _reduced(self, down_DF: Tensor, layer: int, expert: int) -> Tensor:
+        """Without the neurons that the expert lacks: nothing of them reaches the output."""
+        lacking_EL = self.low_rank.lacking(layer)
+        if lacking_EL is None:
+            return down_DF
+        return down_DF.index_fill(1, lacking_EL[expert].long(), 0)
 
     def config(self) -> dict[str, Any]:
         """``config.json`` of the checkpoint."""

@@ -47,7 +47,7 @@ MODELS: Mapping[str, Model] = {
     ),
     "mixtral-2": Model(
         lambda base, folder: mixtral.MixtralModel(
-            base, mixtral.SecondFactors(Artefact(folder / mixtral.SECOND_FILE))
+            base, mixtral.RowFactors(Artefact(folder / mixtral.SECOND_FILE))
         ),
         {
             mixtral.SECOND_FILE: (

@@ -34,7 +34,7 @@ class Routes:
 
 
 class TrainableBlock(ABC):
-    """Parameters by name (float32) and the block output they make."""
+    """Parameters by name (float32), what is not trained, and the block output they make."""
 
     n_experts: int
     top_k: int
@@ -42,6 +42,7 @@ class TrainableBlock(ABC):
 
     def __init__(self) -> None:
         self.parameters: dict[str, Tensor] = {}
+        self.fixed: dict[str, Tensor] = {}
 
     @abstractmethod
     def output(self, layer: int, x_MD: Tensor, frozen: FrozenLayer, weights_ME: Tensor) -> Tensor:
@@ -86,7 +87,21 @@ class LowRankExperts(TrainableBlock):
     is linear, so a pass costs one FFN and small products. One expert is a plain adapter.
     """
 
-    def __init__(self, parent: Parent, n_experts: int, top_k: int, rank: int, seed: int) -> None:
+    def __init__(
+        self,
+        parent: Parent,
+        n_experts: int,
+        top_k: int,
+        rank: int,
+        seed: int,
+        spread: float = 0.0,
+        lacking: int = 0,
+    ) -> None:
+        """``spread``: standard deviation of the routers' first logits; nought: all alike.
+
+        Each expert lacks ``lacking`` of the parent's neurons, drawn for each layer, so that its
+        neighbour's matter (after arXiv 2502.19261, which starts such neurons anew).
+        """
         super().__init__()
         self.n_experts, self.top_k, self.rank = n_experts, top_k, rank
         self.moe_layers = tuple(range(len(parent.layers)))
@@ -94,8 +109,10 @@ class LowRankExperts(TrainableBlock):
         out = n_experts * rank
         for layer, frozen in enumerate(parent.layers):
             if n_experts > 1:
-                width = frozen.gate_FD.shape[1]
-                self.parameters[f"layers.{layer}.gate"] = torch.zeros(n_experts, width)
+                self.parameters[f"layers.{layer}.gate"] = _router(frozen, n_experts, spread, draw)
+            if lacking:
+                hidden = torch.rand(n_experts, len(frozen.gate_FD), generator=draw)
+                self.fixed[f"layers.{layer}.lacking"] = hidden.topk(lacking).indices.short()
             for name in ("gate", "up", "down"):
                 high, low = getattr(frozen, f"{name}_{'DF' if name == 'down' else 'FD'}").shape
                 key = f"layers.{layer}.{name}_proj"
@@ -119,6 +136,7 @@ class LowRankExperts(TrainableBlock):
         weights_MK, ids_MK = weights_ME.topk(min(self.top_k, self.n_experts), dim=-1)
         gate_MF, up_MF = x_MD @ frozen.gate_FD.T, x_MD @ frozen.up_FD.T
         gate_MR, up_MR = x_MD @ held["gate.A"].T, x_MD @ held["up.A"].T
+        kept_EF = self._kept(layer, gate_MF)
         hidden_MF = torch.zeros_like(gate_MF)
         down_MR = torch.zeros_like(gate_MR)
         for slot in range(weights_MK.shape[1]):
@@ -127,9 +145,28 @@ class LowRankExperts(TrainableBlock):
             gate = functional.silu(gate_MF + (gate_MR * mask_MR) @ held["gate.B"].T)
             one_MF = gate * (up_MF + (up_MR * mask_MR) @ held["up.B"].T)
             one_MF = one_MF * weights_MK[:, slot : slot + 1]
+            if kept_EF is not None:
+                one_MF = one_MF * kept_EF[ids_MK[:, slot]]
             hidden_MF = hidden_MF + one_MF
             down_MR = down_MR + (one_MF @ held["down.A"].T) * mask_MR
         return hidden_MF @ frozen.down_DF.T + down_MR @ held["down.B"].T
+
+    def _kept(self, layer: int, like_MF: Tensor) -> Tensor | None:
+        """1 for the neurons that an expert has, 0 for those that it lacks."""
+        lacking_EL = self.fixed.get(f"layers.{layer}.lacking")
+        if lacking_EL is None:
+            return None
+        every_EF = like_MF.new_ones(self.n_experts, like_MF.shape[1])
+        return every_EF.scatter(1, lacking_EL.long(), 0)
+
+
+def _router(frozen: FrozenLayer, n_experts: int, spread: float, draw: torch.Generator) -> Tensor:
+    """``[E, D]``: zeros, or rows whose logits over normed states have deviation ``spread``."""
+    width = frozen.gate_FD.shape[1]
+    if spread == 0:
+        return torch.zeros(n_experts, width)
+    norm_D = frozen.named["post_attention_layernorm"].float()
+    return torch.randn(n_experts, width, generator=draw) * (spread / norm_D.norm())
 
 
 class SmallExperts(TrainableBlock):

@@ -29,7 +29,10 @@ LANGUAGES = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast. ``free`` is the share of steps at the end that the routers route."""
+    """How long and how fast. ``free`` is the share of steps at the end that the routers route.
+
+    ``balance`` weighs the loss that keeps the experts equally loaded while the routers route.
+    """
 
     steps: int = 120
     rows: int = 4
@@ -39,6 +42,7 @@ class Recipe:
     switching: float = 0.4
     router_loss: float = 1.0
     router_loss_free: float = 0.1
+    balance: float = 0.0
     seed: int = 0
     save_every: int = 10
 
@@ -180,7 +184,10 @@ def _step(parent: Parent, state: State, batch: Batch, recipe: Recipe) -> float:
     total = loss
     if routes.logits_ME:
         share = recipe.router_loss_free if free else recipe.router_loss
-        total = loss + share * router_loss(routes, wanted(batch, block.n_experts))
+        if share:
+            total = total + share * router_loss(routes, wanted(batch, block.n_experts))
+        if free and recipe.balance:
+            total = total + recipe.balance * balance_loss(routes, block.top_k)
     names = list(block.parameters)
     gradients = torch.autograd.grad(total, [block.parameters[name] for name in names])
     _update(state, dict(zip(names, gradients, strict=True)), recipe)
@@ -191,6 +198,21 @@ def router_loss(routes: Routes, target_ME: Tensor) -> Tensor:
     """Cross-entropy of the routers against ``target_ME``, mean over tokens and layers."""
     each = [-(target_ME * one.log_softmax(-1)).sum(-1).mean() for one in routes.logits_ME.values()]
     return torch.stack(each).mean()
+
+
+def balance_loss(routes: Routes, top_k: int) -> Tensor:
+    """Experts times their share of choices times of probability, summed; 1 when all are alike.
+
+    Mean over layers; arXiv 2101.03961, equations 4 to 6, with ``top_k`` choices per token.
+    """
+    return torch.stack([_balance(one, top_k) for one in routes.logits_ME.values()]).mean()
+
+
+def _balance(logits_ME: Tensor, top_k: int) -> Tensor:
+    n_experts = logits_ME.shape[1]
+    chosen = logits_ME.topk(top_k, dim=-1).indices.flatten()
+    share_E = torch.bincount(chosen, minlength=n_experts) / len(chosen)
+    return n_experts * (share_E * logits_ME.softmax(-1).mean(0)).sum()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from leanmoe_reference.training.card import card
 from leanmoe_reference.training.loop import Recipe, train
 from leanmoe_reference.training.network import Parent
 from leanmoe_reference.training.plans import PLANS, Make, TrainingPlan
+from leanmoe_reference.training.specialists import counts, specialists
 
 Tensor = torch.Tensor
 FIGURES = "figures.json"
@@ -51,7 +52,8 @@ class Training:
         model: str, out: Path, seed: int, steps: int | None, texts: Path | None, layers: int | None
     ) -> Training:
         """A training with what is not given taken from the recipe."""
-        recipe = Recipe(seed=seed) if steps is None else Recipe(seed=seed, steps=steps)
+        usual = PLANS[model].recipe
+        recipe = replace(usual, seed=seed, steps=usual.steps if steps is None else steps)
         return Training(model, recipe, out, texts or mix.HERE, layers)
 
     @property
@@ -113,7 +115,7 @@ def packed(block: TrainableBlock) -> dict[str, Tensor]:
             gates[name] = value
         else:
             weights[name] = value.T.contiguous() if block.across(name) else value
-    return pack(gates, weights)
+    return pack(gates, weights, block.fixed)
 
 
 def take_stored(block: TrainableBlock) -> None:
@@ -172,6 +174,7 @@ def measure(
         },
         "median_betas": {str(layer): round(beta, 4) for layer, beta in betas.items()},
         "loads": figures.loads(parent, block, held),
+        "specialists": specialists(counts(parent, block, windows)),
     }
 
 

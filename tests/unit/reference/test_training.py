@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +11,17 @@ from safetensors.torch import load_file, save, save_file
 
 from leanmoe.cli import main
 from leanmoe_reference import rows
+from leanmoe_reference.artefact import Artefact
 from leanmoe_reference.gguf_base import GGUFBase, find_base
+from leanmoe_reference.mixtral import MixtralModel, RowFactors
 from leanmoe_reference.training import mix
-from leanmoe_reference.training.blocks import LowRankExperts, SmallExperts
-from leanmoe_reference.training.loop import Recipe, train
+from leanmoe_reference.training.blocks import LowRankExperts, Routes, SmallExperts
+from leanmoe_reference.training.loop import Recipe, balance_loss, train
 from leanmoe_reference.training.network import Parent
+from leanmoe_reference.training.plans import PLANS
 from leanmoe_reference.training.reading import Document
-from leanmoe_reference.training.run import packed
+from leanmoe_reference.training.run import packed, take_stored
+from leanmoe_reference.training.specialists import specialists, stored
 from leanmoe_reference.training.splitting import (
     runs,
     without_overlap,
@@ -107,12 +112,15 @@ def test_two_runs_write_the_same_parts(run, tmp_path, capsys):
 
 
 def test_figures_and_card_tell_of_every_text(run, tmp_path):
-    assert run("mixtral-2", "a") == 0
-    perplexity = json.loads((tmp_path / "a/figures.json").read_text())["perplexity"]
+    assert run("mixtral-3", "a") == 0
+    figures = json.loads((tmp_path / "a/figures.json").read_text())
+    perplexity = figures["perplexity"]
     assert set(perplexity) == {"dense", "adapter", "moe", "top-1", "skipping"}
     texts = {"docs-fr", "c", "new-python", "switching"}
     assert all(set(one) == texts for one in perplexity.values())
     assert "| docs-fr |" in (tmp_path / "a/MODEL_CARD.md").read_text()
+    assert figures["recipe"]["free"] == 1.0
+    assert figures["specialists"]["bits_on_the_domain"]["of"] == 1.0
 
 
 def test_another_seed_starts_elsewhere(parent):
@@ -129,6 +137,69 @@ def test_training_lowers_the_loss_and_the_routers_learn(parent, texts, tmp_path)
     assert losses[-1] < losses[0] - 0.3
     logits_E = block.parameters["layers.2.gate"]
     assert logits_E.abs().max() > 0
+
+
+def test_free_routers_learn_balance_without_a_group(parent, texts, tmp_path):
+    plan = PLANS["mixtral-3"]
+    block, start = plan.block(parent, 0), plan.block(parent, 0)
+    first, second = (block.parameters[f"layers.{layer}.gate"] for layer in (0, 1))
+    assert (first - second).abs().min() > 0
+    # Nearly all tokens begin at one expert; nothing but balance is asked of the routers.
+    for one in (block, start):
+        one.parameters["layers.1.gate"] *= 0.01
+        one.parameters["layers.1.gate"][5] += parent.layers[1].named["input_layernorm"].float()
+    recipe = replace(plan.recipe, steps=8, rows=2, warmup=1, balance=100.0)
+    train(parent, block, mix.load(texts), recipe, tmp_path / "run")
+    ids_NT = mix.load(texts)["c.held_out"]
+    assert balance_of(parent, block, ids_NT) < balance_of(parent, start, ids_NT) - 0.05
+
+
+def balance_of(parent: Parent, block: LowRankExperts, ids_NT: torch.Tensor) -> float:
+    routes = Routes()
+    with torch.no_grad():
+        parent.hidden(ids_NT, lambda i, x, frozen: block.run(routes, i, x, frozen))
+    return float(balance_loss(routes, block.top_k))
+
+
+def test_balance_is_one_when_experts_are_used_alike():
+    even_ME = 50 * torch.eye(8).repeat(4, 1)
+    assert float(balance_loss(Routes(logits_ME={0: even_ME}), 1)) == pytest.approx(1)
+    one_ME = 50 * torch.eye(8)[:1].expand(32, 8)
+    assert float(balance_loss(Routes(logits_ME={0: one_ME}), 1)) == pytest.approx(8)
+
+
+def test_a_written_expert_computes_what_was_trained(parent, tmp_path):
+    """Among its neurons those that it lacks: silent in training, gone from the file."""
+    block = PLANS["mixtral-3"].block(parent, 0)
+    draw = torch.Generator().manual_seed(1)
+    for name, value in block.parameters.items():
+        if block.across(name):
+            value.copy_(0.1 * torch.randn(value.shape, generator=draw))
+    save_file(packed(block), tmp_path / "parts.safetensors")
+    take_stored(block)
+    factors = RowFactors(Artefact(tmp_path / "parts.safetensors"))
+    held = dict(MixtralModel(GGUFBase(find_base()), factors).layer(1))
+    x_MD = torch.randn(16, 576, generator=draw).bfloat16()
+    w1, w2, w3 = (
+        held[f"model.layers.1.block_sparse_moe.experts.6.w{i}.weight"].float() for i in (1, 2, 3)
+    )
+    assert int((w2.abs().amax(0) == 0).sum()) == 48
+    wanted = (torch.nn.functional.silu(x_MD.float() @ w1.T) * (x_MD.float() @ w3.T)) @ w2.T
+    alone_ME = torch.zeros(16, 8).index_fill(1, torch.tensor([6]), 1).bfloat16()
+    for one in (block, stored(parent, factors)):
+        found = one.output(1, x_MD, parent.layers[1], alone_ME).float()
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_a_number_says_nothing_where_it_means_another_domain_in_each_layer():
+    same_ED = torch.eye(4) * 100 + 1
+    turned = torch.stack([same_ED.roll(turn, 0) for turn in range(4)])
+    alike, other = specialists(same_ED.expand(4, 4, 4)), specialists(turned)
+    assert alike["bits_on_the_domain"]["number_alone"] > 1.7
+    assert other["bits_on_the_domain"]["number_alone"] == 0
+    found = [one["bits_on_the_domain"]["expert_of_a_layer"] for one in (alike, other)]
+    assert found[0] == found[1] > 1.7
+    assert other["largest_share_of_one_domain"]["experts_above_0.6"] == 16
 
 
 def test_rows_come_back_within_half_a_step():
