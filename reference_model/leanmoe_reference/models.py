@@ -56,5 +56,16 @@ MODELS: Mapping[str, Model] = {
         },
         "sha256:a5a98fcc5fcb68c4f3ceac117c1d1d498eb214c7fa3010d94d631028ec6a0c1f",
     ),
+    "mixtral-3": Model(
+        lambda base, folder: mixtral.MixtralModel(
+            base, mixtral.RowFactors(Artefact(folder / mixtral.THIRD_FILE))
+        ),
+        {
+            mixtral.THIRD_FILE: (
+                "sha256:27e450234f99154e1c4dab493aa202e7b1d5323663b91ff6a80d706c12bd1d4e"
+            )
+        },
+        "sha256:55f5fffed8080ede006545455dedf2250dcd3c8f27b458b938c72139f7ffa206",
+    ),
 }
 DEFAULT = "mixtral"

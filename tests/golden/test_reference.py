@@ -32,7 +32,11 @@ def test_digest_and_size(reference):
 
 @pytest.mark.parametrize(
     ("name", "experts", "size"),
-    [("qwen2-moe", 160, 304_672_896), ("mixtral-2", 240, 1_384_073_856)],
+    [
+        ("qwen2-moe", 160, 304_672_896),
+        ("mixtral-2", 240, 1_384_073_856),
+        ("mixtral-3", 240, 1_384_073_856),
+    ],
 )
 def test_models_of_our_own_training_are_rebuilt_to_the_bit(name, experts, size, tmp_path):
     out = tmp_path / "model"

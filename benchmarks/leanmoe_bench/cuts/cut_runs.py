@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from leanmoe_bench.cuts.pairs import APART, TOGETHER
 
 # Experts kept per layer, by reference model.
-KEEPS = {"mixtral": (4, 6), "mixtral-2": (4, 6), "qwen2-moe": (12,)}
+KEEPS = {"mixtral": (4, 6), "mixtral-2": (4, 6), "mixtral-3": (4, 6), "qwen2-moe": (12,)}
 RANDOM = "random"
 SEEDS = range(5)
 # Of the model whose experts are pairs, and decided here instead of by a command.
