@@ -166,7 +166,8 @@ def _router(frozen: FrozenLayer, n_experts: int, spread: float, draw: torch.Gene
     if spread == 0:
         return torch.zeros(n_experts, width)
     norm_D = frozen.named["post_attention_layernorm"].float()
-    return torch.randn(n_experts, width, generator=draw) * (spread / norm_D.norm())
+    scale = spread / float(norm_D.norm())
+    return torch.randn(n_experts, width, generator=draw) * scale
 
 
 class SmallExperts(TrainableBlock):
