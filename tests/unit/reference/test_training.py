@@ -144,14 +144,14 @@ def test_free_routers_learn_balance_without_a_group(parent, texts, tmp_path):
     block, start = plan.block(parent, 0), plan.block(parent, 0)
     first, second = (block.parameters[f"layers.{layer}.gate"] for layer in (0, 1))
     assert (first - second).abs().min() > 0
-    # Nearly all tokens begin at one expert; nothing but balance is asked of the routers.
+    # One layer prefers an expert to begin with; balance is all that is asked of the routers.
     for one in (block, start):
         one.parameters["layers.1.gate"] *= 0.01
         one.parameters["layers.1.gate"][5] += parent.layers[1].named["input_layernorm"].float()
     recipe = replace(plan.recipe, steps=8, rows=2, warmup=1, balance=100.0)
     train(parent, block, mix.load(texts), recipe, tmp_path / "run")
     ids_NT = mix.load(texts)["c.held_out"]
-    assert balance_of(parent, block, ids_NT) < balance_of(parent, start, ids_NT) - 0.05
+    assert balance_of(parent, block, ids_NT) < balance_of(parent, start, ids_NT) - 0.03
 
 
 def balance_of(parent: Parent, block: LowRankExperts, ids_NT: torch.Tensor) -> float:
