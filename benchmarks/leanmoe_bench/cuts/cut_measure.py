@@ -86,10 +86,24 @@ def finished(runs: Sequence[Run], held_out: int, work: Path) -> list[Row]:
 def _judged(run: Run, text: Text, work: Path) -> Row:
     started = time.monotonic()
     kept = _kept(run, text, work)
+    healed = _healed(run, work) if run.heal else None
     seconds = round(time.monotonic() - started, 1)
-    judged = losses(work / "reference", kept, windows_of(text.held_out))
+    path, masked = (healed, {}) if healed else (work / "reference", kept)
+    found = losses(path, masked, windows_of(text.held_out))
     told = {**asdict(run), "command": " ".join(run.command), "seconds": seconds}
-    return {**told, "kept": list(kept.values()), "losses": judged}
+    return {**told, "kept": list(kept.values()), "losses": found}
+
+
+def _healed(run: Run, work: Path) -> Path:
+    """The cut checkpoint after its routers were distilled."""
+    cut, out = work / f"{run.name}.cut", work / f"{run.name}.model"
+    places = {"model": work / "reference", "cut": cut, "out": out}
+    if not cut.exists():
+        plan = str(work / f"{run.name}.plan")
+        leanmoe("prune", str(places["model"]), "--plan", plan, "-o", str(cut))
+    if not out.exists():
+        leanmoe(*(part.format(**places) for part in run.healing))
+    return out
 
 
 def _kept(run: Run, text: Text, work: Path) -> dict[int, list[int]]:

@@ -56,7 +56,8 @@ def _judged(
         row for row in rows if not row.get("sample") and row["method"] not in (RANDOM, *PAIRED)
     ]
     for row in alone:
-        yield row["method"], row["losses"], _layers(row, experts)
+        healed = f", routers distilled in {row['heal']} steps" if row.get("heal") else ""
+        yield row["method"] + healed, row["losses"], _layers(row, experts)
     if chance:
         yield f"random, mean of {len(chance)} seeds", mean_of(chance), ""
     several = [row for row in rows if row not in (*alone, *chance)]

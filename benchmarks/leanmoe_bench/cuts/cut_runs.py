@@ -8,7 +8,7 @@ shows how much of its result is the choice of text.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leanmoe_bench.cuts.pairs import APART, TOGETHER
 
@@ -16,6 +16,8 @@ from leanmoe_bench.cuts.pairs import APART, TOGETHER
 KEEPS = {"mixtral": (4, 6), "mixtral-2": (4, 6), "mixtral-3": (4, 6), "qwen2-moe": (12,)}
 RANDOM = "random"
 SEEDS = range(5)
+# Windows of one step of distillation.
+HEALED_AT_ONCE = 4
 # Of the model whose experts are pairs, and decided here instead of by a command.
 PAIRED = (APART, TOGETHER)
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
@@ -41,13 +43,23 @@ class Run:
     command: tuple[str, ...]
     # Which part of the calibration windows it is decided from; 0 is all of them.
     sample: int = 0
+    # Steps of router distillation after the cut.
+    heal: int = 0
 
     @property
     def name(self) -> str:
         """What its file is called."""
         words = self.method.replace(",", "").replace(" ", "-")
         part = f"-sample-{self.sample}" if self.sample else ""
-        return f"{words}-keep-{self.keep}-seed-{self.seed}{part}"
+        healed = f"-healed-{self.heal}" if self.heal else ""
+        return f"{words}-keep-{self.keep}-seed-{self.seed}{part}{healed}"
+
+    @property
+    def healing(self) -> tuple[str, ...]:
+        """The command that distils its routers, on as much text as the steps take."""
+        data = windows_of(-(-self.heal * HEALED_AT_ONCE // len(DOMAINS)))
+        how = ("--train", "routers", "--steps", str(self.heal), "--batch", str(HEALED_AT_ONCE))
+        return ("distill", "{cut}", "--teacher", "{model}", *how, "--data", data, "-o", "{out}")
 
 
 def windows_of(windows: int) -> str:
@@ -55,8 +67,8 @@ def windows_of(windows: int) -> str:
     return ",".join(f"builtin:{domain}:{windows}" for domain in DOMAINS)
 
 
-def every_run(model: str, samples: int = 0) -> Iterator[Run]:
-    """All rows of a reference model: the first rule, chance, the other rules, then the samples."""
+def every_run(model: str, samples: int = 0, heal: int = 0) -> Iterator[Run]:
+    """All rows of a reference model: first rule, chance, other rules, samples, healing."""
     for keep in KEEPS[model]:
         first, *others = _RULES
         yield _scored(first, keep)
@@ -68,6 +80,8 @@ def every_run(model: str, samples: int = 0) -> Iterator[Run]:
         for sample in range(1, samples + 1):
             for name in _RULES:
                 yield _scored(name, keep, sample)
+        if heal:
+            yield replace(_scored(first, keep), heal=heal)
         if model == "qwen2-moe":
             yield from (Run(name, keep, seed, ()) for name in PAIRED for seed in SEEDS)
 

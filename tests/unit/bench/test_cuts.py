@@ -28,9 +28,17 @@ def test_every_command_line_is_one_that_leanmoe_takes(run):
     assert run.command[-1] == "{out}"
 
 
+def test_the_first_cut_is_healed_by_a_command_that_leanmoe_takes():
+    healed = [run for run in every_run("mixtral", heal=60) if run.heal]
+    assert [(run.method, run.keep) for run in healed] == [("naee, spread", 4), ("naee, spread", 6)]
+    name, *arguments = healed[0].healing
+    parse(import_module(COMMANDS[name][0]).COMMAND, arguments)
+    assert "builtin:math:30" in healed[0].healing[-3]
+
+
 def test_no_two_runs_of_a_model_share_a_file_and_chance_has_five_seeds():
     for model, keeps in KEEPS.items():
-        runs = list(every_run(model, samples=3))
+        runs = list(every_run(model, samples=3, heal=10))
         assert len({run.name for run in runs}) == len(runs)
         assert all((run.command == ()) == (run.method in PAIRED) for run in runs)
         assert sum(run.method == RANDOM for run in runs) == 5 * len(keeps)
@@ -107,6 +115,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
         (["--case", "eep"], "no method 'eep' is compared"),
         (["--windows", "65"], "--windows is 65, expected 1 to the 64 that ship"),
         (["--held-out", "15"], "--held-out is 15, expected 1 to the 14 that ship"),
+        (["--heal", "129"], "--heal is 129, expected 0 to 128 steps"),
         (["--samples", "65"], "--samples is 65, expected 0 to --windows (64)"),
         (["--keep", "5"], "--keep is 5, compared are 4 and 6 of mixtral"),
         (["--done", "--work", str(tmp_path)], "nothing was measured"),
@@ -138,6 +147,7 @@ def test_masked_experts_cost_what_the_cut_checkpoint_costs(tmp_path):
         assert masked[name] == pytest.approx(windows, rel=1e-5)
 
 
-def test_the_page_holds_the_table_of_the_recorded_rows():
-    recorded_rows = json.loads((ROOT / "benchmarks/results/cuts.json").read_text())
-    assert COMMAND.show(recorded_rows) in (ROOT / "docs/results.md").read_text()
+@pytest.mark.parametrize("name", ["cuts.json", "cuts-qwen2-moe.json"])
+def test_the_page_holds_the_tables_of_the_recorded_rows(name):
+    recorded_rows = json.loads((ROOT / "benchmarks/results" / name).read_text())
+    assert COMMAND.show(recorded_rows).strip() in (ROOT / "docs/results.md").read_text()
