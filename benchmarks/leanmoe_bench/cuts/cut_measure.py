@@ -91,6 +91,8 @@ def _judged(run: Run, text: Text, work: Path) -> Row:
     path, masked = (healed, {}) if healed else (work / "reference", kept)
     found = losses(path, masked, windows_of(text.held_out))
     told = {**asdict(run), "command": " ".join(run.command), "seconds": seconds}
+    if run.heal:
+        told["healing"] = " ".join(run.healing)
     return {**told, "kept": list(kept.values()), "losses": found}
 
 
