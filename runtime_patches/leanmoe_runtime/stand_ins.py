@@ -64,7 +64,7 @@ class StandIns:
 
     def missing(self) -> list[int]:
         """Removed experts whose stand-in no checkpoint brought, as far as it was read."""
-        wrong_S = torch.zeros(len(self._ids), dtype=torch.bool)
+        wrong_S = torch.zeros(len(self._ids), dtype=torch.bool, device="cpu")
         for held in self._parts.values():
             wrong_S |= held.isnan().flatten(1).any(1).cpu()
         return [expert for expert, wrong in zip(self._ids, wrong_S.tolist(), strict=True) if wrong]

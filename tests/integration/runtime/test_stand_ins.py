@@ -24,7 +24,13 @@ RECORDER = "tests.integration.runtime.recorder.BlockRecorder"
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory) -> Iterator[RemoteArm]:
-    """One process that takes all models, one after the other; the last test turns it around."""
+    """One process that takes all models, one after the other."""
+    yield from _process(tmp_path_factory)
+
+
+@pytest.fixture
+def turned(tmp_path_factory) -> Iterator[RemoteArm]:
+    """A process for the devices' path alone: one that was on the host's skips as a host."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         yield from _process(tmp_path_factory)
@@ -94,11 +100,11 @@ def test_stock_vllm_that_knows_no_constants_stops_at_them(tmp_path):
         start(arm, out, FLAGS)
 
 
-def test_the_devices_path_computes_them_too_without_the_kernel_of_a_card(ours, tmp_path):
+def test_the_devices_path_computes_them_too_without_the_kernel_of_a_card(turned, tmp_path):
     source, out = cut(tmp_path, "mixtral", 3, "lowrank:4")
     extension = "tests.integration.runtime.interpreted_experts.InterpretedExperts"
     flags = {**WITH_PLUGIN, "dtype": "float32", "worker_extension_cls": extension}
-    engine, blocks = start(ours, out, flags), stand_in_blocks(source, out)
+    engine, blocks = start(turned, out, flags), stand_in_blocks(source, out)
     few = PROMPTS[:3]
     assert engine.generate(few, TOKENS) == Reference(source, blocks).generate(few, TOKENS)
     engine.set_betas(dict.fromkeys(open_checkpoint(out).skip_layers, 1.0))
