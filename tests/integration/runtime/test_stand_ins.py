@@ -30,7 +30,7 @@ def ours(tmp_path_factory) -> Iterator[RemoteArm]:
 
 @pytest.fixture
 def turned(tmp_path_factory) -> Iterator[RemoteArm]:
-    """A process for the devices' path alone: one that was on the host's skips as a host."""
+    """A process for the devices' path alone: after engines on the host's, levels gave others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         yield from _process(tmp_path_factory)
