@@ -62,9 +62,14 @@ try:
     from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
     from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-    from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+    from vllm.model_executor.layers.linear import (
+        LinearBase,
+        UnquantizedLinearMethod,
+        register_weight_loader_v2_supported_method,
+    )
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+    from vllm.model_executor.layers.quantization.fp8 import Fp8Config
     from vllm.platforms import current_platform
     from vllm.utils.torch_utils import direct_register_custom_op
     from vllm.v1.worker.worker_base import WorkerBase
@@ -79,6 +84,7 @@ __all__ = [
     "FUSED_MOE_UNQUANTIZED_CONFIG",
     "BaseRouter",
     "CPUUnquantizedExperts",
+    "Fp8Config",
     "FusedMoEFactory",
     "FusedMoEMethodBase",
     "GateLinear",
@@ -93,6 +99,7 @@ __all__ = [
     "WorkerBase",
     "check_seams",
     "compute_constants_ourselves",
+    "computes_float8_blocks",
     "cpu_communicator_classes",
     "cpu_fused_moe",
     "cpu_prepack_moe_weight",
@@ -113,6 +120,7 @@ __all__ = [
     "op_registry_oot",
     "padding_mask",
     "register_quantization_config",
+    "register_weight_loader_v2_supported_method",
     "scratch_tensors",
     "second_model_runner_class",
     "tensor_model_parallel_all_reduce",
@@ -198,6 +206,19 @@ def free_of_monolithic_kernels(moe_config: Any) -> None:
 def device_of_worker() -> str:
     """The kind of device this worker computes on; the current one of that kind is its own."""
     return str(current_platform.device_type)
+
+
+def computes_float8_blocks(rows: int, columns: int) -> bool:
+    """Whether vLLM has linear layers here for float8 with a scale per block of such a size.
+
+    On GPUs vLLM chooses among many kernels itself. The CPU's takes AMX.
+    """
+    if not current_platform.is_cpu():
+        return True
+    from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUFp8BlockScaledMMKernel
+
+    found, _ = CPUFp8BlockScaledMMKernel.is_supported()
+    return bool(found) and rows % 32 == 0 and columns == 128
 
 
 def forward_context(vllm_config: Any, tokens: int) -> Any:

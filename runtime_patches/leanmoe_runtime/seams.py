@@ -155,7 +155,31 @@ AT_START: tuple[Seam, ...] = (
         members=(
             *("get_name", "get_supported_act_dtypes", "get_min_capability", "from_config"),
             *("get_config_filenames", "get_quant_method", "maybe_update_config"),
+            *("override_quantization_method", "apply_vllm_mapper"),
         ),
+    ),
+    _in(
+        "vllm.model_executor.layers.quantization.fp8",
+        "Fp8Config",
+        members=("from_config", "get_quant_method", "apply_vllm_mapper"),
+    ),
+    _in(
+        "vllm.model_executor.layers.linear",
+        "UnquantizedLinearMethod.create_weights",
+        leading=(
+            *("self", "layer", "input_size_per_partition", "output_partition_sizes"),
+            *("input_size", "output_size", "params_dtype"),
+        ),
+    ),
+    _in(
+        "vllm.model_executor.layers.linear",
+        "register_weight_loader_v2_supported_method",
+        leading=("cls",),
+    ),
+    _in(
+        "vllm.model_executor.kernels.linear.scaled_mm.cpu",
+        "CPUFp8BlockScaledMMKernel",
+        members=("is_supported",),
     ),
     _in(
         "vllm.model_executor.layers.quantization",

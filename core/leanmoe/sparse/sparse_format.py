@@ -74,6 +74,11 @@ class SparseFormat(BaseModel):
             return "2:4"
         return f"{self.keep}:{self.group}" + ("+overflow" if self.layout == "overflow" else "")
 
+    @property
+    def is_float8(self) -> bool:
+        """Whether values are codes that a scale for each block goes with (scale_blocks.py)."""
+        return self.dtype == "float8_e4m3fn"
+
     def values_per_row(self, columns: int) -> int:
         """Values of a row of that many weights, overflow aside."""
         return columns // self.group * self.keep

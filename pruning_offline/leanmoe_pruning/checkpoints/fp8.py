@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from leanmoe.errors import CheckpointError
+from leanmoe.sparse.scale_blocks import Blocks
 from leanmoe.sparse.sparse_format import own_quantization
 from leanmoe_pruning.checkpoints.shards import ShardReader
 from leanmoe_pruning.checkpoints.stored_type import StoredType
@@ -22,17 +23,8 @@ Block = tuple[int, int]
 
 def block_of(config: Mapping[str, Any]) -> Block:
     """Rows and columns of a block, (128, 128) where the config says nothing."""
-    settings = own_quantization(config)
-    stated = settings.get("weight_block_size") if settings is not None else None
-    if stated is None:
-        return 128, 128
-    match stated:
-        case [int(rows), int(columns)] if rows > 0 and columns > 0:
-            return rows, columns
-    raise CheckpointError(
-        f"config.json has the weight_block_size {stated!r}, expected two numbers, rows and "
-        "columns; take the config of the original model"
-    )
+    blocks = Blocks.of(own_quantization(config))
+    return blocks.rows, blocks.columns
 
 
 def scale_of(name: str, reader: ShardReader) -> str | None:

@@ -17,14 +17,16 @@ struct ToldProjection {
     const int32_t* wide;
     const void* overflow;
     int64_t rows, groups, keep;
+    sparse::Scales scales;         // of float8
 };
 
-enum Type : int64_t { BFLOAT16, FLOAT16, FLOAT32 };
+enum Type : int64_t { BFLOAT16, FLOAT16, FLOAT32, FLOAT8 };
 
-template <class Value>
-sparse::Projection<Value> typed(const ToldProjection& told) {
-    return {static_cast<const Value*>(told.values), told.mask, told.rows, told.groups, told.keep,
-            {told.starts, told.narrow, told.wide, static_cast<const Value*>(told.overflow)}};
+template <class Weight>
+sparse::Projection<Weight> typed(const ToldProjection& told) {
+    return {static_cast<const Weight*>(told.values), told.mask, told.rows, told.groups, told.keep,
+            {told.starts, told.narrow, told.wide, static_cast<const Weight*>(told.overflow)},
+            told.scales};
 }
 
 }  // namespace
@@ -34,7 +36,7 @@ struct LeanMoEPackedLayer {
     ToldProjection gate_up, down;
     const int32_t* orders;         // [E, D] or null
     int64_t experts;
-    int64_t type;                  // of values, inputs and outputs
+    int64_t type;                  // of values
     int64_t activation;            // silu, gelu, gelu_tanh
     const char* isa;               // one of the processor's instruction sets
 };
@@ -46,6 +48,7 @@ struct LeanMoEPackedStep {
     const int32_t* ids;            // [T, K]
     void* out;                     // [T, D]
     int64_t tokens, top_k, threads;
+    int64_t type;                  // of inputs and outputs: that of values, any where they are float8
 };
 
 namespace {
@@ -54,20 +57,26 @@ constexpr sparse::Activate ACTIVATIONS[] = {sparse::activate<sparse::silu>,
                                             sparse::activate<sparse::gelu>,
                                             sparse::activate<sparse::gelu_tanh>};
 
-template <class Value>
+template <class Weight, class Value>
 void run_typed(const LeanMoEPackedLayer& layer, const LeanMoEPackedStep& step) {
-    const auto gate_up = typed<Value>(layer.gate_up), down = typed<Value>(layer.down);
-    sparse::run_on<Value>(layer.isa,
-                          {gate_up, down, static_cast<const Value*>(step.x), step.weights, step.ids,
-                           layer.orders, static_cast<Value*>(step.out), step.tokens, step.top_k,
-                           layer.experts, down.rows, gate_up.rows / 2, ACTIVATIONS[layer.activation]},
-                          static_cast<int>(step.threads));
+    const auto gate_up = typed<Weight>(layer.gate_up), down = typed<Weight>(layer.down);
+    const sparse::Step<Weight, Value> told = {
+        gate_up, down, static_cast<const Value*>(step.x), step.weights, step.ids, layer.orders,
+        static_cast<Value*>(step.out), step.tokens, step.top_k, layer.experts, down.rows,
+        gate_up.rows / 2, ACTIVATIONS[layer.activation]};
+    sparse::run_on<Weight, Value>(layer.isa, told, static_cast<int>(step.threads));
+}
+
+template <class Value>
+void run_for(const LeanMoEPackedLayer& layer, const LeanMoEPackedStep& step) {
+    if (layer.type == FLOAT8) run_typed<sparse::Float8, Value>(layer, step);
+    else run_typed<Value, Value>(layer, step);
 }
 
 void run(const LeanMoEPackedLayer& layer, const LeanMoEPackedStep& step) {
-    if (layer.type == BFLOAT16) run_typed<sparse::Bfloat16>(layer, step);
-    else if (layer.type == FLOAT16) run_typed<sparse::Float16>(layer, step);
-    else run_typed<float>(layer, step);
+    if (step.type == BFLOAT16) run_for<sparse::Bfloat16>(layer, step);
+    else if (step.type == FLOAT16) run_for<sparse::Float16>(layer, step);
+    else run_for<float>(layer, step);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@ E experts of a process, R rows and C columns of a matrix, T tokens, K top-k, D m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,13 +15,21 @@ from numpy.typing import NDArray
 
 from leanmoe.messages import SkipMode
 from leanmoe.sparse.packing import Overflow, Packed
+from leanmoe.sparse.scale_blocks import Blocks
 from leanmoe.sparse.sparse_format import GROUP, SparseFormat
 from leanmoe_runtime.compat import current_platform, device_of_worker, fused_experts
 from leanmoe_runtime.engine import current_engine
 from leanmoe_runtime.native import gpu_library
 from leanmoe_runtime.sparse.gpu import DenseKernel, Kernels, PackedBlock, PackedMatrix, registered
-from leanmoe_runtime.sparse.kernel import PackedExperts, PackedProjection, instruction_sets
-from leanmoe_runtime.sparse.storage import empty_pages, first_kept, joined, put_half, put_rows
+from leanmoe_runtime.sparse.kernel import PackedExperts, PackedProjection, Scales, instruction_sets
+from leanmoe_runtime.sparse.storage import (
+    BLOCK_ROWS,
+    empty_pages,
+    first_kept,
+    joined,
+    put_half,
+    put_rows,
+)
 from leanmoe_runtime.sparse.units import Units, entries, put_matrix
 
 # (x_TD, weights_TK, ids_TK) to what the experts of each token add up to.
@@ -64,7 +73,9 @@ class Home(Protocol):
     ) -> None:
         """Keep an expert's matrix in its values and mask."""
 
-    def block(self, layer: Any, held: Mapping[str, Held], listed: Listed) -> Block:
+    def block(
+        self, layer: Any, held: Mapping[str, Held], listed: Listed, scales: Mapping[str, Scales]
+    ) -> Block:
         """What computes the layer, once all is loaded."""
 
 
@@ -86,10 +97,10 @@ class CpuHome:
         self._how, self.device = how, torch.device("cpu")
 
     def problem(self, dtype: torch.dtype) -> str | None:
-        if self._how.inner is not None or dtype not in _CPU_DTYPES:
+        if dtype not in _CPU_DTYPES:
             return _unknown_dtype(self._how, "a CPU", _CPU_DTYPES)
         instruction_sets()  # what cannot be built must fail here
-        return None
+        return _unknown_blocks(self._how)
 
     def empty(self, name: str, size: Size, dtype: torch.dtype) -> Held:
         experts, rows, columns = size
@@ -111,9 +122,14 @@ class CpuHome:
             else:
                 put_half(place, half, rows_RX, groups)
 
-    def block(self, layer: Any, held: Mapping[str, Held], listed: Listed) -> Block:
+    def block(
+        self, layer: Any, held: Mapping[str, Held], listed: Listed, scales: Mapping[str, Scales]
+    ) -> Block:
         gate_up, down = (
-            self._projection(layer, name, held[name], listed.get(name)) for name in STACKS
+            replace(
+                self._projection(layer, name, held[name], listed.get(name)), scales=scales.get(name)
+            )
+            for name in STACKS
         )
         return PackedExperts(gate_up, down, _orders(layer), layer.activation.value)
 
@@ -170,7 +186,9 @@ class GpuHome:
     ) -> None:
         put_matrix(self._units[name], stored, packed, half)
 
-    def block(self, layer: Any, held: Mapping[str, Held], listed: Listed) -> Block:
+    def block(
+        self, layer: Any, held: Mapping[str, Held], listed: Listed, scales: Mapping[str, Scales]
+    ) -> Block:
         gate_up, down = (self._matrix(layer, name, held[name], listed.get(name)) for name in STACKS)
         block = PackedBlock(
             Kernels(gpu_library()),
@@ -229,6 +247,16 @@ def _unknown_dtype(how: SparseFormat, device: str, known: Sequence[torch.dtype])
         f"of {how.dtype} are not computed on {device}, which knows {names}; `leanmoe unpack` the "
         "model"
     )
+
+
+def _unknown_blocks(how: SparseFormat) -> str | None:
+    """Of float8: rows that are computed together have to share their scales."""
+    if how.is_float8 and (rows := Blocks.of(how.inner).rows) % BLOCK_ROWS:
+        return (
+            f"of float8 take scales for a multiple of {BLOCK_ROWS} rows, and these are for {rows}; "
+            "`leanmoe unpack` the model"
+        )
+    return None
 
 
 def _tensor(numbers: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:

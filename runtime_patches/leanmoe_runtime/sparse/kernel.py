@@ -1,7 +1,8 @@
 """A MoE block on packed experts, on CPUs: the library of experts.cpp, called by address.
 
 It knows nothing of torch but the OpenMP threads that both use, so that one library serves beside
-any torch. E experts, R rows, V values and B bytes of mask of a row, T tokens, K top-k, D model.
+any torch. E experts, H halves (gate and up projection, or one), R rows, V values and B bytes of
+mask of a row, T tokens, K top-k, D model.
 """
 
 from __future__ import annotations
@@ -13,25 +14,55 @@ from functools import cache
 
 import torch
 
+from leanmoe.sparse.scale_blocks import Blocks
 from leanmoe.sparse.sparse_format import GROUP
 from leanmoe_runtime.native import sparse_library
+from leanmoe_runtime.sparse.storage import BLOCK_ROWS
 
-# As experts.cpp numbers them.
-_TYPES = (torch.bfloat16, torch.float16, torch.float32)
+# As experts.cpp numbers them; the last is of values alone.
+_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
+_FLOAT8 = torch.float8_e4m3fn
 _ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 _DONE = -1
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What float8 values are multiplied by, ``[E, H, row blocks, column blocks]`` of float32.
+
+    ``first`` is the row and column within the first block at which a process's part begins.
+    """
+
+    numbers: torch.Tensor
+    blocks: Blocks
+    first: tuple[int, int] = (0, 0)
+
+    def fits(self, experts: int, halves: int, rows: int, columns: int) -> bool:
+        """Whether these are of such a projection, and rows that are multiplied together agree."""
+        top, left = self.first
+        expected = (experts, halves, *self.blocks.count(top + rows, left + columns))
+        return (
+            self.numbers.shape == expected
+            and self.numbers.dtype == torch.float32
+            and self.numbers.is_contiguous()
+            and top < self.blocks.rows
+            and left < self.blocks.columns
+            and self.blocks.rows % BLOCK_ROWS == top % BLOCK_ROWS == 0
+        )
 
 
 @dataclass(frozen=True)
 class PackedProjection:
     """One projection of all experts, as the library reads it (storage.py).
 
-    ``overflow`` is empty, or the starts of all rows' entries, their columns and values.
+    ``overflow`` is empty, or the starts of all rows' entries, their columns and values; ``scales``
+    are of float8 values.
     """
 
     values_ERV: torch.Tensor
     mask_ERB: torch.Tensor
     overflow: Sequence[torch.Tensor] = field(default=())
+    scales: Scales | None = None
 
     @property
     def groups(self) -> int:
@@ -42,7 +73,17 @@ class PackedProjection:
         return self.values_ERV.shape[2] // self.groups
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return (self.values_ERV, self.mask_ERB, *self.overflow)
+        scales = () if self.scales is None else (self.scales.numbers,)
+        return (self.values_ERV, self.mask_ERB, *self.overflow, *scales)
+
+
+class _Scales(ctypes.Structure):
+    _fields_ = (
+        ("numbers", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("halves", "row_blocks", "column_blocks")),
+        *((name, ctypes.c_int64) for name in ("block_rows", "block_columns")),
+        *((name, ctypes.c_int64) for name in ("first_row", "first_column")),
+    )
 
 
 class _Projection(ctypes.Structure):
@@ -50,6 +91,7 @@ class _Projection(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("values", "mask", "starts", "narrow", "wide")),
         ("overflow", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("rows", "groups", "keep")),
+        ("scales", _Scales),
     )
 
 
@@ -66,15 +108,16 @@ class _Layer(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weights", "ids", "out")),
-        *((name, ctypes.c_int64) for name in ("tokens", "top_k", "threads")),
+        *((name, ctypes.c_int64) for name in ("tokens", "top_k", "threads", "type")),
     )
 
 
 class PackedExperts:
     """The experts of a layer; called with a step's tokens it adds up what theirs give, ``[T, D]``.
 
-    A pair of id -1 costs nothing. ``isa`` names an instruction set, the best the processor has
-    if empty. ``ValueError`` where the tensors are not of one layer.
+    A pair of id -1 costs nothing. Inputs are of the type of the values, of any where these are
+    float8. ``isa`` names an instruction set, the best the processor has if empty. ``ValueError``
+    where the tensors are not of one layer.
     """
 
     def __init__(
@@ -109,7 +152,8 @@ class PackedExperts:
         self._check_step(x_TD, weights_TK, ids_TK)
         out_TD = torch.empty_like(x_TD)
         addresses = (one.data_ptr() for one in (x_TD, weights_TK, ids_TK, out_TD))
-        step = _Step(*addresses, *ids_TK.shape, torch.get_num_threads())
+        threads, dtype = torch.get_num_threads(), _TYPES.index(x_TD.dtype)
+        step = _Step(*addresses, *ids_TK.shape, threads, dtype)
         found = self._run(self._layer, step)
         if found != _DONE:
             raise self._refusal(found, ids_TK)
@@ -117,7 +161,8 @@ class PackedExperts:
 
     def _check_step(self, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> None:
         pairs = ids.shape
-        if x.dtype != self._dtype or x.shape != (pairs[0], self._width) or weights.shape != pairs:
+        is_known = x.dtype in _TYPES[:-1] if self._dtype == _FLOAT8 else x.dtype == self._dtype
+        if not is_known or x.shape != (pairs[0], self._width) or weights.shape != pairs:
             raise ValueError(
                 f"inputs are {list(x.shape)} of {x.dtype} with weights {list(weights.shape)} and "
                 f"ids {list(pairs)}, expected rows of {self._width} of {self._dtype} and as many "
@@ -136,6 +181,7 @@ def _check(
     experts, width, hidden = *down.mask_ERB.shape[:2], down.groups * GROUP
     values = gate_up.values_ERV, down.values_ERV
     rows = [one.shape[:2] for one in (gate_up.mask_ERB, *values)]
+    scaled = ((gate_up, 2, hidden, width), (down, 1, width, hidden))
     is_one_layer = (
         rows == [(experts, 2 * hidden), (experts, 2 * hidden), (experts, width)]
         and gate_up.groups * GROUP == width
@@ -144,9 +190,25 @@ def _check(
         and all(one.mask_ERB.is_contiguous() for one in (gate_up, down))
         and all(one.is_contiguous() for one in values)
         and (orders_ED is None or orders_ED.shape == (experts, width))
+        and all(_is_scaled(one, experts, *size) for one, *size in scaled)
     )
     if not is_one_layer:
         raise ValueError("values, masks and orders are not of one layer's packed experts")
+
+
+def _is_scaled(one: PackedProjection, experts: int, halves: int, rows: int, columns: int) -> bool:
+    """Whether float8 values have their scales, and no others have any."""
+    if one.scales is None or one.values_ERV.dtype != _FLOAT8:
+        return one.scales is None and one.values_ERV.dtype != _FLOAT8
+    return one.scales.fits(experts, halves, rows, columns)
+
+
+def _told_scales(scales: Scales | None) -> _Scales:
+    if scales is None:
+        return _Scales()
+    numbers, blocks = scales.numbers, scales.blocks
+    sizes = (*numbers.shape[1:], blocks.rows, blocks.columns, *scales.first)
+    return _Scales(numbers.data_ptr(), *sizes)
 
 
 def _told(projection: PackedProjection) -> _Projection:
@@ -163,7 +225,8 @@ def _told(projection: PackedProjection) -> _Projection:
             None if is_narrow else columns.data_ptr(),
             beyond.data_ptr(),
         ]
-    return _Projection(*addresses, rows, projection.groups, projection.keep)
+    sizes = (rows, projection.groups, projection.keep)
+    return _Projection(*addresses, *sizes, _told_scales(projection.scales))
 
 
 @cache

@@ -1,7 +1,8 @@
 // A MoE block on packed experts. Two passes over the experts that a step uses: gate and up
 // projections give each pair of token and expert its hidden row; blocks of output columns then add
 // up all pairs of every token, always in the same order, so that threads change no result. A pair
-// without an expert (id -1) costs nothing.
+// without an expert (id -1) costs nothing. Scales of float8 blocks multiply inputs, not weights: once
+// for all rows of a block.
 #pragma once
 
 #include <algorithm>
@@ -38,6 +39,29 @@ struct Overflow {
     }
 };
 
+// What float8 weights are multiplied by, one number a block, columns counted as in the source. All
+// rows of a BLOCK have the same.
+struct Scales {
+    const float* numbers;  // [E, halves, row blocks, column blocks]; halves: gate and up, or one
+    int64_t halves, row_blocks, column_blocks;
+    int64_t block_rows, block_columns;
+    int64_t first_row, first_column;  // where in the first block the matrix begins
+
+    const float* of(int64_t expert, int64_t half, int64_t row) const {
+        const int64_t block = (first_row + row) / block_rows;
+        return numbers + ((expert * halves + half) * row_blocks + block) * column_blocks;
+    }
+    // to[c] is from[c] times the scale of its column, and what a code needs beside it.
+    void multiply(const float* scales, const float* from, int64_t columns, float* to) const {
+        for (int64_t at = 0; at < columns;) {
+            const int64_t block = (first_column + at) / block_columns;
+            const int64_t end = std::min(columns, (block + 1) * block_columns - first_column);
+            const float scale = scales[block] * OF_A_CODE;
+            for (; at < end; at++) to[at] = from[at] * scale;
+        }
+    }
+};
+
 // A projection of all experts.
 template <class Value>
 struct Projection {
@@ -45,6 +69,7 @@ struct Projection {
     const uint32_t* mask;
     int64_t rows, groups, keep;
     Overflow<Value> overflow;
+    Scales scales = {};  // of float8
 
     Matrix<Value> of(int64_t expert) const {
         const int64_t first = expert * rows * groups, next = first + rows * groups;
@@ -55,11 +80,11 @@ struct Projection {
 // Turns a block's up projections into hidden values.
 using Activate = void (*)(const Sums& gate, Sums& up);
 
-// One step of one layer.
-template <class Value>
+// One step of one layer, of weights of one type and inputs of the same or another.
+template <class Weight, class Value = Weight>
 struct Step {
     // [E, 2F, D], a block of gate rows and the block of up rows beside it in turn; and [E, D, F].
-    Projection<Value> gate_up, down;
+    Projection<Weight> gate_up, down;
     const Value* x;                   // [T, D]
     const float* weights;             // [T, K]
     const int32_t* ids;               // [T, K]
@@ -107,8 +132,8 @@ struct Pairs {
     std::vector<int32_t> token;   // [N]
     std::vector<float> weight;    // [N]
 
-    template <class Value>
-    explicit Pairs(const Step<Value>& step) : starts(step.experts + 1) {
+    template <class Weight, class Value>
+    explicit Pairs(const Step<Weight, Value>& step) : starts(step.experts + 1) {
         const int64_t count = step.tokens * step.top_k;
         for (int64_t i = 0; i < count; i++)
             if (step.ids[i] >= 0) starts[step.ids[i] + 1]++;
@@ -142,13 +167,63 @@ void multiply(const Projection<typename Product::Value>& projection, int64_t exp
     for (int at = 0; at < BLOCK; at += TILE_ROWS) tiles[tokens - 1](matrix, row + at, x, sums, at);
 }
 
+// Up to 4 pairs of an expert in turn, and what their tokens bring.
+template <class Input>
+struct Tile {
+    int64_t expert, pair;
+    int tokens;
+    const Input* x[TILE_TOKENS];
+};
+
+// The inputs of a tile as rows of weights multiply them: of float8, times the scales of columns.
 template <class Product>
-class Layer {
-    using Value = typename Product::Value;
+class Inputs {
     using Input = typename Product::Input;
 
   public:
-    explicit Layer(const Step<Value>& step)
+    static constexpr bool SCALES = std::is_same_v<typename Product::Value, Float8>;
+
+    explicit Inputs(int64_t width)
+        : width_(width), source_(SCALES ? width : 0), scaled_(SCALES ? TILE_TOKENS * width : 0) {}
+
+    // `order` says which column of x each packed place multiplies, null: its own.
+    const Input* const* of(const Tile<Input>& tile, const Scales& scales, int64_t half, int64_t row,
+                           const int32_t* order) {
+        if constexpr (SCALES) {
+            const float* numbers = scales.of(tile.expert, half, row);
+            if (numbers == numbers_ && tile.pair == pair_) return rows_;
+            numbers_ = numbers, pair_ = tile.pair;
+            for (int t = 0; t < tile.tokens; t++) scale(scales, order, tile.x[t], t);
+            return rows_;
+        } else {
+            return tile.x;
+        }
+    }
+
+  private:
+    void scale(const Scales& scales, const int32_t* order, const float* x, int t) {
+        float* to = scaled_.data() + t * width_;
+        rows_[t] = to;
+        scales.multiply(numbers_, x, width_, order ? source_.data() : to);
+        if (!order) return;
+        for (int64_t c = 0; c < width_; c++) to[c] = source_[order[c]];
+    }
+
+    const int64_t width_;
+    // Whose rows are held: many blocks of weights in turn have the same.
+    const float* numbers_ = nullptr;
+    int64_t pair_ = -1;
+    std::vector<Input> source_, scaled_;
+    const Input* rows_[TILE_TOKENS] = {};
+};
+
+template <class Product, class Value>
+class Layer {
+    using Weight = typename Product::Value;
+    using Input = typename Product::Input;
+
+  public:
+    explicit Layer(const Step<Weight, Value>& step)
         : step_(step), pairs_(step), hidden_(pairs_.size() * step.hidden) {}
 
     void run(int threads) {
@@ -162,10 +237,17 @@ class Layer {
     }
 
   private:
+    // Where inputs are scaled, they are reordered afterwards.
+    bool reorders() const { return step_.orders && !Inputs<Product>::SCALES; }
+
+    const int32_t* order_of(int64_t expert) const {
+        return step_.orders ? step_.orders + expert * step_.width : nullptr;
+    }
+
     // Rows the kernel multiplies with: the tokens' own, or one per pair where experts reorder them.
     void read_inputs() {
-        const int64_t rows = step_.orders ? pairs_.size() : step_.tokens;
-        const bool is_direct = std::is_same_v<Input, Value> && !step_.orders;
+        const int64_t rows = reorders() ? pairs_.size() : step_.tokens;
+        const bool is_direct = std::is_same_v<Input, Value> && !reorders();
         #pragma omp single
         if (!is_direct) inputs_.resize(rows * step_.width);
         if (is_direct) return;
@@ -174,10 +256,10 @@ class Layer {
     }
 
     void read_input(int64_t row) {
-        const int64_t token = step_.orders ? pairs_.token[row] : row;
+        const int64_t token = reorders() ? pairs_.token[row] : row;
         const Value* from = step_.x + token * step_.width;
         Input* to = inputs_.data() + row * step_.width;
-        const int32_t* order = step_.orders ? step_.orders + expert_of(row) * step_.width : nullptr;
+        const int32_t* order = reorders() ? order_of(expert_of(row)) : nullptr;
         for (int64_t d = 0; d < step_.width; d++) convert(from[order ? order[d] : d], to + d);
     }
 
@@ -192,7 +274,7 @@ class Layer {
     }
 
     const Input* input_of(int64_t pair) const {
-        if (step_.orders) return inputs_.data() + pair * step_.width;
+        if (reorders()) return inputs_.data() + pair * step_.width;
         const int64_t first = pairs_.token[pair] * step_.width;
         if constexpr (std::is_same_v<Input, Value>) return step_.x + first;
         else return inputs_.data() + first;
@@ -203,25 +285,37 @@ class Layer {
         const int64_t tasks = static_cast<int64_t>(pairs_.used.size()) * blocks;
         // Several blocks in turn: each begins where the one before it ends.
         const int64_t run = std::max<int64_t>(1, tasks / (RUNS * threads_));
+        Inputs<Product> of_gate(step_.width), of_up(step_.width);
         #pragma omp for schedule(dynamic, run)
         for (int64_t task = 0; task < tasks; task++)
-            hide(pairs_.used[task / blocks], task % blocks * BLOCK);
+            hide(pairs_.used[task / blocks], task % blocks * BLOCK, of_gate, of_up);
+    }
+
+    template <class Row>
+    Tile<Input> tile_of(int64_t expert, int64_t pair, Row row) const {
+        const int64_t left = pairs_.starts[expert + 1] - pair;
+        const int tokens = static_cast<int>(std::min<int64_t>(TILE_TOKENS, left));
+        Tile<Input> tile = {expert, pair, tokens, {}};
+        for (int t = 0; t < tokens; t++) tile.x[t] = row(pair + t);
+        return tile;
     }
 
     // Hidden values of a block of rows for every pair of an expert.
-    void hide(int64_t expert, int64_t row) {
-        const int64_t last = pairs_.starts[expert + 1];
+    void hide(int64_t expert, int64_t row, Inputs<Product>& of_gate, Inputs<Product>& of_up) {
+        const int64_t last = pairs_.starts[expert + 1], listed = expert * step_.gate_up.rows + row;
+        const auto& weights = step_.gate_up;
+        const int32_t* order = order_of(expert);
         // Places of tokens that are not there are computed with, and must hold numbers.
         Sums gate = {}, up = {};
         for (int64_t pair = pairs_.starts[expert]; pair < last; pair += TILE_TOKENS) {
-            const int tokens = static_cast<int>(std::min<int64_t>(TILE_TOKENS, last - pair));
-            const Input* x[TILE_TOKENS];
-            for (int t = 0; t < tokens; t++) x[t] = input_of(pair + t);
-            multiply<Product>(step_.gate_up, expert, 2 * row, x, tokens, gate);
-            multiply<Product>(step_.gate_up, expert, 2 * row + BLOCK, x, tokens, up);
-            const int64_t listed = expert * step_.gate_up.rows + row;
-            step_.gate_up.overflow.add(listed, x, tokens, gate);
-            step_.gate_up.overflow.add(listed + step_.hidden, x, tokens, up);
+            const auto tile = tile_of(expert, pair, [&](int64_t one) { return input_of(one); });
+            const int tokens = tile.tokens;
+            const auto to_gate = of_gate.of(tile, weights.scales, 0, row, order);
+            multiply<Product>(weights, expert, 2 * row, to_gate, tokens, gate);
+            weights.overflow.add(listed, to_gate, tokens, gate);
+            const auto to_up = of_up.of(tile, weights.scales, 1, row, order);
+            multiply<Product>(weights, expert, 2 * row + BLOCK, to_up, tokens, up);
+            weights.overflow.add(listed + step_.hidden, to_up, tokens, up);
             step_.activate(gate, up);
             for (int t = 0; t < tokens; t++)
                 for (int r = 0; r < BLOCK; r++)
@@ -231,10 +325,11 @@ class Layer {
 
     void project_out() {
         std::vector<float> sums(step_.tokens * BLOCK);
+        Inputs<Product> inputs(step_.hidden);
         #pragma omp for schedule(dynamic)
         for (int64_t row = 0; row < step_.width; row += BLOCK) {
             std::fill(sums.begin(), sums.end(), 0.0f);
-            for (int64_t expert : pairs_.used) add(expert, row, sums.data());
+            for (int64_t expert : pairs_.used) add(expert, row, inputs, sums.data());
             for (int64_t t = 0; t < step_.tokens; t++)
                 for (int r = 0; r < BLOCK; r++)
                     from_float(sums[t * BLOCK + r], step_.out + t * step_.width + row + r);
@@ -242,12 +337,13 @@ class Layer {
     }
 
     // Add an expert's share of a block of output columns to the sums of its tokens.
-    void add(int64_t expert, int64_t row, float* sums) {
+    void add(int64_t expert, int64_t row, Inputs<Product>& inputs, float* sums) {
         const int64_t last = pairs_.starts[expert + 1];
+        const auto hidden_of = [&](int64_t pair) { return hidden_.data() + pair * step_.hidden; };
         for (int64_t pair = pairs_.starts[expert]; pair < last; pair += TILE_TOKENS) {
-            const int tokens = static_cast<int>(std::min<int64_t>(TILE_TOKENS, last - pair));
-            const Input* x[TILE_TOKENS];
-            for (int t = 0; t < tokens; t++) x[t] = hidden_.data() + (pair + t) * step_.hidden;
+            const auto tile = tile_of(expert, pair, hidden_of);
+            const int tokens = tile.tokens;
+            const auto x = inputs.of(tile, step_.down.scales, 0, row, nullptr);
             Sums found;
             multiply<Product>(step_.down, expert, row, x, tokens, found);
             step_.down.overflow.add(expert * step_.down.rows + row, x, tokens, found);
@@ -259,16 +355,16 @@ class Layer {
         }
     }
 
-    const Step<Value>& step_;
+    const Step<Weight, Value>& step_;
     int threads_ = 1;
     const Pairs pairs_;
     std::vector<Input> inputs_;
     std::vector<Input> hidden_;
 };
 
-template <class Product>
-void run(const Step<typename Product::Value>& step, int threads) {
-    Layer<Product>(step).run(threads);
+template <class Product, class Value>
+void run(const Step<typename Product::Value, Value>& step, int threads) {
+    Layer<Product, Value>(step).run(threads);
 }
 
 // The best product this processor can do, or the one that a test names.
@@ -295,19 +391,19 @@ inline std::vector<std::string> instruction_sets() {
     return found;
 }
 
-template <class Value>
-void run_on(const std::string& isa, const Step<Value>& step, int threads) {
+template <class Weight, class Value>
+void run_on(const std::string& isa, const Step<Weight, Value>& step, int threads) {
 #if defined(__x86_64__)
     const int64_t keep = step.gate_up.keep;
-    if constexpr (std::is_same_v<Value, Bfloat16>) {
+    if constexpr (std::is_same_v<Weight, Bfloat16>) {
         if (isa == "avx512_bf16" && keep == 16) return run<Avx512Bf16<16>>(step, threads);
         if (isa == "avx512_bf16" && keep == 8) return run<Avx512Bf16<8>>(step, threads);
         if (isa == "avx512_bf16") return run<Avx512Bf16<0>>(step, threads);
     }
-    if (isa == "avx512" || isa == "avx512_bf16") return run<Avx512<Value, 0>>(step, threads);
-    if (isa == "avx2") return run<Avx2<Value>>(step, threads);
+    if (isa == "avx512" || isa == "avx512_bf16") return run<Avx512<Weight, 0>>(step, threads);
+    if (isa == "avx2") return run<Avx2<Weight>>(step, threads);
 #endif
-    run<Plain<Value>>(step, threads);
+    run<Plain<Weight>>(step, threads);
 }
 
 }  // namespace sparse

@@ -9,12 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from leanmoe.errors import CheckpointError, InputError, RuntimeSeamError
 from leanmoe.manifest import read_manifest
 from leanmoe.messages import SkipMode
 from leanmoe.sparse.packing import Overflow, Packed, take_groups, take_rows
+from leanmoe.sparse.scale_blocks import SCALE, Blocks
 from leanmoe.sparse.sparse_format import (
     CONFIG_KEY,
     GROUP,
@@ -30,17 +33,21 @@ from leanmoe.sparse.sparse_format import (
 )
 from leanmoe_runtime.compat import (
     FUSED_MOE_UNQUANTIZED_CONFIG,
+    Fp8Config,
     FusedMoEMethodBase,
     LinearBase,
     QuantizationConfig,
     RoutedExperts,
     UnquantizedLinearMethod,
+    computes_float8_blocks,
     get_current_vllm_config,
     register_quantization_config,
 )
-from leanmoe_runtime.sparse.arrivals import Arrivals, Place
+from leanmoe_runtime.sparse.arrivals import Arrivals, Arrived, Place
 from leanmoe_runtime.sparse.gpu import ACTIVATIONS
 from leanmoe_runtime.sparse.home import STACKS, Block, Held, Size, home_of
+from leanmoe_runtime.sparse.kernel import Scales
+from leanmoe_runtime.sparse.restored import RestoredLinearMethod
 
 # Which stack of vLLM's a projection lies in, and which half of it.
 _STACKS: dict[str, tuple[str, int | None]] = {
@@ -54,9 +61,15 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 class LeanSparseConfig(QuantizationConfig):  # type: ignore[misc]
     """How a checkpoint's experts are packed; of a dense one, how they are to be while loading."""
 
-    def __init__(self, how: SparseFormat | None = None) -> None:
+    def __init__(
+        self, how: SparseFormat | None = None, inner: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.how = how
+        # The dense checkpoint's own, where it has one.
+        self._dense_inner = inner
+        self._mapper: Any = None
+        self._inner: Any = None
 
     @classmethod
     def get_name(cls) -> str:
@@ -76,7 +89,28 @@ class LeanSparseConfig(QuantizationConfig):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> LeanSparseConfig:
-        return cls(read_sparse_format({CONFIG_KEY: config}, "config.json"))
+        how = read_sparse_format({CONFIG_KEY: config}, "config.json")
+        return cls(how, None if how is not None else config or None)
+
+    @classmethod
+    def override_quantization_method(
+        cls, hf_quant_cfg: Any, user_quant: str | None, hf_config: Any = None
+    ) -> str | None:
+        """A float8 checkpoint is packed while loading where vLLM was told so."""
+        return QUANT_METHOD if user_quant == QUANT_METHOD else None
+
+    @property
+    def weight_block_size(self) -> list[int] | None:
+        """What vLLM asks of a config whose linear layers are its own float8 ones."""
+        inner = None if self.how is None else self.how.inner
+        blocks = Blocks.of(inner)
+        if inner is None or not computes_float8_blocks(blocks.rows, blocks.columns):
+            return None
+        return [blocks.rows, blocks.columns]
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Names of modules that the source's own config lists become vLLM's."""
+        self._mapper = hf_to_vllm_mapper
 
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
@@ -92,13 +126,35 @@ class LeanSparseConfig(QuantizationConfig):  # type: ignore[misc]
                 f"{model_name} has no manifest that says by which pattern its weights were zeroed, "
                 f"so --quantization {QUANT_METHOD} cannot pack it; run `leanmoe pack --pattern`"
             )
-        self.how = SparseFormat.of_pattern(pattern, "bfloat16")
+        how = SparseFormat.of_pattern(pattern, "bfloat16")
+        if self._dense_inner is not None:
+            how = how.model_copy(update={"dtype": "float8_e4m3fn", "inner": self._dense_inner})
+        self.how = how
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
+        assert self.how is not None, "vLLM updates a config before it builds layers"
         if isinstance(layer, RoutedExperts):
-            assert self.how is not None, "vLLM updates a config before it builds layers"
             return LeanSparseMethod(self.how, layer.moe_config)
+        if self.how.inner is not None:
+            return self._of_inner(self.how.inner, layer, prefix)
         return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None
+
+    def _of_inner(self, inner: dict[str, Any], layer: torch.nn.Module, prefix: str) -> Any:
+        """What is no routed expert, as the source stores it: vLLM's own where it has one here."""
+        if (method := inner.get("quant_method")) != "fp8":
+            raise RuntimeSeamError(
+                f"the source of these packed experts is quantised as {method!r}, expected 'fp8' "
+                "(float8 with scales per block); `leanmoe unpack` the model"
+            )
+        blocks = Blocks.of(inner)
+        if not computes_float8_blocks(blocks.rows, blocks.columns):
+            return RestoredLinearMethod(blocks) if isinstance(layer, LinearBase) else None
+        if self._inner is None:
+            self._inner = Fp8Config.from_config(inner)
+            if self._mapper is not None:
+                self._inner.apply_vllm_mapper(self._mapper)
+            self._inner.packed_modules_mapping = self.packed_modules_mapping
+        return self._inner.get_quant_method(layer, prefix)
 
 
 class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
@@ -131,11 +187,13 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         """Room for packed weights, and one name for every tensor that a file may bring."""
         wide, hidden = hidden_size, intermediate_size_per_partition
         self._check(layer, wide, hidden, params_dtype)
-        put = partial(self._put, layer)
-        self._arrivals = Arrivals(self._how, params_dtype, layer.layer_name, put)
+        dtype = torch.float8_e4m3fn if self._how.is_float8 else params_dtype
+        self._arrivals = Arrivals(self._how, dtype, layer.layer_name, partial(self._put, layer))
         for name, rows, columns in (("w13", 2 * hidden, wide), ("w2", wide, hidden)):
             self._sizes[name] = (num_experts, rows, columns)
-            self._add(layer, name, params_dtype)
+            self._add(layer, name, dtype)
+            if self._how.is_float8:
+                self._register(layer, f"{name}{SCALE}", self._empty_scales(name, hidden))
         if self._how.input_orders:
             orders_D = torch.arange(wide, dtype=torch.int32, device=self._home.device)
             self._register(layer, f"w13{INPUT_ORDER}", orders_D.repeat(num_experts, 1))
@@ -189,9 +247,35 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         self._arrivals.take((expert_id, shard_id), end, loaded_weight)
         return True if return_success else None
 
-    def _put(self, layer: Any, place: Place, packed: Packed, order: torch.Tensor | None) -> None:
+    def _empty_scales(self, name: str, hidden: int) -> torch.Tensor:
+        """Room for the scales of a stack, ``[E, halves, row blocks, column blocks]``."""
+        experts, rows, columns = self._sizes[name]
+        halves = 2 if name == "w13" else 1
+        top, left = self._first(name, hidden)
+        counts = Blocks.of(self._how.inner).count(top + rows // halves, left + columns)
+        return torch.ones(experts, halves, *counts, device=self._home.device)
+
+    def _first(self, name: str, hidden: int) -> tuple[int, int]:
+        """Row and column within a block of the source at which this process's part begins."""
+        blocks = Blocks.of(self._how.inner)
+        first = self.moe.moe_parallel_config.tp_rank * hidden
+        return (first % blocks.rows, 0) if name == "w13" else (0, first % blocks.columns)
+
+    def _put_scales(self, layer: Any, place: Place, scale_RC: NDArray[np.float32]) -> None:
+        name, half = _STACKS[place[1]]
+        hidden = layer.intermediate_size_per_partition
+        first = self.moe.moe_parallel_config.tp_rank * hidden
+        wide = self._sizes["w2"][1]
+        mine, whole = (first, first + hidden), (0, wide)
+        spans = (mine, whole) if name == "w13" else (whole, mine)
+        part = Blocks.of(self._how.inner).part(scale_RC, *spans)
+        held = layer.get_parameter(f"{name}{SCALE.replace('.', '_')}").data
+        held[place[0], half or 0].copy_(torch.from_numpy(part))
+
+    def _put(self, layer: Any, place: Place, arrived: Arrived) -> None:
         """Keep this process's part of a whole matrix."""
         expert, projection = place
+        packed, order = arrived.packed, arrived.order
         name, half = _STACKS[projection]
         _, rows, columns = self._sizes[name]
         part = self._part(packed, projection, layer.intermediate_size_per_partition)
@@ -206,6 +290,8 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         self._home.put(name, (values[expert], mask[expert]), part, half)
         if order is not None:
             layer.get_parameter("w13_weight_input_order").data[expert].copy_(order)
+        if arrived.scale_RC is not None:
+            self._put_scales(layer, place, arrived.scale_RC)
         if part.overflow is not None:
             self._overflow[expert, projection] = part.overflow
 
@@ -230,7 +316,21 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         for name in [name for name, held in layer.named_parameters() if not held.numel()]:
             delattr(layer, name)
         held = {name: self._held(layer, name) for name in STACKS}
-        self._block = self._home.block(layer, held, self._listed(experts))
+        self._block = self._home.block(layer, held, self._listed(experts), self._scales(layer))
+
+    def _scales(self, layer: Any) -> dict[str, Scales]:
+        """Scales of each stack, where values are float8."""
+        if not self._how.is_float8:
+            return {}
+        blocks, hidden = Blocks.of(self._how.inner), layer.intermediate_size_per_partition
+        return {
+            name: Scales(
+                layer.get_parameter(f"{name}{SCALE.replace('.', '_')}").data,
+                blocks,
+                self._first(name, hidden),
+            )
+            for name in STACKS
+        }
 
     def _listed(self, experts: int) -> dict[str, list[list[Overflow]]]:
         """Overflow lists of each stack, expert by expert; they are not needed here any more."""

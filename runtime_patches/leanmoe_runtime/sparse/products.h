@@ -27,6 +27,10 @@ struct Bfloat16 {
 struct Float16 {
     uint16_t bits;
 };
+// A code of e4m3 without infinities; its block's scale is kept apart.
+struct Float8 {
+    uint8_t bits;
+};
 
 // One expert's packed matrix, its rows in blocks of 4.
 template <class Value>
@@ -62,6 +66,14 @@ inline float to_float(Float16 value) {
     if (exponent) return bits_to_float(sign | ((exponent + 112) << 23 | fraction << 13));
     return bits_to_float(sign | 0x33800000u) * static_cast<float>(fraction);  // of 2^-24
 }
+
+// Read as half precision of the same bits, subnormal or not, a code is 2^-8 of what it means:
+// inputs are multiplied by that along with the scale (layer.h).
+constexpr float OF_A_CODE = 256.0f;
+inline Float16 as_half(Float8 code) {
+    return {static_cast<uint16_t>((code.bits & 0x80u) << 8 | (code.bits & 0x7fu) << 7)};
+}
+inline float to_float(Float8 code) { return to_float(as_half(code)); }
 
 inline void from_float(float value, float* out) { *out = value; }
 inline void from_float(float value, Bfloat16* out) {
@@ -160,6 +172,14 @@ LEANMOE_AVX2 inline __m256 load8(const Float16* values) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
 }
 
+LEANMOE_AVX2 inline __m256 load8(const Float8* values) {
+    const __m128i codes =
+        _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(values)));
+    // The sign moves down once more than it should: its second copy goes.
+    const __m128i halves = _mm_srai_epi16(_mm_slli_epi16(codes, 8), 1);
+    return _mm256_cvtph_ps(_mm_and_si128(halves, _mm_set1_epi16(-0x4001)));
+}
+
 LEANMOE_AVX2 inline __m128 halved(__m256 sums) {
     return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
 }
@@ -254,6 +274,22 @@ LEANMOE_AVX512 inline Halves halves(const Bfloat16* values, uint32_t mask, int64
 template <int KEEP>
 LEANMOE_AVX512 inline Halves halves(const Float16* values, uint32_t mask, int64_t keep) {
     const __m512i all = expanded<KEEP>(values, mask, keep);
+    return {_mm512_cvtph_ps(_mm512_castsi512_si256(all)),
+            _mm512_cvtph_ps(_mm512_extracti64x4_epi64(all, 1))};
+}
+template <int KEEP>
+LEANMOE_AVX512 inline __m256i codes(const void* values, int64_t keep) {
+    if (KEEP == 16)
+        return _mm256_castsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(values)));
+    if (KEEP == 8)
+        return _mm256_castsi128_si256(_mm_loadl_epi64(static_cast<const __m128i*>(values)));
+    return _mm256_maskz_loadu_epi8(first_of(keep), values);
+}
+template <int KEEP>
+LEANMOE_AVX512 inline Halves halves(const Float8* values, uint32_t mask, int64_t keep) {
+    const __m256i some = _mm256_maskz_expand_epi8(mask, codes<KEEP>(values, keep));
+    const __m512i signs = _mm512_srai_epi16(_mm512_slli_epi16(_mm512_cvtepu8_epi16(some), 8), 1);
+    const __m512i all = _mm512_and_si512(signs, _mm512_set1_epi16(-0x4001));
     return {_mm512_cvtph_ps(_mm512_castsi512_si256(all)),
             _mm512_cvtph_ps(_mm512_extracti64x4_epi64(all, 1))};
 }

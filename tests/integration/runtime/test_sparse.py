@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from leanmoe.checkpoint import open_checkpoint
@@ -19,7 +21,7 @@ from tests.family_references import change_config
 from tests.integration.runtime.one_process import WITH_PLUGIN, one_process, start
 from tests.planned_models import mixed_plan, write_planned
 from tests.tiny_families import write_tiny
-from tests.unit.pruning.test_small_floats import in_float8, is_matrix
+from tests.unit.pruning.test_small_floats import in_float8, is_matrix, per_block
 
 PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(3 + i % 9)] for i in range(20)]
 TOKENS = 10
@@ -114,16 +116,32 @@ def test_a_dense_checkpoint_is_packed_while_loading(ours, tmp_path):
     assert report.weight_bytes < stock.weight_bytes
 
 
-def test_packed_float8_is_refused_before_anything_is_loaded(ours, tmp_path):
-    source = write_tiny(tmp_path / "source", "qwen3_moe", dtype="float32")
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [
+        ("deepseek_v3", ("--pattern", "16:32")),
+        ("qwen3_moe", ("--sparsity", "0.5", "--no-permute")),
+    ],
+)
+def test_packed_float8_gives_the_tokens_of_what_it_means(family, how, ours, tmp_path):
+    source = write_tiny(tmp_path / "source", family, dtype="float32")
     rewrite_in_float8(source)
-    packed = pack(prune(source, tmp_path / "dense", "--pattern", "16:32"), tmp_path / "packed")
-    with pytest.raises(LeanMoEError, match=r"packed experts of float8_e4m3fn .* `leanmoe unpack`"):
-        start(ours, packed, FLAGS)
+    dense = prune(source, tmp_path / "dense", *how)
+    packed = pack(dense, tmp_path / "packed")
+    exact, top_one, stock = answers(ours, meant_by(dense, tmp_path / "meant"))
+    again, top_again, report = answers(ours, packed)
+    assert (again, top_again) == (exact, top_one)
+    assert exact not in top_one
+    # Experts in 8 bits of what takes 32; where AMX is missing, the rest takes 32 again.
+    assert report.weight_bytes < 0.8 * stock.weight_bytes
+    if "--no-permute" in how:
+        while_loading = answers(ours, dense, quantization="leanmoe_sparse")
+        assert while_loading[:2] == (exact, top_one)
+        assert while_loading[2].weight_bytes == report.weight_bytes
 
 
 def rewrite_in_float8(model: Path) -> None:
-    block = {"quant_method": "fp8", "weight_block_size": [128, 64]}
+    block = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 64]}
     change_config(model, quantization_config=block)
     coded = {}
     for name, tensor in load_file(model / "model.safetensors").items():
@@ -131,8 +149,48 @@ def rewrite_in_float8(model: Path) -> None:
             coded[name], coded[f"{name}_scale_inv"], _ = in_float8(tensor)
         else:
             coded[name] = tensor.clone()
+    replace_tensors(model, coded)
+
+
+def meant_by(model: Path, out: Path) -> Path:
+    """A float8 checkpoint with the numbers that its codes mean, and no word of LeanMoE."""
+    shutil.copytree(model, out, ignore=shutil.ignore_patterns("*leanmoe*"))
+    held = load_file(out / "model.safetensors")
+    plain = {}
+    for name, tensor in held.items():
+        scale = held.get(f"{name}_scale_inv")
+        plain[name] = (
+            tensor.clone() if scale is None else tensor.float() * per_block(scale, tensor.shape)
+        )
+    replace_tensors(out, {name: t for name, t in plain.items() if not name.endswith("_scale_inv")})
+    config = json.loads((out / "config.json").read_text())
+    del config["quantization_config"]
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+def replace_tensors(model: Path, tensors: dict[str, torch.Tensor]) -> None:
     (model / "model.safetensors").unlink()
-    save_file(coded, model / "model.safetensors")
+    save_file(tensors, model / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("end", "sentence"),
+    [
+        ("experts.3.down_proj.weight_scale_inv", "expert 3 of .*, w2 was not found"),
+        ("self_attn.q_proj.weight_scale_inv", r"float8 linear layer .* lacks weights or scales"),
+    ],
+)
+def test_scales_that_are_missing_stop_the_start(end, sentence, ours, tmp_path):
+    source = write_tiny(tmp_path / "source", "qwen3_moe", dtype="float32")
+    rewrite_in_float8(source)
+    packed = pack(prune(source, tmp_path / "dense", "--pattern", "16:32"), tmp_path / "packed")
+    tensors = {name: t.clone() for name, t in load_file(packed / "model.safetensors").items()}
+    [name] = [name for name in tensors if ".0." in name[:15] and name.endswith(end)]
+    del tensors[name]
+    replace_tensors(packed, tensors)
+    with pytest.raises(LeanMoEError, match=sentence):
+        start(ours, packed, FLAGS)
 
 
 def test_a_checkpoint_that_lacks_a_part_is_named(ours, tmp_path):

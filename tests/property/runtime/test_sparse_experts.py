@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import gelu, silu
 
 from leanmoe.sparse.packing import pack
-from leanmoe_runtime.sparse.kernel import PackedExperts, PackedProjection, instruction_sets
+from leanmoe.sparse.scale_blocks import Blocks
+from leanmoe_runtime.sparse.kernel import PackedExperts, PackedProjection, Scales, instruction_sets
 from leanmoe_runtime.sparse.storage import first_kept, joined, put_half, put_rows
 
 ACTIVATIONS = {
@@ -18,6 +21,7 @@ ACTIVATIONS = {
     "gelu": gelu,
     "gelu_tanh": lambda x: gelu(x, approximate="tanh"),
 }
+FLOAT8 = torch.float8_e4m3fn
 WORDS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 # What half precision of hidden values and outputs leaves of a sum of these sizes.
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -45,7 +49,7 @@ def stored(weight_ERC: torch.Tensor, keep: int, *, halves: bool = False) -> Pack
     values = torch.empty(experts, rows, columns // 32 * keep, dtype=dtype)
     mask = first_kept((experts, rows, columns // 8), keep)
     for expert, weight in enumerate(weight_ERC):
-        words = weight.view(WORDS[dtype]).numpy().view(f"u{dtype.itemsize}")
+        words = weight.view(WORDS.get(dtype, torch.uint8)).numpy().view(f"u{dtype.itemsize}")
         packed = pack(words, keep, "w", overflow=True)
         signed = torch.from_numpy(packed.values_RV.view(f"i{dtype.itemsize}"))
         for place, packed_rows in (
@@ -60,6 +64,24 @@ def stored(weight_ERC: torch.Tensor, keep: int, *, halves: bool = False) -> Pack
         listed.append(packed.overflow)
     overflow = joined(listed, dtype)
     return PackedProjection(values, mask, overflow if len(overflow[1]) else ())
+
+
+def in_blocks(random, weight_ERC, blocks, first=(0, 0), halves=1):
+    """Codes, their scales, and what both mean in float64; small weights are subnormal codes."""
+    experts, rows, columns = weight_ERC.shape
+    size = rows // halves
+    scales = torch.from_numpy(
+        np.exp2(
+            random.uniform(
+                -12, 2, (experts, halves, *blocks.count(first[0] + size, first[1] + columns))
+            )
+        )
+    ).float()
+    row_of = (first[0] + torch.arange(size)) // blocks.rows
+    column_of = (first[1] + torch.arange(columns)) // blocks.columns
+    grown = scales[:, :, row_of][..., column_of].reshape(experts, rows, columns)
+    codes = (weight_ERC / grown).clamp(-448, 448).to(FLOAT8)
+    return codes, Scales(scales, blocks, first), codes.double() * grown.double()
 
 
 def expected(x, weights, ids, gate_up, down, activate) -> torch.Tensor:
@@ -111,6 +133,117 @@ def compare(seed, tokens, groups, keep, share, dtype, isa, activation="silu", or
 )
 def test_packed_experts_compute_their_sum(dtype, isa, seed, tokens, groups, keep, share, ordered):
     compare(seed, tokens, groups, keep, share, dtype, isa, ordered=ordered)
+
+
+def compare_float8(seed, tokens, groups, keep, share, dtype, isa, blocks, *, ordered, first=(0, 0)):
+    """First: where within a block of the source the part of tensor parallelism begins."""
+    random = np.random.default_rng(seed)
+    experts, top_k, wide, hidden = 3, 2, 32 * groups[0], 32 * groups[1]
+    drawn = [
+        matrices(random, experts, rows, columns, share, torch.float64)
+        for rows, columns in ((2 * hidden, wide), (wide, hidden))
+    ]
+    top, left = first
+    gate_up, gate_up_scales, meant = in_blocks(random, drawn[0], blocks, (top, 0), halves=2)
+    down, down_scales, down_meant = in_blocks(random, drawn[1], blocks, (0, left))
+    x = torch.from_numpy(random.standard_normal((tokens, wide))).to(dtype)
+    weights = torch.from_numpy(random.random((tokens, top_k), dtype=np.float32))
+    ids = np.stack([random.permutation(experts)[:top_k] for _ in range(tokens)] or [[0, 0]])
+    ids = torch.from_numpy(np.where(random.random(ids.shape) < 0.3, -1, ids)[:tokens]).int()
+    orders = torch.from_numpy(np.stack([random.permutation(wide) for _ in range(experts)])).int()
+    bits = gate_up.view(torch.uint8)
+    if ordered:
+        bits = torch.stack([w[:, order] for w, order in zip(bits, orders.long(), strict=True)])
+    block = PackedExperts(
+        replace(stored(bits.view(FLOAT8), keep, halves=True), scales=gate_up_scales),
+        replace(stored(down, keep), scales=down_scales),
+        orders if ordered else None,
+        "silu",
+        isa,
+    )
+    found = block(x, weights, ids)
+    assert found.dtype == dtype
+    true = expected(x, weights, ids, meant, down_meant, silu)
+    largest = max(1.0, true.abs().max().item()) if tokens else 1.0
+    assert (found.double() - true).abs().max() <= TOLERANCE[dtype] * largest if tokens else True
+
+
+# What a block of the source may be beside the groups of 32 that are packed.
+BLOCKS = st.sampled_from([(128, 128), (32, 64), (64, 32), (32, 20), (96, 500)])
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 13),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.integers(1, 31),
+    st.floats(0, 1),
+    st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),
+    BLOCKS,
+    st.booleans(),
+    st.tuples(st.integers(0, 3), st.integers(0, 3)),
+)
+def test_float8_experts_compute_what_codes_and_scales_mean(
+    isa, seed, tokens, groups, keep, share, dtype, block, ordered, cut
+):
+    blocks = Blocks(*block)
+    first = (32 * cut[0] % blocks.rows, 32 * cut[1] % blocks.columns)
+    given = {"ordered": ordered, "first": first}
+    compare_float8(seed, tokens, groups, keep, share, dtype, isa, blocks, **given)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("keep", [8, 16])
+def test_float8_in_blocks_of_the_source_with_many_rows(keep, isa):
+    compare_float8(
+        7, 90, (8, 8), keep, keep / 32, torch.float32, isa, Blocks(128, 128), ordered=True
+    )
+
+
+def test_every_code_of_float8_is_read_as_its_number():
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes[[0x7F, 0xFF]] = 0
+    gate_up = torch.zeros(1, 512, 32)
+    gate_up[:, :, 0] = 1
+    for isa in instruction_sets():
+        down = codes.view(1, 32, 8).repeat_interleave(32, dim=2).contiguous()
+        down = torch.where(torch.arange(256) % 32 == 5, down, 0).view(FLOAT8)
+        # Each hidden value is silu(1); a row of `down` adds up eight of the codes.
+        ones = [torch.ones(1, halves, 1, 1) for halves in (2, 1)]
+        scales = [Scales(one, Blocks(512, 512)) for one in ones]
+        block = PackedExperts(
+            replace(stored(gate_up.to(FLOAT8), 1, halves=True), scales=scales[0]),
+            replace(stored(down, 1), scales=scales[1]),
+            *(None, "silu", isa),
+        )
+        found = block(torch.ones(1, 32), torch.ones(1, 1), torch.zeros(1, 1).int())
+        meant = codes.view(FLOAT8).double().view(32, 8).sum(1) * silu(torch.tensor(1.0)).double()
+        assert torch.allclose(found[0].double(), meant, rtol=1e-5, atol=1e-6), isa
+
+
+WRONG_SCALES = {
+    "none": lambda one: None,
+    "another size": lambda one: replace(one, numbers=torch.ones(1, 1, 1, 2)),
+    "another type": lambda one: replace(one, numbers=one.numbers.double()),
+    "blocks that cut rows": lambda one: replace(one, blocks=Blocks(40, 128)),
+    "a part that cuts rows": lambda one: replace(one, first=(16, 0)),
+    "a part behind its block": lambda one: replace(one, first=(0, 128)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SCALES)
+def test_scales_of_something_else_are_refused(wrong):
+    random = np.random.default_rng(0)
+    gate_up, gate_scales, _ = in_blocks(random, torch.ones(1, 64, 32), Blocks(), halves=2)
+    down, scales, _ = in_blocks(random, torch.ones(1, 32, 32), Blocks())
+    with pytest.raises(ValueError, match="not of one layer"):
+        PackedExperts(
+            replace(stored(gate_up, 31, halves=True), scales=gate_scales),
+            replace(stored(down, 31), scales=WRONG_SCALES[wrong](scales)),
+            *(None, "silu"),
+        )
 
 
 @pytest.mark.parametrize(("dtype", "isa"), KINDS, ids=str)

@@ -28,7 +28,7 @@ def parts(projection: str = "w1") -> dict[str, torch.Tensor]:
 
 def arrivals(how: SparseFormat = ORDERED) -> tuple[Arrivals, list]:
     came: list = []
-    put = lambda place, packed, order: came.append((place, packed, order))  # noqa: E731
+    put = lambda place, arrived: came.append((place, arrived.packed, arrived.order))  # noqa: E731
     return Arrivals(how, torch.bfloat16, "layer 3", put), came
 
 
@@ -68,4 +68,58 @@ def test_a_mask_of_other_values_never_reaches_the_kernel():
     with pytest.raises(CheckpointError, match="values and bitmask disagree"):
         for end, tensor in held.items():
             waiting.take((0, "w1"), end, tensor)
+    assert not came
+
+
+FLOAT8 = SparseFormat(keep=16, dtype="float8_e4m3fn", inner={"weight_block_size": [2, 32]})
+
+
+def float8_parts() -> dict[str, torch.Tensor]:
+    codes = np.where(np.arange(COLUMNS) % 2, 0x38, 0).astype(np.uint8)
+    packed = pack(np.tile(codes, (ROWS, 1)), 16, "w")
+    return {
+        ".weight_values": torch.from_numpy(packed.values_RV).view(torch.float8_e4m3fn),
+        ".weight_mask": torch.from_numpy(packed.mask_RB.copy()),
+        ".weight_scale_inv": torch.full((2, 2), 0.5, dtype=torch.bfloat16),
+    }
+
+
+def float8_arrivals() -> tuple[Arrivals, list]:
+    came: list = []
+    put = lambda place, arrived: came.append(arrived)  # noqa: E731
+    return Arrivals(FLOAT8, torch.float8_e4m3fn, "layer 3", put), came
+
+
+def test_a_float8_matrix_waits_for_its_scales_packed_or_dense():
+    waiting, came = float8_arrivals()
+    held = float8_parts()
+    for end in sorted(held):
+        assert not came
+        waiting.take((0, "w1"), end, held[end])
+    dense = torch.zeros(ROWS, COLUMNS).to(torch.float8_e4m3fn)
+    waiting.take((1, "w1"), ".weight", dense)
+    assert len(came) == 1
+    waiting.take((1, "w1"), ".weight_scale_inv", held[".weight_scale_inv"])
+    assert [one.scale_RC.tolist() for one in came] == [[[0.5, 0.5], [0.5, 0.5]]] * 2
+
+
+WRONG_FLOAT8 = {
+    "scales of another size": (".weight_scale_inv", torch.ones(1, 2), "scales are .* expected"),
+    "scales that are none": (".weight_scale_inv", torch.full((2, 2), torch.nan), "finite numbers"),
+    "codes that are none": (
+        ".weight_values",
+        torch.full((ROWS, 32), 0xFF, dtype=torch.uint8).view(torch.float8_e4m3fn),
+        "codes that are no numbers",
+    ),
+    "another type": (".weight_values", torch.ones(ROWS, 32), r"holds torch\.float32, expected"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_FLOAT8)
+def test_float8_that_is_damaged_never_reaches_the_kernel(wrong):
+    waiting, came = float8_arrivals()
+    end, tensor, sentence = WRONG_FLOAT8[wrong]
+    with pytest.raises(CheckpointError, match=sentence):
+        for name, part in {**float8_parts(), end: tensor}.items():
+            waiting.take((0, "w1"), name, part)
     assert not came
