@@ -24,7 +24,7 @@ _RULE_SOURCE = _HERE / "skip" / "cpu.c"
 _OPERATOR_SOURCE = _HERE / "direct.cpp"
 _SPARSE_SOURCE = _HERE / "sparse" / "experts.cpp"
 _GPU_SOURCE = _HERE / "sparse" / "cuda" / "packed.cu"
-_GPU_HEADERS = ("numbers", "step", "gather", "tensor", "pairs", "dense", "launch")
+_GPU_HEADERS = ("numbers", "step", "values", "gather", "tensor", "pairs", "dense", "launch")
 # Compute capabilities that get code of their own; newer ones take the PTX of the last.
 GPU_TARGETS = ("80", "86", "89", "90")
 # Whichever instructions a processor has beyond its family's first is found out at run time.

@@ -63,6 +63,7 @@ class Trial:
             "silu",
             dense or partial(dense_on_map, map_E),
             Workspace(),
+            dtype,
         )
         # Packed place p holds the source's column order[p].
         back = torch.from_numpy(orders.argsort(1))

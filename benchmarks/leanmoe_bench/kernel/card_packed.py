@@ -90,6 +90,7 @@ def block(
         "silu",
         dense,
         Workspace(),
+        torch.bfloat16,
     )
 
 

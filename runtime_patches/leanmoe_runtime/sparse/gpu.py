@@ -17,7 +17,10 @@ from weakref import WeakValueDictionary
 import torch
 
 from leanmoe.errors import RuntimeSeamError
+from leanmoe.sparse.scale_blocks import Blocks
+from leanmoe.sparse.sparse_format import GROUP
 from leanmoe_runtime.compat import direct_register_custom_op
+from leanmoe_runtime.sparse.kernel import Scales
 from leanmoe_runtime.sparse.regimes import FEW_PAIRS, Regime, Way, regime_of
 from leanmoe_runtime.sparse.units import Units
 from leanmoe_runtime.sparse.workspace import Workspace
@@ -31,11 +34,21 @@ _SORTING_BYTES = 4 << 10
 DenseKernel = Callable[..., torch.Tensor]
 
 
+class _Scales(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("numbers", "orders")),
+        *((name, ctypes.c_int32) for name in ("halves", "row_blocks", "column_blocks")),
+        *((name, ctypes.c_int32) for name in ("block_rows", "column_shift")),
+        *((name, ctypes.c_int32) for name in ("first_row", "first_column", "unused")),
+    )
+
+
 class _Matrix(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "mask", "starts", "entries")),
         *((name, ctypes.c_int32) for name in ("rows", "columns", "keep", "lanes", "across")),
-        ("unused", ctypes.c_int32),
+        ("is_coded", ctypes.c_int32),
+        ("scales", _Scales),
     )
 
 
@@ -55,7 +68,7 @@ class _Writing(ctypes.Structure):
         ("matrix", _Matrix),
         ("orders", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
-        *((name, ctypes.c_int32) for name in ("first", "count", "joined", "unused")),
+        *((name, ctypes.c_int32) for name in ("first", "count", "joined", "is_half")),
     )
 
 
@@ -65,18 +78,48 @@ def _at(tensor: torch.Tensor | None) -> int | None:
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """One projection of all experts, as the kernels read it (units.py)."""
+    """One projection of all experts, as the kernels read it (units.py).
+
+    Float8 values have ``scales``; their columns are in the order of ``orders_EC`` where there is
+    one. Raises ``RuntimeSeamError`` for scales that the kernels do not take.
+    """
 
     units: Units
     values: torch.Tensor
     mask: torch.Tensor
     overflow: tuple[torch.Tensor, torch.Tensor] | None = None
+    scales: Scales | None = None
+    orders_EC: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.scales is not None and (problem := scales_problem(self.scales.blocks)):
+            raise RuntimeSeamError(f"packed experts {problem}")
 
     def told(self) -> _Matrix:
         starts, listed = self.overflow or (None, None)
         u = self.units
         held = (_at(self.values), _at(self.mask), _at(starts), _at(listed))
-        return _Matrix(*held, u.rows, u.columns, u.keep, u.lanes, u.across)
+        sizes = (u.rows, u.columns, u.keep, u.lanes, u.across)
+        return _Matrix(*held, *sizes, int(self.scales is not None), self._told_scales())
+
+    def _told_scales(self) -> _Scales:
+        if self.scales is None:
+            return _Scales()
+        numbers, blocks = self.scales.numbers, self.scales.blocks
+        shift = blocks.columns.bit_length() - 1
+        sizes = (*numbers.shape[1:], blocks.rows, shift, *self.scales.first)
+        return _Scales(_at(numbers), _at(self.orders_EC), *sizes)
+
+
+def scales_problem(blocks: Blocks) -> str | None:
+    """Why the kernels do not take such blocks: a group of 32 lies within one, found by shifting."""
+    columns = blocks.columns
+    if columns % GROUP == 0 and columns & (columns - 1) == 0:
+        return None
+    return (
+        f"of float8 take scales for {GROUP} columns or a power of two more on a GPU, and these are "
+        f"for {columns}; `leanmoe unpack` the model"
+    )
 
 
 class Kernels:
@@ -120,6 +163,8 @@ class PackedBlock:
     activation: str
     dense: DenseKernel
     workspace: Workspace
+    # Of inputs and of weights that are written out.
+    dtype: torch.dtype
     slot: int = field(default_factory=count().__next__)
 
     def __post_init__(self) -> None:
@@ -129,7 +174,7 @@ class PackedBlock:
         values = self.gate_up.values
         self.experts = len(values)
         _, numbers = self._pieces()
-        self.workspace.reserve(numbers, values.dtype, values.device)
+        self.workspace.reserve(numbers, self.dtype, values.device)
         _BLOCKS[self.slot] = self
 
     def regime(self, tokens: int, top_k: int) -> Regime:
@@ -175,7 +220,7 @@ class PackedBlock:
         """Experts that are written out at a time, and how many numbers they have."""
         wide, hidden = self._widths()
         each = 3 * wide * hidden
-        most = max(1, WORKSPACE_BYTES // (each * self.gate_up.values.itemsize))
+        most = max(1, WORKSPACE_BYTES // (each * self.dtype.itemsize))
         pieces = -(-self.experts // most)
         size = -(-self.experts // pieces)
         return size, size * each
@@ -204,7 +249,8 @@ class PackedBlock:
         wide, hidden = self._widths()
         w13, w2 = self.workspace.views((experts, 2 * hidden, wide), (experts, wide, hidden))
         for matrix, out, orders in ((self.gate_up, w13, self.orders_ED), (self.down, w2, None)):
-            where = (_at(orders), _at(out), first, experts, int(matrix is self.gate_up))
+            turns, is_half = int(matrix is self.gate_up), int(self.dtype == torch.float16)
+            where = (_at(orders), _at(out), first, experts, turns, is_half)
             self.kernels.write_dense(_Writing(matrix.told(), *where), _stream(out))
         return w13, w2
 

@@ -20,7 +20,14 @@ from leanmoe.sparse.sparse_format import GROUP, SparseFormat
 from leanmoe_runtime.compat import current_platform, device_of_worker, fused_experts
 from leanmoe_runtime.engine import current_engine
 from leanmoe_runtime.native import gpu_library
-from leanmoe_runtime.sparse.gpu import DenseKernel, Kernels, PackedBlock, PackedMatrix, registered
+from leanmoe_runtime.sparse.gpu import (
+    DenseKernel,
+    Kernels,
+    PackedBlock,
+    PackedMatrix,
+    registered,
+    scales_problem,
+)
 from leanmoe_runtime.sparse.kernel import PackedExperts, PackedProjection, Scales, instruction_sets
 from leanmoe_runtime.sparse.storage import (
     BLOCK_ROWS,
@@ -98,7 +105,7 @@ class CpuHome:
 
     def problem(self, dtype: torch.dtype) -> str | None:
         if dtype not in _CPU_DTYPES:
-            return _unknown_dtype(self._how, "a CPU", _CPU_DTYPES)
+            return _unknown_dtype(dtype, "a CPU", _CPU_DTYPES)
         instruction_sets()  # what cannot be built must fail here
         return _unknown_blocks(self._how)
 
@@ -166,10 +173,22 @@ class GpuHome:
                 f"{current_platform.get_device_capability().as_version_str()}; `leanmoe unpack` "
                 "the model for it"
             )
-        if self._how.inner is not None or dtype not in _GPU_DTYPES:
-            return _unknown_dtype(self._how, "a GPU", _GPU_DTYPES)
+        if dtype not in _GPU_DTYPES:
+            return _unknown_dtype(dtype, "a GPU", _GPU_DTYPES)
+        if (problem := self._unknown_scales()) is not None:
+            return problem
         gpu_library()  # what cannot be built must fail here
         return None
+
+    def _unknown_scales(self) -> str | None:
+        if not self._how.is_float8:
+            return None
+        if self._how.layout == "indices" and self._how.input_orders:
+            return (
+                "of float8 in 2:4 with input orders are not computed on a GPU; prune the model "
+                "with --no-permute, or `leanmoe unpack` it"
+            )
+        return scales_problem(Blocks.of(self._how.inner))
 
     def empty(self, name: str, size: Size, dtype: torch.dtype) -> Held:
         experts, rows, columns = size
@@ -189,7 +208,14 @@ class GpuHome:
     def block(
         self, layer: Any, held: Mapping[str, Held], listed: Listed, scales: Mapping[str, Scales]
     ) -> Block:
-        gate_up, down = (self._matrix(layer, name, held[name], listed.get(name)) for name in STACKS)
+        gate_up, down = (
+            replace(
+                self._matrix(layer, name, held[name], listed.get(name)),
+                scales=scales.get(name),
+                orders_EC=_orders(layer) if name == "w13" else None,
+            )
+            for name in STACKS
+        )
         block = PackedBlock(
             Kernels(gpu_library()),
             gate_up,
@@ -198,6 +224,7 @@ class GpuHome:
             layer.activation.value,
             _dense_kernel(layer.activation, layer.local_num_experts, self.device),
             current_engine().workspace,
+            layer.params_dtype,
         )
         operator = registered()
         # The operator knows the block by its slot; the layer keeps it.
@@ -241,11 +268,11 @@ def _dense_kernel(activation: Any, experts: int, device: torch.device) -> DenseK
     return dense
 
 
-def _unknown_dtype(how: SparseFormat, device: str, known: Sequence[torch.dtype]) -> str:
-    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in known)
+def _unknown_dtype(dtype: torch.dtype, device: str, known: Sequence[torch.dtype]) -> str:
+    found, *names = (str(one).removeprefix("torch.") for one in (dtype, *known))
     return (
-        f"of {how.dtype} are not computed on {device}, which knows {names}; `leanmoe unpack` the "
-        "model"
+        f"are not computed in {found} on {device}, which knows {', '.join(names)}; serve them with "
+        "--dtype, or `leanmoe unpack` the model"
     )
 
 

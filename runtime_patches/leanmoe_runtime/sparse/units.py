@@ -3,8 +3,9 @@
 A group of 32 weights falls to a lane of a warp, 32 groups are a unit: R rows of L groups. The units
 of R rows follow each other. A group's values lie from its last column to its first, 8 to a vector,
 and a vector of all lanes in a row; ``keep`` is a multiple of 8, filled up with zeros. 2:4 has units
-of 16 rows and 64 columns, as fragments of ``mma.sp`` (cuda/pairs.cuh). Rows of gate and up
-projection lie in turn. E experts, R rows, C columns, G groups, N entries of an overflow list.
+of 16 rows and 64 columns, as fragments of ``mma.sp`` (cuda/pairs.cuh). Values are of two bytes, or
+float8 codes of one. Rows of gate and up projection lie in turn. E experts, R rows, C columns, G
+groups, N entries of an overflow list.
 """
 
 from __future__ import annotations
@@ -121,15 +122,20 @@ def _on(device: torch.device, words: NDArray[Any], kind: type) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(words).view(kind)).to(device)
 
 
+def _words_on(device: torch.device, words: NDArray[Any]) -> torch.Tensor:
+    """Values as signed words of their size, which torch knows."""
+    return _on(device, words, np.int8 if words.itemsize == 1 else np.int16)
+
+
 def _put_groups(
     units: Units, values: torch.Tensor, mask: torch.Tensor, packed: Packed, half: int | None
 ) -> None:
     lanes, across, rows = units.lanes, units.across, len(packed.mask_RB)
     vectors, groups = units.keep // VECTOR, packed.mask_RB.shape[1] * 8 // GROUP
-    source = _on(values.device, packed.values_RV, np.int16).view(rows, groups, -1).flip(2)
+    source = _words_on(values.device, packed.values_RV).view(rows, groups, -1).flip(2)
     more = (0, units.keep - source.shape[2], 0, across * lanes - groups)
     source = pad(source, more).view(rows, across, lanes, vectors, VECTOR).transpose(2, 3)
-    stored = values.view(torch.int16).view(-1, across, vectors, LANES, VECTOR)
+    stored = values.view(source.dtype).view(-1, across, vectors, LANES, VECTOR)
     _put_rows(units, stored, source, half)
     words = _on(mask.device, packed.mask_RB, np.int32).view(rows, groups)
     words = pad(words, (0, across * lanes - groups)).view(rows, across, 1, lanes, 1)
@@ -159,11 +165,11 @@ def _put_fours(
     # Rows of a tile: its halves, then rows of it; those of gate and up lie in turn.
     turns = 1 if half is None else 2
     split = (tiles, 2, 8 // turns, units.across, STEPS)
-    source = _on(values.device, packed.values_RV, np.int16).view(rows, -1, 2)
+    source = _words_on(values.device, packed.values_RV).view(rows, -1, 2)
     # Of eight fours: b, then the pair of registers, then a, where a lane is 2 a + b of four.
     source = pad(source, (0, 0, 0, more)).view(*split, 2, 2, 2, 2)
     fragments = source.permute(0, 3, 4, 2, 7, 5, 6, 1, 8)
-    stored = values.view(torch.int16).view(tiles, units.across, STEPS, 8 // turns, turns, *[2] * 5)
+    stored = values.view(source.dtype).view(tiles, units.across, STEPS, 8 // turns, turns, *[2] * 5)
     stored[:, :, :, :, half or 0].copy_(fragments)
     bytes_RB = torch.from_numpy(to_indices(packed.mask_RB)).to(mask.device)
     nibbles = torch.stack([bytes_RB & 15, bytes_RB >> 4], dim=-1).view(rows, -1)

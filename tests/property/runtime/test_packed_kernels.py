@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leanmoe.errors import RuntimeSeamError
+from leanmoe.sparse.scale_blocks import Blocks
 from leanmoe_runtime.sparse.regimes import Regime, Way, regime_of
 from tests.unit.runtime.packed_host import Layer, host_library, launches, words_of
 
@@ -46,6 +48,61 @@ def test_weights_expanded_for_tensor_cores(pattern, seed, tokens, wide, hidden, 
     layer = Layer(pattern, 32 * wide, 32 * hidden, BOTH[half], ordered=ordered, seed=seed)
     step = layer.step(tokens)
     assert layer.error(run(layer, Way.TENSOR, per_item, step), step) < 1
+
+
+# Of a source's float8: rows of a block, its columns.
+BLOCKS = st.sampled_from([Blocks(128, 128), Blocks(32, 64), Blocks(64, 32), Blocks(5, 256)])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@settings(max_examples=6, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 12),
+    st.tuples(GROUPS, GROUPS),
+    st.booleans(),
+    st.sampled_from([(Way.GATHER, 2), (Way.GATHER, 1), (Way.TENSOR, 8), (Way.TENSOR, 16)]),
+    st.booleans(),
+    BLOCKS,
+    st.tuples(st.integers(0, 3), st.integers(0, 3)),
+)
+def test_float8_is_computed_as_codes_and_scales_mean(
+    pattern, seed, tokens, groups, ordered, how, half, blocks, cut
+):
+    way, per_item = how if pattern != "2:4" else (Way.TENSOR, 8)
+    ordered = ordered and pattern != "2:4"
+    first = (32 * cut[0] % blocks.rows, 32 * cut[1] % blocks.columns)
+    sizes = [32 * count for count in groups]
+    given = {"ordered": ordered, "seed": seed, "blocks": blocks, "first": first}
+    layer = Layer(pattern, *sizes, BOTH[half], **given)
+    tokens = min(tokens, per_item) if way is Way.GATHER else tokens
+    step = layer.step(tokens)
+    assert layer.error(run(layer, way, per_item, step), step) < 1
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+def test_float8_written_out_dense_is_rounded_once(pattern, dtype):
+    ordered = pattern != "2:4"
+    layer = Layer(pattern, 160, 96, dtype, ordered=ordered, blocks=Blocks(64, 64), first=(32, 32))
+    layer.block.workspace.views((1,))[0][:] = float("nan")
+    w13, w2 = layer.block.write_out(0, 3)
+    for found, meant in ((w13, layer.gate_up), (w2, layer.down)):
+        assert torch.equal(found, meant.float().to(dtype))
+
+
+def test_float8_of_every_way_by_the_number_of_tokens():
+    layer, seen = Layer("16:32", 256, 128, ordered=True, blocks=Blocks()), set()
+    for tokens in (1, 9, 70):
+        step = layer.step(tokens)
+        seen.add(layer.block.regime(tokens, 2).way)
+        assert layer.error(layer.block(*step), step) < 1, tokens
+    assert seen == {*Way}
+
+
+def test_blocks_that_cut_a_group_are_refused():
+    with pytest.raises(RuntimeSeamError, match="columns or a power of two more on a GPU"):
+        Layer("16:32", 96, 32, blocks=Blocks(128, 48))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,14 +16,16 @@ from torch.nn.functional import gelu, silu
 
 import leanmoe_runtime.sparse
 from leanmoe.sparse.packing import pack_by
+from leanmoe.sparse.scale_blocks import Blocks
 from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe_runtime.sparse.gpu import Kernels, PackedBlock, PackedMatrix
+from leanmoe_runtime.sparse.kernel import Scales
 from leanmoe_runtime.sparse.units import Units, entries, put_matrix
 from leanmoe_runtime.sparse.workspace import Workspace
 
 CUDA = Path(leanmoe_runtime.sparse.__file__).parent / "cuda"
 HERE = Path(__file__).parent
-CPU = torch.device("cpu")
+CPU, FLOAT8 = torch.device("cpu"), torch.float8_e4m3fn
 ACTIVATIONS = {
     "silu": silu,
     "gelu": gelu,
@@ -36,7 +39,7 @@ def host_library() -> ctypes.CDLL:
     """Built once a process; one launch after the other."""
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder, "host.so")
-        flags = ("-O2", "-shared", "-fPIC", *HOST_FLAGS, "-x", "c++")
+        flags = ("-O1", "-shared", "-fPIC", *HOST_FLAGS, "-x", "c++")
         subprocess.run(["c++", *flags, str(CUDA / "packed.cu"), "-o", str(built)], check=True)
         library = ctypes.CDLL(str(built))
     library.host_launches.restype = ctypes.c_int64
@@ -48,7 +51,24 @@ def launches() -> int:
 
 
 def words_of(weight: torch.Tensor) -> np.ndarray:
+    if weight.dtype == FLOAT8:
+        return weight.view(torch.uint8).numpy()
     return weight.view(torch.int16).numpy().view(np.uint16)
+
+
+def in_blocks(
+    random, weight_ERC: torch.Tensor, blocks: Blocks, first: tuple[int, int], halves: int
+):
+    """Float8 codes ``[E, R, C]`` and their scales; and both as one number, float64."""
+    experts, rows, columns = weight_ERC.shape
+    size = rows // halves
+    counts = blocks.count(first[0] + size, first[1] + columns)
+    scale = torch.from_numpy(np.exp2(random.uniform(-12, 0, (experts, halves, *counts)))).float()
+    by_row = scale[:, :, (first[0] + torch.arange(size)) // blocks.rows]
+    grown = by_row[..., (first[1] + torch.arange(columns)) // blocks.columns]
+    grown = grown.reshape(experts, rows, columns).double()
+    codes = (weight_ERC.double() / grown).clamp(-448, 448).to(FLOAT8)
+    return codes, Scales(scale, blocks, first), codes.double() * grown
 
 
 def packed_matrix(weight_ERC: torch.Tensor, how: SparseFormat, *, halves: bool) -> PackedMatrix:
@@ -113,6 +133,8 @@ class Layer:
         activation: str = "silu",
         share: float = 0.5,
         seed: int = 0,
+        blocks: Blocks | None = None,
+        first: tuple[int, int] = (0, 0),
     ) -> None:
         self.random = random = np.random.default_rng(seed)
         self.how, self.dtype = SparseFormat.of_pattern(pattern, "bfloat16"), dtype
@@ -124,14 +146,35 @@ class Layer:
         # Packed place p holds the source's column order[p].
         back = self.orders.argsort(1) if ordered else None
         self.gate_up = held if back is None else self._ordered(held, back)
+        matrices = self._plain(held) if blocks is None else self._coded(blocks, first)
         self.block = PackedBlock(
-            Kernels(host_library()),
-            packed_matrix(held, self.how, halves=True),
-            packed_matrix(self.down, self.how, halves=False),
-            self.orders,
-            activation,
-            self._dense,
-            Workspace(),
+            *(Kernels(host_library()), *matrices, self.orders, activation, self._dense),
+            *(Workspace(), dtype),
+        )
+
+    def _plain(self, held: torch.Tensor) -> tuple[PackedMatrix, PackedMatrix]:
+        down = packed_matrix(self.down, self.how, halves=False)
+        return packed_matrix(held, self.how, halves=True), down
+
+    def _coded(self, blocks: Blocks, first: tuple[int, int]) -> tuple[PackedMatrix, PackedMatrix]:
+        """Of float8; ``first``: the hidden channel and column at which blocks are cut."""
+        how = {
+            "dtype": "float8_e4m3fn",
+            "inner": {"weight_block_size": [blocks.rows, blocks.columns]},
+        }
+        self.how = self.how.model_copy(update=how)
+        top, left = (first[0], 0), (0, first[1])
+        coded = in_blocks(self.random, self.gate_up, blocks, top, 2)
+        self.gate_up_codes, gate_up_scales, self.gate_up = coded
+        self.down_codes, down_scales, self.down = in_blocks(self.random, self.down, blocks, left, 1)
+        self.scales = gate_up_scales.numbers, down_scales.numbers
+        bits = self.gate_up_codes.view(torch.uint8)
+        held = bits if self.orders is None else self._ordered(bits, self.orders.long())
+        gate_up = packed_matrix(held.view(FLOAT8), self.how, halves=True)
+        down = packed_matrix(self.down_codes, self.how, halves=False)
+        return (
+            replace(gate_up, scales=gate_up_scales, orders_EC=self.orders),
+            replace(down, scales=down_scales),
         )
 
     def _drawn(self, rows: int, columns: int, share: float) -> torch.Tensor:

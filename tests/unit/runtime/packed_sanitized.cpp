@@ -13,6 +13,8 @@ std::mt19937 random_bits(1);
 int drawn(int least, int most) { return std::uniform_int_distribution<int>(least, most)(random_bits); }
 
 uint16_t number() { return Bfloat16::round(drawn(-100, 100) / 100.0f); }
+// Of float8: any code that is a number, up to 2 in size.
+uint8_t code() { return drawn(0, 1) << 7 | drawn(0, 64); }
 
 template <class Value>
 struct Room {
@@ -24,23 +26,37 @@ struct Room {
 // A projection of random units; `keep` 0 is 2:4.
 struct Random {
     Matrix matrix;
-    Room<uint4> values;
+    Room<uint8_t> values;
+    Room<float> scales;
     Room<u32> mask, entries;
     Room<int32_t> starts;
 
     static int64_t units(int rows, int lanes, int across, int keep) {
         return (int64_t)rows / (keep ? 32 / lanes : TILE_ROWS) * across;
     }
-    Random(int experts, int rows, int columns, int keep, int lanes, bool overflows)
+    static Scales blocks(int halves, int rows, int columns) {
+        const int block_rows = drawn(1, 100), shift = drawn(5, 8);
+        const int first_row = drawn(0, block_rows - 1), first_column = drawn(0, (1 << shift) / GROUP - 1) * GROUP;
+        return {nullptr, nullptr, halves, (first_row + rows / halves - 1) / block_rows + 1,
+                ((first_column + columns - 1) >> shift) + 1, block_rows, shift, first_row, first_column};
+    }
+    Random(int experts, int halves, int rows, int columns, int keep, int lanes, bool overflows, bool coded)
         : matrix{nullptr, nullptr, nullptr, nullptr, rows, columns, keep, lanes,
-                 keep ? (columns / GROUP + lanes - 1) / lanes : (columns + 63) / 64, 0},
-          values(experts * units(rows, lanes, matrix.across, keep) * (keep ? keep / 8 : 2) * 32),
+                 keep ? (columns / GROUP + lanes - 1) / lanes : (columns + 63) / 64, coded,
+                 blocks(halves, rows, columns)},
+          values(experts * units(rows, lanes, matrix.across, keep) * (keep ? keep : 16) * 32 * (coded ? 1 : 2)),
+          scales(experts * halves * matrix.scales.row_blocks * matrix.scales.column_blocks),
           mask(experts * units(rows, lanes, matrix.across, keep) * 32),
           entries(experts * units(rows, lanes, matrix.across, keep) * 32),
           starts(experts * units(rows, lanes, matrix.across, keep) * (32 / lanes) + 1) {
         const int64_t count = experts * matrix.units();
         auto* words = reinterpret_cast<uint16_t*>(values.at());
-        for (int64_t i = 0; i < count * (keep ? keep : 16) * 32; i++) words[i] = number();
+        for (int64_t i = 0; i < count * (keep ? keep : 16) * 32; i++)
+            if (coded) values.at()[i] = code();
+            else words[i] = number();
+        for (int64_t i = 0; i < experts * halves * matrix.scales.row_blocks * matrix.scales.column_blocks; i++)
+            scales.at()[i] = drawn(1, 100) / 100.0f;
+        matrix.scales.numbers = scales.at();
         for (int64_t i = 0; i < count * 32; i++) mask.at()[i] = keep ? bits(keep) : places();
         matrix.values = values.at(), matrix.mask = mask.at();
         if (overflows) spill(count);
@@ -66,7 +82,7 @@ struct Random {
                 const int64_t unit = at / (32 / lanes) % matrix.across;
                 if ((unit * lanes + lane % lanes) * GROUP >= matrix.columns) continue;
                 const u32 place = free_place(mask.at()[at / (32 / lanes) * 32 + lane], next, at, lane);
-                if (place < 32) entries.at()[next++] = (u32)number() << 16 | place << 5 | lane;
+                if (place < 32) entries.at()[next++] = (u32)(matrix.is_coded ? code() : number()) << 16 | place << 5 | lane;
             }
             starts.at()[at + 1] = next;
         }
@@ -96,10 +112,10 @@ struct Trial {
     Room<float> weights;
     Room<int32_t> ids, orders, sorted;
 
-    Trial(int tokens, int keep, int lanes, bool overflows)
+    Trial(int tokens, int keep, int lanes, bool overflows, bool coded)
         : tokens(tokens), pairs(tokens * top_k),
-          gate_up(experts, 2 * hidden, width, keep, lanes, overflows),
-          down(experts, width, hidden, keep, lanes, overflows),
+          gate_up(experts, 2, 2 * hidden, width, keep, lanes, overflows, coded),
+          down(experts, 1, width, hidden, keep, lanes, overflows, coded),
           x(tokens * width), out(tokens * width), hidden_rows(pairs * hidden), rows(pairs * width),
           ordered(pairs * width), weights(pairs), ids(pairs), orders(experts * width),
           sorted(4 + pairs * 17) {
@@ -109,6 +125,11 @@ struct Trial {
             ids.at()[i] = drawn(0, 3) ? (i / top_k + i % top_k) % experts : -1;
         }
         for (int i = 0; i < experts * width; i++) orders.at()[i] = width - 1 - i % width;
+        if (coded) joined_orders = joined_orders && keep;
+        if (coded && joined_orders) {
+            gate_up.matrix.scales.orders = orders.at();
+            gate_up.matrix.scales.first_column = 0;
+        }
     }
     const int32_t* order() { return joined_orders ? orders.at() : nullptr; }
 
@@ -169,11 +190,12 @@ int main() {
     int count = 0;
     for (int keep : {0, 8, 16, 24})
         for (int lanes : {4, 8, 32})
-            for (bool overflows : {false, true}) {
+            for (const auto& [overflows, coded] : {std::pair{false, false}, {true, false}, {false, true}, {true, true}}) {
                 if (!keep && (lanes < 32 || overflows)) continue;
+                if (coded && lanes == 4) continue;
                 for (int per_item : {drawn(1, 2), 8 * drawn(1, 2)}) {
                     if (!keep && per_item < 8) continue;
-                    Trial(drawn(1, 2 * per_item), keep, lanes, overflows)
+                    Trial(drawn(1, 2 * per_item), keep, lanes, overflows, coded)
                         .compare(per_item < 8 ? GATHER : TENSOR, per_item);
                     count++;
                 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from leanmoe.errors import RuntimeSeamError
 from leanmoe.messages import SkipMode
 from leanmoe.sparse.packing import Packed, pack_by, to_indices
+from leanmoe.sparse.scale_blocks import Blocks
 from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe_runtime.device.masking import SkipExpertsMixin
 from leanmoe_runtime.sparse import home, method
@@ -19,7 +21,10 @@ from leanmoe_runtime.sparse.gpu import packed_experts, packed_experts_fake
 from leanmoe_runtime.sparse.method import LeanSparseMethod
 from leanmoe_runtime.sparse.units import Units
 from leanmoe_runtime.sparse.workspace import Workspace
-from tests.unit.runtime.packed_host import Layer, host_library, words_of
+from tests.unit.runtime.packed_host import FLOAT8, Layer, host_library, words_of
+
+# What torch takes columns of.
+BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, FLOAT8: torch.uint8}
 
 
 def platform(capability: int = 90, *, cuda: bool = True) -> SimpleNamespace:
@@ -50,6 +55,7 @@ def routed(hidden: int, experts: int = 3, activation: str = "silu") -> Any:
     layer.layer_name, layer.local_num_experts = "layers.3.experts", experts
     layer.intermediate_size_per_partition = hidden
     layer.activation = SimpleNamespace(value=activation)
+    layer.params_dtype = torch.bfloat16
     layer.apply_router_weight_on_input = False
     return layer
 
@@ -63,7 +69,8 @@ def sparse_method(how: SparseFormat, ranks: int = 1, rank: int = 0, **moe: Any) 
 
 def parts(packed: Packed, how: SparseFormat, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors of a file, by the ends of their names."""
-    number = lambda words: torch.from_numpy(words.view(np.int16)).view(dtype)  # noqa: E731
+    signed = np.int8 if dtype == FLOAT8 else np.int16
+    number = lambda words: torch.from_numpy(words.view(signed)).view(dtype)  # noqa: E731
     found = {".weight_values": number(packed.values_RV)}
     if how.layout == "indices":
         return {**found, ".weight_indices": torch.from_numpy(to_indices(packed.mask_RB))}
@@ -82,14 +89,24 @@ def loaded(source: Layer, ranks: int = 1, rank: int = 0) -> tuple[LeanSparseMeth
     hidden = source.down.shape[2] // ranks
     layer, of_layer = routed(hidden), sparse_method(how, ranks, rank)
     of_layer.create_weights(layer, 3, source.wide, hidden, source.dtype)
+    stacks = (
+        (source.gate_up_codes, source.down_codes)
+        if how.is_float8
+        else (source.gate_up, source.down)
+    )
+    dtype = stacks[0].dtype
     for expert in range(3):
-        gate_up = source.gate_up[expert]
+        # Of float8 torch takes no rows and columns by a list.
+        gate_up, down = (stack[expert].view(BITS[dtype]) for stack in stacks)
         if source.orders is not None:
             gate_up = gate_up[:, source.orders[expert]]
-        three = dict(zip(("w1", "w3"), gate_up.chunk(2), strict=True)) | {"w2": source.down[expert]}
+        three = dict(zip(("w1", "w3"), gate_up.chunk(2), strict=True)) | {"w2": down}
         for shard, weight in three.items():
-            packed = pack_by(how, words_of(weight), "w")
-            held = parts(packed, how, source.dtype)
+            packed = pack_by(how, words_of(weight.contiguous().view(dtype)), "w")
+            held = parts(packed, how, dtype)
+            if how.is_float8:
+                scales = source.scales[shard == "w2"][expert]
+                held[".weight_scale_inv"] = scales[1 if shard == "w3" else 0]
             if source.orders is not None and shard != "w2":
                 held[".weight_input_order"] = source.orders[expert]
             for end, tensor in held.items():
@@ -119,6 +136,32 @@ def test_parts_of_tensor_parallelism_add_up(on_a_gpu):
     assert source.error(found.to(source.dtype), step) < 1.5
 
 
+# 128 x 128 as released; and blocks that parts of tensor parallelism cut.
+FLOAT8_SIZES = {"whole": (Blocks(), 256, 128), "cut": (Blocks(64, 64), 96, 192)}
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch):
+    loading = SimpleNamespace(load_config=SimpleNamespace(load_format="auto"))
+    monkeypatch.setattr(method, "get_current_vllm_config", lambda: loading)
+
+
+@pytest.mark.parametrize("device", ["on_a_cpu", "on_a_gpu"])
+@pytest.mark.parametrize("pattern", ["16:32", "2:4", "0.5"])
+@pytest.mark.parametrize("sizes", FLOAT8_SIZES)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_float8_from_files_and_in_parts(device, pattern, sizes, ranks, request):
+    request.getfixturevalue(device)
+    blocks, wide, hidden = FLOAT8_SIZES[sizes]
+    source = Layer(pattern, wide, hidden, ordered=pattern != "2:4", blocks=blocks)
+    every = [loaded(source, ranks, rank) for rank in range(ranks)]
+    step = source.step(3)
+    found = sum(of_layer.apply(layer, *step, None, None).float() for of_layer, layer in every)
+    assert source.error(found.to(source.dtype), step) < 1.5
+    values = every[0][1].get_parameter("w13_weight_values")
+    assert values.dtype == FLOAT8
+
+
 @pytest.mark.parametrize(("wide", "hidden"), [(4096, 14336), (2048, 768)])
 @pytest.mark.parametrize(
     ("pattern", "share"), [("16:32", 0.5625), ("2:4", 0.5625), ("8:32", 0.3125)]
@@ -146,13 +189,18 @@ def test_the_router_leaves_skipped_assignments_out_by_their_id(on_a_gpu):
 KEPT_16 = SparseFormat(keep=16)
 
 
+def float8(block: Sequence[int] = (128, 128), **how: Any) -> SparseFormat:
+    return SparseFormat(dtype="float8_e4m3fn", inner={"weight_block_size": [*block]}, **how)
+
+
 @pytest.mark.parametrize(
     ("how", "given", "sentence"),
     [
         (KEPT_16, {"capability": 75}, r"capability 8\.0 or newer, and this one has 7\.5"),
         (KEPT_16, {"cuda": False}, "run on CPUs and NVIDIA GPUs; `leanmoe unpack`"),
-        (KEPT_16, {"dtype": torch.float32}, "a GPU, which knows bfloat16, float16"),
-        (SparseFormat(keep=16, dtype="float8_e4m3fn", inner={}), {}, "of float8_e4m3fn"),
+        (KEPT_16, {"dtype": torch.float32}, "in float32 on a GPU, which knows bfloat16, float16"),
+        (float8(keep=16, layout="indices", input_orders=True), {}, "2:4 with input orders"),
+        (float8([128, 96], keep=16), {}, "for 32 columns or a power of two more"),
         (SparseFormat(keep=28), {}, r"keep 28 of 32 .* up to 24"),
         (KEPT_16, {"use_ep": True}, "expert parallelism; serve them with tensor"),
         (KEPT_16, {"enable_eplb": True}, "expert parallelism"),
@@ -168,6 +216,13 @@ def test_what_a_gpu_cannot_do_stops_with_a_sentence(how, given, sentence, on_a_g
     layer = routed(hidden, activation=given.pop("activation", "silu"))
     with pytest.raises(RuntimeSeamError, match=sentence):
         sparse_method(how, **given).create_weights(layer, 3, 64, hidden, dtype)
+
+
+def test_rows_that_a_cpu_multiplies_together_share_their_scales(on_a_cpu):
+    with pytest.raises(RuntimeSeamError, match="a multiple of 32 rows, and these are for 48"):
+        sparse_method(float8([48, 128], keep=16)).create_weights(
+            *(routed(64), 3, 64, 64, torch.bfloat16)
+        )
 
 
 def test_without_library_and_compiler_nothing_starts(on_a_gpu, monkeypatch, tmp_path):

@@ -3,7 +3,7 @@
 // that values without a place multiply. Bound by the bytes of the weights.
 #pragma once
 
-#include "step.cuh"
+#include "values.cuh"
 
 namespace packed {
 
@@ -65,23 +65,23 @@ DEVICE void lay_out(const Product& a, int expert, const int32_t* pairs, uint8_t*
 }
 
 // Units that are in flight at a time, so that about 64 bytes a lane are.
-template <int KEEP>
+template <class Number, int KEEP>
 struct Flight {
     static const int vectors = KEEP / 8, units = KEEP == 8 ? 3 : KEEP == 16 ? 2 : 1;
-    uint4 values[units][vectors];
+    Vector<Number> values[units][vectors];
     u32 mask[units];
     int32_t start[units], stop[units];
 };
 
-template <int KEEP>
-DEVICE void take_off(Flight<KEEP>& f, const Matrix& m, int64_t base, int unit, int last, int lane) {
+template <class Number, int KEEP>
+DEVICE void take_off(Flight<Number, KEEP>& f, const Matrix& m, int64_t base, int unit, int last, int lane) {
 #pragma unroll
-    for (int k = 0; k < Flight<KEEP>::units; k++) {
+    for (int k = 0; k < f.units; k++) {
         if (unit + k >= last) return;
         const int64_t u = base + unit + k;
 #pragma unroll
-        for (int v = 0; v < Flight<KEEP>::vectors; v++)
-            f.values[k][v] = stream(m.values + (u * Flight<KEEP>::vectors + v) * 32 + lane);
+        for (int v = 0; v < f.vectors; v++)
+            f.values[k][v] = read_vector<Number>(m, (u * f.vectors + v) * 32 + lane);
         f.mask[k] = stream(m.mask + u * 32 + lane);
         if (m.starts) {
             const int64_t at = u * (32 / m.lanes) + lane / m.lanes;
@@ -92,24 +92,26 @@ DEVICE void take_off(Flight<KEEP>& f, const Matrix& m, int64_t base, int unit, i
 }
 
 template <class Number, int KEEP, int T>
-DEVICE void add_unit(const Flight<KEEP>& f, int k, const Matrix& m, const uint8_t* xs, int lane,
-                     float (&sum)[T]) {
+DEVICE void add_unit(const Flight<Number, KEEP>& f, int k, const Matrix& m, int expert, int block,
+                     int unit, const uint8_t* xs, int lane, float (&sum)[T]) {
     using Input = GatherInput<Number, T>;
     const uint8_t* own = xs + COLUMN_BYTES + lane * 4;
+    const int row = block * (32 / m.lanes) + lane / m.lanes, first = unit * m.lanes;
+    const auto scale = scale_of<Number>(m, expert, row, (first + lane % m.lanes) * GROUP);
     u32 left = f.mask[k];
 #pragma unroll
     for (int i = 0; i < KEEP; i++) {
-        const u32 pair = word_of(f.values[k][i / 8], i / 2 % 4);
         const u32 place = top_bit(left);
         left ^= bit(place);
         // Place -1, of a value that only fills up, is the column of zeros.
-        Input::add(sum, i & 1 ? Number::high(pair) : Number::low(pair),
+        Input::add(sum, value_at<Number>(m, f.values[k], i, scale, place),
                    own + (int)place * COLUMN_BYTES);
     }
     if (!m.starts) return;
     for (int i = f.start[k] + lane % m.lanes; i < f.stop[k]; i += m.lanes) {
-        const u32 entry = m.entries[i];
-        Input::add(sum, Number::high(entry),
+        const u32 entry = m.entries[i], group = first + (entry & 31) % m.lanes;
+        const auto of_group = scale_of<Number>(m, expert, row, group * GROUP);
+        Input::add(sum, value_of<Number>(m, entry, of_group),
                    xs + (1 + (entry >> 5 & 31)) * COLUMN_BYTES + (entry & 31) * 4);
     }
 }
@@ -154,14 +156,14 @@ DEVICE void gather_rows(const Product& a, int expert, const int32_t* pairs, cons
     float sum[T], gate[T];
 #pragma unroll
     for (int t = 0; t < T; t++) sum[t] = gate[t] = 0;
-    Flight<KEEP> now, next;
+    Flight<Number, KEEP> now, next;
     take_off(now, m, base, unit, last, lane);
-    for (; unit < last; unit += Flight<KEEP>::units) {
-        take_off(next, m, base, unit + Flight<KEEP>::units, last, lane);
+    for (; unit < last; unit += now.units) {
+        take_off(next, m, base, unit + now.units, last, lane);
 #pragma unroll
-        for (int k = 0; k < Flight<KEEP>::units; k++) {
+        for (int k = 0; k < now.units; k++) {
             if (unit + k >= last) break;
-            add_unit<Number, KEEP, T>(now, k, m, xs + at * UNIT_BYTES, lane, sum);
+            add_unit<Number, KEEP, T>(now, k, m, expert, block, at, xs + at * UNIT_BYTES, lane, sum);
             if (++at == m.across) {
                 put_rows<Number, T>(a, pairs, block++, lane, sum, gate);
                 at = 0;

@@ -37,6 +37,13 @@ DEVICE uint4 stream(const uint4* from) {
                  : "l"(from));
     return v;
 }
+DEVICE uint2 stream(const uint2* from) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "l"(from));
+    return v;
+}
 DEVICE u32 stream(const u32* from) {
     u32 v;
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));

@@ -29,11 +29,14 @@ KERNEL(512, 1) sort_kernel(CONSTANT Sorting a) {
     if (blockIdx.x == gridDim.x - 1) sort_many(a);
     else order_row(a, blockIdx.x);
 }
-template <int KEEP>
+template <class Number, int KEEP>
 KERNEL(DENSE_THREADS, 3) dense_kernel(CONSTANT Writing a) {
-    write_dense<KEEP>(a);
+    write_dense<Number, KEEP>(a);
 }
-KERNEL(DENSE_THREADS, 3) dense_pairs_kernel(CONSTANT Writing a) { write_pairs(a); }
+template <class Number>
+KERNEL(DENSE_THREADS, 3) dense_pairs_kernel(CONSTANT Writing a) {
+    write_pairs<Number>(a);
+}
 
 }  // namespace packed
 
@@ -107,7 +110,8 @@ static int sort_before(const Step& s, bool orders, void* stream) {
     return launch(sort_kernel, orders ? pairs + 1 : 1, 512, s.experts * 8, sorting, stream);
 }
 
-template <class Number>
+// Values are read as Held, all else is Number's.
+template <class Number, class Held>
 static int run(const Step& s, void* stream) {
     const int pairs = s.tokens * s.top_k;
     const bool reorders = s.orders && s.way == TENSOR, sorts = reorders || pairs > FEW_PAIRS;
@@ -116,10 +120,10 @@ static int run(const Step& s, void* stream) {
     Product gate_up = {s.gate_up, reorders ? s.ordered : s.x, reorders ? nullptr : s.orders, nullptr,
                        s.hidden,  s.ids, sorts ? s.sorted : nullptr, pairs, reorders ? 1 : s.top_k,
                        s.experts, 1,     s.activation, s.per_item, s.most_items, 0};
-    if (int error = multiply<Number>(gate_up, s.way, stream)) return error;
+    if (int error = multiply<Held>(gate_up, s.way, stream)) return error;
     Product down = {s.down,    s.hidden, nullptr, s.weights, s.rows, s.ids, sorts ? s.sorted : nullptr,
                     pairs,     1,        s.experts, 0,       s.activation, s.per_item, s.most_items, 0};
-    if (int error = multiply<Number>(down, s.way, stream)) return error;
+    if (int error = multiply<Held>(down, s.way, stream)) return error;
     const Summing summing = {(const u32*)s.rows, s.ids, (u32*)s.out, s.tokens, s.top_k, s.experts,
                              s.down.rows / 2};
     const int64_t threads = (int64_t)s.tokens * summing.words;
@@ -131,18 +135,32 @@ static int run(const Step& s, void* stream) {
 // 0, or a CUDA error that leanmoe_packed_error puts into words.
 extern "C" int leanmoe_packed_step(const Step* step, void* stream) {
     if (step->tokens == 0) return 0;
-    return step->is_half ? run<Float16>(*step, stream) : run<Bfloat16>(*step, stream);
+    if (step->gate_up.is_coded != step->down.is_coded) return -1;
+    if (step->gate_up.is_coded)
+        return step->is_half ? run<Float16, Coded<Float16>>(*step, stream)
+                             : run<Bfloat16, Coded<Bfloat16>>(*step, stream);
+    return step->is_half ? run<Float16, Float16>(*step, stream)
+                         : run<Bfloat16, Bfloat16>(*step, stream);
+}
+
+template <class Held>
+static int write_out(const Writing& a, void* stream) {
+    const int blocks = device_now().multiprocessors * 3, threads = DENSE_THREADS;
+    switch (a.matrix.keep) {
+        case 0: return launch(dense_pairs_kernel<Held>, blocks, threads, 0, a, stream);
+        case 8: return launch(dense_kernel<Held, 8>, blocks, threads, DENSE_SHARED, a, stream);
+        case 16: return launch(dense_kernel<Held, 16>, blocks, threads, DENSE_SHARED, a, stream);
+        case 24: return launch(dense_kernel<Held, 24>, blocks, threads, DENSE_SHARED, a, stream);
+    }
+    return -1;
 }
 
 extern "C" int leanmoe_packed_dense(const Writing* writing, void* stream) {
-    const int blocks = device_now().multiprocessors * 3;
-    switch (writing->matrix.keep) {
-        case 0: return launch(dense_pairs_kernel, blocks, DENSE_THREADS, 0, *writing, stream);
-        case 8: return launch(dense_kernel<8>, blocks, DENSE_THREADS, DENSE_SHARED, *writing, stream);
-        case 16: return launch(dense_kernel<16>, blocks, DENSE_THREADS, DENSE_SHARED, *writing, stream);
-        case 24: return launch(dense_kernel<24>, blocks, DENSE_THREADS, DENSE_SHARED, *writing, stream);
-    }
-    return -1;
+    if (writing->matrix.is_coded)
+        return writing->is_half ? write_out<Coded<Float16>>(*writing, stream)
+                                : write_out<Coded<Bfloat16>>(*writing, stream);
+    // Words of two bytes are written as they are, whichever numbers they hold.
+    return write_out<Bfloat16>(*writing, stream);
 }
 
 // Bytes of shared memory that a block may have on the current device.

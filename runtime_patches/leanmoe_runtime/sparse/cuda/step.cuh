@@ -15,16 +15,27 @@ constexpr int TILE_ROWS = 16;
 // Pairs of token and expert that a block sorts by itself; more are sorted by a launch of their own.
 constexpr int FEW_PAIRS = 128;
 
+// What float8 values are multiplied with, a number for each block of the source.
+struct Scales {
+    const float* numbers;   // [E, halves, row blocks, column blocks]; halves: gate and up, or one
+    const int32_t* orders;  // [E, columns] or null: the source's column for each of the matrix's
+    int32_t halves, row_blocks, column_blocks;
+    int32_t block_rows, column_shift;  // a block has 2^shift columns
+    int32_t first_row, first_column;   // where in the first block the matrix begins
+    int32_t unused;
+};
+
 // One projection of all experts. `keep` values of a group are stored, 0 stands for 2:4.
 struct Matrix {
-    const uint4* values;    // [E, units, vectors of 8 values, 32]
+    const void* values;     // [E, units, vectors of 8 values, 32]
     const u32* mask;        // [E, units, 32]: a bit a weight; of 2:4, two bits a value
     const int32_t* starts;  // [E * units * R + 1] or null: where the overflow of a unit's row begins
     const u32* entries;     // value << 16 | place in the group << 5 | lane
     int32_t rows, columns;  // columns without what fills up the last unit
     int32_t keep, lanes;
     int32_t across;  // units that follow each other along a row
-    int32_t unused;
+    int32_t is_coded;  // values are float8
+    Scales scales;
 
     DEVICE int rows_of_unit() const { return keep ? 32 / lanes : TILE_ROWS; }
     DEVICE int64_t units() const { return (int64_t)(rows / rows_of_unit()) * across; }

@@ -5,7 +5,7 @@
 // reading fragments has two lanes wait for one bank.
 #pragma once
 
-#include "step.cuh"
+#include "values.cuh"
 
 namespace packed {
 
@@ -18,19 +18,24 @@ constexpr int STRIP_BYTES = TILE_ROWS * STRIP_ROW * 4;
 DEVICE int reduction_bytes(int token_tiles) { return TENSOR_WARPS * token_tiles * 128 * 4; }
 
 // A lane's values of a group go where its mask says, 2 columns a word, `stride` words apart.
-template <int KEEP>
-DEVICE void scatter(const uint4* values, u32 mask, u32* words, int stride) {
+template <class Number, int KEEP>
+DEVICE void scatter(const Matrix& m, const Vector<Number>* values, u32 mask, const GroupScale& scale,
+                    u32* words, int stride) {
     u32 left = mask;
 #pragma unroll
     for (int i = 0; i < KEEP; i++) {
-        const u32 pair = word_of(values[i / 8], i / 2 % 4), place = top_bit(left);
-        if (left) ((uint16_t*)(words + (place >> 1) * stride))[place & 1] = pair >> i % 2 * 16;
+        const u32 place = top_bit(left);
+        if (left)
+            ((uint16_t*)(words + (place >> 1) * stride))[place & 1] =
+                bits_at<Number>(m, values, i, scale, place);
         left ^= bit(place);
     }
 }
 
-DEVICE void put_half(u32* words, int stride, u32 place, u32 entry) {
-    ((uint16_t*)(words + (place >> 1) * stride))[place & 1] = entry >> 16;
+template <class Number>
+DEVICE void put_half(const Matrix& m, u32* words, int stride, u32 entry, const GroupScale& scale) {
+    const u32 place = entry >> 5 & 31;
+    ((uint16_t*)(words + (place >> 1) * stride))[place & 1] = bits_of<Number>(m, entry, scale);
 }
 
 // What warps of a block have of a tile, each a part of its columns, becomes results.
@@ -78,10 +83,10 @@ struct Tokens {
 };
 
 // Two of the units of a strip: a warp's share.
-template <int KEEP>
+template <class Number, int KEEP>
 struct Share {
     static const int vectors = KEEP / 8;
-    uint4 values[2][vectors];
+    Vector<Number> values[2][vectors];
     u32 mask[2];
 };
 
@@ -105,22 +110,22 @@ struct Grid {
     }
 };
 
-template <int KEEP>
-DEVICE void fetch(Share<KEEP>& s, const Matrix& m, const Items& items, const Grid& g, const Place& at) {
+template <class Number, int KEEP>
+DEVICE void fetch(Share<Number, KEEP>& s, const Matrix& m, const Items& items, const Grid& g, const Place& at) {
 #pragma unroll
     for (int k = 0; k < 2; k++) {
         const int64_t u = g.unit(m, items, at, g.warp + k * TENSOR_WARPS);
         s.mask[k] = 0;
         if (u < 0) continue;
 #pragma unroll
-        for (int v = 0; v < Share<KEEP>::vectors; v++)
-            s.values[k][v] = stream(m.values + (u * Share<KEEP>::vectors + v) * 32 + g.lane);
+        for (int v = 0; v < s.vectors; v++)
+            s.values[k][v] = read_vector<Number>(m, (u * s.vectors + v) * 32 + g.lane);
         s.mask[k] = stream(m.mask + u * 32 + g.lane);
     }
 }
 
-template <int KEEP>
-DEVICE void expand(const Share<KEEP>& s, const Matrix& m, const Items& items, const Grid& g,
+template <class Number, int KEEP>
+DEVICE void expand(const Share<Number, KEEP>& s, const Matrix& m, const Items& items, const Grid& g,
                    const Place& at, u32* strip) {
 #pragma unroll
     for (int k = 0; k < 2; k++) {
@@ -129,7 +134,13 @@ DEVICE void expand(const Share<KEEP>& s, const Matrix& m, const Items& items, co
         u32* own = corner + g.lane / m.lanes * STRIP_ROW + g.lane % m.lanes;
 #pragma unroll
         for (int w = 0; w < GROUP / 2; w++) own[w * STRIP_GROUPS] = 0;
-        scatter<KEEP>(s.values[k], s.mask[k], own, STRIP_GROUPS);
+        const int expert = items.experts[at.work / g.tiles];
+        const int row = (int)(at.work % g.tiles) * TILE_ROWS + g.block_of(slot) * g.rows;
+        const int first = (at.strip * g.rows + g.across_of(slot)) * m.lanes;
+        const auto scale = [&](int lane) {
+            return scale_of<Number>(m, expert, row + lane / m.lanes, (first + lane % m.lanes) * GROUP);
+        };
+        scatter<Number, KEEP>(m, s.values[k], s.mask[k], scale(g.lane), own, STRIP_GROUPS);
         if (!m.starts) continue;
         __syncwarp();
         const int64_t u = g.unit(m, items, at, slot);
@@ -137,8 +148,8 @@ DEVICE void expand(const Share<KEEP>& s, const Matrix& m, const Items& items, co
         const int stop = m.starts[(u + 1) * g.rows];
         for (int i = m.starts[u * g.rows] + g.lane; i < stop; i += 32) {
             const u32 entry = m.entries[i], lane = entry & 31;
-            put_half(corner + lane / m.lanes * STRIP_ROW + lane % m.lanes, STRIP_GROUPS,
-                     entry >> 5 & 31, entry);
+            put_half<Number>(m, corner + lane / m.lanes * STRIP_ROW + lane % m.lanes, STRIP_GROUPS,
+                             entry, scale(lane));
         }
     }
 }
@@ -189,7 +200,7 @@ DEVICE void tensor(const Product& a) {
     if (at.work >= works) return;
     Tokens<TOKEN_TILES> tokens;
     float sums[TOKEN_TILES][4];
-    Share<KEEP> share;
+    Share<Number, KEEP> share;
     fetch(share, m, items, g, at);
     for (int turn = 0; at.work < works; turn++) {
         const int32_t* pairs = items.pairs + at.work / g.tiles * items.per_item;
