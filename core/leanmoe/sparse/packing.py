@@ -185,7 +185,7 @@ def take_groups(packed: Packed, keep: int, start: int, stop: int) -> Packed:
 def check(packed: Packed, keep: int, what: str) -> None:
     """Raise ``CheckpointError`` unless nothing lies outside and values and bits agree."""
     values_RV, mask_RB = packed.values_RV, packed.mask_RB
-    rows, width = mask_RB.shape
+    rows, width = _bytes_of_rows(mask_RB, what)
     if width % (GROUP // 8) or values_RV.shape != (rows, 8 * width // GROUP * keep):
         raise CheckpointError(
             f"{what}: values of {list(values_RV.shape)} and a mask of {list(mask_RB.shape)} bytes "
@@ -202,9 +202,22 @@ def check(packed: Packed, keep: int, what: str) -> None:
         _check_overflow(packed.overflow, rows, 8 * width, what)
 
 
+def _bytes_of_rows(bytes_RB: NDArray[Any], what: str) -> tuple[int, int]:
+    """Rows and bytes of a mask or of indices; ``CheckpointError`` where they are no such thing."""
+    if bytes_RB.ndim != 2 or bytes_RB.dtype != np.uint8:
+        raise CheckpointError(
+            f"{what}: its mask is {bytes_RB.dtype} of {bytes_RB.ndim} dimensions, expected bytes of "
+            "rows; fetch or pack the model again"
+        )
+    rows, width = bytes_RB.shape
+    return rows, width
+
+
 def _check_overflow(listed: Overflow, rows: int, columns: int, what: str) -> None:
-    starts, count = listed.rows, len(listed.columns_N)
-    whole = starts.shape == (rows + 1,) and starts[0] == 0 and starts[-1] == count
+    starts, count = listed.rows, listed.columns_N.size
+    typed = starts.dtype == np.int32 and listed.columns_N.dtype in (np.int16, np.int32)
+    shaped = starts.shape == (rows + 1,) and listed.columns_N.ndim == listed.values_N.ndim == 1
+    whole = typed and shaped and starts[0] == 0 and starts[-1] == count
     inside = not count or (listed.columns_N.min() >= 0 and listed.columns_N.max() < columns)
     if not (whole and inside and (np.diff(starts) >= 0).all() and len(listed.values_N) == count):
         raise CheckpointError(
@@ -235,6 +248,7 @@ def to_indices(mask_RB: Bytes) -> Bytes:
 
 def from_indices(indices_RB: Bytes, what: str) -> Bytes:
     """The mask that such nibbles stand for; ``CheckpointError`` where one is of no two places."""
+    _bytes_of_rows(indices_RB, what)
     nibbles = np.stack([indices_RB & 15, indices_RB >> 4])
     first, second = nibbles & 3, nibbles >> 2
     if (first >= second).any():

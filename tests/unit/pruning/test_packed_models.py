@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from leanmoe.cli import main
 from leanmoe.errors import CheckpointError
+from leanmoe_pruning.checkpoints.fp8 import check_scales
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.shards import ShardReader, write_tensors
 from tests.tiny_families import HIDDEN, write_tiny
@@ -193,25 +194,27 @@ def test_a_config_of_another_packing_is_refused(source, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_thousand_damaged_files_are_refused_or_are_some_matrix(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=["float32", "float8"])
+def test_ten_thousand_damaged_files_are_refused_or_are_some_matrix(dtype, tmp_path):
     """Whatever bytes change: one clear error, or numbers of the right shape."""
     file, generator = tmp_path / "model.safetensors", random.Random(0)
     small = torch.where(torch.rand(4, 64).argsort(1) % 2 == 0, torch.randn(4, 64), 0.0)
-    write_small(file, small)
+    write_small(file, small.to(dtype))
     whole, refused = file.read_bytes(), 0
-    for _ in range(10_000):
+    for _ in range(5_000):
         content = bytearray(whole)
         for _ in range(generator.randint(1, 4)):
             content[generator.randrange(len(content))] = generator.randrange(256)
         file.write_bytes(content)
         try:
             reader = ShardReader(tmp_path)
+            check_scales(reader, (2, 32))
             found = [reader.read(name) for name in reader.names if name.endswith(".weight")]
         except CheckpointError:
             refused += 1
             continue
         assert all(one.shape == (4, 64) for one in found)
-    assert refused > 5_000
+    assert refused > 2_500
 
 
 def write_small(file: Path, weight: torch.Tensor) -> None:
@@ -219,17 +222,20 @@ def write_small(file: Path, weight: torch.Tensor) -> None:
     from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
     from leanmoe_pruning.checkpoints.stored_type import StoredType
 
+    is_float8 = weight.dtype == torch.float8_e4m3fn
+    dtype = StoredType.F8_E4M3 if is_float8 else StoredType.F32
     packed = pack(to_words(weight), 8, "w", overflow=True)
     listed = packed.overflow
     assert listed is not None
     write_tensors(
         file,
         {
-            "w.weight_values": to_tensor(packed.values_RV, StoredType.F32),
+            "w.weight_values": to_tensor(packed.values_RV, dtype),
             "w.weight_mask": torch.from_numpy(packed.mask_RB),
             "w.weight_overflow_rows": torch.from_numpy(listed.rows),
             "w.weight_overflow_columns": torch.from_numpy(listed.columns_N),
-            "w.weight_overflow_values": to_tensor(listed.values_N, StoredType.F32),
+            "w.weight_overflow_values": to_tensor(listed.values_N, dtype),
+            **({"w.weight_scale_inv": torch.ones(2, 2)} if is_float8 else {}),
         },
     )
 

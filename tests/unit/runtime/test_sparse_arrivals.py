@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
 
 from leanmoe.errors import CheckpointError
-from leanmoe.sparse.packing import pack
+from leanmoe.sparse.packing import pack, unpack
 from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe_runtime.sparse.arrivals import Arrivals
 
@@ -123,3 +125,55 @@ def test_float8_that_is_damaged_never_reaches_the_kernel(wrong):
         for name, part in {**float8_parts(), end: tensor}.items():
             waiting.take((0, "w1"), name, part)
     assert not came
+
+
+def test_whatever_bytes_and_sizes_of_float8_change_what_arrives_is_whole():
+    """What the kernel reads by: masks of so many bits, scales for every block, listed columns."""
+    generator, came, refused = random.Random(0), [], 0
+    how = FLOAT8.model_copy(update={"keep": 8, "layout": "overflow"})
+    whole = overflowing_parts()
+    for _ in range(10_000):
+        held = {end: tensor.clone() for end, tensor in whole.items()}
+        end = generator.choice([*held])
+        held[end] = changed(held[end], generator)
+        waiting = Arrivals(how, torch.float8_e4m3fn, "layer 3", lambda _, one: came.append(one))
+        try:
+            for name, tensor in held.items():
+                waiting.take((0, "w1"), name, tensor)
+        except CheckpointError:
+            refused += 1
+    assert len(came) + refused == 10_000
+    assert min(len(came), refused) > 300, refused
+    for one in came:
+        unpack(one.packed, 8, "w")
+        assert one.scale_RC.shape == (2, 2)
+        assert np.isfinite(one.scale_RC).all()
+        assert one.packed.mask_RB.shape == (ROWS, COLUMNS // 8)
+
+
+def overflowing_parts() -> dict[str, torch.Tensor]:
+    codes = np.where(np.arange(COLUMNS) % 2, 0x38, 0).astype(np.uint8)
+    packed = pack(np.tile(codes, (ROWS, 1)), 8, "w", overflow=True)
+    float8 = lambda words: torch.from_numpy(words.copy()).view(torch.float8_e4m3fn)  # noqa: E731
+    return {
+        ".weight_values": float8(packed.values_RV),
+        ".weight_mask": torch.from_numpy(packed.mask_RB.copy()),
+        ".weight_overflow_rows": torch.from_numpy(packed.overflow.rows),
+        ".weight_overflow_columns": torch.from_numpy(packed.overflow.columns_N),
+        ".weight_overflow_values": float8(packed.overflow.values_N),
+        ".weight_scale_inv": torch.ones(2, 2),
+    }
+
+
+def changed(tensor: torch.Tensor, generator: random.Random) -> torch.Tensor:
+    """With another byte, another size, or as another type."""
+    raw = tensor.contiguous().view(torch.uint8)
+    kind = generator.randrange(8)
+    if kind == 0:
+        return tensor[: generator.randrange(len(tensor))]
+    if kind == 1:
+        return tensor.flatten()
+    if kind == 2:
+        return raw
+    raw.view(-1)[generator.randrange(raw.numel())] = generator.randrange(256)
+    return tensor
