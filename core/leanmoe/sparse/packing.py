@@ -206,7 +206,7 @@ def _bytes_of_rows(bytes_RB: NDArray[Any], what: str) -> tuple[int, int]:
     """Rows and bytes of a mask or of indices; ``CheckpointError`` where they are no such thing."""
     if bytes_RB.ndim != 2 or bytes_RB.dtype != np.uint8:
         raise CheckpointError(
-            f"{what}: its mask is {bytes_RB.dtype} of {bytes_RB.ndim} dimensions, expected bytes of "
+            f"{what}: its mask is {bytes_RB.dtype} of {bytes_RB.ndim} dimensions, not bytes of "
             "rows; fetch or pack the model again"
         )
     rows, width = bytes_RB.shape

@@ -16,6 +16,7 @@ import numpy as np
 from leanmoe.families import MoEShape
 from leanmoe.input_orders import order_name
 from leanmoe.sparse.sparse_format import GROUP
+from leanmoe_pruning.checkpoints.fp8 import holds_float8
 from leanmoe_pruning.cutting.carried_orders import is_summable
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
 from leanmoe_pruning.cutting.packing import Order, Packer, packer_of
@@ -48,6 +49,10 @@ class Kind(ABC):
     @abstractmethod
     def plans(self, model: HeaderModel, budget: int) -> Plans:
         """A cut of this kind's size: experts kept per layer, or condensed layers."""
+
+    def methods_of(self, model: HeaderModel) -> tuple[str, ...]:
+        """Those of the methods that take the model."""
+        return self.methods
 
     def packer(self, model: HeaderModel, budget: int) -> Packer | None:
         """What packs the experts of such a cut, or ``None``."""
@@ -122,7 +127,9 @@ class Merging(Keeping):
         return LayerPlan(merge=Merge(router=rows, experts=rows))
 
     def applies(self, model: HeaderModel) -> bool:
-        return model.checkpoint.family.transfers and is_summable(model.checkpoint)
+        checkpoint = model.checkpoint
+        is_plain = is_summable(checkpoint) and not holds_float8(checkpoint.reader)
+        return checkpoint.family.transfers and is_plain
 
 
 class Condensing(Kind):
@@ -153,6 +160,11 @@ class Condensing(Kind):
 
 class Masking(Kind):
     """Single weights become zero and all experts stay: there is one budget, called 0."""
+
+    def methods_of(self, model: HeaderModel) -> tuple[str, ...]:
+        """Which gives weights new values is not for float8."""
+        rounded = _NEW_VALUES if holds_float8(model.checkpoint.reader) else ()
+        return tuple(name for name in self.methods if name not in rounded)
 
     def plans(self, model: HeaderModel, budget: int) -> Plans:
         return {}
@@ -210,6 +222,7 @@ def nearest(known: Sequence[int], targets: Sequence[float]) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+_NEW_VALUES = ("sparsegpt",)
 _WEIGHTS = ("moe-pruner", "wanda", "magnitude", "sparsegpt")
 _RANKED = (
     "frequency",

@@ -88,7 +88,7 @@ def facts_of(model: HeaderModel, row: Row, tokens: int, rate: float | None) -> d
     """A row as ``--json`` prints it."""
     facts: dict[str, Any] = {
         "kind": row.kind.name if row.kind else "as it is",
-        "methods": list(row.kind.methods) if row.kind else [],
+        "methods": list(row.kind.methods_of(model)) if row.kind else [],
         "budget": row.kind.facts(row.budget) if row.kind else {},
         "weight_bytes": row.weight_bytes,
         "share_of_source": row.weight_bytes / model.weight_bytes,

@@ -253,7 +253,9 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         halves = 2 if name == "w13" else 1
         top, left = self._first(name, hidden)
         counts = Blocks.of(self._how.inner).count(top + rows // halves, left + columns)
-        return torch.ones(experts, halves, *counts, device=self._home.device)
+        size = (experts, halves, *counts)
+        # vLLM loads with the model's type as default.
+        return torch.ones(size, dtype=torch.float32, device=self._home.device)
 
     def _first(self, name: str, hidden: int) -> tuple[int, int]:
         """Row and column within a block of the source at which this process's part begins."""

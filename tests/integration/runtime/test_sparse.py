@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from leanmoe.checkpoint import open_checkpoint
@@ -17,11 +16,10 @@ from leanmoe.errors import LeanMoEError
 from leanmoe.messages import LevelTable, PolicyUpdate, UnionBudget
 from leanmoe_bench.engines.pair import RemoteArm
 from leanmoe_pruning.checkpoints.shards import ShardReader
-from tests.family_references import change_config
 from tests.integration.runtime.one_process import WITH_PLUGIN, one_process, start
 from tests.planned_models import mixed_plan, write_planned
 from tests.tiny_families import write_tiny
-from tests.unit.pruning.test_small_floats import in_float8, is_matrix, per_block
+from tests.unit.pruning.test_small_floats import per_block, replace_tensors, rewrite_in_float8
 
 PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(3 + i % 9)] for i in range(20)]
 TOKENS = 10
@@ -140,18 +138,6 @@ def test_packed_float8_gives_the_tokens_of_what_it_means(family, how, ours, tmp_
         assert while_loading[2].weight_bytes == report.weight_bytes
 
 
-def rewrite_in_float8(model: Path) -> None:
-    block = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 64]}
-    change_config(model, quantization_config=block)
-    coded = {}
-    for name, tensor in load_file(model / "model.safetensors").items():
-        if is_matrix(name):
-            coded[name], coded[f"{name}_scale_inv"], _ = in_float8(tensor)
-        else:
-            coded[name] = tensor.clone()
-    replace_tensors(model, coded)
-
-
 def meant_by(model: Path, out: Path) -> Path:
     """A float8 checkpoint with the numbers that its codes mean, and no word of LeanMoE."""
     shutil.copytree(model, out, ignore=shutil.ignore_patterns("*leanmoe*"))
@@ -167,11 +153,6 @@ def meant_by(model: Path, out: Path) -> Path:
     del config["quantization_config"]
     (out / "config.json").write_text(json.dumps(config))
     return out
-
-
-def replace_tensors(model: Path, tensors: dict[str, torch.Tensor]) -> None:
-    (model / "model.safetensors").unlink()
-    save_file(tensors, model / "model.safetensors")
 
 
 @pytest.mark.parametrize(

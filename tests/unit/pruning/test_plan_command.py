@@ -16,6 +16,7 @@ from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.planning.kinds import METHOD_NAMES
 from tests.golden.naee_data import CALIBRATION
 from tests.tiny_families import FAMILY_NAMES, write_tiny
+from tests.unit.pruning.test_small_floats import rewrite_in_float8
 
 GIB = 1 << 30
 
@@ -63,6 +64,20 @@ def test_sizes_of_packed_experts_are_those_of_the_file(pattern, tmp_path, capsys
     assert found["weight_bytes"] == weight_bytes(out)
     assert row_of(found, None)["serve"]["weights_bytes"] == weight_bytes(out)
     assert row_of(found, None)["loads_in"] == "leanmoe serve"
+
+
+def test_float8_is_packed_as_planned_and_not_given_new_values(tmp_path, capsys):
+    model, out = write_tiny(tmp_path / "model", "qwen3_moe", dtype="float32"), tmp_path / "out"
+    rewrite_in_float8(model)
+    found = planned(model, capsys)
+    assert {"m-smoe", "eep", "sparsegpt"}.isdisjoint(
+        name for row in found["rows"] for name in row["methods"]
+    )
+    how = ["--method", "magnitude", "--pattern", "16:32", "--compress"]
+    assert main(["prune", str(model), *how, "-o", str(out)]) == 0
+    row = row_of(found, "magnitude", pattern="16:32")
+    assert row["weight_bytes"] == weight_bytes(out)
+    assert row["loads_in"] == "leanmoe serve"
 
 
 def test_a_large_model_of_which_nothing_but_headers_is_there(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,25 @@ def is_matrix(name: str) -> bool:
     return (
         name.endswith("_proj.weight") or "kv_a_proj" in name or (".q_" in name and "proj" in name)
     )
+
+
+def rewrite_in_float8(model: Path) -> None:
+    """Every matrix in codes and scales, as a vLLM wants to be told."""
+    said = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [*BLOCK]}
+    change_config(model, quantization_config=said)
+    coded = {}
+    for name, tensor in load_file(model / "model.safetensors").items():
+        if is_matrix(name):
+            coded[name], coded[f"{name}_scale_inv"], _ = in_float8(tensor)
+        else:
+            coded[name] = tensor.clone()
+    replace_tensors(model, coded)
+
+
+def replace_tensors(model: Path, tensors: dict[str, torch.Tensor]) -> None:
+    # Loaded ones lie in the file.
+    (model / "model.safetensors").unlink()
+    save_file(tensors, model / "model.safetensors")
 
 
 @pytest.fixture

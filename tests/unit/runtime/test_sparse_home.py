@@ -88,7 +88,12 @@ def loaded(source: Layer, ranks: int = 1, rank: int = 0) -> tuple[LeanSparseMeth
     how = source.how.model_copy(update={"input_orders": source.orders is not None})
     hidden = source.down.shape[2] // ranks
     layer, of_layer = routed(hidden), sparse_method(how, ranks, rank)
-    of_layer.create_weights(layer, 3, source.wide, hidden, source.dtype)
+    # As vLLM loads.
+    torch.set_default_dtype(source.dtype)
+    try:
+        of_layer.create_weights(layer, 3, source.wide, hidden, source.dtype)
+    finally:
+        torch.set_default_dtype(torch.float32)
     stacks = (
         (source.gate_up_codes, source.down_codes)
         if how.is_float8
