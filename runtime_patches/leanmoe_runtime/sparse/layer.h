@@ -27,13 +27,14 @@ struct Overflow {
     const int32_t* wide = nullptr;
     const Value* values = nullptr;
 
+    // `of_a_code`: what inputs were multiplied by, since weights are read as less than they mean.
     template <class Input>
-    void add(int64_t row, const Input* const* x, int tokens, Sums& sums) const {
+    void add(int64_t row, const Input* const* x, int tokens, Sums& sums, float of_a_code) const {
         if (!starts) return;
         for (int r = 0; r < BLOCK; r++)
             for (int64_t i = starts[row + r]; i < starts[row + r + 1]; i++) {
                 const int64_t column = narrow ? narrow[i] : wide[i];
-                const float weight = to_float(values[i]);
+                const float weight = to_float(values[i]) / of_a_code;
                 for (int t = 0; t < tokens; t++) sums[t][r] += weight * to_float(x[t][column]);
             }
     }
@@ -52,12 +53,14 @@ struct Scales {
         return numbers + ((expert * halves + half) * row_blocks + block) * column_blocks;
     }
     // to[c] is from[c] times the scale of its column, and what a code needs beside it.
-    void multiply(const float* scales, const float* from, int64_t columns, float* to) const {
+    template <class Input>
+    void multiply(const float* scales, float of_a_code, const float* from, int64_t columns,
+                  Input* to) const {
         for (int64_t at = 0; at < columns;) {
             const int64_t block = (first_column + at) / block_columns;
             const int64_t end = std::min(columns, (block + 1) * block_columns - first_column);
-            const float scale = scales[block] * OF_A_CODE;
-            for (; at < end; at++) to[at] = from[at] * scale;
+            const float scale = scales[block] * of_a_code;
+            for (; at < end; at++) from_float(from[at] * scale, to + at);
         }
     }
 };
@@ -168,11 +171,11 @@ void multiply(const Projection<typename Product::Value>& projection, int64_t exp
 }
 
 // Up to 4 pairs of an expert in turn, and what their tokens bring.
-template <class Input>
+template <class Source>
 struct Tile {
     int64_t expert, pair;
     int tokens;
-    const Input* x[TILE_TOKENS];
+    const Source* x[TILE_TOKENS];
 };
 
 // The inputs of a tile as rows of weights multiply them: of float8, times the scales of columns.
@@ -182,12 +185,15 @@ class Inputs {
 
   public:
     static constexpr bool SCALES = std::is_same_v<typename Product::Value, Float8>;
+    static constexpr float OF_A_CODE = SCALES ? Product::OF_A_CODE : 1.0f;
+    // What is scaled is rounded once, afterwards.
+    using Source = std::conditional_t<SCALES, float, Input>;
 
     explicit Inputs(int64_t width)
         : width_(width), source_(SCALES ? width : 0), scaled_(SCALES ? TILE_TOKENS * width : 0) {}
 
     // `order` says which column of x each packed place multiplies, null: its own.
-    const Input* const* of(const Tile<Input>& tile, const Scales& scales, int64_t half, int64_t row,
+    const Input* const* of(const Tile<Source>& tile, const Scales& scales, int64_t half, int64_t row,
                            const int32_t* order) {
         if constexpr (SCALES) {
             const float* numbers = scales.of(tile.expert, half, row);
@@ -202,9 +208,9 @@ class Inputs {
 
   private:
     void scale(const Scales& scales, const int32_t* order, const float* x, int t) {
-        float* to = scaled_.data() + t * width_;
+        Input* to = scaled_.data() + t * width_;
         rows_[t] = to;
-        scales.multiply(numbers_, x, width_, order ? source_.data() : to);
+        scales.multiply(numbers_, OF_A_CODE, x, width_, order ? source_.data() : to);
         if (!order) return;
         for (int64_t c = 0; c < width_; c++) to[c] = source_[order[c]];
     }
@@ -220,7 +226,8 @@ class Inputs {
 template <class Product, class Value>
 class Layer {
     using Weight = typename Product::Value;
-    using Input = typename Product::Input;
+    using Source = typename Inputs<Product>::Source;
+    static constexpr float OF_A_CODE = Inputs<Product>::OF_A_CODE;
 
   public:
     explicit Layer(const Step<Weight, Value>& step)
@@ -247,7 +254,7 @@ class Layer {
     // Rows the kernel multiplies with: the tokens' own, or one per pair where experts reorder them.
     void read_inputs() {
         const int64_t rows = reorders() ? pairs_.size() : step_.tokens;
-        const bool is_direct = std::is_same_v<Input, Value> && !reorders();
+        const bool is_direct = std::is_same_v<Source, Value> && !reorders();
         #pragma omp single
         if (!is_direct) inputs_.resize(rows * step_.width);
         if (is_direct) return;
@@ -258,13 +265,13 @@ class Layer {
     void read_input(int64_t row) {
         const int64_t token = reorders() ? pairs_.token[row] : row;
         const Value* from = step_.x + token * step_.width;
-        Input* to = inputs_.data() + row * step_.width;
+        Source* to = inputs_.data() + row * step_.width;
         const int32_t* order = reorders() ? order_of(expert_of(row)) : nullptr;
         for (int64_t d = 0; d < step_.width; d++) convert(from[order ? order[d] : d], to + d);
     }
 
-    static void convert(Value from, Input* to) {
-        if constexpr (std::is_same_v<Input, Value>) *to = from;
+    static void convert(Value from, Source* to) {
+        if constexpr (std::is_same_v<Source, Value>) *to = from;
         else *to = to_float(from);
     }
 
@@ -273,10 +280,10 @@ class Layer {
         return std::upper_bound(starts.begin(), starts.end(), pair) - starts.begin() - 1;
     }
 
-    const Input* input_of(int64_t pair) const {
+    const Source* input_of(int64_t pair) const {
         if (reorders()) return inputs_.data() + pair * step_.width;
         const int64_t first = pairs_.token[pair] * step_.width;
-        if constexpr (std::is_same_v<Input, Value>) return step_.x + first;
+        if constexpr (std::is_same_v<Source, Value>) return step_.x + first;
         else return inputs_.data() + first;
     }
 
@@ -292,10 +299,10 @@ class Layer {
     }
 
     template <class Row>
-    Tile<Input> tile_of(int64_t expert, int64_t pair, Row row) const {
+    Tile<Source> tile_of(int64_t expert, int64_t pair, Row row) const {
         const int64_t left = pairs_.starts[expert + 1] - pair;
         const int tokens = static_cast<int>(std::min<int64_t>(TILE_TOKENS, left));
-        Tile<Input> tile = {expert, pair, tokens, {}};
+        Tile<Source> tile = {expert, pair, tokens, {}};
         for (int t = 0; t < tokens; t++) tile.x[t] = row(pair + t);
         return tile;
     }
@@ -312,10 +319,10 @@ class Layer {
             const int tokens = tile.tokens;
             const auto to_gate = of_gate.of(tile, weights.scales, 0, row, order);
             multiply<Product>(weights, expert, 2 * row, to_gate, tokens, gate);
-            weights.overflow.add(listed, to_gate, tokens, gate);
+            weights.overflow.add(listed, to_gate, tokens, gate, OF_A_CODE);
             const auto to_up = of_up.of(tile, weights.scales, 1, row, order);
             multiply<Product>(weights, expert, 2 * row + BLOCK, to_up, tokens, up);
-            weights.overflow.add(listed + step_.hidden, to_up, tokens, up);
+            weights.overflow.add(listed + step_.hidden, to_up, tokens, up, OF_A_CODE);
             step_.activate(gate, up);
             for (int t = 0; t < tokens; t++)
                 for (int r = 0; r < BLOCK; r++)
@@ -346,7 +353,8 @@ class Layer {
             const auto x = inputs.of(tile, step_.down.scales, 0, row, nullptr);
             Sums found;
             multiply<Product>(step_.down, expert, row, x, tokens, found);
-            step_.down.overflow.add(expert * step_.down.rows + row, x, tokens, found);
+            const int64_t listed = expert * step_.down.rows + row;
+            step_.down.overflow.add(listed, x, tokens, found, OF_A_CODE);
             for (int t = 0; t < tokens; t++) {
                 float* of_token = sums + pairs_.token[pair + t] * BLOCK;
                 const float weight = pairs_.weight[pair + t];
@@ -358,8 +366,8 @@ class Layer {
     const Step<Weight, Value>& step_;
     int threads_ = 1;
     const Pairs pairs_;
-    std::vector<Input> inputs_;
-    std::vector<Input> hidden_;
+    std::vector<Source> inputs_;
+    std::vector<Source> hidden_;
 };
 
 template <class Product, class Value>
@@ -395,10 +403,17 @@ template <class Weight, class Value>
 void run_on(const std::string& isa, const Step<Weight, Value>& step, int threads) {
 #if defined(__x86_64__)
     const int64_t keep = step.gate_up.keep;
-    if constexpr (std::is_same_v<Weight, Bfloat16>) {
-        if (isa == "avx512_bf16" && keep == 16) return run<Avx512Bf16<16>>(step, threads);
-        if (isa == "avx512_bf16" && keep == 8) return run<Avx512Bf16<8>>(step, threads);
-        if (isa == "avx512_bf16") return run<Avx512Bf16<0>>(step, threads);
+    // Inputs are rounded to what they are anyway.
+    constexpr bool in_pairs = std::is_same_v<Value, Bfloat16>;
+    if constexpr (in_pairs) {
+        if (isa == "avx512_bf16" && keep == 16) return run<Avx512Bf16<Weight, 16>>(step, threads);
+        if (isa == "avx512_bf16" && keep == 8) return run<Avx512Bf16<Weight, 8>>(step, threads);
+        if (isa == "avx512_bf16") return run<Avx512Bf16<Weight, 0>>(step, threads);
+    }
+    if constexpr (std::is_same_v<Weight, Float8>) {
+        const bool is_wide = isa == "avx512" || isa == "avx512_bf16";
+        if (is_wide && keep == 16) return run<Avx512<Weight, 16>>(step, threads);
+        if (is_wide && keep == 8) return run<Avx512<Weight, 8>>(step, threads);
     }
     if (isa == "avx512" || isa == "avx512_bf16") return run<Avx512<Weight, 0>>(step, threads);
     if (isa == "avx2") return run<Avx2<Weight>>(step, threads);

@@ -67,13 +67,13 @@ inline float to_float(Float16 value) {
     return bits_to_float(sign | 0x33800000u) * static_cast<float>(fraction);  // of 2^-24
 }
 
-// Read as half precision of the same bits, subnormal or not, a code is 2^-8 of what it means:
-// inputs are multiplied by that along with the scale (layer.h).
-constexpr float OF_A_CODE = 256.0f;
-inline Float16 as_half(Float8 code) {
-    return {static_cast<uint16_t>((code.bits & 0x80u) << 8 | (code.bits & 0x7fu) << 7)};
+// Read as half precision of the same bits, subnormal or not, a code is 2^-8 of what it means. Where
+// products read it so, inputs are multiplied by that along with the scale (layer.h).
+constexpr float OF_A_HALF = 256.0f;
+inline float to_float(Float8 code) {
+    const uint32_t half = (code.bits & 0x80u) << 8 | (code.bits & 0x7fu) << 7;
+    return to_float(Float16{static_cast<uint16_t>(half)}) * OF_A_HALF;
 }
-inline float to_float(Float8 code) { return to_float(as_half(code)); }
 
 inline void from_float(float value, float* out) { *out = value; }
 inline void from_float(float value, Bfloat16* out) {
@@ -110,6 +110,7 @@ template <class Value_>
 struct Plain {
     using Value = Value_;
     using Input = float;
+    static constexpr float OF_A_CODE = 1.0f;
 
     template <int T>
     static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x, Sums& sums,
@@ -195,6 +196,7 @@ template <class Value_>
 struct Avx2 {
     using Value = Value_;
     using Input = float;
+    static constexpr float OF_A_CODE = OF_A_HALF;
 
     template <int T>
     LEANMOE_AVX2 static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x,
@@ -303,11 +305,38 @@ LEANMOE_AVX512 inline Halves halves(const float* values, uint32_t mask, int64_t)
 // How far ahead memory is fetched: the processor itself stops at the end of a page.
 constexpr int64_t AHEAD = 4096;
 
+LEANMOE_AVX512 inline void fetch(const void* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64)
+        _mm_prefetch(static_cast<const char*>(from) + AHEAD + at, _MM_HINT_T0);
+}
+
+// A group's weights as bfloat16.
+template <int KEEP>
+LEANMOE_AVX512 inline __m512i pairs(const Bfloat16* values, uint32_t mask, int64_t keep) {
+    return expanded<KEEP>(values, mask, keep);
+}
+template <int KEEP>
+LEANMOE_AVX512 inline __m512i pairs(const Float8* values, uint32_t mask, int64_t keep) {
+    // m * 2^-9: what the codes below 8 mean, 0 among them.
+    const __m512i small = _mm512_castsi128_si512(_mm_setr_epi16(
+        0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
+    const __m512i codes_32 =
+        _mm512_cvtepu8_epi16(_mm256_maskz_expand_epi8(mask, codes<KEEP>(values, keep)));
+    const __m512i size = _mm512_and_si512(codes_32, _mm512_set1_epi16(0x7f));
+    // Three bits of fraction of seven, an exponent that counts from 7 instead of 127.
+    const __m512i normal = _mm512_add_epi16(_mm512_slli_epi16(size, 4), _mm512_set1_epi16(0x3c00));
+    const __mmask32 is_small = _mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(8));
+    const __m512i found = _mm512_mask_permutexvar_epi16(normal, is_small, size, small);
+    const __m512i sign = _mm512_andnot_si512(size, codes_32);
+    return _mm512_or_si512(found, _mm512_slli_epi16(sign, 8));
+}
+
 // 32 weights at a time, multiplied in float32.
 template <class Value_, int KEEP>
 struct Avx512 {
     using Value = Value_;
     using Input = float;
+    static constexpr float OF_A_CODE = OF_A_HALF;
 
     template <int T>
     LEANMOE_AVX512 static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x,
@@ -318,17 +347,20 @@ struct Avx512 {
         const int64_t keep = KEEP ? KEEP : matrix.keep;
         const Value* values = matrix.values_of(row);
         const uint32_t* mask = matrix.mask_of(row);
-        for (int64_t g = 0; g < matrix.groups; g++)
-            for (int r = 0; r < TILE_ROWS; r++, values += keep) {
-                const Halves weights = halves<KEEP>(values, *mask++, keep);
-                for (int t = 0; t < T; t++) {
-                    const float* from = x[t] + g * GROUP;
-                    found[r][t] =
-                        _mm512_fmadd_ps(weights.low, _mm512_loadu_ps(from), found[r][t]);
-                    found[r][t] =
-                        _mm512_fmadd_ps(weights.high, _mm512_loadu_ps(from + 16), found[r][t]);
+        for (int64_t g = 0; g < matrix.groups; g++, values += TILE_ROWS * keep, mask += TILE_ROWS) {
+            fetch(values, TILE_ROWS * keep * sizeof(Value));
+            Halves weights[TILE_ROWS];
+            for (int r = 0; r < TILE_ROWS; r++)
+                weights[r] = halves<KEEP>(values + r * keep, mask[r], keep);
+            for (int t = 0; t < T; t++) {
+                const float* from = x[t] + g * GROUP;
+                const __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
+                for (int r = 0; r < TILE_ROWS; r++) {
+                    found[r][t] = _mm512_fmadd_ps(weights[r].low, low, found[r][t]);
+                    found[r][t] = _mm512_fmadd_ps(weights[r].high, high, found[r][t]);
                 }
             }
+        }
         for (int t = 0; t < T; t++)
             put_totals(folded(found[0][t]), folded(found[1][t]), folded(found[2][t]),
                        folded(found[3][t]), sums[t] + at);
@@ -336,10 +368,11 @@ struct Avx512 {
 };
 
 // 32 weights at a time, multiplied in pairs of bfloat16.
-template <int KEEP>
+template <class Value_, int KEEP>
 struct Avx512Bf16 {
-    using Value = Bfloat16;
+    using Value = Value_;
     using Input = Bfloat16;
+    static constexpr float OF_A_CODE = 1.0f;
 
     template <int T>
     LEANMOE_AVX512_BF16 static void tile(const Matrix<Value>& matrix, int64_t row,
@@ -355,8 +388,8 @@ struct Avx512Bf16 {
             // Into a register each: one for all would let every row wait for the one before it.
             __m512bh weights[TILE_ROWS];
             for (int r = 0; r < TILE_ROWS; r++)
-                weights[r] = reinterpret_cast<__m512bh>(
-                    expanded<KEEP>(values + r * keep, mask[r], keep));
+                weights[r] =
+                    reinterpret_cast<__m512bh>(pairs<KEEP>(values + r * keep, mask[r], keep));
             for (int t = 0; t < T; t++) {
                 const auto input =
                     reinterpret_cast<__m512bh>(_mm512_loadu_si512(x[t] + g * GROUP));
@@ -367,11 +400,6 @@ struct Avx512Bf16 {
         for (int t = 0; t < T; t++)
             put_totals(folded(found[0][t]), folded(found[1][t]), folded(found[2][t]),
                        folded(found[3][t]), sums[t] + at);
-    }
-
-    LEANMOE_AVX512_BF16 static void fetch(const void* from, int64_t bytes) {
-        for (int64_t at = 0; at < bytes; at += 64)
-            _mm_prefetch(static_cast<const char*>(from) + AHEAD + at, _MM_HINT_T0);
     }
 };
 
