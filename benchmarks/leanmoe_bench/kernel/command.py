@@ -25,6 +25,8 @@ from leanmoe_bench.shapes import SHAPES, Shape
 # One layer of Mixtral-8x7B and of Qwen3-30B-A3B: too large for an engine here, not for its kernel.
 MIXTRAL = replace(SHAPES["M"], name="mixtral", hidden=4096, ffn=14336)
 QWEN3 = replace(SHAPES["M"], name="qwen3", hidden=2048, ffn=768, experts=128, top_k=8)
+# What is added to the name of a pattern whose values are float8.
+FLOAT8 = " float8"
 _LARGE = {shape.name: shape for shape in (MIXTRAL, QWEN3)}
 
 
@@ -36,6 +38,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="N:M",
         help="time packed experts of that pattern (16:32) against dense ones instead",
+    )
+    parser.add_argument(
+        "--float8",
+        action="store_true",
+        help="with --pattern, on a CPU: the same with float8 values in blocks of 128 x 128, too",
     )
     parser.add_argument(
         "--device",
@@ -53,11 +60,14 @@ def _run(args: argparse.Namespace) -> Result:
             raise InputError(f"--pattern {pattern} is not balanced in groups of 32; give N:32")
     _check_device(args)
     with stop_on_signals():
-        rows = measure(shape, rounds, args.seed, args.pattern or [], args.device)
+        patterns = args.pattern or []
+        rows = measure(shape, rounds, args.seed, patterns, args.device, float8=args.float8)
     return {"environment": environment(), "rounds": rounds, "kernel": rows}
 
 
 def _check_device(args: argparse.Namespace) -> None:
+    if args.float8 and (args.device != "cpu" or not args.pattern):
+        raise InputError("--float8 is of packed experts on a CPU; give --pattern 16:32 without it")
     if args.device == "cpu":
         return
     if not args.pattern:
@@ -67,7 +77,7 @@ def _check_device(args: argparse.Namespace) -> None:
 
 
 def measure(
-    shape: Shape, rounds: int, seed: int, patterns: list[str], device: str
+    shape: Shape, rounds: int, seed: int, patterns: list[str], device: str, *, float8: bool = False
 ) -> list[dict[str, Any]]:
     """What the ways take at each number of rows, timed in a process of its own."""
     from leanmoe_bench.kernel import card_packed, crossover, packed
@@ -80,6 +90,7 @@ def measure(
         "rounds": rounds,
         "seed": seed,
         "patterns": patterns,
+        "float8": FLOAT8 if float8 else "",
     }
     if patterns:
         timed = _timed(packed if device == "cpu" else card_packed, layer)
@@ -116,9 +127,12 @@ def _packed_row(shape: str, row: dict[str, Any], patterns: list[str]) -> dict[st
     seconds, found = row["seconds"], {}
     copied = row["copied_bytes"] / median(seconds["copy"])
     for pattern in patterns:
-        share = SparseFormat.of_pattern(pattern, "bfloat16").bytes_per_weight(2) / 2
-        read = share * row["dense_bytes"] / median(seconds[pattern])
-        found[pattern] = {**_ratio(seconds, "dense", pattern), "of_copy": read / copied}
+        how = SparseFormat.of_pattern(pattern, "bfloat16")
+        for itemsize, name in ((2, pattern), (1, pattern + FLOAT8)):
+            if name not in seconds:
+                continue
+            read = how.bytes_per_weight(itemsize) / 2 * row["dense_bytes"] / median(seconds[name])
+            found[name] = {**_ratio(seconds, "dense", name), "of_copy": read / copied}
     dense = {"dense_ms": median(seconds["dense"]) * 1e3, "copy_gbs": copied / 1e9}
     more: dict[str, Any] = {name: row[name] for name in ("errors", "ways") if name in row}
     return {"shape": shape, "rows": row["rows"], **dense, "packed": found, **more}

@@ -279,19 +279,28 @@ LEANMOE_AVX512 inline Halves halves(const Float16* values, uint32_t mask, int64_
     return {_mm512_cvtph_ps(_mm512_castsi512_si256(all)),
             _mm512_cvtph_ps(_mm512_extracti64x4_epi64(all, 1))};
 }
+// Up to 16 codes, or up to 32, one to a word. They become numbers before they are put in their places:
+// half of the weights take half of a register.
+LEANMOE_AVX512 inline __m256i codes16(const Float8* values, int64_t keep) {
+    const auto* from = reinterpret_cast<const __m128i*>(values);
+    return _mm256_cvtepu8_epi16(keep == 16 ? _mm_loadu_si128(from) : _mm_loadl_epi64(from));
+}
+LEANMOE_AVX512 inline __m512i codes32(const Float8* values, int64_t keep) {
+    return _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(first_of(keep), values));
+}
+
 template <int KEEP>
-LEANMOE_AVX512 inline __m256i codes(const void* values, int64_t keep) {
-    if (KEEP == 16)
-        return _mm256_castsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(values)));
-    if (KEEP == 8)
-        return _mm256_castsi128_si256(_mm_loadl_epi64(static_cast<const __m128i*>(values)));
-    return _mm256_maskz_loadu_epi8(first_of(keep), values);
+LEANMOE_AVX512 inline __m512i half_words(const Float8* values, int64_t keep) {
+    if constexpr (KEEP == 16 || KEEP == 8) {
+        const __m256i found = _mm256_srai_epi16(_mm256_slli_epi16(codes16(values, KEEP), 8), 1);
+        return _mm512_castsi256_si512(_mm256_and_si256(found, _mm256_set1_epi16(-0x4001)));
+    }
+    const __m512i found = _mm512_srai_epi16(_mm512_slli_epi16(codes32(values, keep), 8), 1);
+    return _mm512_and_si512(found, _mm512_set1_epi16(-0x4001));
 }
 template <int KEEP>
 LEANMOE_AVX512 inline Halves halves(const Float8* values, uint32_t mask, int64_t keep) {
-    const __m256i some = _mm256_maskz_expand_epi8(mask, codes<KEEP>(values, keep));
-    const __m512i signs = _mm512_srai_epi16(_mm512_slli_epi16(_mm512_cvtepu8_epi16(some), 8), 1);
-    const __m512i all = _mm512_and_si512(signs, _mm512_set1_epi16(-0x4001));
+    const __m512i all = _mm512_maskz_expand_epi16(mask, half_words<KEEP>(values, keep));
     return {_mm512_cvtph_ps(_mm512_castsi512_si256(all)),
             _mm512_cvtph_ps(_mm512_extracti64x4_epi64(all, 1))};
 }
@@ -315,20 +324,33 @@ template <int KEEP>
 LEANMOE_AVX512 inline __m512i pairs(const Bfloat16* values, uint32_t mask, int64_t keep) {
     return expanded<KEEP>(values, mask, keep);
 }
-template <int KEEP>
-LEANMOE_AVX512 inline __m512i pairs(const Float8* values, uint32_t mask, int64_t keep) {
-    // m * 2^-9: what the codes below 8 mean, 0 among them.
-    const __m512i small = _mm512_castsi128_si512(_mm_setr_epi16(
-        0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
-    const __m512i codes_32 =
-        _mm512_cvtepu8_epi16(_mm256_maskz_expand_epi8(mask, codes<KEEP>(values, keep)));
-    const __m512i size = _mm512_and_si512(codes_32, _mm512_set1_epi16(0x7f));
-    // Three bits of fraction of seven, an exponent that counts from 7 instead of 127.
+// Three bits of fraction become seven, and the exponent counts from 127 instead of 7; codes below 8
+// mean m * 2^-9, 0 among them.
+LEANMOE_AVX512 inline __m256i bfloat16_words(__m256i codes) {
+    const __m256i small = _mm256_castsi128_si256(
+        _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
+    const __m256i size = _mm256_and_si256(codes, _mm256_set1_epi16(0x7f));
+    const __m256i normal = _mm256_add_epi16(_mm256_slli_epi16(size, 4), _mm256_set1_epi16(0x3c00));
+    const __mmask16 is_small = _mm256_cmplt_epu16_mask(size, _mm256_set1_epi16(8));
+    const __m256i found = _mm256_mask_permutexvar_epi16(normal, is_small, size, small);
+    return _mm256_or_si256(found, _mm256_slli_epi16(_mm256_andnot_si256(size, codes), 8));
+}
+LEANMOE_AVX512 inline __m512i bfloat16_words(__m512i codes) {
+    const __m512i small = _mm512_castsi128_si512(
+        _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
+    const __m512i size = _mm512_and_si512(codes, _mm512_set1_epi16(0x7f));
     const __m512i normal = _mm512_add_epi16(_mm512_slli_epi16(size, 4), _mm512_set1_epi16(0x3c00));
     const __mmask32 is_small = _mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(8));
     const __m512i found = _mm512_mask_permutexvar_epi16(normal, is_small, size, small);
-    const __m512i sign = _mm512_andnot_si512(size, codes_32);
-    return _mm512_or_si512(found, _mm512_slli_epi16(sign, 8));
+    return _mm512_or_si512(found, _mm512_slli_epi16(_mm512_andnot_si512(size, codes), 8));
+}
+template <int KEEP>
+LEANMOE_AVX512 inline __m512i pairs(const Float8* values, uint32_t mask, int64_t keep) {
+    if constexpr (KEEP == 16 || KEEP == 8) {
+        const __m256i found = bfloat16_words(codes16(values, KEEP));
+        return _mm512_maskz_expand_epi16(mask, _mm512_castsi256_si512(found));
+    }
+    return _mm512_maskz_expand_epi16(mask, bfloat16_words(codes32(values, keep)));
 }
 
 // 32 weights at a time, multiplied in float32.

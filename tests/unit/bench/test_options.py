@@ -21,6 +21,7 @@ from leanmoe_bench.soak.recounter import Recounter
         (["serve", "--shape", "tiny", "--case", "union32"], "--case is 'union32'; shape tiny has"),
         (["soak", "--concurrency", "0"], "a soak takes 1 to 1024 clients"),
         (["goldens"], "bench goldens compares with --set DIR"),
+        (["kernel", "--float8"], "--float8 is of packed experts on a CPU"),
         (["tune"], "bench tune measures the shapes of a MODEL"),
     ],
 )
