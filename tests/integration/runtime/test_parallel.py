@@ -7,27 +7,39 @@ from pathlib import Path
 
 import pytest
 
-from leanmoe.checkpoint import open_checkpoint
+from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.cli import main
 from leanmoe.messages import HandshakeReport, SkipSnapshot
+from leanmoe_pruning.cutting.layer_plan import LayerPlan, PrunePlan
 from tests.integration.runtime.one_process import running
 from tests.planned_models import mixed_plan, write_planned
 from tests.tiny_families import write_tiny
+from tests.unit.pruning.test_small_floats import rewrite_in_float8
 
 PROMPTS = [[7 + (13 * i + 5 * j) % 400 for j in range(4 + i % 5)] for i in range(8)]
 
 
 @pytest.fixture(params=["dense", "packed"])
 def model(request, tmp_path) -> Path:
-    """Layers that differ; stored packed, 16 of every 32 weights."""
-    source, out = write_tiny(tmp_path / "source", "mixtral", dtype="float32"), tmp_path / "lean"
+    """Layers that differ; packed ones of float8, in blocks that two workers share."""
+    family, out = "mixtral" if request.param == "dense" else "qwen3_moe", tmp_path / "lean"
+    source = write_tiny(tmp_path / "source", family, dtype="float32")
     if request.param == "dense":
         write_planned(source, out)
         return out
-    write_planned(source, tmp_path / "mixed", mixed_plan)
+    rewrite_in_float8(source)
+    write_planned(source, tmp_path / "mixed", unmerged_plan)
     pruned = ["prune", str(tmp_path / "mixed"), "--method", "magnitude", "--pattern", "16:32"]
     assert main([*pruned, "--compress", "-o", str(out)]) == 0
     return out
+
+
+def unmerged_plan(checkpoint: Checkpoint) -> PrunePlan:
+    """Float8 experts are not summed: the last layer is cut to top-1."""
+    last = LayerPlan(keep=(0, 1, 4, 5), top_k=1)
+    return PrunePlan(
+        layers={**mixed_plan(checkpoint).layers, checkpoint.shape.moe_layers[-1]: last}
+    )
 
 
 def test_tensor_parallel_workers_agree_with_one(start_engine, model, tmp_path):
