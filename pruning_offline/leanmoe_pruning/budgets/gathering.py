@@ -45,6 +45,7 @@ class Gathering:
         return choices, {"spread": facts}
 
     def _rule(self, found: float | None) -> Rule:
+        assert self.asked != "effects", "naee alone takes it, by another way"
         if self.asked != "auto":
             return self.asked
         return "experts" if found is not None and found >= SAME_FROM else "domains"

@@ -11,7 +11,7 @@ import torch
 from leanmoe.command import Result
 from leanmoe.files.digest import bytes_digest
 from leanmoe.files.output import check_output
-from leanmoe.files.resuming import resumable_directory
+from leanmoe.files.resuming import Unfinished, resumable_directory
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import check_uniform, open_runnable_model
 from leanmoe_pruning.data import load_data
@@ -29,7 +29,7 @@ from leanmoe_pruning.options import (
     out_option,
     window_option,
 )
-from leanmoe_pruning.progress import progress
+from leanmoe_pruning.progress import Tick, progress
 from leanmoe_pruning.scores.activations import PORTION_TOKENS
 from leanmoe_pruning.scores.bundle import (
     BundleDescription,
@@ -38,6 +38,7 @@ from leanmoe_pruning.scores.bundle import (
     read_layer,
     unreached_experts,
 )
+from leanmoe_pruning.scores.effects import effects_into
 from leanmoe_pruning.scores.passing import sampled_tokens, score_into
 from leanmoe_pruning.scores.sampling import ALL_TOKENS_UP_TO, MOST_TOKENS
 
@@ -54,6 +55,11 @@ class ScoreOptions:
         f"all with up to {ALL_TOKENS_UP_TO} experts per layer, else up to {MOST_TOKENS}, fewer "
         "with very many experts)",
         metavar="N",
+    )
+    effects: bool = option(
+        "also take what each expert's output does to the model's own predictions, back through all "
+        "layers, for `prune --method naee --spread`; twice to three times as long",
+        default=False,
     )
     compute: str | None = compute_option()
     out: Path = out_option("score bundle directory to write")
@@ -72,14 +78,23 @@ def _run(options: ScoreOptions) -> Result:
     )
     stream = DecoderStream(checkpoint, options.compute)
     sampled = sampled_tokens(stream, data.ids, options.gram_tokens)
-    described = describe(checkpoint, checkpoint.digests, data, stream.compute, len(sampled))
+    described = describe(
+        checkpoint,
+        checkpoint.digests,
+        data,
+        stream.compute,
+        len(sampled),
+        options.seed if options.effects else None,
+    )
     with (
         stop_on_signals(),
         resumable_directory(options.out, _key(described), options.force) as unfinished,
-        progress("scoring layers", stream.n_layers) as tick,
+        progress("scoring layers", stream.n_layers * (1 + options.effects)) as tick,
     ):
         resumed = unfinished.step
-        score_into(unfinished, stream, data.ids, sampled, tick)
+        score_into(unfinished, stream, data.ids, sampled, tick, options.effects)
+        if options.effects:
+            _pass_back(unfinished, options, data.ids, sampled, tick)
         rule = RouterRule.of(stream.shape)
         layers = (read_layer(unfinished.output, layer, rule) for layer in described.moe_layers)
         halves = compare_halves(layers, described.layout, len(sampled), stream.shape)
@@ -97,6 +112,19 @@ def _run(options: ScoreOptions) -> Result:
         "notes": [*([] if halves is None else [halves.sentence()]), *notes],
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _pass_back(
+    unfinished: Unfinished,
+    options: ScoreOptions,
+    ids: list[torch.Tensor],
+    sampled: torch.Tensor,
+    tick: Tick,
+) -> None:
+    # Gradients need tensors that were not made for inference alone: a stream of their own.
+    with torch.inference_mode(False), torch.no_grad():
+        stream = DecoderStream(open_runnable_model(options.model), options.compute)
+        effects_into(unfinished, stream, ids, sampled, options.seed, tick)
 
 
 def _key(described: BundleDescription) -> str:

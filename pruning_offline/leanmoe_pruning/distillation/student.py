@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from leanmoe_pruning.checkpoints.opening import OpenedModel
 from leanmoe_pruning.distillation.filters import Filter, routers
@@ -61,15 +58,3 @@ class _WithWeights:
 
     def __call__(self, **arguments: Any) -> Any:
         return torch.func.functional_call(self._module, self._weights, (), arguments)
-
-
-@contextmanager
-def gradients() -> Iterator[None]:
-    """Gradients through code that adds in place: what is needed later is copied when changed."""
-    with torch.enable_grad(), allow_mutation_on_saved_tensors():
-        yield
-
-
-def step_back(loss: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
-    """Gradients of everything ``loss`` was made from."""
-    torch.autograd.backward([loss], None if gradient is None else [gradient])

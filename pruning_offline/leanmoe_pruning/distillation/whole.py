@@ -13,7 +13,7 @@ N windows, T tokens, D model, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,11 +23,11 @@ from leanmoe_pruning.distillation.heap import hand_back_freed_memory
 from leanmoe_pruning.distillation.lesson import ExpertLesson, expert_losses, lessons
 from leanmoe_pruning.distillation.lineage import Ancestors
 from leanmoe_pruning.distillation.settings import Settings, update
-from leanmoe_pruning.distillation.student import StudentStream, gradients, step_back
+from leanmoe_pruning.distillation.student import StudentStream
+from leanmoe_pruning.forward.backward import carry, gradients, mean_of_logits, step_back
 from leanmoe_pruning.forward.passes import run_block, step_
-from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
+from leanmoe_pruning.forward.stream import DecoderStream
 
-_LOGITS = 256  # tokens whose logits are held at a time
 Lessons = dict[int, list[ExpertLesson]]
 
 
@@ -138,7 +138,7 @@ class WholeModel:
         def of_rows(logits_NV: torch.Tensor, rows: slice) -> torch.Tensor:
             return functional.cross_entropy(logits_NV, next_N[rows], reduction="sum")
 
-        total, gradient_ND = self._of_logits(final_NTD[:, :-1].flatten(0, 1), of_rows)
+        total, gradient_ND = mean_of_logits(self.student, final_NTD[:, :-1].flatten(0, 1), of_rows)
         gradient_NTD = torch.zeros_like(final_NTD)
         gradient_NTD[:, :-1] = gradient_ND.view(len(ids_NT), -1, final_NTD.shape[-1])
         return total, gradient_NTD
@@ -156,24 +156,8 @@ class WholeModel:
             found_NV = logits_NV.log_softmax(-1)
             return functional.kl_div(found_NV, wanted_NV, reduction="sum", log_target=True)
 
-        total, gradient_ND = self._of_logits(final_NTD.flatten(0, 1), of_rows)
+        total, gradient_ND = mean_of_logits(self.student, final_NTD.flatten(0, 1), of_rows)
         return total, gradient_ND.view_as(final_NTD)
-
-    def _of_logits(
-        self, final_ND: torch.Tensor, of_rows: Callable[[torch.Tensor, slice], torch.Tensor]
-    ) -> tuple[float, torch.Tensor]:
-        """The mean of a loss of logits, a few rows at a time, and its gradient ``[N, D]``."""
-        total, parts = 0.0, []
-        for start in range(0, len(final_ND), _LOGITS):
-            rows = slice(start, start + _LOGITS)
-            with gradients():
-                part_ND = final_ND[rows].detach().requires_grad_()
-                loss = of_rows(self.student.logits(part_ND), rows)
-                step_back(loss / len(final_ND))
-            assert part_ND.grad is not None
-            parts.append(part_ND.grad)
-            total += float(loss.detach()) / len(final_ND)
-        return total, torch.cat(parts)
 
     def _expert_loss(self, entering: list[torch.Tensor], held: Lessons) -> float:
         """The expert-wise term without its factor."""
@@ -209,15 +193,6 @@ class WholeModel:
             update(self.optimisers[index], rate)
         assert entering_NTD.grad is not None
         return entering_NTD.grad, float(experts.detach())
-
-
-def carry(layer: DecoderLayer, hidden_NTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What leaves a layer, and its block's input ``[T, D]``; what enters stays as it is."""
-    hidden_NTD = hidden_NTD.clone()
-    layer.attend_(hidden_NTD)
-    x_TD = layer.block_input(hidden_NTD)
-    layer.add_(hidden_NTD, run_block(layer, hidden_NTD)[0])
-    return hidden_NTD, x_TD
 
 
 def batches(

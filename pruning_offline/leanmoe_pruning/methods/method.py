@@ -120,6 +120,10 @@ class Inputs:
 
     def check_spread(self, asked: Asked) -> None:
         """Raise where ``--spread`` needs several domains and there is one."""
+        if asked == "effects":
+            raise InputError(
+                "--spread effects is for --method naee, which compares sets of experts"
+            )
         if asked != "experts":
             self.domains.check_several("--spread" if asked == "auto" else f"--spread {asked}")
 

@@ -24,7 +24,7 @@ from leanmoe_pruning.options import (
 
 BudgetKind = Literal["uniform", "adaptive"]
 # What --spread may name: a rule, or that the scores say which.
-Asked = Literal["auto", "experts", "domains"]
+Asked = Literal["auto", "experts", "domains", "effects"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,9 @@ class Request:
     )
     spread: Asked | None = option(
         "choose all layers together: every expert number kept in about equally many layers "
-        "(experts), or no calibration domain losing more than its share (domains); without a "
-        "word the scores say which of both",
+        "(experts), no calibration domain losing more than its share (domains), or, with naee, "
+        "whatever together moves the model's own predictions least (effects, of a bundle by "
+        "score --effects); without a word the scores say which",
         nargs="?",
         const="auto",
         choices=get_args(Asked),

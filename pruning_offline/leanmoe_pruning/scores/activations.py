@@ -21,6 +21,11 @@ Portions = list[tuple[tuple[int, ...], slice]]
 PORTION_TOKENS = 1024
 
 
+def entering_file(layer: int) -> str:
+    """The name of the file of what enters a layer, or leaves the one before it."""
+    return f"activations-{layer:03d}.safetensors"
+
+
 def cut(hidden: Hidden) -> Iterator[tuple[torch.Tensor, slice]]:
     """Views of what is computed at a time, with the rows its tokens have among all."""
     return chunks(hidden, PORTION_TOKENS)

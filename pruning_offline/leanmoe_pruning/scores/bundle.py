@@ -5,7 +5,7 @@
 ``router_logits`` [T, E], ``output_gram`` [T, P], ``ratios`` w_j/w_max [T, K-1],
 ``output_norm`` [T, K], ``max_activation`` and ``peak_output`` [E], ``moments.*``, and
 ``token_counts``, ``gate_mass`` [E] and ``median_beta``), ``summary.safetensors`` the last three
-of all layers.
+of all layers. ``effects-NNN.safetensors`` holds ``effects`` [S, E] where they were asked for.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from leanmoe.files.output import atomic_write_json
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule
+from leanmoe_pruning.scores.effects import EFFECTS, effects_file
 from leanmoe_pruning.scores.gram import packed_size
 from leanmoe_pruning.scores.halves_record import Halves
 from leanmoe_pruning.scores.layer_scores import LayerScores, median_beta
@@ -59,6 +60,8 @@ class BundleDescription(BaseModel):
     top_k: int
     tools: dict[str, str]
     files: dict[str, str]
+    # The seed of the next tokens that effects were taken by, where the bundle holds effects.
+    effects: int | None = None
     # Whether the windows are enough; bundles made before this was looked at say nothing.
     halves: Halves | None = None
 
@@ -79,6 +82,7 @@ def describe(
     data: DataSet,
     compute: torch.dtype,
     gram_tokens: int,
+    effects: int | None = None,
 ) -> BundleDescription:
     """Everything a bundle follows from; it has no files yet."""
     shape = checkpoint.shape
@@ -95,6 +99,7 @@ def describe(
         top_k=shape.top_k,
         tools=tool_versions(),
         files={},
+        effects=effects,
     )
 
 
@@ -126,7 +131,8 @@ def complete_bundle(
     halves: Halves | None,
 ) -> BundleDescription:
     """Add summary and description to the layers' ``files`` (name to digest)."""
-    held = [_summary_of(directory / name) for name in files]
+    layers = map(layer_file, description.moe_layers)
+    held = [_summary_of(directory / name) for name in layers]
     summary = {name: torch.stack([one[name] for one in held]) for name in _SUMMED}
     files = {**files, SUMMARY: write_tensors(directory / SUMMARY, summary)}
     whole = description.model_copy(update={"files": files, "halves": halves})
@@ -189,7 +195,19 @@ class ScoreBundle:
         scores = read_layer(self.directory, layer, rule)
         if scores.output_gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
             raise InputError(f"{self.directory / layer_file(layer)} has a Gram of wrong size")
-        return scores
+        if self.description.effects is None:
+            return scores
+        return replace(scores, effects_SE=self._effects(layer))
+
+    def _effects(self, layer: int) -> torch.Tensor:
+        path = self.directory / effects_file(layer)
+        effects_SE = load_file(path)[EFFECTS]
+        size = (self.description.gram_tokens, self.description.n_routed_experts)
+        if effects_SE.shape != size:
+            raise InputError(
+                f"{path} has effects of {list(effects_SE.shape)}, expected {list(size)}; score again"
+            )
+        return effects_SE
 
 
 def read_layer(directory: Path, layer: int, rule: RouterRule) -> LayerScores:

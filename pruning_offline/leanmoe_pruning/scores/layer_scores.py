@@ -38,6 +38,8 @@ class LayerScores:
     # Largest absolute entry of an expert's routed outputs, float32 [E]; bundles made before it was
     # taken down have none.
     peak_output_E: torch.Tensor | None = None
+    # What an expert's output does to the predictions, float32 [S, E] (``effects``), where asked.
+    effects_SE: torch.Tensor | None = None
 
     @property
     def n_experts(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -15,6 +14,7 @@ from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.activations import (
     PORTION_TOKENS,
     cut,
+    entering_file,
     portions,
     read_activations,
     write_activations,
@@ -98,26 +98,30 @@ def score_into(
     ids: list[torch.Tensor],
     sampled: torch.Tensor,
     tick: Tick,
+    goes_back: bool = False,
 ) -> None:
     """Leave the file of every MoE layer in ``unfinished.output``; go on where a run stopped.
 
     A layer is committed with the activations that enter the next one, so memory holds one
-    layer's weights and a few windows, whatever the amount of data.
+    layer's weights and a few windows, whatever the amount of data. Where the run ``goes_back``
+    through the layers afterwards (``effects``), what entered each of them stays.
     """
     held, size = portions(ids), stream.shape.hidden_size
-    for _ in range(unfinished.step):
+    for _ in range(min(unfinished.step, stream.n_layers)):
         tick()
+    entered: dict[str, str] = {}
     if unfinished.step == 0:
         embedded = (stream.embed(ids_NT) for ids_NT, _ in cut(ids))
-        write_activations(_entering(unfinished, 0), held, size, embedded)
+        first = unfinished.folder / entering_file(0)
+        entered[first.name] = write_activations(first, held, size, embedded)
         stream.forget_embedding()
     for index in range(unfinished.step, stream.n_layers):
-        files = {f"output/{name}": one for name, one in unfinished.finished().items()}
-        before = read_activations(_entering(unfinished, index), held)
+        files = {**unfinished.files, **entered} if goes_back else _of_output(unfinished)
+        before = read_activations(unfinished.folder / entering_file(index), held)
         passing = _Passing(stream.layer(index), sampled)
         after = passing.through(before)
-        if index + 1 < stream.n_layers:
-            path = _entering(unfinished, index + 1)
+        if goes_back or index + 1 < stream.n_layers:
+            path = unfinished.folder / entering_file(index + 1)
             files[path.name] = write_activations(path, held, size, after)
         else:
             for _ in after:
@@ -132,5 +136,6 @@ def score_into(
         tick()
 
 
-def _entering(unfinished: Unfinished, layer: int) -> Path:
-    return unfinished.folder / f"activations-{layer:03d}.safetensors"
+def _of_output(unfinished: Unfinished) -> dict[str, str]:
+    """The committed files of the bundle."""
+    return {f"output/{name}": digest for name, digest in unfinished.finished().items()}

@@ -21,8 +21,9 @@ from leanmoe_pruning.budgets.offers import Offer, offer_of_experts, offer_of_set
 from leanmoe_pruning.data import batch_of_tokens
 from leanmoe_pruning.evaluation.redundancy import LayerSample
 from leanmoe_pruning.methods.gate_ratios import evidence_of
-from leanmoe_pruning.methods.method import Decision, Inputs
+from leanmoe_pruning.methods.method import Chooser, Decision, Inputs
 from leanmoe_pruning.methods.naee.greedy import Elimination, refined
+from leanmoe_pruning.methods.naee.naee_effects import EffectsNaee, check_effects, has_effects
 from leanmoe_pruning.methods.naee.naee_options import (
     NaeeOptions,
     search_notes,
@@ -116,7 +117,7 @@ def offer_of_marginals(
     return replace(offer, own=kept)
 
 
-def open_spread(request: Request, options: NaeeOptions, inputs: Inputs) -> SpreadNaee:
+def open_spread(request: Request, options: NaeeOptions, inputs: Inputs) -> Chooser:
     """Refuse what would not let layers be chosen together."""
     assert request.spread is not None, "otherwise it is not asked"
     if request.variant == "progressive":
@@ -126,6 +127,18 @@ def open_spread(request: Request, options: NaeeOptions, inputs: Inputs) -> Sprea
         )
     keep = request.experts_to_keep(inputs.checkpoint)
     inputs.need_scores("naee")
+    if request.spread == "effects" or (request.spread == "auto" and has_effects(inputs)):
+        check_effects(inputs)
+        _check_own_search(options)
+        return EffectsNaee(inputs, keep, request.spread)
     inputs.check_spread(request.spread)
     search = search_of(options, inputs.shape, [keep])
     return SpreadNaee(inputs, keep, options.batch_size, search, request.spread)
+
+
+def _check_own_search(options: NaeeOptions) -> None:
+    if options != NaeeOptions():
+        raise InputError(
+            "--spread effects has a search of its own, over all layers and tokens at once; leave "
+            "--search, --beam-width and --batch-size out, or give --spread experts or domains"
+        )

@@ -1,0 +1,97 @@
+"""Experts of all layers chosen together by what their removal does to the model's predictions.
+
+A layer's choice moves the predictions of token t by d_t, to first order (``scores.effects``); what
+all layers do adds up, with signs, and half the mean square of the sum is the KL divergence that
+the cut is expected to cost. So the same tokens do not pay in every layer, whatever expert numbers
+or domains stand for. Layers take turns: each chooses the set that adds least to what the others
+do, until none changes. For one layer that is NAEE's problem with outputs of one number, whose
+target is moved by the others, and NAEE's Gram matrices and search solve it. L layers, S tokens
+with effects, E experts, D domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from leanmoe_pruning.methods.naee.greedy import Elimination, refined
+from leanmoe_pruning.methods.naee.removal import Removals
+from leanmoe_pruning.scores.gram import centred_gram
+from leanmoe_pruning.scores.layer_scores import LayerScores
+from leanmoe_pruning.scores.sampling import evenly_spaced
+
+# Tokens that choices are compared on, and turns of all layers at most; each turn costs as much as
+# NAEE for each layer alone, and few are needed.
+MOST_TOKENS = 1 << 15
+MOST_TURNS = 10
+
+Kept = tuple[int, ...]
+
+
+class LayerEffects:
+    """What the choices of one layer do to the predictions of some tokens."""
+
+    def __init__(self, scores: LayerScores, tokens: int) -> None:
+        assert scores.effects_SE is not None, "the bundle was checked"
+        some_S = evenly_spaced(len(scores.effects_SE), tokens)
+        self.effects_SE = scores.effects_SE[some_S].double()
+        logits_SE = scores.router_logits_TE[scores.gram_tokens[some_S]]
+        self._scores = replace(scores, router_logits_TE=logits_SE)
+        self._whole_S = self._given(None)
+
+    @property
+    def layer(self) -> int:
+        return self._scores.layer
+
+    def change(self, kept: Kept) -> torch.Tensor:
+        """How far keeping only these moves each token's predictions, float64 ``[S]``."""
+        return self._given(kept) - self._whole_S
+
+    def best(self, keep: int) -> Kept:
+        """The choice that moves them least while other layers do nothing."""
+        removals = self._removals(torch.zeros_like(self._whole_S))
+        n_groups = self._scores.rule.n_groups
+        return refined(removals, Elimination(removals, n_groups, 1).best(keep), n_groups)[0]
+
+    def better(self, kept: Kept, others_S: torch.Tensor) -> Kept:
+        """``kept`` after every swap that brings it and what other layers do closer to nothing."""
+        return refined(self._removals(others_S), kept, self._scores.rule.n_groups)[0]
+
+    def _given(self, kept: Kept | None) -> torch.Tensor:
+        routing = self._scores.routing(kept)
+        return (routing.applied().double() * self.effects_SE.gather(1, routing.ids_TK)).sum(1)
+
+    def _removals(self, others_S: torch.Tensor) -> Removals:
+        target_S1 = (self._whole_S - others_S)[:, None]
+        gram_SP = centred_gram(self.effects_SE.T[:, :, None], target_S1)
+        scores = replace(self._scores, output_gram_TP=gram_SP)
+        return Removals(scores, torch.zeros(len(gram_SP), dtype=torch.int64))
+
+
+def choose_together(layers: Sequence[LayerEffects], keep: int) -> Iterator[list[Kept]]:
+    """The layers' own choices, then what every turn made of them, until nothing changes."""
+    kept = [layer.best(keep) for layer in layers]
+    yield list(kept)
+    total_S = changes(layers, kept)
+    for _ in range(MOST_TURNS):
+        before = list(kept)
+        for place, layer in enumerate(layers):
+            others_S = total_S - layer.change(kept[place])
+            kept[place] = layer.better(kept[place], others_S)
+            total_S = others_S + layer.change(kept[place])
+        if kept == before:
+            return
+        yield list(kept)
+
+
+def changes(layers: Sequence[LayerEffects], kept: Sequence[Kept]) -> torch.Tensor:
+    """How far the choices of all layers move each token's predictions, float64 ``[S]``."""
+    moved = [layer.change(own) for layer, own in zip(layers, kept, strict=True)]
+    return torch.stack(moved).sum(0)
+
+
+def divergence(change_S: torch.Tensor) -> float:
+    """The KL divergence to expect of it, nats per token."""
+    return float(change_S.square().mean()) / 2

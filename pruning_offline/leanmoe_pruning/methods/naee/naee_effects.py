@@ -1,0 +1,125 @@
+"""``--method naee --spread effects``: subsets of all layers that together move predictions least.
+
+Where NAEE compares each layer's output, this compares the model's next-token distributions, by
+the effects of a bundle (``scores.effects``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from leanmoe.errors import InputError
+from leanmoe_pruning.budgets.together import (
+    MOST_TOKENS,
+    MOST_TURNS,
+    Kept,
+    LayerEffects,
+    changes,
+    choose_together,
+    divergence,
+)
+from leanmoe_pruning.evaluation.redundancy import LayerSample
+from leanmoe_pruning.methods.gate_ratios import evidence_of
+from leanmoe_pruning.methods.method import Decision, Inputs
+from leanmoe_pruning.methods.request import Asked
+from leanmoe_pruning.methods.selection import LayerChoice, plans_of
+from leanmoe_pruning.methods.unreached import Unreached
+from leanmoe_pruning.progress import progress
+from leanmoe_pruning.scores.sampling import evenly_spaced
+
+
+@dataclass(frozen=True)
+class EffectsNaee:
+    """A checked run."""
+
+    inputs: Inputs
+    keep: int
+    asked: Asked
+
+    def settings(self) -> dict[str, Any]:
+        return {"keep": self.keep, "variant": "layerwise", "spread": self.asked}
+
+    def decide(self, dump: bool) -> Decision:
+        passed = self._pass()
+        with progress("naee: layers take turns", 1 + MOST_TURNS) as tick:
+            turns = []
+            for kept in choose_together(passed.layers, self.keep):
+                turns.append(kept)
+                tick()
+        record = {"spread": {"asked": self.asked, **self._facts(passed.layers, turns)}}
+        layers = [one.layer for one in passed.layers]
+        choices = [LayerChoice(i, own) for i, own in zip(layers, turns[-1], strict=True)]
+        plans, notes = plans_of(choices), passed.unreached.notes()
+        if not dump:
+            return Decision(plans, notes=notes, record=record, samples=passed.samples)
+        tensors, facts = evidence_of(self.inputs, f"layerwise_r{self.keep}_spread", choices)
+        return Decision(plans, tensors, {**facts, **record}, notes, record, passed.samples)
+
+    def _pass(self) -> _Passed:
+        passed, tokens = _Passed(), self._tokens
+        with progress("naee: reading effects", len(self.inputs.shape.moe_layers)) as tick:
+            for scores in self.inputs.layers():
+                passed.samples.append(LayerSample.of(scores))
+                passed.unreached.add(scores)
+                passed.layers.append(LayerEffects(scores, tokens))
+                tick()
+        return passed
+
+    @property
+    def _tokens(self) -> int:
+        assert self.inputs.bundle is not None, "open refuses to go without"
+        return min(MOST_TOKENS, self.inputs.bundle.description.gram_tokens)
+
+    def _facts(
+        self, layers: Sequence[LayerEffects], turns: Sequence[Sequence[Kept]]
+    ) -> dict[str, Any]:
+        """For the manifest: the divergence to expect, of each domain too, and of layers alone."""
+        alone_S, found_S = (changes(layers, kept) for kept in (turns[0], turns[-1]))
+        expected = {"divergence": found_S, "divergence_of_layers_alone": alone_S}
+        return {
+            "rule": "effects",
+            "tokens": len(found_S),
+            "turns": len(turns) - 1,
+            **{name: round(divergence(change_S), 6) for name, change_S in expected.items()},
+            "domain_divergence": self._by_domain(found_S),
+        }
+
+    def _by_domain(self, change_S: torch.Tensor) -> dict[str, float]:
+        bundle, domains = self.inputs.bundle, self.inputs.domains
+        assert bundle is not None, "open refuses to go without"
+        of_T = domains.of_tokens()
+        sampled = evenly_spaced(len(of_T), bundle.description.gram_tokens)
+        of_S = of_T[sampled[evenly_spaced(len(sampled), len(change_S))]]
+        return {
+            name: round(divergence(change_S[of_S == place]), 6)
+            for place, name in enumerate(domains.names)
+            if (of_S == place).any()
+        }
+
+
+@dataclass
+class _Passed:
+    """What is kept of the scores that pass."""
+
+    layers: list[LayerEffects] = field(default_factory=list)
+    samples: list[LayerSample] = field(default_factory=list)
+    unreached: Unreached = field(default_factory=Unreached)
+
+
+def has_effects(inputs: Inputs) -> bool:
+    """Whether the scores hold effects."""
+    return inputs.bundle is not None and inputs.bundle.description.effects is not None
+
+
+def check_effects(inputs: Inputs) -> None:
+    """Raise where there are none to decide from."""
+    if not has_effects(inputs):
+        where = "--data is scored without" if inputs.bundle is None else inputs.bundle.directory
+        raise InputError(
+            f"--spread effects decides from what experts' outputs do to predictions, and {where} "
+            "holds no such effects; make a bundle with `leanmoe score --effects` and give --scores"
+        )

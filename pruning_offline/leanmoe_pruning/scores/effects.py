@@ -1,0 +1,141 @@
+"""What each expert's output does to the model's own predictions, token by token.
+
+The loss is the log loss of next tokens drawn from the model's own distributions, summed. With g
+its gradient by what a block adds to a token, the effect of expert e is g . f_e(x), per unit of
+router weight. Routing changed from w to w' then moves the predictions by
+d = sum_e (w'_e - w_e) effect_e to first order; with d summed over layers, half the mean of d^2 is
+to second order the KL divergence of the changed model: Fisher information along the change, each
+token by itself (Fisher pruning, arXiv 1801.05787). T tokens, S sampled ones, D model, E experts,
+N windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from leanmoe.files.resuming import Unfinished
+from leanmoe_pruning.checkpoints.shards import write_tensors
+from leanmoe_pruning.forward.backward import carry, gradients, mean_of_logits, step_back
+from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
+from leanmoe_pruning.progress import Tick
+from leanmoe_pruning.scores.activations import (
+    entering_file,
+    portions,
+    read_activations,
+    write_activations,
+)
+
+EFFECTS = "effects"
+
+
+def effects_file(layer: int) -> str:
+    """The name of one layer's file, beside that of its other scores."""
+    return f"effects-{layer:03d}.safetensors"
+
+
+def effects_into(
+    unfinished: Unfinished,
+    stream: DecoderStream,
+    ids: list[torch.Tensor],
+    sampled: torch.Tensor,
+    seed: int,
+    tick: Tick,
+) -> None:
+    """Leave every MoE layer's effects in ``unfinished.output``; go on where a run stopped.
+
+    ``score_into`` has passed all layers and kept what entered each. The last layer comes first;
+    each is committed with the gradient that enters it, so memory holds one layer's weights.
+    """
+    held, size, n_layers = portions(ids), stream.shape.hidden_size, stream.n_layers
+    if unfinished.step == n_layers:
+        final = read_activations(unfinished.folder / entering_file(n_layers), held)
+        drawn = _gradients_of_predictions(stream, final, seed)
+        write_activations(unfinished.folder / _gradient_file(n_layers), held, size, drawn)
+    for _ in range(unfinished.step - n_layers):
+        tick()
+    for index in reversed(range(2 * n_layers - unfinished.step)):
+        back = _Back(stream.layer(index), sampled)
+        passed = back.through(
+            read_activations(unfinished.folder / entering_file(index), held),
+            read_activations(unfinished.folder / _gradient_file(index + 1), held),
+        )
+        path = unfinished.folder / _gradient_file(index)
+        files = {name: unfinished.files[name] for name in _still_needed(unfinished, index)}
+        files[path.name] = write_activations(path, held, size, passed)
+        if back.effects:
+            name, effects_SE = effects_file(index), torch.cat(back.effects)
+            files[f"output/{name}"] = write_tensors(unfinished.output / name, {EFFECTS: effects_SE})
+        unfinished.commit(2 * n_layers - index, files)
+        tick()
+
+
+def _still_needed(unfinished: Unfinished, index: int) -> Iterator[str]:
+    """Committed files that count after layer ``index``: the bundle's, and what entered before."""
+    entering = {entering_file(before) for before in range(index)}
+    return (name for name in unfinished.files if name in entering or name.startswith("output/"))
+
+
+def _gradient_file(layer: int) -> str:
+    return f"gradients-{layer:03d}.safetensors"
+
+
+def _gradients_of_predictions(
+    stream: DecoderStream, final: Iterator[tuple[torch.Tensor, slice]], seed: int
+) -> Iterator[torch.Tensor]:
+    """The loss's gradient by what leaves the last layer, portion by portion, ``[N, T, D]``."""
+    for hidden_NTD, rows in final:
+        # Of each portion, so that a run that goes on draws what it would have drawn.
+        drawing = _Drawing(torch.Generator().manual_seed((seed << 32) + rows.start))
+        final_ND = hidden_NTD.flatten(0, 1)
+        _, mean_ND = mean_of_logits(stream, final_ND, drawing.loss)
+        yield (mean_ND * len(final_ND)).view_as(hidden_NTD)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """Next tokens drawn from what the model predicts."""
+
+    generator: torch.Generator
+
+    def loss(self, logits_NV: torch.Tensor, _: slice) -> torch.Tensor:
+        """The log loss of one drawn token per row, summed."""
+        with torch.no_grad():
+            drawn_N1 = logits_NV.softmax(-1).multinomial(1, generator=self.generator)
+        return functional.cross_entropy(logits_NV, drawn_N1[:, 0], reduction="sum")
+
+
+class _Back:
+    """One layer passed backwards, the effects of its experts gathered."""
+
+    def __init__(self, layer: DecoderLayer, sampled: torch.Tensor) -> None:
+        self._layer, self._sampled = layer, sampled
+        # Of each portion, float32 [S, E]; none of a dense layer.
+        self.effects: list[torch.Tensor] = []
+
+    def through(
+        self,
+        entering: Iterator[tuple[torch.Tensor, slice]],
+        leaving: Iterator[tuple[torch.Tensor, slice]],
+    ) -> Iterator[torch.Tensor]:
+        """The gradient by what enters, from that by what leaves, portion by portion."""
+        for (hidden_NTD, rows), (gradient_NTD, _) in zip(entering, leaving, strict=True):
+            with gradients():
+                hidden_NTD.requires_grad_()
+                leaving_NTD, x_TD = carry(self._layer, hidden_NTD)
+                step_back((leaving_NTD * gradient_NTD).sum())
+            self._take(x_TD.detach(), gradient_NTD.flatten(0, 1), rows)
+            assert hidden_NTD.grad is not None
+            yield hidden_NTD.grad
+
+    def _take(self, x_TD: torch.Tensor, gradient_TD: torch.Tensor, rows: slice) -> None:
+        if (experts := self._layer.experts) is None:
+            return
+        inside = (self._sampled >= rows.start) & (self._sampled < rows.stop)
+        own = self._sampled[inside] - rows.start
+        x_SD, gradient_SD = x_TD[own], gradient_TD[own] * self._layer.residual_scale
+        each = ((experts.output(e, x_SD) * gradient_SD).sum(-1) for e in range(len(experts)))
+        self.effects.append(torch.stack([*each], dim=1))
