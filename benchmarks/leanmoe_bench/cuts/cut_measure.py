@@ -59,7 +59,7 @@ def _scores(work: Path, text: Text, sample: int) -> Path:
     if not (path / "scores.json").exists():
         model = work / "reference"
         data = sampled_data(work, model, text, sample) if sample else windows_of(text.windows)
-        leanmoe("score", str(model), "--data", data, "-o", str(path))
+        leanmoe("score", str(model), "--effects", "--data", data, "-o", str(path))
     return path
 
 

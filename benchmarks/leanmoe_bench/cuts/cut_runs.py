@@ -22,12 +22,14 @@ HEALED_AT_ONCE = 4
 PAIRED = (APART, TOGETHER)
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
 _RANKINGS = ("frequency", "soft-activation", "ean", "msan", "weighted-ean", "coverage", "pairwise")
+# The first decides from what experts do to predictions, which the bundles here hold.
 _RULES = {
     "naee, spread": ("--method", "naee", "--spread"),
     "naee": ("--method", "naee"),
+    "naee, spread over experts": ("--method", "naee", "--spread", "experts"),
+    "naee, spread over domains": ("--method", "naee", "--spread", "domains"),
     "reap, spread": ("--method", "reap", "--spread"),
     "reap": ("--method", "reap"),
-    "naee, spread over domains": ("--method", "naee", "--spread", "domains"),
     **{name: ("--method", name) for name in _RANKINGS},
     **{f"{name}, spread": ("--method", name, "--spread") for name in ("coverage", "frequency")},
 }

@@ -91,7 +91,7 @@ def _run(options: ScoreOptions) -> Result:
         resumable_directory(options.out, _key(described), options.force) as unfinished,
         progress("scoring layers", stream.n_layers * (1 + options.effects)) as tick,
     ):
-        resumed = unfinished.step
+        resumed = min(unfinished.step, stream.n_layers)
         score_into(unfinished, stream, data.ids, sampled, tick, options.effects)
         if options.effects:
             _pass_back(unfinished, options, data.ids, sampled, tick)

@@ -205,7 +205,8 @@ class ScoreBundle:
         size = (self.description.gram_tokens, self.description.n_routed_experts)
         if effects_SE.shape != size:
             raise InputError(
-                f"{path} has effects of {list(effects_SE.shape)}, expected {list(size)}; score again"
+                f"{path} has effects of {list(effects_SE.shape)}, expected {list(size)}; "
+                "score again"
             )
         return effects_SE
 

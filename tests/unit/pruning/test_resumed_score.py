@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from leanmoe.cli import main
-from leanmoe_pruning.scores import passing
+from leanmoe_pruning.scores import effects, passing
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 
 SCORE = ["score", str(CHECKPOINT), "--data", CALIBRATION]
@@ -61,6 +61,29 @@ def test_it_goes_on_from_the_last_finished_layer(killed):
     assert set(resumed) == {0, 1, 2, 3}
     # A whole activations file and a whole layer file were on disk before it was put down.
     assert [run["left"] for run in runs[:-1] if run["result"]["layers_resumed"]].count([]) == 0
+
+
+def test_passing_back_goes_on_too(tmp_path, monkeypatch, capsys):
+    """Stopped in the middle layer on the way back, and run again."""
+    command, real = [*SCORE, "--effects", "-o"], effects.write_tensors
+    assert main([*command, str(tmp_path / "whole")]) == 0
+
+    def write(path, tensors):
+        if path.name == effects.effects_file(1):
+            full_disk()
+        return real(path, tensors)
+
+    with monkeypatch.context():
+        monkeypatch.setattr(effects, "write_tensors", write)
+        assert main([*command, str(tmp_path / "scores")]) == 1
+    monkeypatch.undo()
+    [partial] = partials(tmp_path)
+    assert (partial / "output" / effects.effects_file(2)).exists()
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "scores"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers_resumed"] == 3
+    assert contents(tmp_path / "scores") == contents(tmp_path / "whole")
+    assert partials(tmp_path) == []
 
 
 @pytest.fixture
