@@ -13,18 +13,29 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
+from leanmoe.files.digest import bytes_digest
 from leanmoe_bench.cuts.cut_runs import PAIRED, Run, windows_of
 from leanmoe_bench.cuts.pairs import kept_by_pairs
 from leanmoe_bench.kept_rows import Row, finished_rows, once
 from leanmoe_bench.reference import leanmoe
 from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.cutting.layer_plan import read_plan
 from leanmoe_pruning.data import load_data
 from leanmoe_pruning.evaluation.comparison import WindowSums, measure_window
 from leanmoe_pruning.forward.passes import embed_all, step_
+from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.methods.halves import sampled_part
+from leanmoe_pruning.scores.bundle import (
+    DESCRIPTION,
+    ScoreBundle,
+    complete_bundle,
+    layer_file,
+    write_layer,
+)
+from leanmoe_pruning.scores.effects import EFFECTS, effects_file
 
 Losses = dict[str, list[float]]
 _FULL = "full"
@@ -55,22 +66,44 @@ def measure(model: str, runs: Sequence[Run], text: Text, work: Path) -> Iterator
 
 def _scores(work: Path, text: Text, sample: int) -> Path:
     """The score bundle of all calibration windows, or of one part of them, made at first use."""
-    path = work / (f"scores-{sample}-of-{text.samples}" if sample else "scores")
-    if not (path / "scores.json").exists():
-        model = work / "reference"
-        data = sampled_data(work, model, text, sample) if sample else windows_of(text.windows)
-        leanmoe("score", str(model), "--effects", "--data", data, "-o", str(path))
-    return path
+    whole = work / "scores"
+    if not (whole / DESCRIPTION).exists():
+        data, model = windows_of(text.windows), str(work / "reference")
+        leanmoe("score", model, "--effects", "--data", data, "-o", str(whole))
+    if not sample:
+        return whole
+    part = work / f"scores-{sample}-of-{text.samples}"
+    if not (part / DESCRIPTION).exists():
+        sample_bundle(
+            whole, part, RouterRule.of(open_model(work / "reference").shape), text, sample
+        )
+    return part
 
 
-def sampled_data(work: Path, model: Path, text: Text, sample: int) -> str:
-    """``--data`` of every ``samples``-th calibration window of each domain, from that one on."""
-    sources = load_data(windows_of(text.windows), open_model(model), "calibration")
-    part = slice(sample - 1, None, text.samples)
-    ids = {source.name: source.ids_NT[part].contiguous() for source in sources.sources}
-    file = work / f"windows-{sample}-of-{text.samples}.safetensors"
-    save_file(ids, file)
-    return ",".join(f"{file}:{name}" for name in ids)
+def sample_bundle(whole: Path, out: Path, rule: RouterRule, text: Text, sample: int) -> None:
+    """The bundle of every ``samples``-th window of each domain, cut out of that of all windows.
+
+    Sums over tokens (moments, largest entries) stay those of all: no cut compared here reads them.
+    """
+    bundle = ScoreBundle(whole)
+    every, files = bundle.description, {}
+    windows_W = torch.cat([torch.arange(windows) for windows, _ in every.layout])
+    lengths_W = torch.tensor([length for windows, length in every.layout for _ in range(windows)])
+    chosen_T = (windows_W % text.samples == sample - 1).repeat_interleave(lengths_W)
+    out.mkdir(exist_ok=True)
+    for scores in bundle.layers(rule):
+        part, _ = sampled_part(scores, chosen_T, torch.zeros_like(chosen_T, dtype=torch.int64))
+        assert part.effects_SE is not None, "scored with effects"
+        files[layer_file(part.layer)] = write_layer(out, part)
+        name, effects = effects_file(part.layer), {EFFECTS: part.effects_SE}
+        files[name] = write_tensors(out / name, effects)
+    layout = [
+        (len(range(sample - 1, windows, text.samples)), size) for windows, size in every.layout
+    ]
+    told = f"{every.data_digest}, part {sample} of {text.samples}"
+    own = {"layout": layout, "gram_tokens": len(part.router_logits_TE), "files": {}}
+    digest = {"data_digest": bytes_digest([told.encode()])}
+    complete_bundle(out, every.model_copy(update={**own, **digest}), files, None)
 
 
 def _file(work: Path, name: str, held_out: int) -> Path:

@@ -126,11 +126,13 @@ def sampled_part(
     sampled = scores.gram_tokens
     own = row_T[sampled]
     rows = sampled[own]
+    effects_SE = scores.effects_SE
     part = replace(
         scores,
         router_logits_TE=scores.router_logits_TE[rows],
         output_gram_TP=scores.output_gram_TP[own],
         output_norm_TK=scores.output_norm_TK[rows],
+        effects_SE=None if effects_SE is None else effects_SE[own],
     )
     return part, batch_T[rows]
 

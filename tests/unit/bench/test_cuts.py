@@ -8,14 +8,20 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from leanmoe.cli import COMMANDS, main
 from leanmoe.command import parse
 from leanmoe_bench.cuts.command import COMMAND
-from leanmoe_bench.cuts.cut_measure import losses
+from leanmoe_bench.cuts.cut_measure import Text, losses, sample_bundle
 from leanmoe_bench.cuts.cut_page import mean_of
 from leanmoe_bench.cuts.cut_runs import KEEPS, PAIRED, RANDOM, every_run
 from leanmoe_bench.cuts.pairs import APART, TOGETHER, kept_by_pairs
+from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.forward.routing import RouterRule
+from leanmoe_pruning.scores.bundle import ScoreBundle
+from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNS = [run for model in KEEPS for run in every_run(model)]
@@ -92,22 +98,29 @@ def test_what_samples_of_the_text_decide_is_shown_one_by_one_and_in_the_mean():
     assert lines[4].startswith("| naee | ") and lines[4].endswith("| 0 to 2 |")
 
 
-def test_samples_are_equal_parts_of_the_windows_and_score_bundles_of_their_own(tmp_path):
-    from leanmoe_bench.cuts.cut_measure import Text, sampled_data
-    from leanmoe_pruning.checkpoints.opening import open_model
-    from leanmoe_pruning.data import load_data
-    from tests.tiny import write_tiny_mixtral
+def test_a_sample_is_the_bundle_of_every_third_window(tmp_path):
+    """Cut out of the whole one, it is what scoring these windows gives."""
+    ids_NT = load_file(CALIBRATION.split(":")[0])["calib_input_ids"]
+    rule = RouterRule.of(open_model(CHECKPOINT).shape)
 
-    model = write_tiny_mixtral(tmp_path / "tiny")
-    checkpoint = open_model(model)
-    whole = load_data("builtin:gen:6", checkpoint, "calibration").sources[0].ids_NT
-    text = Text(windows=6, held_out=1, samples=3)
-    parts = [sampled_data(tmp_path, model, text, sample) for sample in (1, 2, 3)]
-    ids = [load_data(part, checkpoint, "calibration").sources[0].ids_NT for part in parts]
-    assert all(len(one) == 2 for one in ids)
-    assert {tuple(window.tolist()) for one in ids for window in one} == {
-        tuple(window.tolist()) for window in whole
-    }
+    def scored(name: str, rows: torch.Tensor) -> Path:
+        save_file({"input_ids": rows.contiguous()}, tmp_path / f"{name}.safetensors")
+        data = str(tmp_path / f"{name}.safetensors")
+        score = ["score", str(CHECKPOINT), "--effects", "--data", data]
+        assert main([*score, "-o", str(tmp_path / name)]) == 0
+        return tmp_path / name
+
+    whole = scored("whole", ids_NT)
+    for sample in (1, 2, 3):
+        text = Text(windows=6, held_out=1, samples=3)
+        part = tmp_path / f"part-{sample}"
+        sample_bundle(whole, part, rule, text, sample)
+        expected = ScoreBundle(scored(f"alone-{sample}", ids_NT[sample - 1 :: 3]))
+        assert ScoreBundle(part).description.layout == expected.description.layout
+        for mine, own in zip(ScoreBundle(part).layers(rule), expected.layers(rule), strict=True):
+            torch.testing.assert_close(mine.router_logits_TE, own.router_logits_TE)
+            torch.testing.assert_close(mine.output_gram_TP, own.output_gram_TP)
+            assert mine.effects_SE.shape == own.effects_SE.shape
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
