@@ -49,6 +49,8 @@ class Weights:
             for name, meta in module.state_dict().items()
         }
         module.load_state_dict(weights, assign=True)
+        # Whoever trains some of them calls the module with its own in their place.
+        module.requires_grad_(False)
         return module
 
     def feed_forward(self, prefix: str, share: torch.Tensor | None = None) -> FeedForward:
