@@ -16,16 +16,16 @@ from transformers import AutoModelForCausalLM
 
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
-from leanmoe_pruning.budgets.together import (
+from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.forward.passes import embed_all, run_block, step_
+from leanmoe_pruning.forward.routing import RouterRule
+from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.methods.naee.together import (
     LayerEffects,
     changes,
     choose_together,
     divergence,
 )
-from leanmoe_pruning.checkpoints.opening import open_model
-from leanmoe_pruning.forward.passes import embed_all, run_block, step_
-from leanmoe_pruning.forward.routing import RouterRule
-from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.selection import complement, pruned_subsets
 from leanmoe_pruning.scores.bundle import ScoreBundle
 from leanmoe_pruning.scores.effects import effects_file
@@ -179,12 +179,17 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def layers_of(seed: int, count: int = 3, experts: int = 4) -> list[LayerEffects]:
-    generator = torch.Generator().manual_seed(seed)
-    found = []
+    generator, found = seeded(seed), []
+    rules = (
+        RouterRule(top_k=2, renormalize=True),
+        # What is removed gives its share of the softmax to all others.
+        RouterRule(top_k=2, renormalize=False),
+        RouterRule(top_k=2, renormalize=True, scoring="sigmoid"),
+    )
     for layer in range(count):
         logits = torch.randn(24, experts, generator=generator)
         gram = torch.zeros(24, (experts + 1) * (experts + 2) // 2)
-        scores = bare_scores(RouterRule(top_k=2, renormalize=True), logits, gram)
+        scores = bare_scores(rules[seed % 3], logits, gram)
         effects = torch.randn(24, experts, generator=generator)
         found.append(LayerEffects(replace(scores, layer=layer, effects_SE=effects), 24))
     return found

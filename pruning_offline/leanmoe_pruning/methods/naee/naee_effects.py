@@ -13,7 +13,10 @@ from typing import Any
 import torch
 
 from leanmoe.errors import InputError
-from leanmoe_pruning.budgets.together import (
+from leanmoe_pruning.evaluation.redundancy import LayerSample
+from leanmoe_pruning.methods.gate_ratios import evidence_of
+from leanmoe_pruning.methods.method import Decision, Inputs
+from leanmoe_pruning.methods.naee.together import (
     MOST_TOKENS,
     MOST_TURNS,
     Kept,
@@ -22,9 +25,6 @@ from leanmoe_pruning.budgets.together import (
     choose_together,
     divergence,
 )
-from leanmoe_pruning.evaluation.redundancy import LayerSample
-from leanmoe_pruning.methods.gate_ratios import evidence_of
-from leanmoe_pruning.methods.method import Decision, Inputs
 from leanmoe_pruning.methods.request import Asked
 from leanmoe_pruning.methods.selection import LayerChoice, plans_of
 from leanmoe_pruning.methods.unreached import Unreached

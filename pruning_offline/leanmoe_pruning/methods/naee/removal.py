@@ -69,17 +69,23 @@ class Removals:
         every_T = torch.arange(len(self._batch_of_T))
         if not _shares_all(self._rule):
             return self._distance(every_T, routing).repeat(len(candidates_C), 1)
-        # The removed expert's share of the softmax goes to all others, so outputs grow by
-        # ``grown``: |s v + (s - 1) z|^2 with v the distance of the weighted mean, s the sum.
-        weights_TK = routing.applied().double()
+        # The removed expert's share of the softmax goes to all others, so outputs grow by as much.
+        share_TC = logits_TE.double().softmax(-1)[:, candidates_C]
+        # A token routed to a candidate that has all of the softmax is looked at again anyway.
+        return self._grown(routing, 1.0 / (1.0 - share_TC.T).clamp_min(1e-12))
+
+    def _grown(self, routing: Routing, factor_CT: torch.Tensor) -> torch.Tensor:
+        """Squared distances ``[C, T]`` of the same choice with all weights multiplied.
+
+        |s v + (s - 1) z|^2 with v the distance of the weighted mean, s the sum of weights.
+        """
+        weights_TK, every_T = routing.applied().double(), torch.arange(len(routing.ids_TK))
         sum_T = weights_TK.sum(-1)
         mean_TK = weights_TK / sum_T[:, None]
         ids_TK, n = routing.ids_TK, self.n_experts
         square_T = row_distance(self._gram_TP, every_T, mean_TK, ids_TK, n)
         product_T = target_product(self._gram_TP, mean_TK, ids_TK, n)
-        share_TC = logits_TE.double().softmax(-1)[:, candidates_C]
-        # A token routed to a candidate that has all of the softmax is looked at again anyway.
-        sum_CT = (sum_T[:, None] / (1.0 - share_TC).clamp_min(1e-12)).T
+        sum_CT = sum_T * factor_CT
         over_CT = sum_CT - 1.0
         target_T = self._gram_TP[:, -1]
         squared_CT = sum_CT**2 * square_T + 2.0 * sum_CT * over_CT * product_T

@@ -5,8 +5,8 @@ all layers do adds up, with signs, and half the mean square of the sum is the KL
 the cut is expected to cost. So the same tokens do not pay in every layer, whatever expert numbers
 or domains stand for. Layers take turns: each chooses the set that adds least to what the others
 do, until none changes. For one layer that is NAEE's problem with outputs of one number, whose
-target is moved by the others, and NAEE's Gram matrices and search solve it. L layers, S tokens
-with effects, E experts, D domains.
+target is moved by the others, and NAEE's search solves it. S tokens with effects, E experts, K
+top-k, C candidates for removal, N routings that change.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import replace
 
 import torch
 
+from leanmoe_pruning.forward.routing import Routing
 from leanmoe_pruning.methods.naee.greedy import Elimination, refined
 from leanmoe_pruning.methods.naee.removal import Removals
-from leanmoe_pruning.scores.gram import centred_gram
 from leanmoe_pruning.scores.layer_scores import LayerScores
 from leanmoe_pruning.scores.sampling import evenly_spaced
 
@@ -38,7 +38,9 @@ class LayerEffects:
         some_S = evenly_spaced(len(scores.effects_SE), tokens)
         self.effects_SE = scores.effects_SE[some_S].double()
         logits_SE = scores.router_logits_TE[scores.gram_tokens[some_S]]
-        self._scores = replace(scores, router_logits_TE=logits_SE)
+        # Logits of the tokens with effects alone, and no outputs, which are large.
+        nothing_S0 = torch.empty(tokens, 0, dtype=torch.float64)
+        self._scores = replace(scores, router_logits_TE=logits_SE, output_gram_TP=nothing_S0)
         self._whole_S = self._given(None)
 
     @property
@@ -64,10 +66,27 @@ class LayerEffects:
         return (routing.applied().double() * self.effects_SE.gather(1, routing.ids_TK)).sum(1)
 
     def _removals(self, others_S: torch.Tensor) -> Removals:
-        target_S1 = (self._whole_S - others_S)[:, None]
-        gram_SP = centred_gram(self.effects_SE.T[:, :, None], target_S1)
-        scores = replace(self._scores, output_gram_TP=gram_SP)
-        return Removals(scores, torch.zeros(len(gram_SP), dtype=torch.int64))
+        return _EffectRemovals(self._scores, self.effects_SE, self._whole_S - others_S)
+
+
+class _EffectRemovals(Removals):
+    """Removals judged by one number per token and expert instead of whole outputs."""
+
+    def __init__(
+        self, scores: LayerScores, effects_SE: torch.Tensor, target_S: torch.Tensor
+    ) -> None:
+        super().__init__(scores, torch.zeros(len(target_S), dtype=torch.int64))
+        self._effects_SE, self._target_S = effects_SE, target_S
+
+    def _distance(self, token_N: torch.Tensor, routing: Routing) -> torch.Tensor:
+        effects_NK = self._effects_SE[token_N[:, None], routing.ids_TK]
+        given_N = (routing.applied().double() * effects_NK).sum(1)
+        return (given_N - self._target_S[token_N]).square()
+
+    def _grown(self, routing: Routing, factor_CT: torch.Tensor) -> torch.Tensor:
+        effects_SK = self._effects_SE.gather(1, routing.ids_TK)
+        given_S = (routing.applied().double() * effects_SK).sum(1)
+        return (factor_CT * given_S - self._target_S).square()
 
 
 def choose_together(layers: Sequence[LayerEffects], keep: int) -> Iterator[list[Kept]]:
