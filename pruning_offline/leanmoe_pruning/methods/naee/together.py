@@ -24,7 +24,7 @@ from leanmoe_pruning.scores.sampling import evenly_spaced
 
 # Tokens that choices are compared on, and turns of all layers at most; each turn costs as much as
 # NAEE for each layer alone, and few are needed.
-MOST_TOKENS = 1 << 15
+MOST_TOKENS = 1 << 17
 MOST_TURNS = 10
 
 Kept = tuple[int, ...]
@@ -36,7 +36,7 @@ class LayerEffects:
     def __init__(self, scores: LayerScores, tokens: int) -> None:
         assert scores.effects_SE is not None, "the bundle was checked"
         some_S = evenly_spaced(len(scores.effects_SE), tokens)
-        self.effects_SE = scores.effects_SE[some_S].double()
+        self.effects_SE = scores.effects_SE[some_S]
         logits_SE = scores.router_logits_TE[scores.gram_tokens[some_S]]
         # Logits of the tokens with effects alone, and no outputs, which are large.
         nothing_S0 = torch.empty(tokens, 0, dtype=torch.float64)
@@ -63,7 +63,7 @@ class LayerEffects:
 
     def _given(self, kept: Kept | None) -> torch.Tensor:
         routing = self._scores.routing(kept)
-        return (routing.applied().double() * self.effects_SE.gather(1, routing.ids_TK)).sum(1)
+        return _given(routing, self.effects_SE.gather(1, routing.ids_TK))
 
     def _removals(self, others_S: torch.Tensor) -> Removals:
         return _EffectRemovals(self._scores, self.effects_SE, self._whole_S - others_S)
@@ -80,13 +80,16 @@ class _EffectRemovals(Removals):
 
     def _distance(self, token_N: torch.Tensor, routing: Routing) -> torch.Tensor:
         effects_NK = self._effects_SE[token_N[:, None], routing.ids_TK]
-        given_N = (routing.applied().double() * effects_NK).sum(1)
-        return (given_N - self._target_S[token_N]).square()
+        return (_given(routing, effects_NK) - self._target_S[token_N]).square()
 
     def _grown(self, routing: Routing, factor_CT: torch.Tensor) -> torch.Tensor:
-        effects_SK = self._effects_SE.gather(1, routing.ids_TK)
-        given_S = (routing.applied().double() * effects_SK).sum(1)
+        given_S = _given(routing, self._effects_SE.gather(1, routing.ids_TK))
         return (factor_CT * given_S - self._target_S).square()
+
+
+def _given(routing: Routing, effects_NK: torch.Tensor) -> torch.Tensor:
+    """What the chosen experts do together, float64 ``[N]``."""
+    return (routing.applied().double() * effects_NK).sum(1)
 
 
 def choose_together(layers: Sequence[LayerEffects], keep: int) -> Iterator[list[Kept]]:
