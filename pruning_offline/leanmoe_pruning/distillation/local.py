@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from leanmoe_pruning.distillation.heap import hand_back_freed_memory
 from leanmoe_pruning.distillation.lesson import ExpertLesson, expert_losses, lessons
 from leanmoe_pruning.distillation.lineage import Ancestors
 from leanmoe_pruning.distillation.settings import Settings, update
 from leanmoe_pruning.distillation.student import StudentStream
 from leanmoe_pruning.forward.backward import gradients, step_back
+from leanmoe_pruning.forward.heap import hand_back_freed_memory
 from leanmoe_pruning.forward.passes import Hidden, chunks, embed_all, run_block, step_
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick

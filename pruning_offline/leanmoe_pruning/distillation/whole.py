@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from leanmoe_pruning.distillation.heap import hand_back_freed_memory
 from leanmoe_pruning.distillation.lesson import ExpertLesson, expert_losses, lessons
 from leanmoe_pruning.distillation.lineage import Ancestors
 from leanmoe_pruning.distillation.settings import Settings, update
 from leanmoe_pruning.distillation.student import StudentStream
 from leanmoe_pruning.forward.backward import carry, gradients, mean_of_logits, step_back
+from leanmoe_pruning.forward.heap import hand_back_freed_memory
 from leanmoe_pruning.forward.passes import run_block, step_
 from leanmoe_pruning.forward.stream import DecoderStream
 

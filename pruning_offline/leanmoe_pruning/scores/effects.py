@@ -20,6 +20,7 @@ from torch.nn import functional
 from leanmoe.files.resuming import Unfinished
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.forward.backward import carry, gradients, mean_of_logits, step_back
+from leanmoe_pruning.forward.heap import hand_back_freed_memory
 from leanmoe_pruning.forward.stream import DecoderLayer, DecoderStream
 from leanmoe_pruning.progress import Tick
 from leanmoe_pruning.scores.activations import (
@@ -123,13 +124,19 @@ class _Back:
     ) -> Iterator[torch.Tensor]:
         """The gradient by what enters, from that by what leaves, portion by portion."""
         for (hidden_NTD, rows), (gradient_NTD, _) in zip(entering, leaving, strict=True):
-            with gradients():
-                hidden_NTD.requires_grad_()
-                leaving_NTD, x_TD = carry(self._layer, hidden_NTD)
-                step_back((leaving_NTD * gradient_NTD).sum())
-            self._take(x_TD.detach(), gradient_NTD.flatten(0, 1), rows)
+            x_TD = self._step_(hidden_NTD, gradient_NTD)
+            self._take(x_TD, gradient_NTD.flatten(0, 1), rows)
+            hand_back_freed_memory()
             assert hidden_NTD.grad is not None
             yield hidden_NTD.grad
+
+    def _step_(self, hidden_NTD: torch.Tensor, gradient_NTD: torch.Tensor) -> torch.Tensor:
+        """Give what enters its gradient; the block's input ``[T, D]``."""
+        with gradients():
+            hidden_NTD.requires_grad_()
+            leaving_NTD, x_TD = carry(self._layer, hidden_NTD)
+            step_back((leaving_NTD * gradient_NTD).sum())
+        return x_TD.detach()
 
     def _take(self, x_TD: torch.Tensor, gradient_TD: torch.Tensor, rows: slice) -> None:
         if (experts := self._layer.experts) is None:
