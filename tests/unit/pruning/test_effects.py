@@ -230,6 +230,16 @@ def test_layers_do_not_all_lean_on_the_same_tokens():
     assert sorted(together) == [(0,), (1,)]
 
 
+def test_pinned_experts_stay_in_every_turn():
+    for seed, gone in ((3, 0), (4, 2)):
+        free = layers_of(seed)
+        *_, chosen = choose_together(free, 2)
+        pinned = complement(chosen[gone], 4)
+        free[gone].pinned = pinned[:1]
+        for kept in choose_together(free, 2):
+            assert pinned[0] in kept[gone]
+
+
 def prune(folder, out, *more: str) -> int:
     scored = ["--scores", str(folder / "scores")] if "--scores" not in more else []
     return main(["prune", str(CHECKPOINT), "--keep", "4", "-o", str(out), *scored, *more])

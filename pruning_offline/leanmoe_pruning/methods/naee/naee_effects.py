@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from leanmoe.errors import InputError
+from leanmoe_pruning.evaluation.importance import super_experts
 from leanmoe_pruning.evaluation.redundancy import LayerSample
 from leanmoe_pruning.methods.gate_ratios import evidence_of
 from leanmoe_pruning.methods.method import Decision, Inputs
@@ -45,6 +46,7 @@ class EffectsNaee:
 
     def decide(self, dump: bool) -> Decision:
         passed = self._pass()
+        passed.pin_super_experts()
         with progress("naee: layers take turns", 1 + MOST_TURNS) as tick:
             turns = []
             for kept in choose_together(passed.layers, self.keep):
@@ -108,6 +110,12 @@ class _Passed:
     layers: list[LayerEffects] = field(default_factory=list)
     samples: list[LayerSample] = field(default_factory=list)
     unreached: Unreached = field(default_factory=Unreached)
+
+    def pin_super_experts(self) -> None:
+        """Keep those whose rare huge outputs the model rests on: the cut would be refused."""
+        found = super_experts(self.samples) or []
+        for layer in self.layers:
+            layer.pinned = tuple(one.expert for one in found if one.layer == layer.layer)
 
 
 def has_effects(inputs: Inputs) -> bool:

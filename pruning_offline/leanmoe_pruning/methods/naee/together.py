@@ -31,9 +31,13 @@ Kept = tuple[int, ...]
 
 
 class LayerEffects:
-    """What the choices of one layer do to the predictions of some tokens."""
+    """What the choices of one layer do to the predictions of some tokens.
+
+    ``pinned`` experts stay, as many as fit: the first order says little where outputs are huge.
+    """
 
     def __init__(self, scores: LayerScores, tokens: int) -> None:
+        self.pinned: tuple[int, ...] = ()
         assert scores.effects_SE is not None, "the bundle was checked"
         some_S = evenly_spaced(len(scores.effects_SE), tokens)
         self.effects_SE = scores.effects_SE[some_S]
@@ -66,17 +70,28 @@ class LayerEffects:
         return _given(routing, self.effects_SE.gather(1, routing.ids_TK))
 
     def _removals(self, others_S: torch.Tensor) -> Removals:
-        return _EffectRemovals(self._scores, self.effects_SE, self._whole_S - others_S)
+        target_S = self._whole_S - others_S
+        return _EffectRemovals(self._scores, self.effects_SE, target_S, self.pinned)
 
 
 class _EffectRemovals(Removals):
     """Removals judged by one number per token and expert instead of whole outputs."""
 
     def __init__(
-        self, scores: LayerScores, effects_SE: torch.Tensor, target_S: torch.Tensor
+        self,
+        scores: LayerScores,
+        effects_SE: torch.Tensor,
+        target_S: torch.Tensor,
+        pinned: Sequence[int],
     ) -> None:
         super().__init__(scores, torch.zeros(len(target_S), dtype=torch.int64))
         self._effects_SE, self._target_S = effects_SE, target_S
+        self._pinned = pinned
+
+    def losses(self, kept: Sequence[int], candidates: Sequence[int]) -> torch.Tensor:
+        losses_C = super().losses(kept, candidates)
+        stays_C = torch.tensor([one in self._pinned for one in candidates], dtype=torch.bool)
+        return losses_C.masked_fill(stays_C, float("inf"))
 
     def _distance(self, token_N: torch.Tensor, routing: Routing) -> torch.Tensor:
         effects_NK = self._effects_SE[token_N[:, None], routing.ids_TK]
