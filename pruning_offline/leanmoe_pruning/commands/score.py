@@ -58,7 +58,7 @@ class ScoreOptions:
     )
     effects: bool = option(
         "also take what each expert's output does to the model's own predictions, back through all "
-        "layers, for `prune --method naee --spread`; twice to three times as long",
+        "layers, for `prune --method naee --spread`; two to four times as long",
         default=False,
     )
     compute: str | None = compute_option()
