@@ -18,7 +18,7 @@ from typing import Any
 
 from leanmoe.errors import CheckError, LeanMoEError, OutputError
 from leanmoe.extras import install_problem
-from leanmoe.process.interrupts import interrupt_requested
+from leanmoe.process.interrupts import forget_interrupts, interrupt_requested
 
 Result = dict[str, Any]
 # What a machine answers where a command is not at fault: no room, no right, no such place.
@@ -69,6 +69,7 @@ def parse(command: Command, argv: Sequence[str]) -> argparse.Namespace:
 
 def run_command(command: Command, argv: Sequence[str]) -> int:
     """Parse, run and print; the exit code is 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    forget_interrupts()
     args = parse(command, argv)
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,

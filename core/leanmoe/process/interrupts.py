@@ -35,6 +35,11 @@ def interrupt_requested() -> bool:
     return _requested.is_set()
 
 
+def forget_interrupts() -> None:
+    """Begin a command: what stopped an earlier one of this process is not its own."""
+    _requested.clear()
+
+
 def _stop(signum: int, frame: FrameType | None) -> None:
     _requested.set()
     raise KeyboardInterrupt

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -35,10 +35,7 @@ def engine_and_worker(server: LiveServer) -> tuple[psutil.Process, psutil.Proces
     """The process of the engine and the worker under it."""
     own = psutil.Process(server.process.pid)
     [(engine, worker)] = [
-        (child, below)
-        for child in own.children()
-        for below in child.children()
-        if "resource_tracker" not in " ".join(below.cmdline())
+        (child, below) for child in pythons_under(own) for below in pythons_under(child)
     ]
     return engine, worker
 
@@ -183,8 +180,18 @@ def depth(process: subprocess.Popen[bytes]) -> int:
     level, found = [own], -1
     while level:
         found += 1
-        below = [child for one in level for child in one.children()]
-        level = [one for one in below if "resource_tracker" not in " ".join(one.cmdline())]
+        level = [child for one in level for child in pythons_under(one)]
+    return found
+
+
+def pythons_under(process: psutil.Process) -> list[psutil.Process]:
+    """Its children that compute something; none of one that ended meanwhile, as short ones do."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in process.children():
+            with suppress(psutil.NoSuchProcess):
+                if "resource_tracker" not in " ".join(child.cmdline()):
+                    found.append(child)
     return found
 
 

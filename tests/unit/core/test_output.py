@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,22 @@ def test_what_nobody_foresaw_is_one_line_that_says_how_to_report_it(monkeypatch,
     assert said.count("\n") == 1 and "unexpected KeyError" in said and "--verbose" in said
     with pytest.raises(KeyError):
         command.run_command(broken, ["--verbose"])
+
+
+def test_what_stopped_an_earlier_command_does_not_stop_the_next(capsys) -> None:
+    from leanmoe.command import Command, run_command
+    from leanmoe.process.interrupts import stop_on_signals
+
+    def stopped(args):
+        with stop_on_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def broken(args):
+        raise RuntimeError("no such luck")
+
+    codes = [
+        run_command(Command("some", "h", "e", lambda parser: None, run), [])
+        for run in (stopped, broken)
+    ]
+    assert codes == [130, 1]
+    assert "unexpected RuntimeError: no such luck" in capsys.readouterr().err
