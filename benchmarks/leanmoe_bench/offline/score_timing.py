@@ -80,10 +80,6 @@ def _compare(
     }
 
 
-def _middle(taken: list[tuple[float, float]], place: int) -> float:
-    return round(median(one[place] for one in taken), 3)
-
-
 def _ratio(seconds: dict[str, list[tuple[float, float]]], name: str, place: int) -> list[float]:
     plain, other = ([one[place] for one in seconds[which]] for which in ("plain", name))
     return [round(figure, 2) for figure in paired_ratio(plain, other)]

@@ -246,10 +246,12 @@ def prune(folder, out, *more: str) -> int:
 
 
 def test_the_command_takes_effects_where_the_bundle_holds_them(folder, tmp_path):
-    assert prune(folder, tmp_path / "out", "--method", "naee", "--spread") == 0
+    dump = ["--dump", str(tmp_path / "dump")]
+    assert prune(folder, tmp_path / "out", "--method", "naee", "--spread", *dump) == 0
     manifest = read_manifest(tmp_path / "out")
     facts = manifest.settings["spread"]
     assert (facts["asked"], facts["rule"]) == ("auto", "effects")
+    assert json.loads((tmp_path / "dump" / "results.json").read_text())["spread"] == facts
     assert 0 < facts["divergence"] <= facts["divergence_of_layers_alone"]
     domains = facts["domain_divergence"].values()
     assert facts["divergence"] == pytest.approx(sum(domains) / 2, abs=2e-6)

@@ -4,9 +4,9 @@ A layer's choice moves the predictions of token t by d_t, to first order (``scor
 all layers do adds up, with signs, and half the mean square of the sum is the KL divergence that
 the cut is expected to cost. So the same tokens do not pay in every layer, whatever expert numbers
 or domains stand for. Layers take turns: each chooses the set that adds least to what the others
-do, until none changes. For one layer that is NAEE's problem with outputs of one number, whose
-target is moved by the others, and NAEE's search solves it. S tokens with effects, E experts, K
-top-k, C candidates for removal, N routings that change.
+do, until none changes or ten turns are over. For one layer that is NAEE's problem with outputs of
+one number, whose target is moved by the others, and NAEE's search solves it. S tokens with
+effects, E experts, K top-k, C candidates for removal, N routings that change.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _given(routing: Routing, effects_NK: torch.Tensor) -> torch.Tensor:
 
 
 def choose_together(layers: Sequence[LayerEffects], keep: int) -> Iterator[list[Kept]]:
-    """The layers' own choices, then what every turn made of them, until nothing changes."""
+    """The layers' own choices, then what every turn made of them, until one changes nothing."""
     kept = [layer.best(keep) for layer in layers]
     yield list(kept)
     total_S = changes(layers, kept)
