@@ -35,6 +35,9 @@ DOMAIN_SLACK = 0.02
 # HiGHS stops once the best sum is known this closely, a share of it: bounds on domains leave many
 # sums that hardly differ.
 _GAP = 5e-3
+# Where that would take hours, it stops with the best that it found: after this many columns tried,
+# some minutes, and always after the same ones.
+_MOST_COLUMNS_TRIED = 4_000_000
 _TINY = 1e-9
 # What a unit of a domain's loss over the limit costs.
 _OVER = 1e3
@@ -52,6 +55,8 @@ class Spread:
     domains: tuple[str, ...]
     # What one domain may lose, the mean over layers; ``None`` where the rule is another.
     limit: float | None = None
+    # The least that any choice under the rule loses; ``None`` where layers chose alone.
+    least: float | None = None
 
     @property
     def kept(self) -> tuple[tuple[int, ...], ...]:
@@ -66,6 +71,8 @@ class Spread:
             "loss": _figure(_total(self.offers, self.columns)),
             "loss_of_layers_alone": _figure(_total(self.offers, alone)),
         }
+        if self.least is not None:
+            facts["loss_at_least"] = _figure(self.least)
         if self.limit is not None:
             facts["limit"] = _figure(self.limit)
         if self.rule == "experts":
@@ -96,13 +103,15 @@ def spread(
     offers = tuple(offers)
     alone = tuple(one.own for one in offers)
     if rule == "domains":
-        columns, limit = _fair_to_domains(offers, alone)
-        return Spread(rule, columns, offers, tuple(domains), limit / len(offers))
+        solved, limit = _fair_to_domains(offers, alone)
+        return Spread(
+            rule, solved.columns, offers, tuple(domains), limit / len(offers), solved.least
+        )
     low, high = _layers_allowed(offers, math.inf if rule is None else layers_off)
-    counts_E = _kept_counts(offers, alone)
+    counts_E, solved = _kept_counts(offers, alone), _Solved(alone)
     if not (low <= counts_E.min() and counts_E.max() <= high):
-        alone = _balanced(offers, low, high)
-    return Spread("experts", alone, offers, tuple(domains))
+        solved = _balanced(offers, low, high)
+    return Spread("experts", solved.columns, offers, tuple(domains), least=solved.least)
 
 
 def _layers_allowed(offers: Sequence[Offer], off: float) -> tuple[float, float]:
@@ -116,7 +125,15 @@ def _layers_allowed(offers: Sequence[Offer], off: float) -> tuple[float, float]:
     return float(max(0, low)), float(min(len(offers), high))
 
 
-def _balanced(offers: Sequence[Offer], low: float, high: float) -> tuple[tuple[int, ...], ...]:
+@dataclass(frozen=True)
+class _Solved:
+    """Columns of every layer, and the least that any would lose where a programme was solved."""
+
+    columns: tuple[tuple[int, ...], ...]
+    least: float | None = None
+
+
+def _balanced(offers: Sequence[Offer], low: float, high: float) -> _Solved:
     members_EN = np.concatenate([one.members_CE for one in offers]).T
     losses_N = np.concatenate([one.losses_C for one in offers])
     return _solve(offers, losses_N, [LinearConstraint(csr_array(members_EN), lb=low, ub=high)], 0.0)
@@ -124,7 +141,7 @@ def _balanced(offers: Sequence[Offer], low: float, high: float) -> tuple[tuple[i
 
 def _fair_to_domains(
     offers: Sequence[Offer], alone: tuple[tuple[int, ...], ...]
-) -> tuple[tuple[tuple[int, ...], ...], float]:
+) -> tuple[_Solved, float]:
     """Least loss while no domain loses more than its share, and that share, summed over layers.
 
     It is the mean over domains of what the layers alone would lose; where whole columns or
@@ -136,7 +153,7 @@ def _fair_to_domains(
     least = _least_worst(offers, losses_DN, base)
     limit = max(float(lost_D.mean()), least * (1 + DOMAIN_SLACK)) + _TINY
     if lost_D.max() <= limit:
-        return alone, limit
+        return _Solved(alone), limit
     # Few layers may have no whole columns within it: what is over costs more than all else.
     costs = np.append(np.concatenate([one.losses_C for one in offers]), _OVER)
     bound = LinearConstraint(_less_one(losses_DN), ub=limit - base)
@@ -173,7 +190,7 @@ def _solve(
     rules: list[LinearConstraint],
     gap: float,
     free: int = 0,
-) -> tuple[tuple[int, ...], ...]:
+) -> _Solved:
     """Columns of least cost, per layer; the last ``free`` variables are none."""
     n = len(costs) - free
     found = milp(
@@ -181,11 +198,12 @@ def _solve(
         integrality=np.append(np.ones(n), np.zeros(free)),
         bounds=Bounds(0, np.append(np.ones(n), np.full(free, np.inf))),
         constraints=[_taken(offers, len(costs)), *rules],
-        options={"mip_rel_gap": gap},
+        options={"mip_rel_gap": gap, "node_limit": max(100, _MOST_COLUMNS_TRIED // n)},
     )
     starts = np.cumsum([len(one.losses_C) for one in offers])
     parts = np.split(_answer(found)[:n] > 0.5, starts[:-1])
-    return tuple(tuple(np.flatnonzero(part).tolist()) for part in parts)
+    columns = tuple(tuple(np.flatnonzero(part).tolist()) for part in parts)
+    return _Solved(columns, found.mip_dual_bound / _SCALE)
 
 
 def _answer(found: Any) -> Floats:

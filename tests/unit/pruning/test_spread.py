@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
+from leanmoe_pruning.budgets import spreading
 from leanmoe_pruning.budgets.domains import Domains, identity
 from leanmoe_pruning.budgets.offers import Offer, offer_of_experts, offer_of_sets
 from leanmoe_pruning.budgets.spreading import LAYERS_OFF, spread
@@ -111,6 +112,19 @@ def test_no_domain_loses_more_than_its_share(seed):
         assert most <= facts["limit"] + 2e-6 and facts["loss"] <= min(fair) * 1.006
     else:
         assert most <= min(worst) + 1e-3
+
+
+def test_a_programme_of_hours_ends_with_the_best_so_far_and_says_how_good_it_is(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    kept = [complement(gone, 8) for gone in pruned_subsets(8, 6)]
+    found = []
+    for layer in range(30):
+        losses_SD = torch.rand(len(kept), 8, generator=generator, dtype=torch.float64)
+        found.append(offer_of_sets(layer, kept, losses_SD[:, 0], losses_SD, 8))
+    monkeypatch.setattr(spreading, "_MOST_COLUMNS_TRIED", 1)
+    facts = spread(found, "domains", tuple("abcdefgh")).facts()
+    assert facts["loss_of_layers_alone"] < facts["loss_at_least"] < facts["loss"]
+    assert max(facts["domain_loss"].values()) < max(facts["domain_loss_alone"].values())
 
 
 def test_single_experts_are_spread_by_their_scores():
