@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.layout import LayerLayout
 from leanmoe.manifest import Manifest, weights_digest
+from leanmoe_pruning.checkpoints.opening import OpenedModel
 from leanmoe_pruning.report.evaluations import Evaluation
 from leanmoe_pruning.report.tables import Comparison, comparison, joined
 
@@ -44,7 +44,9 @@ class Content:
     counts: str
     top_k: int
     weight_bytes: int
-    uniform: bool
+    loads_in_stock: bool
+    # A sentence.
+    loads_in: str
     recipe: list[tuple[str, str]]
     layers: list[LayerRow]
     redundancy: list[tuple[str, str, str, str]]
@@ -64,7 +66,7 @@ class Content:
         return f"{size:.1f} GB"
 
 
-def content_of(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> Content:
+def content_of(checkpoint: OpenedModel, evaluations: Sequence[Evaluation]) -> Content:
     """The facts of a checkpoint with a manifest; raises ``CheckpointError`` where it has none."""
     manifest = checkpoint.manifest
     if manifest is None:
@@ -86,8 +88,9 @@ def content_of(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> Con
         source_experts=source.experts if source else None,
         counts=_counts([own.n_computed for own in checkpoint.layers.values()]),
         top_k=checkpoint.shape.top_k,
-        weight_bytes=sum(file.stat().st_size for file in checkpoint.path.glob("*.safetensors")),
-        uniform=not (checkpoint.layout.layers or checkpoint.has_stand_ins),
+        weight_bytes=checkpoint.reader.weight_bytes,
+        loads_in_stock=_loads_in_stock(checkpoint),
+        loads_in=_loads_in(checkpoint),
         recipe=list(_recipe(manifest)),
         layers=[_layer(layer, own, manifest) for layer, own in checkpoint.layers.items()],
         redundancy=_redundancy_rows(redundancy),
@@ -96,6 +99,21 @@ def content_of(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> Con
         limits=list(_limits(checkpoint, manifest)),
         comparisons=joined(comparison(one, digest, name) for one in evaluations),
     )
+
+
+def _loads_in_stock(checkpoint: OpenedModel) -> bool:
+    differs = checkpoint.layout.layers or checkpoint.has_stand_ins
+    return not differs and checkpoint.packing is None
+
+
+def _loads_in(checkpoint: OpenedModel) -> str:
+    family = checkpoint.family.name
+    if _loads_in_stock(checkpoint):
+        return f"It loads in stock vLLM and any other engine that loads {family} models."
+    what = "Its layers differ"
+    if checkpoint.packing is not None:
+        what = f"Its experts are stored packed ({checkpoint.packing.text})"
+    return f"{what}: it loads in `leanmoe serve`, not in stock vLLM or transformers."
 
 
 def _counts(counts: Sequence[int]) -> str:
@@ -183,23 +201,34 @@ def _percent(share: float) -> str:
 def _redundancy_note(found: Any) -> str | None:
     if not isinstance(found, dict):
         return None
-    return (
+    outputs = (
         f"On {found['tokens']} tokens per layer the blocks' outputs change by "
-        f"{_percent(found['mean_loss'])} of their squared size on average; `leanmoe prune` warns "
-        f"from {found['collapse_above']:.0%}."
+        f"{_percent(found['mean_loss'])} of their squared size on average"
+    )
+    if (nats := found.get("expected_divergence")) is None:
+        return f"{outputs}; `leanmoe prune` warns from {found['collapse_above']:.0%}."
+    return (
+        f"{outputs}; by the effects of experts the predictions are expected to diverge by "
+        f"{nats:.2g} nats per token, and `leanmoe prune` warns from "
+        f"{found['collapse_above_divergence']} nats."
     )
 
 
-def _cut_experts(checkpoint: Checkpoint, manifest: Manifest) -> bool:
+def _cut_experts(checkpoint: OpenedModel, manifest: Manifest) -> bool:
     count = manifest.source.experts if manifest.source else None
     return count is not None and any(own.n_computed < count for own in checkpoint.layers.values())
 
 
-def _limits(checkpoint: Checkpoint, manifest: Manifest) -> Iterator[str]:
+def _limits(checkpoint: OpenedModel, manifest: Manifest) -> Iterator[str]:
     """What this checkpoint does not save, and where it does not load."""
     routed = [own for own in checkpoint.layers.values() if not own.condensed]
     top_k = checkpoint.shape.top_k
-    if manifest.settings.get("zeros"):
+    if checkpoint.packing is not None:
+        yield (
+            "Its experts are stored without their zeros, which stock engines do not read; "
+            "`leanmoe unpack` writes the same weights dense, zeros included."
+        )
+    elif manifest.settings.get("zeros"):
         yield (
             "Zeroed weights are stored and multiplied like any others: stock engines have no "
             "kernels for them, so they save neither memory nor time."

@@ -65,7 +65,7 @@ def _metadata(content: Content) -> dict[str, Any]:
         **base,
         "tags": tags,
         # Where layers differ transformers refuses the checkpoint.
-        "library_name": "transformers" if content.uniform else "leanmoe",
+        "library_name": "transformers" if content.loads_in_stock else "leanmoe",
         "pipeline_tag": "text-generation",
     }
 
