@@ -116,6 +116,11 @@ class Inputs:
         calibration = self.calibration
         assert calibration is not None, "need_scores was asked"
         names = tuple(item.name for item in parse_spec(calibration[0]))
+        if len(names) != len(self.layout):
+            raise InputError(
+                f"the bundle's data {calibration[0]!r} has {len(names)} parts and its windows "
+                f"{len(self.layout)}; score again"
+            )
         return Domains(names, tuple(self.layout))
 
     def check_spread(self, asked: Asked) -> None:

@@ -33,6 +33,7 @@ from leanmoe_pruning.scores.gram import packed_size
 from leanmoe_pruning.scores.halves_record import Halves
 from leanmoe_pruning.scores.layer_scores import LayerScores, median_beta
 from leanmoe_pruning.scores.moments import Moments
+from leanmoe_pruning.scores.stored_tensors import expected_of_layer, read_checked
 
 DESCRIPTION = "scores.json"
 SUMMARY = "summary.safetensors"
@@ -64,6 +65,11 @@ class BundleDescription(BaseModel):
     effects: int | None = None
     # Whether the windows are enough; bundles made before this was looked at say nothing.
     halves: Halves | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were scored."""
+        return sum(windows * length for windows, length in self.layout)
 
     def digest(self) -> str:
         content = self.model_dump(mode="json", exclude_none=True)
@@ -186,34 +192,41 @@ class ScoreBundle:
                 f"{checkpoint.path} ({wrong[0]} differs); score this model"
             )
 
+    def check_shape(self, checkpoint: Checkpoint) -> None:
+        """Raise unless it speaks of the layers, experts and top-k of the model it was made from."""
+        told, shape = self.description, checkpoint.shape
+        found = (tuple(told.moe_layers), told.n_routed_experts, told.top_k)
+        expected = (tuple(shape.moe_layers), shape.n_routed_experts, shape.top_k)
+        if found != expected:
+            raise InputError(
+                f"{self.directory / DESCRIPTION} tells of MoE layers, experts and top-k {found}, "
+                f"{checkpoint.path} has {expected}; score again"
+            )
+
     def layers(self, rule: RouterRule) -> Iterator[LayerScores]:
         """Scores layer by layer; ``rule`` is the model's."""
         for layer in self.description.moe_layers:
             yield self._layer(layer, rule)
 
     def _layer(self, layer: int, rule: RouterRule) -> LayerScores:
-        scores = read_layer(self.directory, layer, rule)
-        if scores.output_gram_TP.shape[1] != packed_size(self.description.n_routed_experts):
-            raise InputError(f"{self.directory / layer_file(layer)} has a Gram of wrong size")
-        if self.description.effects is None:
+        told = self.description
+        sampled, experts = told.gram_tokens, told.n_routed_experts
+        expected = expected_of_layer(told.tokens, sampled, experts, packed_size(experts))
+        held = read_checked(self.directory / layer_file(layer), expected)
+        scores = _scores_of(layer, rule, held)
+        if told.effects is None:
             return scores
-        return replace(scores, effects_SE=self._effects(layer))
-
-    def _effects(self, layer: int) -> torch.Tensor:
+        effects = {EFFECTS: ((sampled, experts), torch.float32)}
         path = self.directory / effects_file(layer)
-        effects_SE = load_file(path)[EFFECTS]
-        size = (self.description.gram_tokens, self.description.n_routed_experts)
-        if effects_SE.shape != size:
-            raise InputError(
-                f"{path} has effects of {list(effects_SE.shape)}, expected {list(size)}; "
-                "score again"
-            )
-        return effects_SE
+        return replace(scores, effects_SE=read_checked(path, effects)[EFFECTS])
 
 
 def read_layer(directory: Path, layer: int, rule: RouterRule) -> LayerScores:
     """One layer's scores; ``rule`` is the model's."""
-    held = load_file(directory / layer_file(layer))
+    return _scores_of(layer, rule, load_file(directory / layer_file(layer)))
+
+
+def _scores_of(layer: int, rule: RouterRule, held: dict[str, torch.Tensor]) -> LayerScores:
     moments = {
         name.removeprefix(_MOMENTS): tensor
         for name, tensor in held.items()
@@ -244,4 +257,19 @@ def _read_description(directory: Path) -> BundleDescription:
         raise InputError(f"{path} is not a score description ({line}); score again") from None
     if stated != description.digest():
         raise InputError(f"{path} does not match its own digest: it was edited; score again")
+    _check_whole(path, description)
     return description
+
+
+def _check_whole(path: Path, told: BundleDescription) -> None:
+    """Raise where a description cannot be of any scores, or leaves out a file of theirs."""
+    sound = all(windows > 0 and length > 0 for windows, length in told.layout)
+    if not sound or not 1 <= told.gram_tokens <= told.tokens:
+        raise InputError(
+            f"{path} tells of {told.gram_tokens} tokens with a Gram matrix in windows of "
+            f"{told.layout}, which are no scores; score again"
+        )
+    kinds = (layer_file,) if told.effects is None else (layer_file, effects_file)
+    for name in (SUMMARY, *(kind(layer) for kind in kinds for layer in told.moe_layers)):
+        if name not in told.files:
+            raise InputError(f"{path} does not name {name}; score again")

@@ -6,8 +6,11 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from leanmoe.cli import main
+from leanmoe.files.digest import bytes_digest, file_digest
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 
 
@@ -92,3 +95,62 @@ def test_method_without_data(tmp_path, capsys):
     arguments = ["prune", str(CHECKPOINT), "--method", "frequency", "--keep", "4"]
     assert main([*arguments, "-o", str(tmp_path / "out")]) == 2
     assert "--scores or --data" in capsys.readouterr().err
+
+
+def forged(scores, change=None, **told) -> None:
+    """The bundle after a change of a layer's tensors, or of what it tells, with digests to match.
+
+    That is what a run that went wrong leaves, or an edit by someone who knows the format.
+    """
+    if change is not None:
+        path = scores / "layer-001.safetensors"
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        path.unlink()
+        save_file(change(tensors), path)
+    content = json.loads((scores / "scores.json").read_text())
+    content |= {"files": {name: file_digest(scores / name) for name in content["files"]}, **told}
+    del content["digest"]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    digest = {"digest": bytes_digest([text.encode()])}
+    (scores / "scores.json").write_text(json.dumps({**content, **digest}))
+
+
+def without(tensors, name):
+    return {one: tensor for one, tensor in tensors.items() if one != name}
+
+
+NAN = float("nan")
+DAMAGED = {
+    "lacks the tensor moments.hidden_EF": lambda held: without(held, "moments.hidden_EF"),
+    "output_gram that is not finite": lambda held: {
+        **held,
+        "output_gram": held["output_gram"].index_fill(0, torch.tensor([3]), NAN),
+    },
+    "output_norm of [": lambda held: {**held, "output_norm": held["output_norm"][1:].clone()},
+    "router_logits of [": lambda held: {**held, "router_logits": held["router_logits"].half()},
+}
+
+
+@pytest.mark.parametrize(("said", "change"), DAMAGED.items(), ids=DAMAGED)
+def test_tensors_that_are_no_scores_are_named(said, change, scores, refused):
+    forged(scores, change)
+    refused("layer-001.safetensors", said, "score again")
+
+
+def test_a_layer_file_that_is_none(scores, refused):
+    (scores / "layer-001.safetensors").write_bytes(b"x" * 100)
+    forged(scores)
+    refused("layer-001.safetensors", "cannot be read as scores")
+
+
+TOLD = {
+    "which are no scores": {"layout": [[4, -32]]},
+    "tells of MoE layers": {"moe_layers": [0]},
+    "does not name effects-000.safetensors": {"effects": 0},
+}
+
+
+@pytest.mark.parametrize(("said", "told"), TOLD.items(), ids=TOLD)
+def test_a_description_of_no_scores_is_refused(said, told, scores, refused):
+    forged(scores, **told)
+    refused("scores.json", said)
