@@ -117,6 +117,16 @@ def check_no_stand_ins(checkpoint: Checkpoint, what: str) -> None:
         )
 
 
+def unpacked_note(model: Checkpoint, out: Path) -> str | None:
+    """What to say where a packed model is read and written dense; ``None`` where it is not."""
+    if model.packing is None:
+        return None
+    return (
+        f"{model.path} has packed experts and {out} holds its own dense, zeros included; `leanmoe "
+        f"pack {out}` stores them packed"
+    )
+
+
 def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
     """Raise unless the shards hold the model that config.json describes: no tensor less, no
     layer more, gates and experts of its sizes."""

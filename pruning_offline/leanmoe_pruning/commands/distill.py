@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from leanmoe_pruning.checkpoints.opening import (
     OpenedModel,
     check_no_stand_ins,
     open_runnable_model,
+    unpacked_note,
 )
 from leanmoe_pruning.cutting.cutter import Cutter
 from leanmoe_pruning.cutting.record import cut_manifest
@@ -43,6 +45,8 @@ from leanmoe_pruning.options import (
     window_option,
 )
 from leanmoe_pruning.progress import progress
+
+_LOG = logging.getLogger(__name__)
 
 DEFAULT_STEPS, DEFAULT_BATCH = 100, 4
 # The paper's for the whole model; a share of the weights' size for a layer alone.
@@ -217,6 +221,7 @@ def _run(options: DistillOptions) -> Result:
     run = _open(options)
     with stop_on_signals(), _spool(options.out, run) as spool:
         found = _train_local(run, spool) if run.settings.local else _train_whole(run, spool)
+        found = {**found, **_notes(run, options.out)}
         cutter = Cutter(run.student.checkpoint, {}, spool)
         with atomic_directory(options.out, options.force) as directory:
             with progress("writing", cutter.n_tensors) as tick:
@@ -231,6 +236,8 @@ def _run(options: DistillOptions) -> Result:
                 files,
             )
             write_manifest(directory, manifest)
+    for note in found.get("notes", []):
+        _LOG.warning("%s", note)
     if run.state is not None:
         run.state.remove()
     return {
@@ -285,7 +292,6 @@ def _train_local(run: _Run, spool: WeightSpool) -> dict[str, Any]:
         "loss_before": {str(layer): course.before for layer, course in by_layer},
         "loss_after": {str(layer): course.after for layer, course in by_layer},
         "loss_curve": {str(layer): _thinned(course.curve) for layer, course in by_layer},
-        **_notes(run),
     }
 
 
@@ -307,7 +313,7 @@ def _train_whole(run: _Run, spool: WeightSpool) -> dict[str, Any]:
         spool.put(layer, run.student.stop(layer))
     if run.settings.routers_alone:
         return _router_course(model.progress, after)
-    return {**_course(model.progress, after), **_notes(run)}
+    return _course(model.progress, after)
 
 
 def _router_course(made: Progress, after: StepLoss) -> dict[str, Any]:
@@ -339,17 +345,21 @@ def _thinned(curve: list[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in curve[::stride]]
 
 
-def _notes(run: _Run) -> dict[str, list[str]]:
+def _notes(run: _Run, out: Path) -> dict[str, list[str]]:
+    dense = unpacked_note(run.student.checkpoint, out)
+    notes = [note for note in (_without_ancestors(run), dense) if note is not None]
+    return {"notes": notes} if notes else {}
+
+
+def _without_ancestors(run: _Run) -> str | None:
     left = [layer for layer, experts in sorted(run.ancestors.items()) if experts is None]
     if not left:
-        return {}
+        return None
     named = ", ".join(map(str, left))
-    return {
-        "notes": [
-            f"the experts of layers {named} are no single experts of the teacher (condensed or "
-            "merged), so nothing was taken over from the teacher's experts there"
-        ]
-    }
+    return (
+        f"the experts of layers {named} are no single experts of the teacher (condensed or "
+        "merged), so nothing was taken over from the teacher's experts there"
+    )
 
 
 def _show(result: Result) -> str:

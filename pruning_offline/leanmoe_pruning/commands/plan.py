@@ -110,6 +110,11 @@ def _notes(options: PlanOptions, model: HeaderModel, rows: list[Row]) -> list[st
             "Its layers differ: methods that choose experts take models whose layers are alike; "
             "it can be cut by --plan."
         )
+    if model.checkpoint.packing is not None:
+        notes.append(
+            "Its experts are packed. Cuts are laid out as they are written without --compress: "
+            "dense, zeros included."
+        )
     if options.fit is not None:
         whole = " The whole model fits." if rows[0].kind is None else ""
         notes.append(

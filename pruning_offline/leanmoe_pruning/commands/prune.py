@@ -23,6 +23,7 @@ from leanmoe_pruning.checkpoints.opening import (
     check_no_stand_ins,
     check_runnable,
     open_model,
+    unpacked_note,
 )
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.cutting.cutter import Cutter
@@ -39,6 +40,8 @@ from leanmoe_pruning.evaluation.importance import (
 from leanmoe_pruning.evaluation.redundancy import LayerSample, cuts_experts, redundancy_of
 from leanmoe_pruning.methods import planned
 from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
+from leanmoe_pruning.methods.naee.naee_effects import has_effects
+from leanmoe_pruning.methods.naee.together import expected_divergence
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.unreached import unreached_notes
@@ -140,6 +143,7 @@ def _open(request: Request, method: Method[Any], own: Any) -> tuple[Inputs, Choo
     if request.scores is not None:
         bundle = ScoreBundle(request.scores)
         bundle.check_model(model, model.digests)
+        bundle.check_shape(model)
     inputs = Inputs(model, model.digests, data, bundle, request.compute, request.seed)
     return inputs, method.open(request, own, inputs)
 
@@ -202,7 +206,8 @@ def _check_spread(request: Request, method: Method[Any]) -> None:
         )
     if request.adaptive or request.total_bytes is not None:
         raise InputError(
-            "--spread takes as many experts of every layer and --budget adaptive does not; drop one"
+            "--spread takes as many experts of every layer, and --budget adaptive and "
+            "--total-bytes do not; drop one"
         )
 
 
@@ -253,22 +258,25 @@ def prune(request: PruneOptions, own: Any = None) -> Result:
 def _pruned(request: PruneOptions, method: Method[Any], own: Any) -> Result:
     started = time.monotonic()
     inputs, chooser = _open(request, method, own)
+    packer = _packer(request, inputs, chooser)
     with stop_on_signals():
         decision = _probed(request, inputs, chooser.decide(request.dump is not None))
-        for note in decision.notes:
-            _LOG.warning("%s", note)
+        decision = _noted(request, inputs, decision)
+        _say(decision.notes)
         if request.plan_only:
             return _plan(request, method, inputs, chooser, decision)
         replacement = Replacement.of(request.replace, inputs.checkpoint)
         if replacement is not None:
+            told = len(decision.notes)
             decision = _with_stand_ins(request, inputs, decision, replacement)
+            _say(decision.notes[told:])
         with decision.replaced or nullcontext():
             cutter = Cutter(
                 inputs.checkpoint,
                 decision.layers,
                 decision.replaced,
                 decision.input_orders,
-                _packer(request, inputs, chooser),
+                packer,
                 None if replacement is None else replacement.rank,
             )
             with progress("checking shards", cutter.n_tensors) as tick:
@@ -303,10 +311,24 @@ def _with_stand_ins(
     )
 
 
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        _LOG.warning("%s", note)
+
+
 def _packer(request: PruneOptions, inputs: Inputs, chooser: Chooser) -> Packer | None:
+    """What packs the experts; raise where nothing says that weights of theirs are zero."""
     if not request.compress:
         return None
-    return packer_of(inputs.checkpoint, pattern_of(chooser.settings()))
+    model, pattern = inputs.checkpoint, pattern_of(chooser.settings())
+    told = None if model.manifest is None else pattern_of(model.manifest.settings)
+    separate = not (model.family.stacked or model.shape.packed)
+    if pattern is None and told is None and separate:
+        raise InputError(
+            f"--compress stores experts without weights that were zeroed, and nothing says that "
+            f"any of {model.path} were; leave it out, or zero weights too (--method moe-pruner)"
+        )
+    return packer_of(model, pattern)
 
 
 def _probed(request: PruneOptions, inputs: Inputs, decision: Decision) -> Decision:
@@ -318,9 +340,31 @@ def _probed(request: PruneOptions, inputs: Inputs, decision: Decision) -> Decisi
     if found is None:
         return decision
     guarded, lost = _super_experts(request, samples, decision)
+    if guarded is None:
+        found = replace(found, divergence=_divergence(inputs, decision))
     notes = [note for note in (found.warning(), guarded, _few_windows(inputs)) if note is not None]
     facts = {"redundancy": found.facts(), "importance": importance_facts(samples), **lost}
     return replace(decision, notes=(*decision.notes, *notes), record={**decision.record, **facts})
+
+
+def _divergence(inputs: Inputs, decision: Decision) -> float | None:
+    """What the decided cut is expected to cost, where the bundle holds experts' effects.
+
+    Not where super experts go: the first order says little of them. Nor 0: the gradients vanish.
+    """
+    if not has_effects(inputs):
+        return None
+    assert inputs.bundle is not None, "that is where the effects are"
+    kept = {layer: plan.kept for layer, plan in decision.layers.items()}
+    tokens = inputs.bundle.description.gram_tokens
+    return expected_divergence(inputs.layers(), kept, tokens) or None
+
+
+def _noted(request: PruneOptions, inputs: Inputs, decision: Decision) -> Decision:
+    """The decision with what to say of how it is written."""
+    dense = not (request.compress or request.plan_only)
+    note = unpacked_note(inputs.checkpoint, request.out) if dense else None
+    return decision if note is None else replace(decision, notes=(*decision.notes, note))
 
 
 def _few_windows(inputs: Inputs) -> str | None:

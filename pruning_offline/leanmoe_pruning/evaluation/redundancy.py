@@ -9,6 +9,9 @@ could do. From the scores of a few hundred tokens three figures say which kind a
 - similarity: mean cosine between the outputs of two experts for one token.
 - used: how many experts carry the routing, exp of the entropy of their router weight.
 
+Outputs that change need not change what the model says. Where scores hold effects
+(``scores.effects``), a fourth figure tells: the divergence of its predictions to expect.
+
 T tokens, E experts, P packed Gram entries (``scores.gram``), L layers.
 """
 
@@ -30,6 +33,11 @@ from leanmoe_pruning.scores.sampling import evenly_spaced
 TOKENS = 256
 _BYTES = 1 << 22
 COLLAPSE = 0.25
+# Nats per token that a cut is expected to cost, where that is known, from which we warn.
+COLLAPSE_NATS = 0.1
+
+
+_ADVICE = "keep more experts, or judge the result with `leanmoe eval --against` before you use it"
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,8 @@ class Redundancy:
     similarity: tuple[float, ...]
     used: tuple[float, ...]
     n_experts: int
+    # Nats per token to expect, by the effects of experts; None where the scores hold none.
+    divergence: float | None = None
 
     @property
     def mean_loss(self) -> float:
@@ -122,7 +132,9 @@ class Redundancy:
 
     @property
     def collapses(self) -> bool:
-        return self.mean_loss > COLLAPSE
+        if self.divergence is None:
+            return self.mean_loss > COLLAPSE
+        return self.divergence > COLLAPSE_NATS
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
@@ -131,23 +143,49 @@ class Redundancy:
             "tokens": TOKENS,
             "collapse_above": COLLAPSE,
             "mean_loss": round(self.mean_loss, 6),
+            **self._expected(),
             **{
                 name: {str(i): round(v, 6) for i, v in zip(self.layers, values, strict=True)}
                 for name, values in figures.items()
             },
         }
 
+    def _expected(self) -> dict[str, float]:
+        if self.divergence is None:
+            return {}
+        return {
+            "expected_divergence": round(self.divergence, 6),
+            "collapse_above_divergence": COLLAPSE_NATS,
+        }
+
     def warning(self) -> str | None:
-        """One sentence where the cut looks like one that collapses."""
-        if not self.collapses:
+        """A sentence where the cut looks like one that collapses, or only its outputs do."""
+        if self.divergence is None:
+            return self._warning_by_outputs() if self.collapses else None
+        if self.collapses:
+            return (
+                f"this cut may collapse: its predictions are expected to diverge by "
+                f"{self.divergence:.2g} nats per token (we warn from {COLLAPSE_NATS}; where so "
+                "much goes it is a rough estimate), the blocks' outputs change by "
+                f"{self.mean_loss:.0%} of their squared size on average; {_ADVICE}"
+            )
+        if self.mean_loss <= COLLAPSE:
             return None
+        return (
+            f"the blocks' outputs change by {self.mean_loss:.0%} of their squared size on average, "
+            "but by the effects of the experts the predictions are expected to diverge by "
+            f"{self.divergence:.2g} nats per token only; that is an estimate from the text that "
+            "was scored, other text loses more: measure it with `leanmoe eval --against`"
+        )
+
+    def _warning_by_outputs(self) -> str:
         worst = self.layers[self.loss.index(max(self.loss))]
         return (
             f"this cut may collapse: the blocks' outputs change by {self.mean_loss:.0%} of their "
             f"squared size on average (layer {worst}: {max(self.loss):.0%}; we warn from "
             f"{COLLAPSE:.0%}), their experts have a mean cosine of {self.mean_similarity:.2f} and "
-            f"{sum(self.used) / len(self.used):.1f} of {self.n_experts} carry the routing; keep "
-            "more experts, or judge the result with `leanmoe eval --against` before you use it"
+            f"{sum(self.used) / len(self.used):.1f} of {self.n_experts} carry the routing; "
+            f"{_ADVICE}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
 from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.evaluation.redundancy import Redundancy
 from leanmoe_pruning.forward.passes import embed_all, run_block, step_
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
@@ -33,6 +35,7 @@ from tests.family_references import write_telling
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 from tests.layer_scores import bare_scores
 from tests.tiny_families import FAMILY_NAMES
+from tests.unit.pruning.test_scores import forged
 
 IDS = load_file(CALIBRATION.split(":")[0])["calib_input_ids"]
 
@@ -282,3 +285,54 @@ def test_text_alone_holds_no_effects(tmp_path, capsys):
     more = ["--method", "naee", "--spread", "effects", "--data", CALIBRATION]
     assert main(["prune", str(CHECKPOINT), "--keep", "4", "-o", str(tmp_path / "o"), *more]) == 2
     assert "--data is scored without" in capsys.readouterr().err
+
+
+def test_any_cut_is_told_what_its_predictions_are_expected_to_do(folder, tmp_path):
+    """The figure that the choice by effects records, also of cuts that were chosen otherwise."""
+    for out, method in (("spread", ("naee", "--spread")), ("reap", ("reap",))):
+        assert prune(folder, tmp_path / out, "--method", *method) == 0
+    by_effects, ranked = (read_manifest(tmp_path / out).settings for out in ("spread", "reap"))
+    expected = by_effects["redundancy"]["expected_divergence"]
+    assert expected == by_effects["spread"]["divergence"]
+    assert expected < ranked["redundancy"]["expected_divergence"]
+
+
+CAUTION = {
+    # (mean loss of outputs, nats): what is said, and what must not be.
+    (0.61, 0.002): ("expected to diverge by 0.002 nats", "may collapse"),
+    (0.61, 0.4): ("may collapse: its predictions are expected to diverge by 0.4 nats", "only"),
+    (0.61, None): ("may collapse: the blocks' outputs change by 61%", "nats"),
+    (0.02, 0.4): ("may collapse: its predictions are expected to diverge by 0.4 nats", "only"),
+}
+
+
+@pytest.mark.parametrize(("found", "said"), CAUTION.items(), ids=map(str, CAUTION))
+def test_outputs_that_change_are_no_alarm_where_predictions_do_not(found, said):
+    loss, nats = found
+    note = Redundancy((0,), (loss,), (0.5,), (4.0,), 8, nats).warning()
+    assert said[0] in note
+    assert said[1] not in note
+
+
+def test_a_small_change_of_both_is_not_talked_about():
+    assert Redundancy((0,), (0.02,), (0.5,), (4.0,), 8, 0.002).warning() is None
+
+
+DAMAGED = {
+    "not finite": lambda effects: effects.index_fill(0, torch.tensor([2]), float("nan")),
+    "expected [": lambda effects: effects[1:].clone(),
+    "float64, expected": lambda effects: effects.double(),
+}
+
+
+@pytest.mark.parametrize(("said", "change"), DAMAGED.items(), ids=DAMAGED)
+def test_effects_that_are_none_are_refused(said, change, folder, tmp_path, capsys):
+    scores = shutil.copytree(folder / "scores", tmp_path / "scores")
+    path = scores / effects_file(1)
+    changed = change(load_file(path)["effects"].clone())
+    path.unlink()
+    save_file({"effects": changed}, path)
+    forged(scores)
+    assert prune(tmp_path, tmp_path / "out", "--method", "naee", "--spread") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ from leanmoe_pruning.checkpoints.fp8 import check_scales
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.shards import ShardReader, write_tensors
 from tests.tiny_families import HIDDEN, write_tiny
+from tests.unit.pruning.test_small_floats import rewrite_in_float8
 
 EXPERT = "model.layers.0.mlp.experts.0.gate_proj"
 
@@ -248,3 +249,93 @@ def test_a_packed_model_is_pruned_again_and_stays_what_it_is(source, tmp_path):
         assert run("prune", model, *keep, "-o", tmp_path / out) == 0
     assert same(tmp_path / "a", tmp_path / "b")
     shutil.rmtree(tmp_path / "a")
+
+
+@pytest.fixture(scope="module")
+def in_float8(tmp_path_factory) -> Path:
+    source = write_tiny(tmp_path_factory.mktemp("float8") / "model", "deepseek_v3")
+    rewrite_in_float8(source)
+    return source
+
+
+def bytes_of_tensors(path: Path) -> int:
+    """What the files hold beside their headers."""
+    found = 0
+    for file in path.glob("*.safetensors"):
+        raw = file.read_bytes()
+        found += len(raw) - 8 - int.from_bytes(raw[:8], "little")
+    return found
+
+
+def printed(capsys, *arguments: object) -> dict:
+    capsys.readouterr()
+    assert run(*arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("pattern", ["8:32", "16:32", "24:32"])
+def test_every_command_tells_the_bytes_that_are_on_disk(pattern, in_float8, tmp_path, capsys):
+    """Before it is made, when it is made, of what was made, dense again, and on its card."""
+    rows = printed(capsys, "plan", in_float8, "--method", "magnitude", "--tflops", "1")["rows"]
+    (planned,) = (row for row in rows if row["budget"].get("pattern") == pattern)
+    out, how = tmp_path / "packed", ("--method", "magnitude", "--pattern", pattern)
+    made = printed(capsys, "prune", in_float8, *how, "--compress", "-o", out)
+    on_disk = bytes_of_tensors(out)
+    assert planned["weight_bytes"] == made["weight_bytes"] == on_disk
+    itself = printed(capsys, "plan", out, "--tflops", "1")
+    assert itself["weight_bytes"] == itself["rows"][0]["serve"]["weights_bytes"] == on_disk
+    dense = printed(capsys, "unpack", out, "-o", tmp_path / "dense")
+    assert dense["source_weight_bytes"] == on_disk
+    assert dense["weight_bytes"] == bytes_of_tensors(tmp_path / "dense")
+    assert run("report", out) == 0
+    assert f"{on_disk / 1e6:.0f} MB of weights" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("pattern", "share"), [("8:32", 0.375), ("16:32", 0.625)])
+def test_codes_take_the_share_that_the_page_tells(pattern, share, in_float8, tmp_path):
+    out = pruned(in_float8, tmp_path / "packed", "--pattern", pattern, "--compress")
+    reader = ShardReader(out)
+    parts = {
+        name: info
+        for held in reader.stored.values()
+        for name, info in held.items()
+        if ".experts." in name and not name.endswith((".weight_scale_inv", "input_order"))
+    }
+    codes = sum(info.nbytes for info in parts.values())
+    experts = [name for name in reader.names if ".experts." in name and name.endswith(".weight")]
+    assert codes == share * sum(reader.info(name).nbytes for name in experts)
+
+
+def test_the_card_of_a_packed_model_does_not_send_it_to_stock_engines(source, tmp_path):
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    page = tmp_path / "page.html"
+    assert run("report", packed, "--html", page) == 0
+    card = (packed / "README.md").read_text()
+    assert "Its experts are stored packed (16:32): it loads in `leanmoe serve`, not in" in card
+    assert "any other engine" not in card
+    assert "stored and multiplied like any others" not in card
+    assert "library_name: leanmoe" in card
+    assert "<dt>loads in stock vLLM</dt><dd>no: leanmoe serve</dd>" in page.read_text()
+
+
+def test_who_writes_a_packed_model_dense_says_so(source, tmp_path, capsys):
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    keep = ("--method", "random", "--keep", "6")
+    ids = tmp_path / "ids.safetensors"
+    save_file({"input_ids": torch.arange(64).view(4, 16)}, ids)
+    train = ("--teacher", source, "--train", "routers", "--data", ids, "--steps", "1")
+    for command in (("prune", packed, *keep), ("distill", packed, *train)):
+        out = tmp_path / command[0]
+        notes = printed(capsys, *command, "-o", out)["notes"]
+        assert any(f"`leanmoe pack {out}` stores them packed" in note for note in notes)
+    assert not printed(capsys, "prune", packed, *keep, "--compress", "-o", tmp_path / "a")["notes"]
+    assert "dense, zeros included" in printed(capsys, "plan", packed, "--tflops", "1")["notes"][0]
+
+
+def test_packing_what_nothing_was_zeroed_of_is_refused_before_any_work(source, tmp_path, capsys):
+    options = ("--method", "reap", "--keep", "6", "--data", "builtin:gen:2", "--compress")
+    assert run("prune", source, *options, "-o", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "nothing says that any of" in said
+    assert "reap: ranking" not in said
+    assert not (tmp_path / "out").exists()

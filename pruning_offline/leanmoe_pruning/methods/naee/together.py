@@ -11,7 +11,7 @@ effects, E experts, K top-k, C candidates for removal, N routings that change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -127,6 +127,19 @@ def changes(layers: Sequence[LayerEffects], kept: Sequence[Kept]) -> torch.Tenso
     """How far the choices of all layers move each token's predictions, float64 ``[S]``."""
     moved = [layer.change(own) for layer, own in zip(layers, kept, strict=True)]
     return torch.stack(moved).sum(0)
+
+
+def expected_divergence(
+    layers: Iterable[LayerScores], kept: Mapping[int, Kept], tokens: int
+) -> float:
+    """The divergence to expect of any cut of experts; one layer's scores are held at a time.
+
+    ``tokens`` is how many have effects; at most ``MOST_TOKENS`` of them are looked at.
+    """
+    total_S = torch.zeros(min(MOST_TOKENS, tokens), dtype=torch.float64)
+    for scores in layers:
+        total_S += LayerEffects(scores, len(total_S)).change(kept[scores.layer])
+    return divergence(total_S)
 
 
 def divergence(change_S: torch.Tensor) -> float:
