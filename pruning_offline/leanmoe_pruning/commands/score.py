@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -38,7 +39,7 @@ from leanmoe_pruning.scores.bundle import (
     read_layer,
     unreached_experts,
 )
-from leanmoe_pruning.scores.effects import effects_into
+from leanmoe_pruning.scores.effects import NextTokens, effects_into
 from leanmoe_pruning.scores.passing import sampled_tokens, score_into
 from leanmoe_pruning.scores.sampling import ALL_TOKENS_UP_TO, MOST_TOKENS
 
@@ -56,10 +57,13 @@ class ScoreOptions:
         "with very many experts)",
         metavar="N",
     )
-    effects: bool = option(
-        "also take what each expert's output does to the model's own predictions, back through all "
-        "layers, for `prune --method naee --spread`; two to four times as long",
-        default=False,
+    effects: Literal["predictions", "text"] | None = option(
+        "also take what each expert's output does to the model's own predictions, or to the log "
+        "loss of the text, back through all layers, for `prune --method naee --spread`; two to "
+        "four times as long",
+        nargs="?",
+        const="predictions",
+        choices=("predictions", "text"),
     )
     compute: str | None = compute_option()
     out: Path = out_option("score bundle directory to write")
@@ -84,17 +88,17 @@ def _run(options: ScoreOptions) -> Result:
         data,
         stream.compute,
         len(sampled),
-        options.seed if options.effects else None,
+        _next_tokens(options),
     )
     with (
         stop_on_signals(),
         resumable_directory(options.out, _key(described), options.force) as unfinished,
-        progress("scoring layers", stream.n_layers * (1 + options.effects)) as tick,
+        progress("scoring layers", stream.n_layers * (1 + bool(options.effects))) as tick,
     ):
         resumed = min(unfinished.step, stream.n_layers)
-        score_into(unfinished, stream, data.ids, sampled, tick, options.effects)
-        if options.effects:
-            _pass_back(unfinished, options, data.ids, sampled, tick)
+        score_into(unfinished, stream, data.ids, sampled, tick, bool(options.effects))
+        if described.effects is not None:
+            _pass_back(unfinished, options, described.effects, data.ids, sampled, tick)
         rule = RouterRule.of(stream.shape)
         layers = (read_layer(unfinished.output, layer, rule) for layer in described.moe_layers)
         halves = compare_halves(layers, described.layout, len(sampled), stream.shape)
@@ -114,9 +118,14 @@ def _run(options: ScoreOptions) -> Result:
     }
 
 
+def _next_tokens(options: ScoreOptions) -> NextTokens | None:
+    return options.seed if options.effects == "predictions" else options.effects
+
+
 def _pass_back(
     unfinished: Unfinished,
     options: ScoreOptions,
+    next_tokens: NextTokens,
     ids: list[torch.Tensor],
     sampled: torch.Tensor,
     tick: Tick,
@@ -124,7 +133,7 @@ def _pass_back(
     # Gradients need tensors that were not made for inference alone: a stream of their own.
     with torch.inference_mode(False), torch.no_grad():
         stream = DecoderStream(open_runnable_model(options.model), options.compute)
-        effects_into(unfinished, stream, ids, sampled, options.seed, tick)
+        effects_into(unfinished, stream, ids, sampled, next_tokens, tick)
 
 
 def _key(described: BundleDescription) -> str:

@@ -48,8 +48,8 @@ class Request:
     spread: Asked | None = option(
         "choose all layers together: every expert number kept in about equally many layers "
         "(experts), no calibration domain losing more than its share (domains), or, with naee, "
-        "whatever together moves the model's own predictions least (effects, of a bundle by "
-        "score --effects); without a word the scores say which",
+        "whatever together moves the model's own predictions, or the text's log loss, least "
+        "(effects, of a bundle by score --effects); without a word the scores say which",
         nargs="?",
         const="auto",
         choices=get_args(Asked),

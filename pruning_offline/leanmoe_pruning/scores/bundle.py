@@ -28,7 +28,7 @@ from leanmoe.files.output import atomic_write_json
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule
-from leanmoe_pruning.scores.effects import EFFECTS, effects_file
+from leanmoe_pruning.scores.effects import EFFECTS, NextTokens, effects_file
 from leanmoe_pruning.scores.gram import packed_size
 from leanmoe_pruning.scores.halves_record import Halves
 from leanmoe_pruning.scores.layer_scores import LayerScores, median_beta
@@ -61,8 +61,9 @@ class BundleDescription(BaseModel):
     top_k: int
     tools: dict[str, str]
     files: dict[str, str]
-    # The seed of the next tokens that effects were taken by, where the bundle holds effects.
-    effects: int | None = None
+    # Where the bundle holds effects: the seed of the next tokens that they were taken by, or
+    # that these are the text's.
+    effects: NextTokens | None = None
     # Whether the windows are enough; bundles made before this was looked at say nothing.
     halves: Halves | None = None
 
@@ -88,7 +89,7 @@ def describe(
     data: DataSet,
     compute: torch.dtype,
     gram_tokens: int,
-    effects: int | None = None,
+    effects: NextTokens | None = None,
 ) -> BundleDescription:
     """Everything a bundle follows from; it has no files yet."""
     shape = checkpoint.shape

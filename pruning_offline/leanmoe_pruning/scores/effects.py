@@ -1,18 +1,22 @@
-"""What each expert's output does to the model's own predictions, token by token.
+"""What each expert's output does to the model's predictions, token by token.
 
-The loss is the log loss of next tokens drawn from the model's own distributions, summed. With g
-its gradient by what a block adds to a token, the effect of expert e is g . f_e(x), per unit of
-router weight. Routing changed from w to w' then moves the predictions by
-d = sum_e (w'_e - w_e) effect_e to first order; with d summed over layers, half the mean of d^2 is
-to second order the KL divergence of the changed model: Fisher information along the change, each
-token by itself (Fisher pruning, arXiv 1801.05787). T tokens, S sampled ones, D model, E experts,
-N windows.
+The loss is the log loss of next tokens, summed: of tokens drawn from the model's own distributions,
+or of those that the text has. With g its gradient by what a block adds to a token, the effect of
+expert e is g . f_e(x), per unit of router weight. Routing changed from w to w' then changes the
+loss by d = sum_e (w'_e - w_e) effect_e to first order, d summed over layers.
+
+Of drawn tokens, half the mean of d^2 is to second order the KL divergence of the changed model:
+Fisher information along the change, each token by itself (Fisher pruning, arXiv 1801.05787). Of the
+text's, the mean of d + d^2 / 2 is what the log loss of the text grows by, the curvature taken from
+the same gradients (empirical Fisher). T tokens, S sampled ones, D model, E experts, N windows,
+V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.nn import functional
@@ -31,6 +35,9 @@ from leanmoe_pruning.scores.activations import (
 )
 
 EFFECTS = "effects"
+# Which next tokens a loss is of: drawn ones, by their seed, or those of the text.
+NextTokens = int | Literal["text"]
+_NONE = -100  # what ``cross_entropy`` passes over: the last token of a window has no next one
 
 
 def effects_file(layer: int) -> str:
@@ -43,7 +50,7 @@ def effects_into(
     stream: DecoderStream,
     ids: list[torch.Tensor],
     sampled: torch.Tensor,
-    seed: int,
+    next_tokens: NextTokens,
     tick: Tick,
 ) -> None:
     """Leave every MoE layer's effects in ``unfinished.output``; go on where a run stopped.
@@ -54,8 +61,8 @@ def effects_into(
     held, size, n_layers = portions(ids), stream.shape.hidden_size, stream.n_layers
     if unfinished.step == n_layers:
         final = read_activations(unfinished.folder / entering_file(n_layers), held)
-        drawn = _gradients_of_predictions(stream, final, seed)
-        write_activations(unfinished.folder / _gradient_file(n_layers), held, size, drawn)
+        passed = _gradients_of_predictions(stream, final, _losses(ids, next_tokens))
+        write_activations(unfinished.folder / _gradient_file(n_layers), held, size, passed)
     for _ in range(unfinished.step - n_layers):
         tick()
     for index in reversed(range(2 * n_layers - unfinished.step)):
@@ -85,28 +92,60 @@ def _gradient_file(layer: int) -> str:
 
 
 def _gradients_of_predictions(
-    stream: DecoderStream, final: Iterator[tuple[torch.Tensor, slice]], seed: int
+    stream: DecoderStream, final: Iterator[tuple[torch.Tensor, slice]], loss_of: _Losses
 ) -> Iterator[torch.Tensor]:
     """The loss's gradient by what leaves the last layer, portion by portion, ``[N, T, D]``."""
     for hidden_NTD, rows in final:
-        # Of each portion, so that a run that goes on draws what it would have drawn.
-        drawing = _Drawing(torch.Generator().manual_seed((seed << 32) + rows.start))
         final_ND = hidden_NTD.flatten(0, 1)
-        _, mean_ND = mean_of_logits(stream, final_ND, drawing.loss)
+        _, mean_ND = mean_of_logits(stream, final_ND, loss_of(rows))
         yield (mean_ND * len(final_ND)).view_as(hidden_NTD)
+
+
+_Loss = Callable[[torch.Tensor, slice], torch.Tensor]
+# The loss of a portion's logits ``[N, V]``, a few rows at a time; the portion by its tokens.
+_Losses = Callable[[slice], _Loss]
+
+
+def _losses(ids: list[torch.Tensor], next_tokens: NextTokens) -> _Losses:
+    if next_tokens == "text":
+        following = [functional.pad(ids_NT[:, 1:], (0, 1), value=_NONE) for ids_NT in ids]
+        return _Text(torch.cat([each_NT.flatten() for each_NT in following])).of_portion
+    return _Drawing(next_tokens).of_portion
 
 
 @dataclass(frozen=True)
 class _Drawing:
     """Next tokens drawn from what the model predicts."""
 
-    generator: torch.Generator
+    seed: int
 
-    def loss(self, logits_NV: torch.Tensor, _: slice) -> torch.Tensor:
-        """The log loss of one drawn token per row, summed."""
-        with torch.no_grad():
-            drawn_N1 = logits_NV.softmax(-1).multinomial(1, generator=self.generator)
-        return functional.cross_entropy(logits_NV, drawn_N1[:, 0], reduction="sum")
+    def of_portion(self, portion: slice) -> _Loss:
+        # Of each portion, so that a run that goes on draws what it would have drawn.
+        generator = torch.Generator().manual_seed((self.seed << 32) + portion.start)
+
+        def loss(logits_NV: torch.Tensor, _: slice) -> torch.Tensor:
+            with torch.no_grad():
+                drawn_N1 = logits_NV.softmax(-1).multinomial(1, generator=generator)
+            return functional.cross_entropy(logits_NV, drawn_N1[:, 0], reduction="sum")
+
+        return loss
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Next tokens as the text has them, of every token."""
+
+    following_T: torch.Tensor
+
+    def of_portion(self, portion: slice) -> _Loss:
+        following_N = self.following_T[portion]
+
+        def loss(logits_NV: torch.Tensor, rows: slice) -> torch.Tensor:
+            return functional.cross_entropy(
+                logits_NV, following_N[rows], reduction="sum", ignore_index=_NONE
+            )
+
+        return loss
 
 
 class _Back:

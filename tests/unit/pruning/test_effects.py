@@ -27,6 +27,7 @@ from leanmoe_pruning.methods.naee.together import (
     changes,
     choose_together,
     divergence,
+    log_loss,
 )
 from leanmoe_pruning.methods.selection import complement, pruned_subsets
 from leanmoe_pruning.scores.bundle import ScoreBundle
@@ -51,15 +52,17 @@ def folder(tmp_path_factory):
     score = ["score", str(CHECKPOINT), "--compute", "float32", "--data", ",".join(parts)]
     assert main([*score, "-o", str(folder / "plain")]) == 0
     assert main([*score, "--effects", "-o", str(folder / "scores")]) == 0
+    assert main([*score, "--effects", "text", "-o", str(folder / "text")]) == 0
     return folder
 
 
-def effects_of(folder, layer: int) -> torch.Tensor:
-    return load_file(folder / "scores" / effects_file(layer))["effects"]
+def effects_of(folder, layer: int, bundle: str = "scores") -> torch.Tensor:
+    return load_file(folder / bundle / effects_file(layer))["effects"]
 
 
-def test_an_effect_is_the_gradient_by_a_block_times_what_an_expert_gives(folder):
-    """Beside transformers and autograd, with the same next tokens drawn."""
+@pytest.mark.parametrize("bundle", ["scores", "text"])
+def test_an_effect_is_the_gradient_by_a_block_times_what_an_expert_gives(bundle, folder):
+    """Beside transformers and autograd, with the same next tokens, drawn or of the text."""
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     kept = {}
     for index, layer in enumerate(model.model.layers):
@@ -71,11 +74,14 @@ def test_an_effect_is_the_gradient_by_a_block_times_what_an_expert_gives(folder)
         layer.mlp.register_forward_hook(take)
     start, found = 0, [[] for _ in model.model.layers]
     for ids_NT in (IDS[:3], IDS[3:]):
-        logits_NV = model(ids_NT).logits.flatten(0, 1)
-        generator = seeded(start)
-        parts = logits_NV.detach().softmax(-1).split(256)
-        drawn = [part.multinomial(1, generator=generator) for part in parts]
-        functional.cross_entropy(logits_NV, torch.cat(drawn)[:, 0], reduction="sum").backward()
+        logits_NTV = model(ids_NT).logits
+        if bundle == "text":
+            logits_NV, next_N = logits_NTV[:, :-1].flatten(0, 1), ids_NT[:, 1:].flatten()
+        else:
+            logits_NV, generator = logits_NTV.flatten(0, 1), seeded(start)
+            parts = logits_NV.detach().softmax(-1).split(256)
+            next_N = torch.cat([part.multinomial(1, generator=generator) for part in parts])[:, 0]
+        functional.cross_entropy(logits_NV, next_N, reduction="sum").backward()
         for index, (block, x_NTD, output_NTD) in kept.items():
             experts, each = block.experts, []
             for expert in range(len(experts.down_proj)):
@@ -87,15 +93,19 @@ def test_an_effect_is_the_gradient_by_a_block_times_what_an_expert_gives(folder)
     for index, parts in enumerate(found):
         expected = torch.cat(parts)
         torch.testing.assert_close(
-            effects_of(folder, index), expected, rtol=2e-3, atol=2e-4 * float(expected.abs().max())
+            effects_of(folder, index, bundle),
+            expected,
+            rtol=2e-3,
+            atol=2e-4 * float(expected.abs().max()),
         )
 
 
 def test_all_else_of_a_bundle_is_the_same_bytes(folder):
     for path in (folder / "plain").glob("*.safetensors"):
         assert path.read_bytes() == (folder / "scores" / path.name).read_bytes()
-    described = json.loads((folder / "scores" / "scores.json").read_text())
-    assert described["effects"] == 0 and effects_file(0) in described["files"]
+    for name, effects in (("scores", 0), ("text", "text")):
+        described = json.loads((folder / name / "scores.json").read_text())
+        assert described["effects"] == effects and effects_file(0) in described["files"]
 
 
 def test_the_divergence_to_expect_is_what_a_small_cut_costs(folder):
@@ -112,6 +122,37 @@ def test_the_divergence_to_expect_is_what_a_small_cut_costs(folder):
         measured.append(kl(checkpoint, ids, {layer: kept}))
     # Few tokens, and one drawn next token of each.
     assert 0.5 < sum(expected) / sum(measured) < 2.0
+
+
+def test_a_small_cut_changes_the_log_loss_of_the_text_as_expected(folder):
+    """One of eight experts masked in the last layer, to first order; half make the text likelier.
+
+    Of a model that predicts nothing, so the curvature is none.
+    """
+    checkpoint = open_model(CHECKPOINT)
+    *_, last = bundle_layers(folder / "text", checkpoint)
+    effects, full = LayerEffects(last, IDS.numel()), text_loss(checkpoint, {})
+    kept_by_choice = [complement((gone,), 8) for gone in range(8)]
+    expected = torch.stack([effects.change(kept).mean() for kept in kept_by_choice])
+    measured = torch.tensor(
+        [text_loss(checkpoint, {last.layer: kept}) - full for kept in kept_by_choice]
+    )
+    assert measured.min() < 0 < measured.max()
+    assert (expected - measured).square().sum() < 0.2 * measured.square().sum()
+
+
+@torch.inference_mode()
+def text_loss(checkpoint, kept) -> float:
+    """Mean over all tokens, with nothing to say of each window's last one."""
+    stream = DecoderStream(checkpoint, "float32")
+    [hidden_NTD] = hidden = embed_all(stream, [IDS])
+    for layer in stream.layers():
+        step_(layer, hidden, kept.get(layer.index))
+    logits_NTV = stream.logits(hidden_NTD.flatten(0, 1)).view(*IDS.shape, -1).double()
+    lost = functional.cross_entropy(
+        logits_NTV[:, :-1].flatten(0, 1), IDS[:, 1:].flatten(), reduction="sum"
+    )
+    return float(lost) / IDS.numel()
 
 
 def bundle_layers(path, checkpoint):
@@ -199,22 +240,22 @@ def layers_of(seed: int, count: int = 3, experts: int = 4) -> list[LayerEffects]
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.integers(0, 10_000))
-def test_no_single_swap_of_any_layer_improves_the_choice(seed):
-    layers = layers_of(seed)
-    turns = list(choose_together(layers, 2))
-    costs = [divergence(changes(layers, kept)) for kept in turns]
+@given(st.integers(0, 10_000), st.sampled_from([(0.0, divergence), (1.0, log_loss)]))
+def test_no_single_swap_of_any_layer_improves_the_choice(seed, aim):
+    layers, (pull, expected) = layers_of(seed), aim
+    turns = list(choose_together(layers, 2, pull))
+    costs = [expected(changes(layers, kept)) for kept in turns]
     assert costs == sorted(costs, reverse=True)
     subsets = [complement(gone, 4) for gone in pruned_subsets(4, 2)]
     every = {
-        places: divergence(changes(layers, [subsets[place] for place in places]))
+        places: expected(changes(layers, [subsets[place] for place in places]))
         for places in itertools.product(range(6), repeat=3)
     }
     assert costs[-1] >= min(every.values()) - 1e-9
     for layer, other in itertools.product(range(3), subsets):
         if len(set(other) & set(turns[-1][layer])) == 1:
             swapped = [other if place == layer else own for place, own in enumerate(turns[-1])]
-            assert divergence(changes(layers, swapped)) >= costs[-1] * (1 - 1e-5)
+            assert expected(changes(layers, swapped)) >= costs[-1] - 1e-5 * (1 + abs(costs[-1]))
 
 
 def test_layers_do_not_all_lean_on_the_same_tokens():
@@ -264,6 +305,19 @@ def test_the_command_takes_effects_where_the_bundle_holds_them(folder, tmp_path)
     ]
     *_, chosen = choose_together(layers, 4)
     assert list(manifest.kept.values()) == [list(own) for own in chosen]
+
+
+def test_the_command_aims_at_the_text_where_the_effects_are_the_text_s(folder, tmp_path):
+    more = ["--scores", str(folder / "text"), "--method", "naee", "--spread"]
+    assert prune(folder, tmp_path / "out", *more) == 0
+    manifest = read_manifest(tmp_path / "out")
+    facts, checkpoint = manifest.settings["spread"], open_model(CHECKPOINT)
+    layers = [LayerEffects(one, IDS.numel()) for one in bundle_layers(folder / "text", checkpoint)]
+    *_, chosen = choose_together(layers, 4, 1.0)
+    assert list(manifest.kept.values()) == [list(own) for own in chosen]
+    assert facts["log_loss"] == pytest.approx(log_loss(changes(layers, chosen)), abs=1e-6)
+    assert facts["log_loss"] <= facts["log_loss_of_layers_alone"] and "divergence" not in facts
+    assert facts["log_loss"] == pytest.approx(sum(facts["domain_log_loss"].values()) / 2, abs=2e-6)
 
 
 @pytest.mark.parametrize(

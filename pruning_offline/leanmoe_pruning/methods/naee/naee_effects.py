@@ -1,12 +1,12 @@
-"""``--method naee --spread effects``: subsets of all layers that together move predictions least.
+"""``--method naee --spread effects``: subsets of all layers, chosen by what they do together.
 
-Where NAEE compares each layer's output, this compares the model's next-token distributions, by
-the effects of a bundle (``scores.effects``).
+Where NAEE compares each layer's output, this compares the model's next-token distributions, or the
+log loss of the text, by the effects of a bundle (``scores.effects``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from leanmoe_pruning.methods.naee.together import (
     changes,
     choose_together,
     divergence,
+    log_loss,
 )
 from leanmoe_pruning.methods.request import Asked
 from leanmoe_pruning.methods.selection import LayerChoice, plans_of
@@ -34,12 +35,26 @@ from leanmoe_pruning.scores.sampling import evenly_spaced
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What the sum over layers should make least: named as in the manifest."""
+
+    name: str
+    expected: Callable[[torch.Tensor], float]
+    pull: float = 0.0
+
+
+_PREDICTIONS = Aim("divergence", divergence)
+_TEXT = Aim("log_loss", log_loss, pull=1.0)
+
+
+@dataclass(frozen=True)
 class EffectsNaee:
     """A checked run."""
 
     inputs: Inputs
     keep: int
     asked: Asked
+    aim: Aim
 
     def settings(self) -> dict[str, Any]:
         return {"keep": self.keep, "variant": "layerwise", "spread": self.asked}
@@ -49,7 +64,7 @@ class EffectsNaee:
         passed.pin_super_experts()
         with progress("naee: layers take turns", 1 + MOST_TURNS) as tick:
             turns = []
-            for kept in choose_together(passed.layers, self.keep):
+            for kept in choose_together(passed.layers, self.keep, self.aim.pull):
                 turns.append(kept)
                 tick()
         record = {"spread": {"asked": self.asked, **self._facts(passed.layers, turns)}}
@@ -79,15 +94,16 @@ class EffectsNaee:
     def _facts(
         self, layers: Sequence[LayerEffects], turns: Sequence[Sequence[Kept]]
     ) -> dict[str, Any]:
-        """For the manifest: the divergence to expect, of each domain too, and of layers alone."""
+        """For the manifest: what to expect, of each domain too, and of layers alone."""
         alone_S, found_S = (changes(layers, kept) for kept in (turns[0], turns[-1]))
-        expected = {"divergence": found_S, "divergence_of_layers_alone": alone_S}
+        name, expected = self.aim.name, self.aim.expected
         return {
             "rule": "effects",
             "tokens": len(found_S),
             "turns": len(turns) - 1,
-            **{name: round(divergence(change_S), 6) for name, change_S in expected.items()},
-            "domain_divergence": self._by_domain(found_S),
+            name: round(expected(found_S), 6),
+            f"{name}_of_layers_alone": round(expected(alone_S), 6),
+            f"domain_{name}": self._by_domain(found_S),
         }
 
     def _by_domain(self, change_S: torch.Tensor) -> dict[str, float]:
@@ -97,7 +113,7 @@ class EffectsNaee:
         sampled = evenly_spaced(len(of_T), bundle.description.gram_tokens)
         of_S = of_T[sampled[evenly_spaced(len(sampled), len(change_S))]]
         return {
-            name: round(divergence(change_S[of_S == place]), 6)
+            name: round(self.aim.expected(change_S[of_S == place]), 6)
             for place, name in enumerate(domains.names)
             if (of_S == place).any()
         }
@@ -123,11 +139,12 @@ def has_effects(inputs: Inputs) -> bool:
     return inputs.bundle is not None and inputs.bundle.description.effects is not None
 
 
-def check_effects(inputs: Inputs) -> None:
-    """Raise where there are none to decide from."""
-    if not has_effects(inputs):
+def aim_of(inputs: Inputs) -> Aim:
+    """What the effects of the scores are for; raises where there are none to decide from."""
+    if inputs.bundle is None or not has_effects(inputs):
         where = "--data is scored without" if inputs.bundle is None else inputs.bundle.directory
         raise InputError(
             f"--spread effects decides from what experts' outputs do to predictions, and {where} "
             "holds no such effects; make a bundle with `leanmoe score --effects` and give --scores"
         )
+    return _TEXT if inputs.bundle.description.effects == "text" else _PREDICTIONS

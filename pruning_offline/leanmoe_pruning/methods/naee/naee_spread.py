@@ -23,7 +23,7 @@ from leanmoe_pruning.evaluation.redundancy import LayerSample
 from leanmoe_pruning.methods.gate_ratios import evidence_of
 from leanmoe_pruning.methods.method import Chooser, Decision, Inputs
 from leanmoe_pruning.methods.naee.greedy import Elimination, refined
-from leanmoe_pruning.methods.naee.naee_effects import EffectsNaee, check_effects, has_effects
+from leanmoe_pruning.methods.naee.naee_effects import EffectsNaee, aim_of, has_effects
 from leanmoe_pruning.methods.naee.naee_options import (
     NaeeOptions,
     search_notes,
@@ -128,9 +128,9 @@ def open_spread(request: Request, options: NaeeOptions, inputs: Inputs) -> Choos
     keep = request.experts_to_keep(inputs.checkpoint)
     inputs.need_scores("naee")
     if request.spread == "effects" or (request.spread == "auto" and has_effects(inputs)):
-        check_effects(inputs)
+        aim = aim_of(inputs)
         _check_own_search(options)
-        return EffectsNaee(inputs, keep, request.spread)
+        return EffectsNaee(inputs, keep, request.spread, aim)
     inputs.check_spread(request.spread)
     search = search_of(options, inputs.shape, [keep])
     return SpreadNaee(inputs, keep, options.batch_size, search, request.spread)

@@ -1,12 +1,15 @@
 """Experts of all layers chosen together by what their removal does to the model's predictions.
 
 A layer's choice moves the predictions of token t by d_t, to first order (``scores.effects``); what
-all layers do adds up, with signs, and half the mean square of the sum is the KL divergence that
-the cut is expected to cost. So the same tokens do not pay in every layer, whatever expert numbers
-or domains stand for. Layers take turns: each chooses the set that adds least to what the others
-do, until none changes or ten turns are over. For one layer that is NAEE's problem with outputs of
-one number, whose target is moved by the others, and NAEE's search solves it. S tokens with
-effects, E experts, K top-k, C candidates for removal, N routings that change.
+all layers do adds up, with signs. With effects of drawn next tokens half the mean square of the sum
+is the KL divergence that the cut is expected to cost. With effects of the text's, the mean of
+d + d^2 / 2 is what its log loss is expected to grow by, which is half the mean of (d + 1)^2 and a
+constant: the same problem with a ``pull`` of 1 to begin with. So the same tokens do not pay in
+every layer, whatever expert numbers or domains stand for. Layers take turns: each chooses the set
+that adds least to what the others do, until none changes or ten turns are over. For one layer that
+is NAEE's problem with outputs of one number, whose target is moved by the others, and NAEE's
+search solves it. S tokens with effects, E experts, K top-k, C candidates for removal, N routings
+that change.
 """
 
 from __future__ import annotations
@@ -55,9 +58,9 @@ class LayerEffects:
         """How far keeping only these moves each token's predictions, float64 ``[S]``."""
         return self._given(kept) - self._whole_S
 
-    def best(self, keep: int) -> Kept:
-        """The choice that moves them least while other layers do nothing."""
-        removals = self._removals(torch.zeros_like(self._whole_S))
+    def best(self, keep: int, pull: float = 0.0) -> Kept:
+        """The choice that brings them closest to nothing while other layers do nothing."""
+        removals = self._removals(torch.full_like(self._whole_S, pull))
         n_groups = self._scores.rule.n_groups
         return refined(removals, Elimination(removals, n_groups, 1).best(keep), n_groups)[0]
 
@@ -107,11 +110,16 @@ def _given(routing: Routing, effects_NK: torch.Tensor) -> torch.Tensor:
     return (routing.applied().double() * effects_NK).sum(1)
 
 
-def choose_together(layers: Sequence[LayerEffects], keep: int) -> Iterator[list[Kept]]:
-    """The layers' own choices, then what every turn made of them, until one changes nothing."""
-    kept = [layer.best(keep) for layer in layers]
+def choose_together(
+    layers: Sequence[LayerEffects], keep: int, pull: float = 0.0
+) -> Iterator[list[Kept]]:
+    """The layers' own choices, then what every turn made of them, until one changes nothing.
+
+    The mean square of what all change, and ``pull``, becomes least.
+    """
+    kept = [layer.best(keep, pull) for layer in layers]
     yield list(kept)
-    total_S = changes(layers, kept)
+    total_S = changes(layers, kept) + pull
     for _ in range(MOST_TURNS):
         before = list(kept)
         for place, layer in enumerate(layers):
@@ -145,3 +153,8 @@ def expected_divergence(
 def divergence(change_S: torch.Tensor) -> float:
     """The KL divergence to expect of it, nats per token."""
     return float(change_S.square().mean()) / 2
+
+
+def log_loss(change_S: torch.Tensor) -> float:
+    """What the log loss of the text is expected to grow by, of the text's own effects."""
+    return float(change_S.mean()) + divergence(change_S)
