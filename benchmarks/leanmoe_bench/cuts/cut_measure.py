@@ -64,15 +64,15 @@ def measure(model: str, runs: Sequence[Run], text: Text, work: Path) -> Iterator
         yield once(_file(work, run.name, held_out), partial(_judged, run, text, work))
 
 
-def _scores(work: Path, text: Text, sample: int) -> Path:
+def _scores(work: Path, effects: str, text: Text, sample: int) -> Path:
     """The score bundle of all calibration windows, or of one part of them, made at first use."""
-    whole = work / "scores"
+    whole = work / f"scores-{effects}"
     if not (whole / DESCRIPTION).exists():
         data, model = windows_of(text.windows), str(work / "reference")
-        leanmoe("score", model, "--effects", "--data", data, "-o", str(whole))
+        leanmoe("score", model, "--effects", effects, "--data", data, "-o", str(whole))
     if not sample:
         return whole
-    part = work / f"scores-{sample}-of-{text.samples}"
+    part = work / f"{whole.name}-{sample}-of-{text.samples}"
     if not (part / DESCRIPTION).exists():
         sample_bundle(
             whole, part, RouterRule.of(open_model(work / "reference").shape), text, sample
@@ -148,9 +148,9 @@ def _kept(run: Run, text: Text, work: Path) -> dict[int, list[int]]:
         layers = open_model(model).shape.moe_layers
         return kept_by_pairs(layers, run.keep, run.method, run.seed)
     if not plan.exists():
-        scored = "{scores}" in run.command
-        places = {"model": model, "scores": _scores(work, text, run.sample) if scored else None}
-        leanmoe(*(part.format(**places, out=plan) for part in run.command))
+        asked = [one for one in ("predictions", "text") if f"{{{one}}}" in run.command]
+        scores = {effects: _scores(work, effects, text, run.sample) for effects in asked}
+        leanmoe(*(part.format(model=model, out=plan, **scores) for part in run.command))
     read = read_plan(plan, open_model(model))
     return {layer: list(own.kept) for layer, own in read.layers.items()}
 

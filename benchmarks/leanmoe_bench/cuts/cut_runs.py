@@ -1,6 +1,7 @@
 """Which cuts are compared: the command that decides each, as a user would type it.
 
-``{model}``, ``{scores}`` and ``{out}`` stand for the source, its score bundle and the plan.
+``{model}`` and ``{out}`` stand for the source and the plan, ``{predictions}`` and ``{text}`` for
+its score bundles, by what the effects of experts in them are on.
 A sample is one of several equal parts of the calibration windows: what a method decides from each
 shows how much of its result is the choice of text.
 """
@@ -22,9 +23,11 @@ HEALED_AT_ONCE = 4
 PAIRED = (APART, TOGETHER)
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
 _RANKINGS = ("frequency", "soft-activation", "ean", "msan", "weighted-ean", "coverage", "pairwise")
-# The first decides from what experts do to predictions, which the bundles here hold.
+_BY_TEXT = "naee, spread, by text"
+# The first two decide from what experts do to predictions and to the log loss of the text.
 _RULES = {
     "naee, spread": ("--method", "naee", "--spread"),
+    _BY_TEXT: ("--method", "naee", "--spread"),
     "naee": ("--method", "naee"),
     "naee, spread over experts": ("--method", "naee", "--spread", "experts"),
     "naee, spread over domains": ("--method", "naee", "--spread", "domains"),
@@ -89,7 +92,8 @@ def every_run(model: str, samples: int = 0, heal: int = 0) -> Iterator[Run]:
 
 
 def _scored(name: str, keep: int, sample: int = 0) -> Run:
-    command = _decide(keep, *_RULES[name], "--scores", "{scores}")
+    scores = "{text}" if name == _BY_TEXT else "{predictions}"
+    command = _decide(keep, *_RULES[name], "--scores", scores)
     return Run(name, keep, 0, command, sample)
 
 
