@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 
@@ -76,3 +77,35 @@ def test_it_needs_a_model_to_remember_and_a_folder(models, tmp_path, capsys):
     (tmp_path / "file").write_text("here")
     assert main(["eval", *asked, str(tmp_path / "file"), "--against", str(other)]) == 2
     assert "expected a folder" in capsys.readouterr().err
+
+
+def test_what_cannot_be_kept_is_said_and_the_figures_come(models, tmp_path, capsys, caplog):
+    """The kernel lets no file grow: nothing is left, and nothing that was computed is lost."""
+    first, _, other = models
+    memory, asked = tmp_path / "memory", ["--data", DATA, "--tasks", "builtin:facts:10"]
+    plain = run(capsys, first, other, *asked)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        code = main(
+            ["eval", str(first), "--against", str(other), *asked, "--remember", str(memory)]
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 0
+    assert caplog.text.count("File too large; it will be made anew") == 2
+    assert list(memory.iterdir()) == []
+    assert run(capsys, first, other, *asked, "--remember", str(memory)) == plain
+
+
+def test_what_was_damaged_is_made_anew(models, tmp_path, capsys, caplog):
+    first, _, other = models
+    memory, asked = tmp_path / "memory", ["--data", DATA, "--tasks", "builtin:facts:10"]
+    asked += ["--remember", str(memory)]
+    whole = run(capsys, first, other, *asked)
+    kept = {path.name: path.read_bytes() for path in memory.iterdir()}
+    for path in memory.iterdir():
+        path.write_bytes(path.read_bytes()[:-9])
+    assert run(capsys, first, other, *asked) == whole
+    assert caplog.text.count("cannot be read") == 2
+    assert {path.name: path.read_bytes() for path in memory.iterdir()} == kept
