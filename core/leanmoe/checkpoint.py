@@ -11,6 +11,7 @@ from leanmoe.errors import CheckpointError
 from leanmoe.families import Family, MoEShape, family_of
 from leanmoe.families.base import ConfigError
 from leanmoe.files.digest import parse_json
+from leanmoe.files.output import check_name
 from leanmoe.layout import LayerLayout, Layout, read_layout
 from leanmoe.manifest import Manifest, read_manifest
 from leanmoe.sparse.sparse_format import SparseFormat, read_sparse_format
@@ -145,6 +146,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read ``path/config.json`` and find its family; raise ``CheckpointError`` otherwise."""
+    check_name(path)
     file = path / "config.json"
     if not _is_dir(path):
         raise CheckpointError(f"{path} is not a directory; give a Hugging Face model directory")

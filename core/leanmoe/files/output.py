@@ -48,6 +48,7 @@ def check_output(target: Path, force: bool = False, inputs: Iterable[Path] = ())
     ``inputs`` are folders the command reads: the output may neither be, nor hold, nor lie in one.
     What a killed run left beside ``target`` is removed.
     """
+    check_name(target)
     try:
         _check_place(target)
         for other in inputs:
@@ -59,7 +60,28 @@ def check_output(target: Path, force: bool = False, inputs: Iterable[Path] = ())
             raise InputError(f"output {target} exists already; choose another path or pass --force")
         _check_replaceable(target)
     except (OSError, RuntimeError) as error:
-        raise OutputError(f"could not write {target}: {error}") from error
+        said = getattr(error, "strerror", None) or error
+        raise OutputError(f"could not write {target}: {said}") from error
+
+
+def check_name(path: Path) -> None:
+    """Raise unless safetensors, tokenizers and JSON can be given the path: it must be UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{str(path)!r} is not UTF-8, as names of models and outputs must be; rename it"
+        ) from None
+
+
+def check_writable(target: Path) -> None:
+    """Raise where nothing can be made at ``target``, before the work that it is to hold."""
+    parent = next(one for one in target.absolute().parents if one.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"could not write {target}: {parent} cannot be written to; choose another path, or "
+            "have it made writable"
+        )
 
 
 def _check_place(target: Path) -> None:
@@ -75,6 +97,7 @@ def _check_place(target: Path) -> None:
     parent = next(one for one in target.absolute().parents if one.exists())
     if not parent.is_dir():
         raise InputError(f"output {target} cannot be made: {parent} is a file; choose another path")
+    check_writable(target)
 
 
 def _check_apart(target: Path, other: Path) -> None:

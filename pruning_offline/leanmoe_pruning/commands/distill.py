@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.command import Result
-from leanmoe.errors import InputError
+from leanmoe.errors import InputError, OutputError
 from leanmoe.files.output import atomic_directory, check_output
 from leanmoe.manifest import write_manifest
-from leanmoe.process.interrupts import stop_on_signals
+from leanmoe.process.interrupts import interrupt_requested, stop_on_signals
 from leanmoe_pruning.checkpoints.opening import (
     OpenedModel,
     check_no_stand_ins,
@@ -219,7 +219,7 @@ def _ancestors(
 def _run(options: DistillOptions) -> Result:
     started = time.monotonic()
     run = _open(options)
-    with stop_on_signals(), _spool(options.out, run) as spool:
+    with stop_on_signals(), _resumable(run), _spool(options.out, run) as spool:
         found = _train_local(run, spool) if run.settings.local else _train_whole(run, spool)
         found = {**found, **_notes(run, options.out)}
         cutter = Cutter(run.student.checkpoint, {}, spool)
@@ -249,6 +249,23 @@ def _run(options: DistillOptions) -> Result:
         "manifest_digest": manifest.digest(),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+@contextmanager
+def _resumable(run: _Run) -> Iterator[None]:
+    """Say, of a run that is stopped or cannot write, how it goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, OutputError) as error:
+        if run.state is None or not run.state.is_kept:
+            raise
+        kept = (
+            f"what was trained is kept in {run.state.directory}: run the same command again with "
+            "--resume to go on from there, or remove that folder"
+        )
+        if isinstance(error, KeyboardInterrupt) or interrupt_requested():
+            raise KeyboardInterrupt(kept) from None
+        raise OutputError(f"{error}; {kept}") from error
 
 
 @contextmanager

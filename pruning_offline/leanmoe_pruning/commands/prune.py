@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -281,9 +281,8 @@ def _pruned(request: PruneOptions, method: Method[Any], own: Any) -> Result:
             )
             with progress("checking shards", cutter.n_tensors) as tick:
                 cutter.validate(tick)
-            # First: where the dump cannot be written, there is no checkpoint without it either.
-            _write_dump(request, decision)
-            manifest = _write(request, method, inputs, chooser, decision, cutter)
+            with _dumped(request, decision):
+                manifest = _write(request, method, inputs, chooser, decision, cutter)
         decision.finished()
     return {**_result(request, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
 
@@ -413,8 +412,8 @@ def _plan(
     if method.reads_data:
         settings, calibration = {**settings, "compute": inputs.computed_in}, inputs.calibration
     note = plan_note(inputs.checkpoint.path.resolve().name, method.name, settings, calibration)
-    _write_dump(request, decision)
-    write_plan(request.out, decision.layers, note)
+    with _dumped(request, decision):
+        write_plan(request.out, decision.layers, note)
     decision.finished()
     return {
         "plan": str(request.out),
@@ -436,12 +435,16 @@ def _settings(
     return settings
 
 
-def _write_dump(request: Request, decision: Decision) -> None:
+@contextmanager
+def _dumped(request: Request, decision: Decision) -> Iterator[None]:
+    """Write the dump, then have the block write what it belongs to: both appear, or neither."""
     if request.dump is None:
+        yield
         return
     with atomic_directory(request.dump, request.force) as directory:
         write_tensors(directory / "results.safetensors", decision.tensors)
         atomic_write_json(directory / "results.json", decision.facts)
+        yield
 
 
 def _write(

@@ -8,7 +8,7 @@ from pathlib import Path
 from leanmoe.command import Result
 from leanmoe.errors import InputError, OutputError
 from leanmoe.extras import install_hint
-from leanmoe.files.output import atomic_write_text
+from leanmoe.files.output import atomic_write_text, check_name, check_writable
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.options import argument, command_of, option
@@ -41,6 +41,7 @@ def _check_page(options: ReportOptions) -> None:
             raise InputError("--dump is drawn on the page; give --html PATH too, or drop it")
         return
     target: Path = options.html
+    check_name(target)
     if target.is_symlink() or (target.exists() and not target.is_file()):
         raise InputError(f"--html {target} is no plain file; give a file, such as report.html")
     if options.model.resolve() in target.resolve().parents:
@@ -52,6 +53,7 @@ def _check_page(options: ReportOptions) -> None:
         raise InputError(f"--html {target} exists already; choose another path or pass --force")
     if not target.parent.is_dir():
         raise InputError(f"--html {target} cannot be made: {target.parent} is no folder; make it")
+    check_writable(target)
 
 
 def _run(options: ReportOptions) -> Result:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError, OutputError
-from leanmoe.files.output import atomic_write_text
+from leanmoe.files.output import atomic_write_text, check_name, check_writable
 from leanmoe_pruning.cutting.layer_plan import LayerPlan
 
 
 def check_plan_target(target: Path, force: bool, inputs: Iterable[Path]) -> None:
     """Raise unless a plan can be written to ``target`` without losing anything else."""
+    check_name(target)
     if target.is_symlink() or (target.exists() and not target.is_file()):
         raise InputError(f"output {target} is no plain file; give a file, such as plan.json")
     for other in (path.resolve() for path in inputs):
@@ -23,6 +24,7 @@ def check_plan_target(target: Path, force: bool, inputs: Iterable[Path]) -> None
         raise InputError(f"output {target} exists already; choose another path or pass --force")
     if not target.parent.is_dir():
         raise InputError(f"output {target} cannot be made: {target.parent} is no folder; make it")
+    check_writable(target)
 
 
 def write_plan(target: Path, layers: Mapping[int, LayerPlan], note: str) -> None:

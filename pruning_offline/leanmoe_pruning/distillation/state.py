@@ -98,6 +98,11 @@ class StateFolder:
     def _write(self) -> None:
         atomic_write_text(self.directory / NAME, self.state.model_dump_json(indent=1) + "\n")
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.directory / NAME).is_file()
+
     def remove(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
 

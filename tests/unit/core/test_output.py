@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from leanmoe.checkpoint import open_checkpoint
 from leanmoe.errors import InputError, LeanMoEError, OutputError
 from leanmoe.files.digest import parse_json
 from leanmoe.files.output import atomic_directory, check_output
@@ -142,3 +143,30 @@ def test_what_stopped_an_earlier_command_does_not_stop_the_next(capsys) -> None:
     ]
     assert codes == [130, 1]
     assert "unexpected RuntimeError: no such luck" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work() -> None:
+    """As a user who may not write to the root of the file system, in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        try:
+            check_output(Path("/leanmoe-out/deeper"))
+        except OutputError as error:
+            os._exit(0 if "/ cannot be written to" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("check", [check_output, open_checkpoint])
+def test_names_that_are_no_text_are_refused_in_a_sentence(check, tmp_path) -> None:
+    path = tmp_path / os.fsdecode(b"model-\xff")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        check(path)
+
+
+def test_a_name_that_is_too_long_is_told_once(tmp_path) -> None:
+    with pytest.raises(OutputError) as refused:
+        check_output(tmp_path / ("x" * 300))
+    assert str(refused.value).count("xxx" * 100) == 1

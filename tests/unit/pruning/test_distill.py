@@ -274,13 +274,14 @@ def files_of(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("options", [LOCAL, WHOLE])
-def test_a_stopped_run_resumes_to_the_same_bytes(options, sparse, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_to_the_same_bytes(options, sparse, tmp_path, monkeypatch, capsys):
     every = "1" if "--local" in options else "5"
     assert distill(sparse, tmp_path / "straight" / "out", *options) == 0
     out = tmp_path / "stopped" / "out"
     with monkeypatch.context() as patch:
         stop_at_second_layer_or_eighth_step(patch)
         assert distill(sparse, out, *options, "--checkpoint-every", every) == 130
+    assert f"{out}.training: run the same command again with --resume" in capsys.readouterr().err
     assert [path.name for path in out.parent.iterdir()] == ["out.training"]
     assert distill(sparse, out, *options, "--resume", "--checkpoint-every", every) == 0
     assert [path.name for path in out.parent.iterdir()] == ["out"]
