@@ -18,6 +18,8 @@ namespace sparse {
 
 // Runs of blocks that a thread is given, one after the other.
 constexpr int64_t RUNS = 8;
+// Blocks that a thread multiplies with the same inputs: float8 has scales for 128 rows.
+constexpr int64_t PANEL = 4;
 
 // What groups have beyond their share, over the rows of all experts in turn, as in files.
 template <class Value>
@@ -53,14 +55,14 @@ struct Scales {
         return numbers + ((expert * halves + half) * row_blocks + block) * column_blocks;
     }
     // to[c] is from[c] times the scale of its column, and what a code needs beside it.
-    template <class Input>
-    void multiply(const float* scales, float of_a_code, const float* from, int64_t columns,
-                  Input* to) const {
+    template <class Product>
+    void multiply(const float* scales, const float* from, int64_t columns,
+                  typename Product::Input* to) const {
         for (int64_t at = 0; at < columns;) {
             const int64_t block = (first_column + at) / block_columns;
             const int64_t end = std::min(columns, (block + 1) * block_columns - first_column);
-            const float scale = scales[block] * of_a_code;
-            for (; at < end; at++) from_float(from[at] * scale, to + at);
+            Product::scale(from + at, scales[block] * Product::OF_A_CODE, end - at, to + at);
+            at = end;
         }
     }
 };
@@ -156,19 +158,64 @@ struct Pairs {
     }
 
     int64_t size() const { return starts.back(); }
+
+    // Tiles that the tokens of one expert fill at most.
+    int64_t most_tiles() const {
+        int64_t most = 0;
+        for (int64_t e : used) most = std::max(most, starts[e + 1] - starts[e]);
+        return (most + TILE_TOKENS - 1) / TILE_TOKENS;
+    }
 };
 
 // A block of rows times up to 4 tokens.
 template <class Product>
-void multiply(const Projection<typename Product::Value>& projection, int64_t expert, int64_t row,
+void multiply(const Matrix<typename Product::Value>& matrix, int64_t row,
               const typename Product::Input* const* x, int tokens, Sums& sums) {
     using Tile = void (*)(const Matrix<typename Product::Value>&, int64_t,
                           const typename Product::Input* const*, Sums&, int);
     static constexpr Tile tiles[] = {&Product::template tile<1>, &Product::template tile<2>,
                                      &Product::template tile<3>, &Product::template tile<4>};
-    const auto matrix = projection.of(expert);
     for (int at = 0; at < BLOCK; at += TILE_ROWS) tiles[tokens - 1](matrix, row + at, x, sums, at);
 }
+
+// Rows of an expert, multiplied with one tile of its tokens after the other. Where there are several
+// tiles, codes become numbers once for all of them, in a buffer that a core's cache holds.
+template <class Product>
+class Rows {
+    using Value = typename Product::Value;
+    using Wide = typename Product::Wide;
+    static constexpr bool WIDENS = std::is_same_v<Value, Float8>;
+
+  public:
+    Rows(const Projection<Value>& projection, int64_t rows, int64_t most_tiles)
+        : projection_(projection),
+          count_(rows * projection.groups * projection.keep),
+          numbers_(WIDENS && most_tiles > 1 ? count_ : 0) {}
+
+    void begin(int64_t expert, int64_t row, int64_t tokens) {
+        matrix_ = projection_.of(expert), row_ = row;
+        is_wide_ = WIDENS && tokens > TILE_TOKENS;
+        if constexpr (WIDENS)
+            if (is_wide_) Product::widen(matrix_.values_of(row), count_, numbers_.data());
+    }
+
+    // The block that begins `at` rows after the first.
+    void multiply(int64_t at, const typename Product::Input* const* x, int tokens, Sums& sums) const {
+        if (!is_wide_) return sparse::multiply<Product>(matrix_, row_ + at, x, tokens, sums);
+        const Matrix<typename Wide::Value> wide = {numbers_.data(), matrix_.mask_of(row_),
+                                                   matrix_.groups, matrix_.keep,
+                                                   numbers_.data() + count_};
+        sparse::multiply<Wide>(wide, at, x, tokens, sums);
+    }
+
+  private:
+    const Projection<Value>& projection_;
+    const int64_t count_;
+    std::vector<typename Wide::Value> numbers_;
+    Matrix<Value> matrix_ = {};
+    int64_t row_ = 0;
+    bool is_wide_ = false;
+};
 
 // Up to 4 pairs of an expert in turn, and what their tokens bring.
 template <class Source>
@@ -189,38 +236,52 @@ class Inputs {
     // What is scaled is rounded once, afterwards.
     using Source = std::conditional_t<SCALES, float, Input>;
 
-    explicit Inputs(int64_t width)
-        : width_(width), source_(SCALES ? width : 0), scaled_(SCALES ? TILE_TOKENS * width : 0) {}
+    // Pairs whose rows are held at once: blocks of weights in turn have the same scales.
+    static constexpr int64_t HELD = SCALES ? 32 : int64_t{1} << 32;
+
+    Inputs(int64_t width, int64_t most_tiles) : width_(width), source_(SCALES ? width : 0) {
+        if (!SCALES) return;
+        held_.resize(std::min(most_tiles, HELD / TILE_TOKENS));
+        scaled_.resize(held_.size() * TILE_TOKENS * width);
+    }
 
     // `order` says which column of x each packed place multiplies, null: its own.
     const Input* const* of(const Tile<Source>& tile, const Scales& scales, int64_t half, int64_t row,
                            const int32_t* order) {
         if constexpr (SCALES) {
+            const size_t place = tile.pair / TILE_TOKENS % held_.size();
             const float* numbers = scales.of(tile.expert, half, row);
-            if (numbers == numbers_ && tile.pair == pair_) return rows_;
-            numbers_ = numbers, pair_ = tile.pair;
-            for (int t = 0; t < tile.tokens; t++) scale(scales, order, tile.x[t], t);
-            return rows_;
+            Rows& rows = held_[place];
+            if (numbers == rows.numbers && tile.pair == rows.pair) return rows.of;
+            rows.numbers = numbers, rows.pair = tile.pair;
+            for (int t = 0; t < tile.tokens; t++) {
+                Input* to = scaled_.data() + (place * TILE_TOKENS + t) * width_;
+                scale(scales, numbers, order, tile.x[t], to);
+                rows.of[t] = to;
+            }
+            return rows.of;
         } else {
             return tile.x;
         }
     }
 
   private:
-    void scale(const Scales& scales, const int32_t* order, const float* x, int t) {
-        Input* to = scaled_.data() + t * width_;
-        rows_[t] = to;
-        scales.multiply(numbers_, OF_A_CODE, x, width_, order ? source_.data() : to);
+    struct Rows {
+        const float* numbers = nullptr;
+        int64_t pair = -1;
+        const Input* of[TILE_TOKENS] = {};
+    };
+
+    void scale(const Scales& scales, const float* numbers, const int32_t* order, const float* x,
+               Input* to) {
+        scales.multiply<Product>(numbers, x, width_, order ? source_.data() : to);
         if (!order) return;
         for (int64_t c = 0; c < width_; c++) to[c] = source_[order[c]];
     }
 
     const int64_t width_;
-    // Whose rows are held: many blocks of weights in turn have the same.
-    const float* numbers_ = nullptr;
-    int64_t pair_ = -1;
     std::vector<Input> source_, scaled_;
-    const Input* rows_[TILE_TOKENS] = {};
+    std::vector<Rows> held_;
 };
 
 template <class Product, class Value>
@@ -288,14 +349,18 @@ class Layer {
     }
 
     void project_in() {
-        const int64_t blocks = step_.hidden / BLOCK;
-        const int64_t tasks = static_cast<int64_t>(pairs_.used.size()) * blocks;
-        // Several blocks in turn: each begins where the one before it ends.
-        const int64_t run = std::max<int64_t>(1, tasks / (RUNS * threads_));
-        Inputs<Product> of_gate(step_.width), of_up(step_.width);
+        const auto used = static_cast<int64_t>(pairs_.used.size()), blocks = step_.hidden / BLOCK;
+        const int64_t shares = RUNS * threads_;
+        const int64_t size = std::clamp<int64_t>(used * blocks / shares, 1, PANEL);
+        const int64_t panels = (blocks + size - 1) / size, tasks = used * panels;
+        // Several panels in turn: each begins where the one before it ends.
+        const int64_t run = std::max<int64_t>(1, tasks / shares);
+        Hiding hiding(step_, pairs_.most_tiles());
         #pragma omp for schedule(dynamic, run)
-        for (int64_t task = 0; task < tasks; task++)
-            hide(pairs_.used[task / blocks], task % blocks * BLOCK, of_gate, of_up);
+        for (int64_t task = 0; task < tasks; task++) {
+            const int64_t first = task % panels * size, end = std::min(first + size, blocks);
+            hide(pairs_.used[task / panels], first * BLOCK, end * BLOCK, hiding);
+        }
     }
 
     template <class Row>
@@ -307,21 +372,41 @@ class Layer {
         return tile;
     }
 
-    // Hidden values of a block of rows for every pair of an expert.
-    void hide(int64_t expert, int64_t row, Inputs<Product>& of_gate, Inputs<Product>& of_up) {
-        const int64_t last = pairs_.starts[expert + 1], listed = expert * step_.gate_up.rows + row;
+    // What a thread needs to project in.
+    struct Hiding {
+        Inputs<Product> of_gate, of_up;
+        Rows<Product> rows;
+
+        Hiding(const Step<Weight, Value>& step, int64_t most_tiles)
+            : of_gate(step.width, most_tiles), of_up(step.width, most_tiles),
+              rows(step.gate_up, 2 * BLOCK, most_tiles) {}
+    };
+
+    // Hidden values of a panel of rows for every pair of an expert: of as many as inputs are held of.
+    void hide(int64_t expert, int64_t first, int64_t end, Hiding& hiding) {
+        const int64_t last = pairs_.starts[expert + 1];
+        for (int64_t pair = pairs_.starts[expert]; pair < last; pair += Inputs<Product>::HELD)
+            for (int64_t row = first; row < end; row += BLOCK)
+                hide(expert, row, pair, std::min(last, pair + Inputs<Product>::HELD), hiding);
+    }
+
+    // Those of a block of rows for pairs `first` to `last`.
+    void hide(int64_t expert, int64_t row, int64_t first, int64_t last, Hiding& hiding) {
+        auto& [of_gate, of_up, rows] = hiding;
+        const int64_t listed = expert * step_.gate_up.rows + row;
         const auto& weights = step_.gate_up;
         const int32_t* order = order_of(expert);
+        rows.begin(expert, 2 * row, last - first);
         // Places of tokens that are not there are computed with, and must hold numbers.
         Sums gate = {}, up = {};
-        for (int64_t pair = pairs_.starts[expert]; pair < last; pair += TILE_TOKENS) {
+        for (int64_t pair = first; pair < last; pair += TILE_TOKENS) {
             const auto tile = tile_of(expert, pair, [&](int64_t one) { return input_of(one); });
             const int tokens = tile.tokens;
             const auto to_gate = of_gate.of(tile, weights.scales, 0, row, order);
-            multiply<Product>(weights, expert, 2 * row, to_gate, tokens, gate);
+            rows.multiply(0, to_gate, tokens, gate);
             weights.overflow.add(listed, to_gate, tokens, gate, OF_A_CODE);
             const auto to_up = of_up.of(tile, weights.scales, 1, row, order);
-            multiply<Product>(weights, expert, 2 * row + BLOCK, to_up, tokens, up);
+            rows.multiply(BLOCK, to_up, tokens, up);
             weights.overflow.add(listed + step_.hidden, to_up, tokens, up, OF_A_CODE);
             step_.activate(gate, up);
             for (int t = 0; t < tokens; t++)
@@ -332,11 +417,13 @@ class Layer {
 
     void project_out() {
         std::vector<float> sums(step_.tokens * BLOCK);
-        Inputs<Product> inputs(step_.hidden);
+        // Of one tile: each is scaled for one block of rows after the other.
+        Inputs<Product> inputs(step_.hidden, 1);
+        Rows<Product> rows(step_.down, BLOCK, pairs_.most_tiles());
         #pragma omp for schedule(dynamic)
         for (int64_t row = 0; row < step_.width; row += BLOCK) {
             std::fill(sums.begin(), sums.end(), 0.0f);
-            for (int64_t expert : pairs_.used) add(expert, row, inputs, sums.data());
+            for (int64_t expert : pairs_.used) add(expert, row, inputs, rows, sums.data());
             for (int64_t t = 0; t < step_.tokens; t++)
                 for (int r = 0; r < BLOCK; r++)
                     from_float(sums[t * BLOCK + r], step_.out + t * step_.width + row + r);
@@ -344,15 +431,17 @@ class Layer {
     }
 
     // Add an expert's share of a block of output columns to the sums of its tokens.
-    void add(int64_t expert, int64_t row, Inputs<Product>& inputs, float* sums) {
-        const int64_t last = pairs_.starts[expert + 1];
+    void add(int64_t expert, int64_t row, Inputs<Product>& inputs, Rows<Product>& rows,
+             float* sums) {
+        const int64_t first = pairs_.starts[expert], last = pairs_.starts[expert + 1];
+        rows.begin(expert, row, last - first);
         const auto hidden_of = [&](int64_t pair) { return hidden_.data() + pair * step_.hidden; };
-        for (int64_t pair = pairs_.starts[expert]; pair < last; pair += TILE_TOKENS) {
+        for (int64_t pair = first; pair < last; pair += TILE_TOKENS) {
             const auto tile = tile_of(expert, pair, hidden_of);
             const int tokens = tile.tokens;
             const auto x = inputs.of(tile, step_.down.scales, 0, row, nullptr);
             Sums found;
-            multiply<Product>(step_.down, expert, row, x, tokens, found);
+            rows.multiply(0, x, tokens, found);
             const int64_t listed = expert * step_.down.rows + row;
             step_.down.overflow.add(listed, x, tokens, found, OF_A_CODE);
             for (int t = 0; t < tokens; t++) {

@@ -70,10 +70,10 @@ inline float to_float(Float16 value) {
 // Read as half precision of the same bits, subnormal or not, a code is 2^-8 of what it means. Where
 // products read it so, inputs are multiplied by that along with the scale (layer.h).
 constexpr float OF_A_HALF = 256.0f;
-inline float to_float(Float8 code) {
-    const uint32_t half = (code.bits & 0x80u) << 8 | (code.bits & 0x7fu) << 7;
-    return to_float(Float16{static_cast<uint16_t>(half)}) * OF_A_HALF;
+inline Float16 as_half(Float8 code) {
+    return {static_cast<uint16_t>((code.bits & 0x80u) << 8 | (code.bits & 0x7fu) << 7)};
 }
+inline float to_float(Float8 code) { return to_float(as_half(code)) * OF_A_HALF; }
 
 inline void from_float(float value, float* out) { *out = value; }
 inline void from_float(float value, Bfloat16* out) {
@@ -105,12 +105,30 @@ inline void from_float(float value, Float16* out) {
     out->bits = static_cast<uint16_t>(sign | found);
 }
 
+// What compilers make instructions of each processor of: inputs times a scale, and codes as halves.
+template <class Input>
+inline void scale_each(const float* from, float scale, int64_t count, Input* to) {
+    for (int64_t i = 0; i < count; i++) from_float(from[i] * scale, to + i);
+}
+inline void halve_each(const Float8* codes, int64_t count, Float16* to) {
+    for (int64_t i = 0; i < count; i++) to[i] = as_half(codes[i]);
+}
+
 // Any processor, any type: one kept weight after the other.
 template <class Value_>
 struct Plain {
     using Value = Value_;
     using Input = float;
     static constexpr float OF_A_CODE = 1.0f;
+    // Multiplies what codes have become, where several tiles of tokens need it.
+    using Wide = Plain<float>;
+
+    static void widen(const Float8* codes, int64_t count, float* to) {
+        for (int64_t i = 0; i < count; i++) to[i] = to_float(codes[i]);
+    }
+    static void scale(const float* from, float scale, int64_t count, Input* to) {
+        scale_each(from, scale, count, to);
+    }
 
     template <int T>
     static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x, Sums& sums,
@@ -197,6 +215,15 @@ struct Avx2 {
     using Value = Value_;
     using Input = float;
     static constexpr float OF_A_CODE = OF_A_HALF;
+    using Wide = Avx2<Float16>;
+
+    LEANMOE_AVX2 static void widen(const Float8* codes, int64_t count, Float16* to) {
+        halve_each(codes, count, to);
+    }
+    LEANMOE_AVX2 static void scale(const float* from, float scale, int64_t count,
+                                    Input* to) {
+        scale_each(from, scale, count, to);
+    }
 
     template <int T>
     LEANMOE_AVX2 static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x,
@@ -359,6 +386,15 @@ struct Avx512 {
     using Value = Value_;
     using Input = float;
     static constexpr float OF_A_CODE = OF_A_HALF;
+    using Wide = Avx512<Float16, KEEP>;
+
+    LEANMOE_AVX512 static void widen(const Float8* codes, int64_t count, Float16* to) {
+        halve_each(codes, count, to);
+    }
+    LEANMOE_AVX512 static void scale(const float* from, float scale, int64_t count,
+                                    Input* to) {
+        scale_each(from, scale, count, to);
+    }
 
     template <int T>
     LEANMOE_AVX512 static void tile(const Matrix<Value>& matrix, int64_t row, const Input* const* x,
@@ -395,6 +431,16 @@ struct Avx512Bf16 {
     using Value = Value_;
     using Input = Bfloat16;
     static constexpr float OF_A_CODE = 1.0f;
+    using Wide = Avx512Bf16<Bfloat16, KEEP>;
+
+    LEANMOE_AVX512_BF16 static void widen(const Float8* codes, int64_t count, Bfloat16* to) {
+        for (int64_t at = 0; at < count; at += GROUP)
+            _mm512_storeu_si512(to + at, bfloat16_words(codes32(codes + at, GROUP)));
+    }
+    LEANMOE_AVX512_BF16 static void scale(const float* from, float scale, int64_t count,
+                                          Input* to) {
+        scale_each(from, scale, count, to);
+    }
 
     template <int T>
     LEANMOE_AVX512_BF16 static void tile(const Matrix<Value>& matrix, int64_t row,

@@ -88,8 +88,10 @@ struct Projection {
 
 template <class Weight, class Value = Weight>
 int compare() {
-    const int64_t experts = drawn(1, 3), groups = drawn(1, 3), hidden = drawn(1, 2);
-    const int64_t tokens = drawn(0, 9), top_k = drawn(1, 2), width = groups * sparse::GROUP;
+    const int64_t experts = drawn(1, 3), groups = drawn(1, 3);
+    // Blocks enough for several in a panel, and tokens enough for more than are held, now and then.
+    const int64_t hidden = drawn(0, 7) ? drawn(1, 2) : 35;
+    const int64_t tokens = drawn(0, 3) ? drawn(0, 9) : drawn(30, 80), top_k = drawn(1, 2), width = groups * sparse::GROUP;
     const int64_t keep = drawn(1, sparse::GROUP - 1);
     const Projection<Weight> gate_up(experts, 2, 2 * hidden * sparse::GROUP, groups, keep);
     const Projection<Weight> down(experts, 1, width, hidden, keep);
