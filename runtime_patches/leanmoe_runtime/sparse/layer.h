@@ -179,7 +179,8 @@ void multiply(const Matrix<typename Product::Value>& matrix, int64_t row,
 }
 
 // Rows of an expert, multiplied with one tile of its tokens after the other. Where there are several
-// tiles, codes become numbers once for all of them, in a buffer that a core's cache holds.
+// tiles, codes become numbers once for all of them, in a buffer of 2 * BLOCK rows that a core's cache
+// of the second level holds.
 template <class Product>
 class Rows {
     using Value = typename Product::Value;
@@ -251,7 +252,7 @@ class Inputs {
         if constexpr (SCALES) {
             const size_t place = tile.pair / TILE_TOKENS % held_.size();
             const float* numbers = scales.of(tile.expert, half, row);
-            Rows& rows = held_[place];
+            Scaled& rows = held_[place];
             if (numbers == rows.numbers && tile.pair == rows.pair) return rows.of;
             rows.numbers = numbers, rows.pair = tile.pair;
             for (int t = 0; t < tile.tokens; t++) {
@@ -266,7 +267,7 @@ class Inputs {
     }
 
   private:
-    struct Rows {
+    struct Scaled {
         const float* numbers = nullptr;
         int64_t pair = -1;
         const Input* of[TILE_TOKENS] = {};
@@ -281,7 +282,7 @@ class Inputs {
 
     const int64_t width_;
     std::vector<Input> source_, scaled_;
-    std::vector<Rows> held_;
+    std::vector<Scaled> held_;
 };
 
 template <class Product, class Value>
@@ -387,11 +388,11 @@ class Layer {
         const int64_t last = pairs_.starts[expert + 1];
         for (int64_t pair = pairs_.starts[expert]; pair < last; pair += Inputs<Product>::HELD)
             for (int64_t row = first; row < end; row += BLOCK)
-                hide(expert, row, pair, std::min(last, pair + Inputs<Product>::HELD), hiding);
+                hide_block(expert, row, pair, std::min(last, pair + Inputs<Product>::HELD), hiding);
     }
 
     // Those of a block of rows for pairs `first` to `last`.
-    void hide(int64_t expert, int64_t row, int64_t first, int64_t last, Hiding& hiding) {
+    void hide_block(int64_t expert, int64_t row, int64_t first, int64_t last, Hiding& hiding) {
         auto& [of_gate, of_up, rows] = hiding;
         const int64_t listed = expert * step_.gate_up.rows + row;
         const auto& weights = step_.gate_up;
