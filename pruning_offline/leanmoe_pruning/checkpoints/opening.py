@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,10 @@ from leanmoe.files.digest import file_digest
 from leanmoe.files.output import TOKENIZER_FOLDERS, TUNED_FOLDER
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files, weights_digest
+from leanmoe.sparse.sparse_format import INPUT_ORDER, PARTS, WEIGHT, SparseFormat
 from leanmoe.stand_ins import stand_in_name, stand_in_sizes
 from leanmoe_pruning.checkpoints.fp8 import SCALE, block_of, check_scales
+from leanmoe_pruning.checkpoints.packed import PackedTensor
 from leanmoe_pruning.checkpoints.shards import WEIGHT_SUFFIXES, ShardReader
 from leanmoe_pruning.forward.families import RUNNABLE
 from leanmoe_pruning.progress import progress
@@ -208,6 +210,26 @@ def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:
                 f"tensor {name} in {checkpoint.path} is {found} and config.json says experts are "
                 f"{said}; config and shards are of different models"
             )
+        if one is not None and how is not None:
+            _check_parts(checkpoint, one, how)
+
+
+def _check_parts(checkpoint: Checkpoint, one: PackedTensor, how: SparseFormat) -> None:
+    """Raise unless a matrix is packed in the parts and numbers that config.json tells."""
+    part = checkpoint.family.parse_expert(one.name)
+    ordered = how.input_orders and part is not None and part.projection != "down_proj"
+    expected = {*PARTS[how.layout], *([INPUT_ORDER] if ordered else [])}
+    if set(one.parts) == expected and str(one.dtype) == how.dtype:
+        return
+    raise CheckpointError(
+        f"tensor {one.name} in {checkpoint.path} is packed as {_listed(one.parts)} of {one.dtype} "
+        f"and config.json says {_listed(expected)} of {how.dtype}; config and shards are of "
+        "different models"
+    )
+
+
+def _listed(parts: Iterable[str]) -> str:
+    return ", ".join(sorted(part.removeprefix(f"{WEIGHT}_") for part in parts))
 
 
 def block_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

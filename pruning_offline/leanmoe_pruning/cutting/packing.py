@@ -197,11 +197,17 @@ def _check_separate(checkpoint: Checkpoint) -> None:
         )
 
 
+def told_pattern(model: OpenedModel) -> str | None:
+    """By which pattern the model's manifest says that weights were zeroed."""
+    return None if model.manifest is None else pattern_of(model.manifest.settings)
+
+
 def packer_of(model: OpenedModel, pattern: str | None) -> Packer:
-    """A packer for a pattern, or for the one that the model's manifest tells of."""
+    """A packer for a pattern, for the one that the manifest tells of, or as the model is packed."""
     _check_separate(model)
-    told = None if model.manifest is None else pattern_of(model.manifest.settings)
-    if (found := pattern or told) is None:
+    if (found := pattern or told_pattern(model)) is None:
+        if model.packing is not None:
+            return Packer(model.family, model.packing)
         raise InputError(
             f"{model.path} has no manifest that says by which pattern its weights were zeroed; "
             "give --pattern"

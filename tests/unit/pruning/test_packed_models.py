@@ -339,3 +339,41 @@ def test_packing_what_nothing_was_zeroed_of_is_refused_before_any_work(source, t
     assert "nothing says that any of" in said
     assert "reap: ranking" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_packed_model_without_a_manifest_is_packed_again_as_it_is(source, tmp_path):
+    packed = pruned(source, tmp_path / "packed", "--pattern", "8:32", "--compress")
+    (packed / "leanmoe.json").unlink()
+    keep = ("--method", "random", "--keep", "6")
+    assert run("prune", packed, *keep, "--compress", "-o", tmp_path / "again") == 0
+    assert run("prune", packed, *keep, "-o", tmp_path / "dense") == 0
+    assert open_model(tmp_path / "again").packing == open_model(packed).packing
+    assert same(tmp_path / "again", tmp_path / "dense")
+
+
+def _drop_order(tensors):
+    del tensors[f"{EXPERT}.weight_input_order"]
+
+
+TOLD = {
+    "is packed as mask, values of bfloat16 and config.json says input_order": (_drop_order, {}),
+    "says mask, values of": (None, {"input_orders": False}),
+    "of bfloat16 and config.json says mask, values of float16": (None, {"dtype": "float16"}),
+    "says mask, overflow_columns": (None, {"layout": "overflow"}),
+}
+
+
+@pytest.mark.parametrize(("said", "how"), TOLD.items(), ids=TOLD)
+def test_a_packing_other_than_the_config_tells_is_no_model(said, how, source, tmp_path, capsys):
+    """Without its input order a matrix would be read as another one, without a word."""
+    change, told = how
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    if change is not None:
+        damaged(packed, change)
+    (packed / "leanmoe.json").unlink(missing_ok=True)
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"] |= told
+    (packed / "config.json").write_text(json.dumps(config))
+    assert run("unpack", packed, "-o", tmp_path / "dense") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "dense").exists()
