@@ -95,7 +95,8 @@ def _run(options: ScoreOptions) -> Result:
         resumable_directory(options.out, _key(described), options.force) as unfinished,
         progress("scoring layers", stream.n_layers * (1 + bool(options.effects))) as tick,
     ):
-        resumed = min(unfinished.step, stream.n_layers)
+        # Of the MoE layers, which are what is counted beside it.
+        resumed = sum(layer < unfinished.step for layer in described.moe_layers)
         score_into(unfinished, stream, data.ids, sampled, tick, bool(options.effects))
         if described.effects is not None:
             _pass_back(unfinished, options, described.effects, data.ids, sampled, tick)

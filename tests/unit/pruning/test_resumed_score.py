@@ -16,6 +16,7 @@ import pytest
 from leanmoe.cli import main
 from leanmoe_pruning.scores import effects, passing
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
+from tests.tiny_families import write_tiny
 
 SCORE = ["score", str(CHECKPOINT), "--data", CALIBRATION]
 
@@ -176,3 +177,19 @@ def test_an_interrupt_before_the_first_layer_leaves_nothing(tmp_path, monkeypatc
     assert main([*SCORE, "-o", str(tmp_path / "scores")]) == 130
     assert "nothing half-written is left" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dense_layers_are_not_counted_among_those_taken_over(
+    fail_at_last_layer, tmp_path, monkeypatch, capsys
+):
+    """Of three layers the first is dense: two are finished, and one of them has scores."""
+    model = write_tiny(tmp_path / "model", "deepseek")
+    command = ["score", str(model), "--data", "builtin:gen:2", "--window", "16", "--json"]
+    command += ["-o", str(tmp_path / "out")]
+    fail_at_last_layer(full_disk)
+    assert main(command) == 1
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["layers"], found["layers_resumed"]) == (2, 1)
