@@ -93,7 +93,8 @@ def every_run(model: str, samples: int = 0, heal: int = 0) -> Iterator[Run]:
 
 def _scored(name: str, keep: int, sample: int = 0) -> Run:
     scores = "{text}" if name == _BY_TEXT else "{predictions}"
-    command = _decide(keep, *_RULES[name], "--scores", scores)
+    # As published: rules that know nothing of super experts may take them.
+    command = _decide(keep, *_RULES[name], "--super-experts", "warn", "--scores", scores)
     return Run(name, keep, 0, command, sample)
 
 
