@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,16 +32,9 @@ from leanmoe_pruning.cutting.plan_file import check_plan_target, plan_note, writ
 from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.data import load_data
-from leanmoe_pruning.evaluation.importance import (
-    cut_super_experts,
-    importance_facts,
-    super_experts,
-)
-from leanmoe_pruning.evaluation.redundancy import LayerSample, cuts_experts, redundancy_of
 from leanmoe_pruning.methods import planned
 from leanmoe_pruning.methods.method import Chooser, Decision, Inputs, Method
-from leanmoe_pruning.methods.naee.naee_effects import has_effects
-from leanmoe_pruning.methods.naee.together import expected_divergence
+from leanmoe_pruning.methods.probing import probed
 from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.unreached import unreached_notes
@@ -260,7 +253,8 @@ def _pruned(request: PruneOptions, method: Method[Any], own: Any) -> Result:
     inputs, chooser = _open(request, method, own)
     packer = _packer(request, inputs, chooser)
     with stop_on_signals():
-        decision = _probed(request, inputs, chooser.decide(request.dump is not None))
+        decision = chooser.decide(request.dump is not None)
+        decision = probed(inputs, decision, refuse=request.super_experts == "refuse")
         decision = _noted(request, inputs, decision)
         _say(decision.notes)
         if request.plan_only:
@@ -330,75 +324,11 @@ def _packer(request: PruneOptions, inputs: Inputs, chooser: Chooser) -> Packer |
     return packer_of(model, pattern)
 
 
-def _probed(request: PruneOptions, inputs: Inputs, decision: Decision) -> Decision:
-    """The decision with what the probes found of it, where experts go and there are scores."""
-    if not cuts_experts(decision.layers):
-        return decision
-    samples = decision.samples or inputs.samples()
-    found = redundancy_of(samples, decision.layers)
-    if found is None:
-        return decision
-    guarded, lost = _super_experts(request, samples, decision)
-    if guarded is None:
-        found = replace(found, divergence=_divergence(inputs, decision))
-    notes = [note for note in (found.warning(), guarded, _few_windows(inputs)) if note is not None]
-    facts = {"redundancy": found.facts(), "importance": importance_facts(samples), **lost}
-    return replace(decision, notes=(*decision.notes, *notes), record={**decision.record, **facts})
-
-
-def _divergence(inputs: Inputs, decision: Decision) -> float | None:
-    """What the decided cut is expected to cost, where the bundle holds experts' effects.
-
-    Not where super experts go: the first order says little of them. Nor 0: the gradients vanish.
-    """
-    if not has_effects(inputs):
-        return None
-    assert inputs.bundle is not None, "that is where the effects are"
-    kept = {layer: plan.kept for layer, plan in decision.layers.items()}
-    tokens = inputs.bundle.description.gram_tokens
-    return expected_divergence(inputs.layers(), kept, tokens) or None
-
-
 def _noted(request: PruneOptions, inputs: Inputs, decision: Decision) -> Decision:
     """The decision with what to say of how it is written."""
     dense = not (request.compress or request.plan_only)
     note = unpacked_note(inputs.checkpoint, request.out) if dense else None
     return decision if note is None else replace(decision, notes=(*decision.notes, note))
-
-
-def _few_windows(inputs: Inputs) -> str | None:
-    """What the bundle says of its windows, where they are too few."""
-    halves = None if inputs.bundle is None else inputs.bundle.description.halves
-    return halves.sentence() if halves is not None and halves.too_few() else None
-
-
-def _super_experts(
-    request: PruneOptions, samples: Sequence[LayerSample], decision: Decision
-) -> tuple[str | None, dict[str, Any]]:
-    """What to say and to record of super experts that go; raise where that is refused."""
-    found = super_experts(samples)
-    if found is None:
-        return (
-            "the score bundle lacks peak_output, which `leanmoe score` takes down since version 3, "
-            "so nobody looked whether super experts go; score again to have it looked",
-            {},
-        )
-    kept = {layer: plan.kept for layer, plan in decision.layers.items()}
-    gone = cut_super_experts(found, kept)
-    facts = {"super_experts": [asdict(one) for one in found]}
-    if not gone:
-        return None, facts
-    named = ", ".join(f"layer {one.layer} expert {one.expert} ({one.peak:.4g})" for one in gone)
-    said = (
-        f"this cut removes super experts, whose rare huge outputs the model rests on (largest "
-        f"absolute outputs in brackets): {named}"
-    )
-    if request.super_experts == "refuse":
-        raise InputError(
-            f"{said}; keep more experts, name those that stay in a plan (--plan), or say "
-            "--super-experts warn to cut all the same"
-        )
-    return said, facts
 
 
 def _plan(

@@ -44,6 +44,9 @@ class Decision:
     # What it saw of the scores, for the probe of redundancy; where it kept nothing of them, the
     # probe looks itself.
     samples: Sequence[LayerSample] = ()
+    # Nats per token that its predictions are expected to diverge by, where it was decided by that;
+    # else the probe finds out, where the scores can tell.
+    divergence: float | None = None
     # Final weights that stand in for the source's.
     replaced: WeightSpool | None = None
     # With them, how input columns of experts are grouped now, int32 [D] by the names of

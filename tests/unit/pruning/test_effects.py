@@ -27,6 +27,7 @@ from leanmoe_pruning.methods.naee.together import (
     changes,
     choose_together,
     divergence,
+    expected_divergence,
     log_loss,
 )
 from leanmoe_pruning.methods.selection import complement, pruned_subsets
@@ -349,6 +350,25 @@ def test_any_cut_is_told_what_its_predictions_are_expected_to_do(folder, tmp_pat
     expected = by_effects["redundancy"]["expected_divergence"]
     assert expected == by_effects["spread"]["divergence"]
     assert expected < ranked["redundancy"]["expected_divergence"]
+
+
+@pytest.mark.parametrize("bundle", ["scores", "text"])
+def test_a_choice_by_effects_tells_what_it_found_and_reads_the_bundle_once(
+    bundle, folder, tmp_path, monkeypatch
+):
+    """The same figure as a second look at the bundle gives."""
+    passes = []
+    read = ScoreBundle.layers
+    monkeypatch.setattr(
+        ScoreBundle, "layers", lambda self, rule: passes.append(rule) or read(self, rule)
+    )
+    scores = ["--scores", str(folder / bundle)]
+    assert prune(folder, tmp_path / "out", "--method", "naee", "--spread", *scores) == 0
+    assert len(passes) == 1
+    manifest, checkpoint = read_manifest(tmp_path / "out"), open_model(CHECKPOINT)
+    layers = list(bundle_layers(folder / bundle, checkpoint))
+    expected = expected_divergence(layers, manifest.kept, IDS.numel())
+    assert manifest.settings["redundancy"]["expected_divergence"] == round(expected, 6) > 0
 
 
 CAUTION = {

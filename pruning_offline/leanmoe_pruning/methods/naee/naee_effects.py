@@ -7,7 +7,7 @@ log loss of the text, by the effects of a bundle (``scores.effects``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -62,19 +62,24 @@ class EffectsNaee:
     def decide(self, dump: bool) -> Decision:
         passed = self._pass()
         passed.pin_super_experts()
-        with progress("naee: layers take turns", 1 + MOST_TURNS) as tick:
-            turns = []
-            for kept in choose_together(passed.layers, self.keep, self.aim.pull):
-                turns.append(kept)
-                tick()
-        record = {"spread": {"asked": self.asked, **self._facts(passed.layers, turns)}}
+        turns = self._turns(passed.layers)
+        alone_S, found_S = (changes(passed.layers, kept) for kept in (turns[0], turns[-1]))
+        facts = {"turns": len(turns) - 1, **self._facts(alone_S, found_S)}
+        record = {"spread": {"asked": self.asked, "rule": "effects", **facts}}
         layers = [one.layer for one in passed.layers]
         choices = [LayerChoice(i, own) for i, own in zip(layers, turns[-1], strict=True)]
-        plans, notes = plans_of(choices), passed.unreached.notes()
-        if not dump:
-            return Decision(plans, notes=notes, record=record, samples=passed.samples)
+        decision = Decision(
+            plans_of(choices),
+            notes=passed.unreached.notes(),
+            record=record,
+            samples=passed.samples,
+            divergence=divergence(found_S),
+        )
+        return self._with_evidence(decision, choices) if dump else decision
+
+    def _with_evidence(self, decision: Decision, choices: Sequence[LayerChoice]) -> Decision:
         tensors, facts = evidence_of(self.inputs, f"layerwise_r{self.keep}_spread", choices)
-        return Decision(plans, tensors, {**facts, **record}, notes, record, passed.samples)
+        return replace(decision, tensors=tensors, facts={**facts, **decision.record})
 
     def _pass(self) -> _Passed:
         passed, tokens = _Passed(), self._tokens
@@ -91,16 +96,20 @@ class EffectsNaee:
         assert self.inputs.bundle is not None, "open refuses to go without"
         return min(MOST_TOKENS, self.inputs.bundle.description.gram_tokens)
 
-    def _facts(
-        self, layers: Sequence[LayerEffects], turns: Sequence[Sequence[Kept]]
-    ) -> dict[str, Any]:
+    def _turns(self, layers: Sequence[LayerEffects]) -> list[list[Kept]]:
+        """What the layers chose alone, then after every turn."""
+        turns = []
+        with progress("naee: layers take turns", 1 + MOST_TURNS) as tick:
+            for kept in choose_together(layers, self.keep, self.aim.pull):
+                turns.append(kept)
+                tick()
+        return turns
+
+    def _facts(self, alone_S: torch.Tensor, found_S: torch.Tensor) -> dict[str, Any]:
         """For the manifest: what to expect, of each domain too, and of layers alone."""
-        alone_S, found_S = (changes(layers, kept) for kept in (turns[0], turns[-1]))
         name, expected = self.aim.name, self.aim.expected
         return {
-            "rule": "effects",
             "tokens": len(found_S),
-            "turns": len(turns) - 1,
             name: round(expected(found_S), 6),
             f"{name}_of_layers_alone": round(expected(alone_S), 6),
             f"domain_{name}": self._by_domain(found_S),
