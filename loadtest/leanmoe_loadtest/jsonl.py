@@ -8,12 +8,13 @@ from typing import Any
 
 from leanmoe.errors import InputError
 from leanmoe.files.digest import parse_json
+from leanmoe.files.text import user_text
 
 
 def read_text(path: Path) -> str:
     """The text of ``path``; ``InputError`` where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return user_text(path)
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text") from None
     except (OSError, ValueError) as error:

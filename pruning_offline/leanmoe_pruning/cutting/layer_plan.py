@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
 from leanmoe.files.digest import parse_json
+from leanmoe.files.text import user_text
 from leanmoe.layout import LayerLayout
 
 # What float32 holds: beyond, a weight would turn into infinity.
@@ -87,7 +88,7 @@ class PrunePlan(_Strict):
 def read_plan(path: Path, checkpoint: Checkpoint) -> PrunePlan:
     """The plan in ``path``, checked against the model; ``InputError`` says what is wrong."""
     try:
-        content = parse_json(path.read_text(encoding="utf-8"), object_pairs_hook=_unambiguous)
+        content = parse_json(user_text(path), object_pairs_hook=_unambiguous)
         plan = PrunePlan.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]

@@ -12,7 +12,7 @@ from leanmoe.families.keys import longest_context
 from leanmoe.files.digest import bytes_digest
 from leanmoe_pruning.data.builtin import Split, builtin_ids, builtin_texts
 from leanmoe_pruning.data.files import cut_windows, stored_ids, text_ids
-from leanmoe_pruning.data.spec import DEFAULT_WINDOW, Item, parse_spec
+from leanmoe_pruning.data.spec import DEFAULT_WINDOW, Item, parse_spec, written_spec
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.later import torch
 
@@ -98,7 +98,7 @@ def load_data(
     """
     if window < 2:
         raise DataError(f"--window {window} is too short; give at least 2 tokens")
-    tokenizer = ModelTokenizer(checkpoint.path)
+    spec, tokenizer = written_spec(spec), ModelTokenizer(checkpoint.path)
     asked = _Asked(tokenizer, split, window, files, author or checkpoint, seed)
     sources = tuple(_load_item(item, asked) for item in parse_spec(spec))
     for source in sources:

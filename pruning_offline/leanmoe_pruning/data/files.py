@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import DataError
 from leanmoe.files.digest import parse_json
+from leanmoe.files.text import user_text
+from leanmoe_pruning.data.parts import is_file
 from leanmoe_pruning.data.tokenizer import ModelTokenizer
 from leanmoe_pruning.later import torch
 
@@ -50,17 +52,13 @@ def text_ids(path: Path, tokenizer: ModelTokenizer) -> Iterator[list[int]]:
 
 
 def _check_file(path: Path) -> None:
-    try:
-        found = path.is_file()
-    except OSError:  # a name too long to be one
-        found = False
-    if not found:
+    if not is_file(path):
         raise DataError(f"--data names {path}, which is not a file; check the path")
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return user_text(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}); convert it first") from None
 

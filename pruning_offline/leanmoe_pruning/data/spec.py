@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanmoe.errors import DataError
+from leanmoe_pruning.data.parts import fields_of, found_parts, split_parts
 
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math", "py", "wn")
 # Under copyleft licences, and so in a distribution of their own, which the extra `texts` brings.
@@ -28,7 +29,8 @@ HELP = (
     f"({', '.join(PERMISSIVE)}; with the extra texts {', '.join(COPYLEFT)}), a .txt/.jsonl file, "
     "FILE.safetensors[:TENSOR] with token ids, "
     f"mix:NAME:COUNT ({', '.join(MIXES)}, or shares such as gen=2+c=1), or "
-    "self:[PROMPTS.jsonl:]COUNT, which the model writes itself"
+    "self:[PROMPTS.jsonl:]COUNT, which the model writes itself; a file may have commas and colons "
+    "in its name"
 )
 
 
@@ -54,9 +56,15 @@ class Item:
         return str(self.path) if self.tensor == DEFAULT_TENSOR else f"{self.path}:{self.tensor}"
 
 
+def written_spec(spec: str) -> str:
+    """``spec`` as bundles and manifests record it: files are no longer looked for."""
+    return ",".join(found_parts(spec, (BUILTIN, MIX), OWN))
+
+
 def parse_spec(spec: str) -> list[Item]:
-    """The items of ``spec``; raise ``DataError`` for an empty part, a bad count or domain."""
-    texts = [text.strip() for text in spec.split(",")]
+    """The items of a written ``spec``; raise ``DataError`` for an empty part, a bad count or
+    domain."""
+    texts = split_parts(spec)
     if not all(texts):
         raise DataError(f"--data {spec!r} has an empty part; expected {HELP}")
     items = [item for text in texts for item in _parse_part(text)]
@@ -114,14 +122,14 @@ def _dealt(count: int, shares: dict[str, int]) -> list[int]:
 
 
 def _parse_own(text: str) -> Item:
-    path, _, count = text.removeprefix(OWN).rpartition(":")
+    *names, count = fields_of(text.removeprefix(OWN))
     if not _is_number(count):
         raise DataError(
             f"--data {text!r} does not say how many windows the model is to write; give "
             "self:COUNT or self:PROMPTS.jsonl:COUNT"
         )
-    held = Path(path) if path else None
-    return Item(text, path=held, count=_count(count, text), own=True)
+    path = ":".join(names)
+    return Item(text, path=Path(path) if path else None, count=_count(count, text), own=True)
 
 
 def _parse_item(text: str) -> Item:
@@ -132,7 +140,7 @@ def _parse_item(text: str) -> Item:
                 f"--data {text!r}: no built-in text {domain!r}; known: {', '.join(DOMAINS)}"
             )
         return Item(text, domain=domain, count=_count(count, text) if count else None)
-    path, *rest = text.split(":")
+    path, *rest = fields_of(text)
     if not path.endswith(".safetensors"):
         return Item(text, path=Path(path), count=_only_count(rest, text))
     tensor = rest.pop(0) if rest and not _is_number(rest[0]) else DEFAULT_TENSOR

@@ -43,7 +43,7 @@ def _text(path: Path) -> str | None:
 
 def inherited(card: str | None) -> dict[str, Any]:
     """Licence and language out of the metadata at the head of a card."""
-    found = re.match(r"---\r?\n(.*?)\r?\n---\s", card or "", re.DOTALL)
+    found = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---\s", card or "", re.DOTALL)
     try:
         metadata = yaml.safe_load(found[1]) if found else None
     except yaml.YAMLError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from leanmoe.errors import InputError
 from leanmoe.files.digest import parse_json
+from leanmoe.files.text import user_text
 from leanmoe_pruning.evaluation.long_answers import LongAnswer
 from leanmoe_pruning.evaluation.task_result import TaskResult
 
@@ -58,7 +59,7 @@ class Recorded:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
+        found = parse_json(user_text(path))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}); give another file") from None
     return found if isinstance(found, dict) else {}

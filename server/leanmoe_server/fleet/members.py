@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from leanmoe.errors import InputError
+from leanmoe.files.text import user_text
 
 DEFAULT_PORT = 8000
 _EXPECTED = "expected HOST:PORT or http(s)://HOST:PORT"
@@ -51,7 +52,7 @@ class Roster:
         if self.file is None:
             return []
         try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
+            lines = user_text(self.file).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--replicas-file {self.file} cannot be read: {error}") from None
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]

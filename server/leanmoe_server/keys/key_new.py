@@ -8,6 +8,7 @@ from pathlib import Path
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe.files.output import atomic_write_text
+from leanmoe.files.text import user_text
 from leanmoe_server.keys.keys import entry_of, new_key, parse_keys
 
 
@@ -24,7 +25,7 @@ def _add_entry(file: Path, name: str, entry: str) -> None:
     before = ""
     if file.exists():
         try:
-            before = file.read_text(encoding="utf-8")
+            before = user_text(file)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--file {file} cannot be read: {error}") from None
     if any(key.name == name for key in parse_keys(before, str(file))):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from leanmoe.errors import InputError
+from leanmoe.files.text import user_text
 from leanmoe_server.keys.keys import ADMINISTRATOR, UNNAMED, Key, check_apart, digest_of, parse_keys
 
 ADMIN_KEY_VARIABLE = "LEANMOE_ADMIN_KEY"
@@ -58,7 +59,7 @@ def _text_of(file: Path) -> str:
             data = content.read(_MAX_FILE_BYTES + 1)
         if len(data) > _MAX_FILE_BYTES:
             raise InputError(f"--keys {file} is longer than {_MAX_FILE_BYTES} bytes")
-        return data.decode()
+        return data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--keys {file} cannot be read: {error}") from None
 
@@ -85,7 +86,7 @@ def read_admin_key(file: str | None, environment: Mapping[str, str]) -> str | No
             raise InputError(f"{ADMIN_KEY_VARIABLE} is set and empty; put the key in or unset it")
         return given.strip() if given else None
     try:
-        key = Path(file).read_text(encoding="utf-8").strip()
+        key = user_text(Path(file)).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--admin-key-file {file} cannot be read: {error}") from None
     if not key:

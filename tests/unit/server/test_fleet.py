@@ -170,7 +170,8 @@ def test_without_a_key_or_members_nothing_is_asked(start, capsys, monkeypatch, t
 
 def test_watch_brings_the_level_to_one_that_came_later(start, capsys, tmp_path: Path) -> None:
     first, file = start(), tmp_path / "replicas"
-    file.write_text(f"# the fleet\n{first.address}\n\n")
+    # With the byte order mark that some editors write.
+    file.write_text(f"\ufeff# the fleet\n{first.address}\n\n")
     told = ("--level", "0.5", "--replicas-file", str(file), "--every", "0.05")
     looks = threading.Thread(target=cli.main, args=(["fleet", "watch", *told, "--times", "40"],))
     looks.start()

@@ -67,6 +67,17 @@ def test_what_is_refused(text: str, words: str) -> None:
     assert "s3cret" not in str(refused.value)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
+    """Windows' editors put one before the text."""
+    users, admin = tmp_path / "keys.toml", tmp_path / "admin"
+    users.write_text(entry_of("a", "k"), encoding="utf-8-sig")
+    admin.write_text("secret\n", encoding="utf-8-sig")
+    found = key_source(str(users), str(admin), {}).read()
+    assert {key.digests for key in found} == {(digest_of("k"),), (digest_of("secret"),)}
+    assert main(["key", "new", "bob", "--file", str(users)]) == 0
+    assert [key.name for key in parse_keys(users.read_text(), "here")] == ["a", "bob"]
+
+
 def test_keys_are_long_and_never_the_same() -> None:
     made = {new_key() for _ in range(100)}
     assert len(made) == 100 and min(map(len, made)) >= 40

@@ -11,6 +11,7 @@ from typing import Any
 
 from leanmoe.errors import DataError
 from leanmoe.files.digest import parse_json
+from leanmoe.files.text import user_text
 from leanmoe_pruning.data.tasks.task import ChoiceItem, Item, OpenItem
 
 FORMS = '{"prompt": str, "choices": [str, ...], "answer": int} or {"prompt": str, "answer": str}'
@@ -37,7 +38,7 @@ def read_items(path: Path) -> tuple[Item, ...]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return user_text(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}); convert it first") from None
     except OSError as error:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 from leanmoe.errors import DataError
 from leanmoe_pruning.data.builtin import Split
+from leanmoe_pruning.data.parts import as_written, fields_of, found_parts
 from leanmoe_pruning.data.spec import BUILTIN
 from leanmoe_pruning.data.tasks.builtin_tasks import builtin_path
 from leanmoe_pruning.data.tasks.item_files import read_items
 from leanmoe_pruning.data.tasks.task import Item, Task
 
-HELP = "comma-separated list of FILE.jsonl[:COUNT] and builtin:NAME[:COUNT]"
+HELP = (
+    "comma-separated list of FILE.jsonl[:COUNT] and builtin:NAME[:COUNT]; a file may have commas "
+    "and colons in its name"
+)
 _MAX_DIGITS = 12
 # One of each form that the built-in sums take.
 EXAMPLES = 6
@@ -25,11 +29,11 @@ def load_task(spec: str, split: Split = "heldout") -> Task:
     count, the first so many items. Raises ``DataError``.
     """
     head = BUILTIN if spec.startswith(BUILTIN) else ""
-    name, colon, count = spec.removeprefix(head).partition(":")
+    name, *counts = fields_of(as_written(spec, (BUILTIN,)).removeprefix(head))
     if not name:
         raise DataError(f"--tasks {spec!r} names nothing; expected {HELP}")
     items = read_items(builtin_path(name, split) if head else Path(name))
-    return Task(name if head else Path(name).stem, items[: _count(count, spec, len(items), colon)])
+    return Task(name if head else Path(name).stem, items[: _count(counts, spec, len(items))])
 
 
 def examples_of(spec: str) -> tuple[Item, ...]:
@@ -40,9 +44,10 @@ def examples_of(spec: str) -> tuple[Item, ...]:
     return load_task(BUILTIN + name, "calibration").items[:EXAMPLES]
 
 
-def _count(text: str, spec: str, found: int, colon: str) -> int:
-    if not colon:
+def _count(counts: list[str], spec: str, found: int) -> int:
+    if not counts:
         return found
+    text = ":".join(counts)
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) > 0):
         raise DataError(f"--tasks {spec!r}: count {text!r} is not a positive whole number of items")
     if int(text) > found:
@@ -54,7 +59,7 @@ def _count(text: str, spec: str, found: int, colon: str) -> int:
 
 def parts_of(specs: str) -> list[str]:
     """The parts of a list."""
-    return [spec.strip() for spec in specs.split(",")]
+    return found_parts(specs, (BUILTIN,))
 
 
 def load_tasks(specs: str, split: Split = "heldout") -> list[Task]:

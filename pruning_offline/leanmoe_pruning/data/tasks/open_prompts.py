@@ -8,6 +8,8 @@ from pathlib import Path
 
 from leanmoe.errors import DataError
 from leanmoe.files.digest import bytes_digest, parse_json
+from leanmoe.files.text import user_text
+from leanmoe_pruning.data.parts import as_written, fields_of
 
 BUILTIN_PROMPTS = Path(__file__).parent / "items" / "open_prompts.jsonl"
 HELP = (
@@ -27,21 +29,22 @@ class OpenPrompt:
 
 def load_prompts(spec: str) -> list[OpenPrompt]:
     """Read ``--prompts``; raises ``DataError``. With a count, the first so many."""
-    name, colon, count = spec.partition(":")
+    name, *counts = fields_of(as_written(spec))
+    count = ":".join(counts)
     path = BUILTIN_PROMPTS if name == "builtin" else Path(name)
     found = [
         _prompt(line, f"{path} line {number}")
         for number, line in enumerate(_lines(path), start=1)
         if line.strip()
     ]
-    if colon and not (count.isascii() and count.isdigit() and 0 < int(count[:9]) <= len(found)):
+    if counts and not (count.isascii() and count.isdigit() and 0 < int(count[:9]) <= len(found)):
         raise DataError(
             f"--prompts {spec!r}: the count is {count!r}, expected a whole number from 1 to "
             f"{len(found)}"
         )
     if not found:
         raise DataError(f"{path} holds no prompts; expected one {_FORM} per line")
-    return found[: int(count)] if colon else found
+    return found[: int(count)] if counts else found
 
 
 def digest_of(prompts: Sequence[OpenPrompt]) -> str:
@@ -51,7 +54,7 @@ def digest_of(prompts: Sequence[OpenPrompt]) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").split("\n")
+        return user_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--prompts names {path}, which cannot be read ({error})") from None
 
