@@ -113,7 +113,7 @@ def rule_build() -> Build:
 
 def sparse_build() -> Build:
     """Packed experts on a CPU."""
-    headers = tuple(_SPARSE_SOURCE.with_name(name) for name in ("layer.h", "products.h"))
+    headers = tuple(_SPARSE_SOURCE.with_name(name) for name in ("layer.h", "products.h", "avx2.h", "avx512.h"))
     flags, linked = _SPARSE_FLAGS, ("-lm",)
     return Build(_SPARSE_SOURCE, "CXX", "c++", flags, linked, headers=headers, apart=True)
 

@@ -14,6 +14,10 @@
 
 #include "products.h"
 
+#if defined(__x86_64__)
+#include "avx512.h"
+#endif
+
 namespace sparse {
 
 // Runs of blocks that a thread is given, one after the other.
@@ -31,8 +35,15 @@ struct Overflow {
 
     // `of_a_code`: what inputs were multiplied by, since weights are read as less than they mean.
     template <class Input>
-    void add(int64_t row, const Input* const* x, int tokens, Sums& sums, float of_a_code) const {
+    void add(int64_t row, const Batch<Input>& batch, Sums* sums, float of_a_code) const {
         if (!starts) return;
+        for (int i = 0; i < batch.count; i++)
+            add(row, batch.x[i], batch.tokens[i], sums[i], of_a_code);
+    }
+
+  private:
+    template <class Input>
+    void add(int64_t row, const Input* const* x, int tokens, Sums& sums, float of_a_code) const {
         for (int r = 0; r < BLOCK; r++)
             for (int64_t i = starts[row + r]; i < starts[row + r + 1]; i++) {
                 const int64_t column = narrow ? narrow[i] : wide[i];
@@ -167,57 +178,6 @@ struct Pairs {
     }
 };
 
-// A block of rows times up to 4 tokens.
-template <class Product>
-void multiply(const Matrix<typename Product::Value>& matrix, int64_t row,
-              const typename Product::Input* const* x, int tokens, Sums& sums) {
-    using Tile = void (*)(const Matrix<typename Product::Value>&, int64_t,
-                          const typename Product::Input* const*, Sums&, int);
-    static constexpr Tile tiles[] = {&Product::template tile<1>, &Product::template tile<2>,
-                                     &Product::template tile<3>, &Product::template tile<4>};
-    for (int at = 0; at < BLOCK; at += TILE_ROWS) tiles[tokens - 1](matrix, row + at, x, sums, at);
-}
-
-// Rows of an expert, multiplied with one tile of its tokens after the other. Where there are several
-// tiles, codes become numbers once for all of them, in a buffer of 2 * BLOCK rows that a core's cache
-// of the second level holds.
-template <class Product>
-class Rows {
-    using Value = typename Product::Value;
-    using Wide = typename Product::Wide;
-    static constexpr bool WIDENS = std::is_same_v<Value, Float8>;
-
-  public:
-    Rows(const Projection<Value>& projection, int64_t rows, int64_t most_tiles)
-        : projection_(projection),
-          count_(rows * projection.groups * projection.keep),
-          numbers_(WIDENS && most_tiles > 1 ? count_ : 0) {}
-
-    void begin(int64_t expert, int64_t row, int64_t tokens) {
-        matrix_ = projection_.of(expert), row_ = row;
-        is_wide_ = WIDENS && tokens > TILE_TOKENS;
-        if constexpr (WIDENS)
-            if (is_wide_) Product::widen(matrix_.values_of(row), count_, numbers_.data());
-    }
-
-    // The block that begins `at` rows after the first.
-    void multiply(int64_t at, const typename Product::Input* const* x, int tokens, Sums& sums) const {
-        if (!is_wide_) return sparse::multiply<Product>(matrix_, row_ + at, x, tokens, sums);
-        const Matrix<typename Wide::Value> wide = {numbers_.data(), matrix_.mask_of(row_),
-                                                   matrix_.groups, matrix_.keep,
-                                                   numbers_.data() + count_};
-        sparse::multiply<Wide>(wide, at, x, tokens, sums);
-    }
-
-  private:
-    const Projection<Value>& projection_;
-    const int64_t count_;
-    std::vector<typename Wide::Value> numbers_;
-    Matrix<Value> matrix_ = {};
-    int64_t row_ = 0;
-    bool is_wide_ = false;
-};
-
 // Up to 4 pairs of an expert in turn, and what their tokens bring.
 template <class Source>
 struct Tile {
@@ -238,7 +198,7 @@ class Inputs {
     using Source = std::conditional_t<SCALES, float, Input>;
 
     // Pairs whose rows are held at once: blocks of weights in turn have the same scales.
-    static constexpr int64_t HELD = SCALES ? 32 : int64_t{1} << 32;
+    static constexpr int64_t HELD = SCALES ? BATCH_TOKENS : int64_t{1} << 32;
 
     Inputs(int64_t width, int64_t most_tiles) : width_(width), source_(SCALES ? width : 0) {
         if (!SCALES) return;
@@ -247,6 +207,24 @@ class Inputs {
     }
 
     // `order` says which column of x each packed place multiplies, null: its own.
+    Batch<Input> batch(const Tile<Source>* tiles, int count, const Scales& scales, int64_t half,
+                       int64_t row, const int32_t* order) {
+        Batch<Input> found;
+        found.count = count;
+        for (int i = 0; i < count; i++) {
+            found.tokens[i] = tiles[i].tokens;
+            found.x[i] = of(tiles[i], scales, half, row, order);
+        }
+        return found;
+    }
+
+  private:
+    struct Scaled {
+        const float* numbers = nullptr;
+        int64_t pair = -1;
+        const Input* of[TILE_TOKENS] = {};
+    };
+
     const Input* const* of(const Tile<Source>& tile, const Scales& scales, int64_t half, int64_t row,
                            const int32_t* order) {
         if constexpr (SCALES) {
@@ -266,13 +244,6 @@ class Inputs {
         }
     }
 
-  private:
-    struct Scaled {
-        const float* numbers = nullptr;
-        int64_t pair = -1;
-        const Input* of[TILE_TOKENS] = {};
-    };
-
     void scale(const Scales& scales, const float* numbers, const int32_t* order, const float* x,
                Input* to) {
         scales.multiply<Product>(numbers, x, width_, order ? source_.data() : to);
@@ -281,7 +252,7 @@ class Inputs {
     }
 
     const int64_t width_;
-    std::vector<Input> source_, scaled_;
+    Numbers<Input> source_, scaled_;
     std::vector<Scaled> held_;
 };
 
@@ -364,23 +335,28 @@ class Layer {
         }
     }
 
+    // The tiles of a batch of an expert's pairs from `pair` on.
     template <class Row>
-    Tile<Source> tile_of(int64_t expert, int64_t pair, Row row) const {
-        const int64_t left = pairs_.starts[expert + 1] - pair;
-        const int tokens = static_cast<int>(std::min<int64_t>(TILE_TOKENS, left));
-        Tile<Source> tile = {expert, pair, tokens, {}};
-        for (int t = 0; t < tokens; t++) tile.x[t] = row(pair + t);
-        return tile;
+    int list(int64_t expert, int64_t pair, Row row, Tile<Source>* tiles) const {
+        const int64_t last = std::min(pairs_.starts[expert + 1], pair + BATCH_TOKENS);
+        int count = 0;
+        for (; pair < last; pair += TILE_TOKENS) {
+            const int tokens = static_cast<int>(std::min<int64_t>(TILE_TOKENS, last - pair));
+            Tile<Source>& tile = tiles[count++] = {expert, pair, tokens, {}};
+            for (int t = 0; t < tokens; t++) tile.x[t] = row(pair + t);
+        }
+        return count;
     }
 
-    // What a thread needs to project in.
+    // What a thread needs to project in. Places of tokens that are not there are computed with, and
+    // must hold numbers.
     struct Hiding {
         Inputs<Product> of_gate, of_up;
-        Rows<Product> rows;
+        typename Product::Buffer buffer;
+        Sums gate[BATCH_TILES] = {}, up[BATCH_TILES] = {};
 
         Hiding(const Step<Weight, Value>& step, int64_t most_tiles)
-            : of_gate(step.width, most_tiles), of_up(step.width, most_tiles),
-              rows(step.gate_up, 2 * BLOCK, most_tiles) {}
+            : of_gate(step.width, most_tiles), of_up(step.width, most_tiles) {}
     };
 
     // Hidden values of a panel of rows for every pair of an expert: of as many as inputs are held of.
@@ -388,76 +364,84 @@ class Layer {
         const int64_t last = pairs_.starts[expert + 1];
         for (int64_t pair = pairs_.starts[expert]; pair < last; pair += Inputs<Product>::HELD)
             for (int64_t row = first; row < end; row += BLOCK)
-                hide_block(expert, row, pair, std::min(last, pair + Inputs<Product>::HELD), hiding);
+                for (int64_t at = pair; at < std::min(last, pair + Inputs<Product>::HELD);
+                     at += BATCH_TOKENS)
+                    hide_block(expert, row, at, hiding);
     }
 
-    // Those of a block of rows for pairs `first` to `last`.
-    void hide_block(int64_t expert, int64_t row, int64_t first, int64_t last, Hiding& hiding) {
-        auto& [of_gate, of_up, rows] = hiding;
+    // Those of a block of rows for a batch of pairs.
+    void hide_block(int64_t expert, int64_t row, int64_t pair, Hiding& hiding) {
+        auto& [of_gate, of_up, buffer, gate, up] = hiding;
         const int64_t listed = expert * step_.gate_up.rows + row;
         const auto& weights = step_.gate_up;
-        const int32_t* order = order_of(expert);
-        rows.begin(expert, 2 * row, last - first);
-        // Places of tokens that are not there are computed with, and must hold numbers.
-        Sums gate = {}, up = {};
-        for (int64_t pair = first; pair < last; pair += TILE_TOKENS) {
-            const auto tile = tile_of(expert, pair, [&](int64_t one) { return input_of(one); });
-            const int tokens = tile.tokens;
-            const auto to_gate = of_gate.of(tile, weights.scales, 0, row, order);
-            rows.multiply(0, to_gate, tokens, gate);
-            weights.overflow.add(listed, to_gate, tokens, gate, OF_A_CODE);
-            const auto to_up = of_up.of(tile, weights.scales, 1, row, order);
-            rows.multiply(BLOCK, to_up, tokens, up);
-            weights.overflow.add(listed + step_.hidden, to_up, tokens, up, OF_A_CODE);
-            step_.activate(gate, up);
-            for (int t = 0; t < tokens; t++)
-                for (int r = 0; r < BLOCK; r++)
-                    from_float(up[t][r], hidden_.data() + (pair + t) * step_.hidden + row + r);
+        const auto matrix = weights.of(expert);
+        Tile<Source> tiles[BATCH_TILES];
+        const int count = list(expert, pair, [&](int64_t one) { return input_of(one); }, tiles);
+        const auto batch_of = [&](Inputs<Product>& inputs, int64_t half) {
+            return inputs.batch(tiles, count, weights.scales, half, row, order_of(expert));
+        };
+        const auto to_gate = batch_of(of_gate, 0), to_up = batch_of(of_up, 1);
+        buffer.multiply(matrix, 2 * row, to_gate, gate);
+        buffer.multiply(matrix, 2 * row + BLOCK, to_up, up);
+        weights.overflow.add(listed, to_gate, gate, OF_A_CODE);
+        weights.overflow.add(listed + step_.hidden, to_up, up, OF_A_CODE);
+        for (int i = 0; i < count; i++) {
+            step_.activate(gate[i], up[i]);
+            Source* to = hidden_.data() + tiles[i].pair * step_.hidden + row;
+            for (int t = 0; t < tiles[i].tokens; t++)
+                for (int r = 0; r < BLOCK; r++) from_float(up[i][t][r], to + t * step_.hidden + r);
         }
     }
+
+    // What a thread needs to project out: inputs of one batch, scaled for one block of rows after the
+    // other.
+    struct Adding {
+        Inputs<Product> inputs;
+        typename Product::Buffer buffer;
+        Sums found[BATCH_TILES];
+        std::vector<float> sums;
+
+        Adding(const Step<Weight, Value>& step, int64_t most_tiles)
+            : inputs(step.hidden, std::min<int64_t>(most_tiles, BATCH_TILES)), sums(step.tokens * BLOCK) {}
+    };
 
     void project_out() {
-        std::vector<float> sums(step_.tokens * BLOCK);
-        // Of one tile: each is scaled for one block of rows after the other.
-        Inputs<Product> inputs(step_.hidden, 1);
-        Rows<Product> rows(step_.down, BLOCK, pairs_.most_tiles());
+        Adding adding(step_, pairs_.most_tiles());
         #pragma omp for schedule(dynamic)
         for (int64_t row = 0; row < step_.width; row += BLOCK) {
-            std::fill(sums.begin(), sums.end(), 0.0f);
-            for (int64_t expert : pairs_.used) add(expert, row, inputs, rows, sums.data());
+            std::fill(adding.sums.begin(), adding.sums.end(), 0.0f);
+            for (int64_t expert : pairs_.used)
+                for (int64_t pair = pairs_.starts[expert]; pair < pairs_.starts[expert + 1];
+                     pair += BATCH_TOKENS)
+                    add(expert, row, pair, adding);
             for (int64_t t = 0; t < step_.tokens; t++)
                 for (int r = 0; r < BLOCK; r++)
-                    from_float(sums[t * BLOCK + r], step_.out + t * step_.width + row + r);
+                    from_float(adding.sums[t * BLOCK + r], step_.out + t * step_.width + row + r);
         }
     }
 
-    // Add an expert's share of a block of output columns to the sums of its tokens.
-    void add(int64_t expert, int64_t row, Inputs<Product>& inputs, Rows<Product>& rows,
-             float* sums) {
-        const int64_t first = pairs_.starts[expert], last = pairs_.starts[expert + 1];
-        rows.begin(expert, row, last - first);
-        const auto hidden_of = [&](int64_t pair) { return hidden_.data() + pair * step_.hidden; };
-        for (int64_t pair = first; pair < last; pair += TILE_TOKENS) {
-            const auto tile = tile_of(expert, pair, hidden_of);
-            const int tokens = tile.tokens;
-            const auto x = inputs.of(tile, step_.down.scales, 0, row, nullptr);
-            Sums found;
-            rows.multiply(0, x, tokens, found);
-            const int64_t listed = expert * step_.down.rows + row;
-            step_.down.overflow.add(listed, x, tokens, found, OF_A_CODE);
-            for (int t = 0; t < tokens; t++) {
-                float* of_token = sums + pairs_.token[pair + t] * BLOCK;
-                const float weight = pairs_.weight[pair + t];
-                for (int r = 0; r < BLOCK; r++) of_token[r] += weight * found[t][r];
+    // Add what an expert gives a batch of its pairs to a block of output columns of their tokens.
+    void add(int64_t expert, int64_t row, int64_t pair, Adding& adding) {
+        auto& [inputs, buffer, found, sums] = adding;
+        const auto& weights = step_.down;
+        Tile<Source> tiles[BATCH_TILES];
+        const auto hidden_of = [&](int64_t one) { return hidden_.data() + one * step_.hidden; };
+        const int count = list(expert, pair, hidden_of, tiles);
+        const auto batch = inputs.batch(tiles, count, weights.scales, 0, row, nullptr);
+        buffer.multiply(weights.of(expert), row, batch, found);
+        weights.overflow.add(expert * weights.rows + row, batch, found, OF_A_CODE);
+        for (int i = 0; i < count; i++)
+            for (int t = 0; t < tiles[i].tokens; t++) {
+                float* of_token = sums.data() + pairs_.token[tiles[i].pair + t] * BLOCK;
+                const float weight = pairs_.weight[tiles[i].pair + t];
+                for (int r = 0; r < BLOCK; r++) of_token[r] += weight * found[i][t][r];
             }
-        }
     }
 
     const Step<Weight, Value>& step_;
     int threads_ = 1;
     const Pairs pairs_;
-    std::vector<Source> inputs_;
-    std::vector<Source> hidden_;
+    Numbers<Source> inputs_, hidden_;
 };
 
 template <class Product, class Value>

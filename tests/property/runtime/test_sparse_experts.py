@@ -239,6 +239,44 @@ def test_a_float8_token_gets_the_same_bits_alone_and_among_many(
     assert torch.equal(experts(x, weights, ids), torch.cat(alone))
 
 
+# Groups of a row: of AVX2, 32 are put in their places at a time.
+WIDE = st.sampled_from([1, 32, 33, 66])
+
+
+@pytest.mark.parametrize(("dtype", "isa"), KINDS, ids=str)
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32 - 1), AROUND, st.tuples(WIDE, WIDE), st.integers(1, 31), st.booleans())
+def test_a_token_gets_the_same_bits_alone_and_among_many(
+    dtype, isa, seed, tokens, groups, keep, ordered
+):
+    random = np.random.default_rng(seed)
+    wide, hidden = 32 * groups[0], 32 * groups[1]
+    gate_up = matrices(random, 2, 2 * hidden, wide, keep / 32, dtype)
+    down = matrices(random, 2, wide, hidden, keep / 32, dtype)
+    orders = torch.from_numpy(np.stack([random.permutation(wide) for _ in range(2)])).int()
+    experts = PackedExperts(
+        stored(gate_up, keep, halves=True),
+        stored(down, keep),
+        orders if ordered else None,
+        "silu",
+        isa,
+    )
+    x = torch.from_numpy(random.standard_normal((tokens, wide))).to(dtype)
+    weights = torch.from_numpy(random.random((tokens, 2), dtype=np.float32))
+    ids = torch.from_numpy(np.stack([np.zeros(tokens), random.integers(-1, 2, tokens)], 1)).int()
+    alone = [experts(x[t, None], weights[t, None], ids[t, None]) for t in range(tokens)]
+    found = experts(x, weights, ids)
+    assert torch.equal(found, torch.cat(alone))
+    unordered = (
+        gate_up
+        if not ordered
+        else torch.stack(
+            [w[:, order.argsort()] for w, order in zip(gate_up, orders.long(), strict=True)]
+        )
+    )
+    assert_close(found, expected(x, weights, ids, unordered, down, silu))
+
+
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("keep", [8, 16])
 def test_float8_in_blocks_of_the_source_with_many_rows(keep, isa):
