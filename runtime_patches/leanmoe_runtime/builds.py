@@ -23,6 +23,7 @@ _HERE = Path(__file__).parent
 _RULE_SOURCE = _HERE / "skip" / "cpu.c"
 _OPERATOR_SOURCE = _HERE / "direct.cpp"
 _SPARSE_SOURCE = _HERE / "sparse" / "experts.cpp"
+_SPARSE_HEADERS = ("products", "avx2", "avx512", "layer")
 _GPU_SOURCE = _HERE / "sparse" / "cuda" / "packed.cu"
 _GPU_HEADERS = ("numbers", "step", "values", "gather", "tensor", "pairs", "dense", "launch")
 # Compute capabilities that get code of their own; newer ones take the PTX of the last.
@@ -113,7 +114,7 @@ def rule_build() -> Build:
 
 def sparse_build() -> Build:
     """Packed experts on a CPU."""
-    headers = tuple(_SPARSE_SOURCE.with_name(name) for name in ("layer.h", "products.h", "avx2.h", "avx512.h"))
+    headers = tuple(_SPARSE_SOURCE.with_name(f"{name}.h") for name in _SPARSE_HEADERS)
     flags, linked = _SPARSE_FLAGS, ("-lm",)
     return Build(_SPARSE_SOURCE, "CXX", "c++", flags, linked, headers=headers, apart=True)
 
