@@ -52,7 +52,7 @@ AT_START: tuple[Seam, ...] = (
             *("layer_name", "moe_config", "quant_method", "top_k", "global_num_experts"),
             *("local_num_experts", "renormalize", "scoring_func", "custom_routing_function"),
             *("use_grouped_topk", "num_expert_group", "e_score_correction_bias"),
-            *("activation", "apply_router_weight_on_input"),
+            *("activation", "apply_router_weight_on_input", "intermediate_size_per_partition"),
         ),
         base="PluggableLayer",
     ),
@@ -158,6 +158,17 @@ AT_START: tuple[Seam, ...] = (
             *("override_quantization_method", "apply_vllm_mapper"),
         ),
     ),
+    _in(
+        "vllm.model_executor.layers.quantization.base_config",
+        "QuantizationConfig.override_quantization_method",
+        takes=("hf_quant_cfg", "user_quant", "hf_config"),
+    ),
+    _in(
+        "vllm.model_executor.layers.quantization.base_config",
+        "QuantizationConfig.maybe_update_config",
+        leading=("self", "model_name", "hf_config", "revision"),
+    ),
+    _in(f"{_MOE}.activation", "MoEActivation", members=("SILU", "GELU")),
     _in(
         "vllm.model_executor.layers.quantization.fp8",
         "Fp8Config",
@@ -319,6 +330,7 @@ FROM_SOURCES: tuple[Seam, ...] = (
         attributes=("prompt_len", "req_id_to_index"),
     ),
     _in("vllm.v1.core.sched.output", "NewRequestData", members=("req_id", "sampling_params")),
+    _in("vllm.sampling_params", "SamplingParams", members=("extra_args",)),
     _in(
         "vllm.v1.core.sched.output",
         "SchedulerOutput",
@@ -337,7 +349,7 @@ FROM_SOURCES: tuple[Seam, ...] = (
         "ParallelConfig",
         members=(
             *("data_parallel_size", "prefill_context_parallel_size", "enable_expert_parallel"),
-            *("use_sequence_parallel_moe", "use_ubatching"),
+            *("use_sequence_parallel_moe", "use_ubatching", "data_parallel_index"),
         ),
     ),
     _in("vllm.config", "SchedulerConfig", members=("max_num_batched_tokens",)),
@@ -355,16 +367,37 @@ FROM_SOURCES: tuple[Seam, ...] = (
         "VllmConfig",
         members=(
             *("model_config", "parallel_config", "scheduler_config"),
-            *("compilation_config", "speculative_config"),
+            *("compilation_config", "speculative_config", "load_config"),
         ),
     ),
+    _in("vllm.config", "LoadConfig", members=("load_format",)),
+    _in("vllm.config", "SpeculativeConfig", members=("draft_model_config",)),
     _in("vllm.config", "ModelConfig", members=("model",), attributes=("hf_text_config",)),
     _in(
         f"{_MOE}.fused_moe_method_base",
         "FusedMoEMethodBase",
-        members=("apply", "is_monolithic"),
-        attributes=("moe_kernel",),
+        members=("apply", "is_monolithic", "supports_internal_mk", "get_fused_moe_quant_config"),
+        attributes=("moe_kernel", "moe"),
     ),
+    _in(
+        "vllm.model_executor.layers.quantization.base_config",
+        "QuantizationConfig",
+        attributes=("packed_modules_mapping",),
+    ),
+    _in(
+        "vllm.v1.worker.worker_base",
+        "WorkerBase",
+        attributes=("vllm_config", "rank", "model_runner"),
+    ),
+    _in(
+        "vllm.platforms.interface",
+        "Platform",
+        members=(
+            *("device_type", "is_cpu", "is_cuda"),
+            *("has_device_capability", "get_device_capability"),
+        ),
+    ),
+    _in("vllm.envs", "VLLM_USE_FUSED_MOE_GROUPED_TOPK"),
     _in(
         f"{_MOE}.modular_kernel",
         "FusedMoEKernel",
@@ -392,6 +425,9 @@ FROM_SOURCES: tuple[Seam, ...] = (
 )
 
 _TRITON = f"{_FOLDER}/experts/triton_moe.py"
+_DRAFTS = "the layers of a draft are known by what vLLM calls the model that it builds"
+_WARM_UP = "the requests that vLLM makes up at its start are known by their names"
+_LOADED = "a packed matrix comes part by part, each under the end of its name"
 _SCALE = "a2_scale_is_global decides which Triton experts may be given an id of none"
 
 PASSAGES: tuple[Passage, ...] = (
@@ -454,6 +490,11 @@ PASSAGES: tuple[Passage, ...] = (
         "routers give padding rows the id of none",
     ),
     Passage(
+        "envs.py",
+        ('"VLLM_MOE_ROUTING_SIMULATION_STRATEGY": lambda',),
+        "whether routing is simulated is told by that variable",
+    ),
+    Passage(
         _TRITON,
         ("self.moe_sum(intermediate_cache3, output)",),
         "experts of 4 and 8 bits add up without ids, so none may be left out there",
@@ -486,5 +527,74 @@ PASSAGES: tuple[Passage, ...] = (
         f"{_FOLDER}/runner/moe_runner.py",
         ("static_all_moe_layers.append(",),
         "every MoE layer is on the list that the handshake reads",
+    ),
+    # Packed experts: how vLLM hands their tensors over, and when it asks for a method.
+    Passage(
+        f"{_FOLDER}/routed_experts.py",
+        (
+            "param.weight_loader(param=param, loaded_weight=loaded_expert, "
+            "weight_name=weight_name, shard_id=shard_id, expert_id=expert_id, "
+            "return_success=True,)",
+        ),
+        "a loader of one's own is given an expert's tensor, its number and its projection",
+    ),
+    *(
+        Passage(f"{_FOLDER}/routed_experts.py", (text,), _LOADED)
+        for text in (
+            "{routed_experts_prefix}w13_",
+            "{routed_experts_prefix}w2_",
+            "weight_name = qual_name.replace(weight_name, param_name)",
+        )
+    ),
+    Passage(
+        "model_executor/models/granitemoe.py",
+        ('"moe.input_linear.weight": "moe.experts.gate_up_proj"',),
+        "experts in one tensor are handed over as those of each expert are",
+    ),
+    Passage(
+        "config/model.py",
+        ("method.override_quantization_method(quant_cfg, self.quantization, hf_config=",),
+        "a method may take a checkpoint that names another one",
+    ),
+    Passage(
+        "config/vllm.py",
+        ("quant_config.maybe_update_config(model_config.model, hf_config=",),
+        "a method is told the model's folder before layers are built",
+    ),
+    Passage(
+        "model_executor/layers/linear.py",
+        (
+            "weight_loader=(self.weight_loader_v2 if self.quant_method.__class__.__name__ in "
+            "WEIGHT_LOADER_V2_SUPPORTED else self.weight_loader)",
+            # 0.33
+            "weight_loader = (self.weight_loader_v2 if quant_method.__class__.__name__ in "
+            "WEIGHT_LOADER_V2_SUPPORTED else self.weight_loader)",
+        ),
+        "float8 layers that are restored at loading are given a loader by their method's name",
+    ),
+    Passage(
+        "_custom_ops.py",
+        (
+            "torch.ops._C.cpu_fused_moe(out, input, w13, w2, w13_bias, w2_bias, topk_weights, "
+            "topk_ids, skip_weighted, act, isa,)",
+        ),
+        "direct.cpp calls the kernel with its arguments in this order",
+    ),
+    # Stand-ins.
+    Passage(
+        f"{_FOLDER}/layer.py",
+        (
+            "expert_substitution = make_expert_substitution(",
+            "moe_config = FusedMoEConfig(",  # 0.32, which has no constants
+        ),
+        "the factory asks by that name whether a layer has constants in the place of experts",
+    ),
+    *(
+        Passage("v1/", (f'with set_model_tag("{tag}"):',), _DRAFTS)
+        for tag in ("draft_model", "eagle_head", "dflash_head", "dspark_head")
+    ),
+    *(
+        Passage("v1/worker/gpu/warmup.py", (text,), _WARM_UP)
+        for text in ('f"_warmup_{i}_"', 'req_id_prefix: str = "_v2_mixed_warmup"')
     ),
 )

@@ -144,6 +144,24 @@ def test_behaviour_that_we_rely_on_is_read_as_text(installed):
     assert line.verdict == "changed" and line.said.startswith(f"{MOE}/experts/new.py")
 
 
+@pytest.mark.parametrize(
+    ("path", "old", "new", "why"),
+    [
+        (f"{MOE}/routed_experts.py", "shard_id=shard_id,", "shard=shard_id,", "its projection"),
+        ("vllm/_custom_ops.py", "skip_weighted,\n        act,", "act,", "in this order"),
+        ("vllm/config/vllm.py", "hf_config=model_config", "config=model_config", "is told"),
+        ("vllm/v1/worker/gpu/warmup.py", '"_warmup_{', '"warm_{', "by their names"),
+    ],
+)
+def test_what_packed_experts_and_requests_rely_on_is_read_as_text(installed, path, old, new, why):
+    texts = {**installed, **replaced(installed, path, old, new)}
+    lines = [
+        vllm_check.check_passage(vllm_sources.Sources(texts), one) for one in vllm_check.PASSAGES
+    ]
+    (line,) = [one for one in lines if one.verdict != "found"]
+    assert line.verdict == "changed" and why in line.said
+
+
 def packed(kind, texts, target):
     """A wheel or a source distribution of ``texts``."""
     if kind == "wheel":
