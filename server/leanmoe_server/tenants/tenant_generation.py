@@ -5,6 +5,7 @@ Every route of vLLM that computes tokens ends there, so that no route is forgott
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -66,18 +67,30 @@ async def _counted(
     outputs: AsyncGenerator[Any, None], prompt: Any, params: Any, session: Session
 ) -> AsyncGenerator[Any, None]:
     tokens = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
-    await session.count_tokens("prompt", len(tokens or ()))
+    prompted = len(tokens or ())
+    # The limit knows of a prompt while it waits; what vLLM refuses was not computed.
+    await session.charge(prompted)
     repeats = params.output_kind.name == _CUMULATIVE
     new = 0
     try:
         async with aclosing(outputs):
             async for output in outputs:
+                session.count("prompt", prompted)
+                prompted = 0
                 if output.finished or not repeats:
                     new += sum(len(one.token_ids) for one in output.outputs)
                 # Not one by one: a stream has an output for each token.
                 if new >= _TOGETHER:
-                    await session.count_tokens("generated", new)
+                    await _count_generated(session, new)
                     new = 0
                 yield output
+    except (asyncio.CancelledError, GeneratorExit):
+        session.count("prompt", prompted)
+        raise
     finally:
-        await session.count_tokens("generated", new)
+        await _count_generated(session, new)
+
+
+async def _count_generated(session: Session, tokens: int) -> None:
+    session.count("generated", tokens)
+    await session.charge(tokens)

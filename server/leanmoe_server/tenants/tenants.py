@@ -40,10 +40,15 @@ class Session:
         """What sets this tenant's cached prompts apart; ``None`` where they are shared."""
         return self.tenants.salt_of(self.key)
 
-    async def count_tokens(self, kind: str, tokens: int) -> None:
-        """Charge tokens of a prompt (``prompt``) or of an answer (``generated``)."""
+    def count(self, kind: str, tokens: int) -> None:
+        """Tokens of a prompt (``prompt``) or of an answer (``generated``) that were computed."""
         if tokens:
-            await self.tenants.charge(self, kind, tokens)
+            self.tenants.count(self, kind, tokens)
+
+    async def charge(self, tokens: int) -> None:
+        """Hold tokens against the limit of the key."""
+        if tokens:
+            await self.tenants.charge(self, tokens)
 
 
 def cap_of(key: Key, model: SkipModel) -> RequestLevel | None:
@@ -116,7 +121,11 @@ class Tenants:
         """Count a request that did not come in."""
         self._metrics.refused(name, reason)
 
-    async def charge(self, session: Session, kind: str, tokens: int) -> None:
+    def count(self, session: Session, kind: str, tokens: int) -> None:
+        """Tokens that were computed for the request."""
         self._metrics.tokens(session.name, kind, tokens)
+
+    async def charge(self, session: Session, tokens: int) -> None:
+        """Hold tokens against the limit of the request's key, if it has one."""
         if session.key is not None:
             await self.usage.charge(session.key.name, session.key.limits, tokens)

@@ -138,6 +138,36 @@ async def test_what_was_given_up_still_counts(build_app) -> None:
     assert sample(app, "tokens_total", kind="generated") == 1
 
 
+async def _refused(prompt, params, request_id, **options):
+    """As vLLM refuses parameters it cannot take: within the answer, before its first token."""
+    raise ValueError("logprobs of 30, which is greater than max allowed")
+    yield
+
+
+async def _waiting(prompt, params, request_id, **options):
+    await anyio.sleep_forever()
+    yield
+
+
+@pytest.mark.parametrize(("inner", "computed"), [(_refused, 0), (_waiting, 4)])
+async def test_a_refused_prompt_was_not_computed_and_one_given_up_was(
+    build_app, inner, computed: int
+) -> None:
+    app = await started(build_app, keys(tokens_per_minute=4))
+    tenants = app.service.tenants
+    token = SESSION.set(tenants.session(tenants.keyring.find("a")))
+    params = SimpleNamespace(extra_args=None, output_kind=Kind.DELTA)
+    prompt = {"prompt_token_ids": [1] * 4}
+    outputs = for_tenants(inner, app.service.control)(prompt, params, "id")
+    with anyio.move_on_after(0.01), contextlib.suppress(ValueError):
+        async for _ in outputs:
+            pass
+    SESSION.reset(token)
+    assert sample(app, "tokens_total", kind="prompt") == computed
+    # Either way the limit knows of it, from before its turn came.
+    assert (await ask(app, ALICE)).status_code == 429
+
+
 async def test_holders_of_different_keys_share_no_cached_prompt(build_app) -> None:
     app = await started(build_app, keys())
     salts = {who: (await generate(app, who))[0] for who in ("alice", "bob", None)}
