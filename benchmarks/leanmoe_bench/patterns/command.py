@@ -13,7 +13,7 @@ from leanmoe_bench.kept_rows import Row
 from leanmoe_bench.machine import environment
 from leanmoe_bench.patterns.pattern_measure import finished, measure
 from leanmoe_bench.patterns.pattern_page import table
-from leanmoe_bench.patterns.pattern_runs import calibration, every_run
+from leanmoe_bench.patterns.pattern_runs import METHODS, calibration, every_run
 
 # The calibration windows that ship, per domain.
 _MOST_WINDOWS = 64
@@ -21,6 +21,9 @@ _MOST_WINDOWS = 64
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_case(parser, "patterns to compare, as 16:32 (default: all)")
+    parser.add_argument(
+        "--method", choices=METHODS, help="rows of that method alone (default: of all)"
+    )
     parser.add_argument(
         "--windows",
         type=int,
@@ -46,9 +49,11 @@ def _run(args: argparse.Namespace) -> Result:
     data = calibration(_checked("--windows", args.windows))
     training = calibration(_checked("--training-windows", args.training_windows))
     compared = every_run(training, args.steps)
-    runs = [run for run in compared if not args.case or run.pattern in args.case]
+    runs = [run for run in compared if args.method in (None, run.method)]
+    runs = [run for run in runs if not args.case or run.pattern in args.case]
     if not runs:
-        raise InputError(f"no pattern {args.case[0]!r} is compared; leave --case out for all")
+        by = f" by {args.method}" if args.method else ""
+        raise InputError(f"no pattern {args.case[0]!r} is compared{by}; leave --case out for all")
     with options.work_folder(args.work) as work:
         rows = finished(runs, work) if args.done else list(_told(measure(runs, data, work)))
     return {"environment": environment(), "calibration": data, "rows": rows}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from leanmoe_bench.kept_rows import Row, finished_rows, once
-from leanmoe_bench.patterns.pattern_runs import HELD_OUT, Run
+from leanmoe_bench.patterns.pattern_runs import HELD_OUT, SCORED, Run
 from leanmoe_bench.reference import leanmoe, reference_model
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.data import load_data
@@ -31,11 +31,13 @@ def measure(runs: Sequence[Run], data: str, work: Path) -> Iterator[Row]:
     """The full model's row, then those of every run."""
     model, scores = reference_model(work), work / "scores"
     yield once(work / _FULL_FILE, lambda: {"pattern": "full model", "losses": losses(model)})
-    if not (scores / "scores.json").exists():
+    is_scored = any(run.method == SCORED for run in runs)
+    if is_scored and not (scores / "scores.json").exists():
         leanmoe("score", str(model), "--data", data, "-o", str(scores))
-    places = {"model": model, "scores": scores, "sparse": work / "sparse", "out": work / "out"}
+    made = {"sparse": work / "sparse", "out": work / "out"}
+    given: dict[str, str | Path] = {"model": model, "scores": scores, "data": data}
     for run in runs:
-        yield once(work / f"{run.name}.json", partial(_judged, run, places))
+        yield once(work / f"{run.name}.json", partial(_judged, run, given, made))
 
 
 def finished(runs: Sequence[Run], work: Path) -> list[Row]:
@@ -44,21 +46,21 @@ def finished(runs: Sequence[Run], work: Path) -> list[Row]:
     return finished_rows(full, [work / f"{run.name}.json" for run in runs])
 
 
-def _judged(run: Run, places: dict[str, Path]) -> Row:
-    _remove_made(places)  # of a run that was stopped
+def _judged(run: Run, given: Mapping[str, str | Path], made: Mapping[str, Path]) -> Row:
+    _remove(made)  # of a run that was stopped
     started = time.monotonic()
     for command in run.commands:
-        leanmoe(*(part.format(**places) for part in command))
+        leanmoe(*(part.format(**given, **made) for part in command))
     seconds = round(time.monotonic() - started, 1)
-    found = losses(places["out"])
-    _remove_made(places)
+    found = losses(made["out"])
+    _remove(made)
     shown = [" ".join(command) for command in run.commands]
     return {**asdict(run), "commands": shown, "seconds": seconds, "losses": found}
 
 
-def _remove_made(places: dict[str, Path]) -> None:
-    for made in ("out", "sparse"):
-        shutil.rmtree(places[made], ignore_errors=True)
+def _remove(made: Mapping[str, Path]) -> None:
+    for path in made.values():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @torch.inference_mode()

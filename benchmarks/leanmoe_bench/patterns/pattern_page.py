@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from leanmoe_bench.patterns.pattern_runs import UNSTRUCTURED
+from leanmoe_bench.patterns.pattern_runs import SCORED, UNSTRUCTURED
 from leanmoe_pruning.evaluation.bounds import WindowMean
 
 Row = dict[str, Any]
@@ -40,6 +40,7 @@ def over_unstructured(row: Row, rows: Sequence[Row]) -> tuple[float, float] | No
     full = rows[0]["losses"]
     for other in rows[1:]:
         alike = all(row[key] == other[key] for key in ("kept", "trained"))
+        alike = alike and _method(row) == _method(other)
         if other["pattern"] == UNSTRUCTURED and alike:
             lost, _ = gap(other["losses"], full)
             more, half = gap(row["losses"], other["losses"])
@@ -71,4 +72,11 @@ def _beside(row: Row, rows: Sequence[Row]) -> str:
 
 def _name(row: Row) -> str:
     own = [word for word, key in (("permuted", "permuted"), ("distilled", "trained")) if row[key]]
+    if _method(row) != SCORED:
+        own.append(_method(row))
     return ", ".join((row["pattern"], *own))
+
+
+def _method(row: Row) -> str:
+    # Rows of a time when there was one method do not name it.
+    return str(row.get("method", SCORED))

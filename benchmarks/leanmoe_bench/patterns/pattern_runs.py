@@ -1,7 +1,7 @@
 """Which checkpoints are compared: the commands of each, as a user would type them.
 
-``{model}``, ``{scores}``, ``{sparse}`` and ``{out}`` stand for the source, its score bundle, a
-checkpoint to train and the one to judge.
+``{model}``, ``{scores}``, ``{data}``, ``{sparse}`` and ``{out}`` stand for the source, its score
+bundle, the text that both come from, a checkpoint to train and the one to judge.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ HELD_OUT = ",".join(f"builtin:{domain}:8" for domain in DOMAINS)
 UNSTRUCTURED = "unstructured"
 # Patterns by the share of weights they keep.
 _PATTERNS = {50: ("16:32", "4:8", "2:4"), 75: ("24:32", "6:8"), 25: ("8:32",)}
+SCORED = "moe-pruner"
+# Weights that stay make up for those that go.
+_CORRECTED = "sparsegpt"
+METHODS = (SCORED, _CORRECTED)
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,18 @@ class Run:
     permuted: bool
     trained: bool
     commands: tuple[tuple[str, ...], ...]
+    method: str = SCORED
 
     @property
     def name(self) -> str:
         words = (self.pattern.replace(":", "of"), f"kept {self.kept}")
+        methods = () if self.method == SCORED else (self.method,)
         own = [
             word
             for word, is_so in (("permuted", self.permuted), ("trained", self.trained))
             if is_so
         ]
-        return "-".join((*words, *own)).replace(" ", "-")
+        return "-".join((*words, *methods, *own)).replace(" ", "-")
 
 
 def calibration(windows: int) -> str:
@@ -53,17 +59,20 @@ def every_run(training: str, steps: int) -> Iterator[Run]:
         for pattern in patterns:
             for permuted in (False, True) if pattern.endswith(":32") else (False,):
                 yield _pruned(pattern, kept, permuted)
+    for pattern, permuted in ((UNSTRUCTURED, False), ("16:32", False), ("16:32", True)):
+        yield _pruned(pattern, 50, permuted, _CORRECTED)
     for pattern, permuted in ((UNSTRUCTURED, False), ("16:32", True)):
         yield _trained(_pruned(pattern, 50, permuted), training, steps)
 
 
-def _pruned(pattern: str, kept: int, permuted: bool) -> Run:
+def _pruned(pattern: str, kept: int, permuted: bool, method: str = SCORED) -> Run:
     if pattern == UNSTRUCTURED:
         asked: tuple[str, ...] = ("--sparsity", f"{1 - kept / 100:g}")
     else:
         asked = ("--pattern", pattern, "--permute" if permuted else "--no-permute")
-    scored = ("--method", "moe-pruner", *asked, "--scores", "{scores}")
-    return Run(pattern, kept, permuted, False, (("prune", "{model}", *scored, "-o", "{out}"),))
+    told = ("--scores", "{scores}") if method == SCORED else ("--data", "{data}")
+    pruned = ("prune", "{model}", "--method", method, *asked, *told, "-o", "{out}")
+    return Run(pattern, kept, permuted, False, (pruned,), method)
 
 
 def _trained(run: Run, data: str, steps: int) -> Run:

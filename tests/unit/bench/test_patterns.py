@@ -28,8 +28,9 @@ def test_every_command_line_is_one_that_leanmoe_takes(run):
 
 def test_no_two_runs_share_a_file_and_each_has_its_unstructured():
     assert len({run.name for run in RUNS}) == len(RUNS)
-    plain = {(run.kept, run.trained) for run in RUNS if run.pattern == "unstructured"}
-    assert {(run.kept, run.trained) for run in RUNS} == plain
+    kinds = [(run.method, run.kept, run.trained) for run in RUNS]
+    plain = {kind for kind, run in zip(kinds, RUNS, strict=True) if run.pattern == "unstructured"}
+    assert set(kinds) == plain
 
 
 def row(pattern: str, losses: list[float], **own) -> dict:
@@ -58,6 +59,14 @@ def test_a_pattern_is_held_against_the_same_share_without_groups():
     assert over_unstructured(ROWS[3], ROWS) is None
 
 
+def test_a_method_is_held_against_itself():
+    other = row("unstructured", [1.2, 1.4], method="sparsegpt")
+    mine = row("16:32", [1.24, 1.42], method="sparsegpt")
+    assert over_unstructured(mine, ROWS) is None
+    assert over_unstructured(mine, [*ROWS, other, mine])[0] == pytest.approx(1.15)
+    assert "| 16:32, sparsegpt |" in COMMAND.show({"rows": [ROWS[0], other, mine]})
+
+
 def test_the_table_has_a_line_per_row():
     lines = COMMAND.show({"rows": ROWS}).splitlines()
     assert len(lines) == 2 + 3
@@ -70,6 +79,7 @@ def test_the_table_has_a_line_per_row():
     ("options", "said"),
     [
         (["--case", "3:5"], "no pattern '3:5'"),
+        (["--case", "2:4", "--method", "sparsegpt"], "no pattern '2:4' is compared by sparsegpt"),
         (["--windows", "65"], "--windows is 65, expected 1 to the 64 that ship"),
         (["--training-windows", "0"], "--training-windows is 0, expected 1 to the 64"),
     ],
