@@ -24,6 +24,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
 from leanmoe_pruning.data.spec import DEFAULT_WINDOW, HELP
+from leanmoe_pruning.precision import CHOICES
 
 T = TypeVar("T")
 _KEY = "argument"
@@ -201,8 +202,11 @@ def window_option() -> Any:
 
 def compute_option() -> Any:
     """``--compute``."""
-    said = "dtype of matrix products (default: float32 for float32 weights, else bfloat16)"
-    return option(said, choices=("float32", "bfloat16"))
+    said = (
+        "dtype of matrix products (default: float32 for float32 weights and on processors that "
+        "multiply no bfloat16, else bfloat16)"
+    )
+    return option(said, choices=CHOICES)
 
 
 def out_option(what: str) -> Any:

@@ -26,6 +26,7 @@ from leanmoe.files.scratch import remove_abandoned, scratch_file
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.evaluation.task_result import TaskResult
 from leanmoe_pruning.forward.passes import Hidden
+from leanmoe_pruning.precision import default_precision
 
 _LOG = logging.getLogger(__name__)
 Found = TypeVar("Found")
@@ -43,7 +44,9 @@ class Remembered:
         except OSError as error:
             raise OutputError(f"could not make --remember {folder}: {error.strerror}") from None
         self._folder = folder
-        self._of = [weights_digest, compute or "default", json.dumps(tool_versions())]
+        # A folder may move to a processor on which half precision is computed with otherwise.
+        computed = compute or f"default {default_precision(2)}"
+        self._of = [weights_digest, computed, json.dumps(tool_versions())]
 
     def hidden(self, data_digest: str, make: Callable[[], Hidden]) -> Hidden:
         """Final hidden states of a data set, one tensor ``[N, T, D]`` per source."""

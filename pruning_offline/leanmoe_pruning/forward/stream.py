@@ -3,8 +3,9 @@
 Only one layer's weights are in memory; the caller holds the activations of all
 windows. What families differ in is in ``families``. The residual stream, norms,
 router and every statistic are float32; matrix products run in ``compute``:
-float32 for a float32 or float64 checkpoint, otherwise bfloat16 unless told, which is three
-times faster and adds some 0.0003 nats to every divergence on the reference model.
+float32 for a float32 or float64 checkpoint and on processors that multiply no bfloat16, otherwise
+bfloat16 unless told, which is three times faster and adds some 0.0003 nats to every divergence on
+the reference model.
 N windows, T tokens, D model, V vocabulary.
 """
 
@@ -32,8 +33,7 @@ from leanmoe_pruning.forward.placing import Placing
 from leanmoe_pruning.forward.routing import RouterRule, Routing, route
 from leanmoe_pruning.forward.stand_ins import experts_with_stand_ins
 from leanmoe_pruning.forward.weights import Weights
-
-COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from leanmoe_pruning.precision import default_precision
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class DecoderStream:
         parts = self._from_transformers()
         self.config, self._rotary = parts.config, parts.rotary
         self._scales, self._windows = parts.scales, parts.windows
-        self.compute = COMPUTE_DTYPES[compute] if compute else self._own_dtype()
+        self.compute: torch.dtype = getattr(torch, compute or self._default_precision())
         self.weights = Weights(self.reader, self.compute, block_of(checkpoint.config))
 
     def _from_transformers(self) -> Parts:
@@ -134,9 +134,9 @@ class DecoderStream:
                 "take the config of the original model"
             ) from None
 
-    def _own_dtype(self) -> torch.dtype:
+    def _default_precision(self) -> str:
         stored = self.reader.info(self.checkpoint.family.gate_name(self.shape.moe_layers[0])).dtype
-        return torch.float32 if stored.itemsize >= torch.float32.itemsize else torch.bfloat16
+        return default_precision(stored.itemsize)
 
     @property
     def n_layers(self) -> int:

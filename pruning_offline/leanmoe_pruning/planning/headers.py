@@ -16,6 +16,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe_pruning.checkpoints.opening import OpenedModel, open_headers
 from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
 from leanmoe_pruning.checkpoints.stored_type import StoredType
+from leanmoe_pruning.precision import FLOAT32, default_precision
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class HeaderModel:
     @cached_property
     def compute_bytes(self) -> int:
         """Bytes of a weight as the offline stage multiplies with it, unless told otherwise."""
-        return 4 if self._router_dtype.itemsize >= 4 else 2
+        is_whole = default_precision(self._router_dtype.itemsize) == FLOAT32
+        return 4 if is_whole else 2
 
     @property
     def _router_dtype(self) -> StoredType:
