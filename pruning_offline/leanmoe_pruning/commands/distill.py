@@ -162,8 +162,8 @@ def _open(options: DistillOptions) -> _Run:
     check_output(options.out, options.force, inputs)
     checkpoint = open_runnable_model(options.model)
     check_no_stand_ins(checkpoint, "`leanmoe distill`")
-    check_changeable(checkpoint)
-    check_plain(checkpoint, "leanmoe distill")
+    if not settings.routers_alone:
+        check_changeable(checkpoint)
     teacher = open_runnable_model(options.teacher) if options.teacher else None
     data = load_data(
         options.data,
@@ -174,10 +174,7 @@ def _open(options: DistillOptions) -> _Run:
         author=teacher,
     )
     student = StudentStream(checkpoint, options.compute, FILTERS[options.train])
-    if not any(student.trained(layer) for layer in range(student.n_layers)):
-        raise InputError(
-            f"--train {options.train} finds nothing to train in {options.model}; give another"
-        )
+    _check_trained(student, options)
     source = checkpoint.digests
     files = teacher.digests if teacher else {}
     ancestors = _ancestors(settings, checkpoint, teacher, files)
@@ -202,6 +199,16 @@ def _open(options: DistillOptions) -> _Run:
         source,
         files,
     )
+
+
+def _check_trained(student: StudentStream, options: DistillOptions) -> None:
+    """Raise unless something is to be trained, all of it in numbers that can be."""
+    trained = [name for layer in range(student.n_layers) for name in student.trained(layer)]
+    if not trained:
+        raise InputError(
+            f"--train {options.train} finds nothing to train in {options.model}; give another"
+        )
+    check_plain(student.reader, trained, f"`leanmoe distill --train {options.train}`")
 
 
 def _ancestors(

@@ -153,6 +153,50 @@ def test_float8_experts_are_not_summed(pair, tmp_path, capsys):
     assert not out.exists()
 
 
+def check_trained_routers(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of a cut of either: routers alone change, and to the same numbers."""
+    ids, routers = tmp_path / "ids.safetensors", []
+    save_file({"input_ids": IDS}, ids)
+    for path in pair:
+        cut, out = tmp_path / f"{path.name}-cut", tmp_path / f"{path.name}-out"
+        assert main(["prune", str(path), "--method", "random", "--keep", "6", "-o", str(cut)]) == 0
+        train = ["--teacher", str(path), "--train", "routers", "--steps", "3", "--batch", "2"]
+        options = [*train, "--data", str(ids), "--compute", "float32", "-o", str(out)]
+        assert main(["distill", str(cut), *options]) == 0
+        before, after = (load_file(one / "model.safetensors") for one in (cut, out))
+        gates = {open_model(cut).family.gate_name(layer) for layer in read_manifest(cut).kept}
+        assert list(before) == list(after)
+        # torch compares no float8 by itself.
+        moved = {one for one in before if not torch.equal(before[one].float(), after[one].float())}
+        assert moved == gates
+        assert all(before[one].dtype == after[one].dtype for one in before)
+        losses = read_manifest(out).settings
+        assert losses["loss_after"]["kl"] < losses["loss_before"]["kl"]
+        routers.append({name: after[name] for name in gates})
+    torch.testing.assert_close(*routers, rtol=1e-4, atol=1e-5)
+
+
+@by_name
+def test_routers_of_float8_models_are_trained(pair, tmp_path):
+    check_trained_routers(pair, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe"])
+def test_a_router_in_float8_is_not_trained(pair, tmp_path, capsys):
+    small, _ = pair
+    tensors = {one: t.clone() for one, t in load_file(small / "model.safetensors").items()}
+    gate = "model.layers.1.mlp.gate.weight"
+    tensors[gate], tensors[f"{gate}_scale_inv"], _ = in_float8(tensors[gate])
+    replace_tensors(small, tensors)
+    ids = tmp_path / "ids.safetensors"
+    save_file({"input_ids": IDS}, ids)
+    train = ["--teacher", str(small), "--train", "routers", "--data", str(ids)]
+    assert main(["distill", str(small), *train, "-o", str(tmp_path / "out")]) == 2
+    assert f"holds {gate} in float8, and `leanmoe distill --train routers`" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -229,6 +273,10 @@ def test_mxfp4_is_computed_as_what_it_means_and_cut_as_it_is(packed, tmp_path):
     new, old = load_file(out / "model.safetensors")[name], load_file(small / "model.safetensors")
     assert torch.equal(new, old[name][kept[1]])
     torch.testing.assert_close(logits_of(out), logits_of(plain, kept), rtol=1e-5, atol=1e-4)
+
+
+def test_routers_beside_4_bit_experts_are_trained(packed, tmp_path):
+    check_trained_routers(packed, tmp_path)
 
 
 def test_layers_of_gpt_oss_cannot_differ(tmp_path, capsys):

@@ -66,17 +66,34 @@ def test_float8_loses_the_weights_that_its_meaning_loses(schedule, pair, ids, tm
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "what"),
     [
-        ["prune", "MODEL", "--method", "sparsegpt", "--pattern", "2:4"],
-        ["distill", "MODEL", "--steps", "1"],
+        (["prune", "MODEL", "--method", "sparsegpt", "--pattern", "2:4"], "--method sparsegpt"),
+        (["distill", "MODEL", "--steps", "1"], "`leanmoe distill --train experts`"),
     ],
 )
-def test_float8_takes_no_new_values(arguments, pair, ids, tmp_path, capsys):
+def test_float8_takes_no_new_values(arguments, what, pair, ids, tmp_path, capsys):
     given = [str(pair[0]) if one == "MODEL" else one for one in arguments]
     assert main([*given, "--data", ids, "-o", str(tmp_path / "out")]) == 2
-    assert "float8" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "experts.0.gate_proj.weight in float8, and " + what in said
     assert not (tmp_path / "out").exists()
+
+
+def test_what_stays_as_it_is_may_be_float8(pair, ids, tmp_path):
+    """Attention in float8 beside plain experts, which alone get new values."""
+    small, plain = (load_file(path / "model.safetensors") for path in pair)
+    mixed = {name: t.clone() for name, t in plain.items() if ".experts." in name}
+    mixed |= {name: t.clone() for name, t in small.items() if ".experts." not in name}
+    (pair[0] / "model.safetensors").unlink()
+    save_file(mixed, pair[0] / "model.safetensors")
+    given = ["--data", ids, "-o", str(tmp_path / "out")]
+    sparse = ["--method", "sparsegpt", "--pattern", "2:4"]
+    assert main(["prune", str(pair[0]), *sparse, *given]) == 0
+    assert main(["distill", str(pair[0]), "--steps", "1", *given, "--force"]) == 0
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for name, old in mixed.items():
+        assert torch.equal(found[name].float(), old.float()) == (".experts." not in name), name
 
 
 def test_weights_in_4_bit_blocks_are_refused(tmp_path, capsys):

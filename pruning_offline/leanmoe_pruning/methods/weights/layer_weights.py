@@ -5,6 +5,7 @@ E experts, F expert hidden, D model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -82,12 +83,12 @@ def check_changeable(checkpoint: Checkpoint) -> None:
         )
 
 
-def check_plain(checkpoint: Checkpoint, what: str) -> None:
-    """Raise where ``what`` would give weights new values and the files hold float8."""
-    shards = ShardReader(checkpoint.path).shards.values()
-    if any(info.dtype == FP8 for held in shards for info in held.values()):
+def check_plain(reader: ShardReader, names: Iterable[str], what: str) -> None:
+    """Raise where ``what`` would give these weights new values and the files hold float8."""
+    coded = next((name for name in names if reader.info(name).dtype == FP8), None)
+    if coded is not None:
         raise CheckpointError(
-            f"{checkpoint.path} holds float8 weights, and {what} gives weights new values, which "
+            f"{reader.directory} holds {coded} in float8, and {what} gives it new values, which "
             "float8 would round away; restore the checkpoint to plain bf16 weights first"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from leanmoe.errors import InputError
 from leanmoe.families.base import Projection
 from leanmoe.input_orders import order_name
 from leanmoe_pruning.cutting.spool import WeightSpool
+from leanmoe_pruning.distillation.filters import experts
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.methods.weights.layer_rules import (
@@ -282,9 +283,14 @@ def _schedule(
     if schedule == "pruned":
         inputs.need_data("--schedule pruned runs the model as it prunes")
     if method == "sparsegpt":
-        check_plain(inputs.checkpoint, "--method sparsegpt")
+        check_plain(inputs.checkpoint.reader, _expert_names(inputs), "--method sparsegpt")
         inputs.need_data("--method sparsegpt needs more of the activations than a bundle keeps")
     return schedule
+
+
+def _expert_names(inputs: Inputs) -> Iterator[str]:
+    for layer in inputs.checkpoint.layers:
+        yield from experts(inputs.checkpoint, layer)
 
 
 MOE_PRUNER = Method(
