@@ -32,11 +32,6 @@ def scale_of(name: str, reader: ShardReader) -> str | None:
     return name + SCALE if reader.info(name).dtype == FP8 else None
 
 
-def holds_float8(reader: ShardReader) -> bool:
-    """Whether any tensor is float8: such weights can be left out or zeroed, not made anew."""
-    return any(reader.info(name).dtype == FP8 for name in reader.names)
-
-
 def scaled_weight(name: str, reader: ShardReader) -> str | None:
     """The name of the weight that a tensor scales; ``None`` where it is not a scale."""
     weight = name.removesuffix(SCALE)

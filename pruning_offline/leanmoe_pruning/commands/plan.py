@@ -11,7 +11,9 @@ from leanmoe.errors import InputError
 from leanmoe.extras import install_hint
 from leanmoe_pruning.amounts import parse_bytes, show_bytes
 from leanmoe_pruning.budgets.budget import allowed_counts
+from leanmoe_pruning.checkpoints.fp8 import FP8
 from leanmoe_pruning.checkpoints.opening import check_no_stand_ins, check_uniform
+from leanmoe_pruning.cutting.carried_orders import is_summable
 from leanmoe_pruning.methods.selection import check_keep
 from leanmoe_pruning.options import command_of, model_argument, option
 from leanmoe_pruning.planning.costs import matmul_rate
@@ -81,10 +83,20 @@ def _kinds(options: PlanOptions, model: HeaderModel) -> list[Kind]:
     fitting = [kind for kind in kinds if kind.applies(model)]
     if kinds and not fitting:
         raise InputError(
-            f"--method {options.method} does not apply to {options.model}: the router of "
-            f"{model.checkpoint.family.name} cannot be mapped or condensed; use another method"
+            f"--method {options.method} does not apply to {options.model}: {_hindrance(model)}; "
+            "use another method"
         )
     return fitting
+
+
+def _hindrance(model: HeaderModel) -> str:
+    """Why a method that sums, maps or condenses does not take a model."""
+    family = model.checkpoint.family
+    if family.transfers and FP8 in model.expert_types:
+        return "it has float8 experts, whose sums would be rounded to 3 bits"
+    if family.transfers and not is_summable(model.checkpoint):
+        return "a pattern gave the hidden channels of each expert an order of its own"
+    return f"the router of {family.name} cannot be mapped or condensed"
 
 
 def _rows(options: PlanOptions, model: HeaderModel, kinds: list[Kind]) -> list[Row]:
@@ -114,6 +126,12 @@ def _notes(options: PlanOptions, model: HeaderModel, rows: list[Row]) -> list[st
         notes.append(
             "Its experts are packed. Cuts are laid out as they are written without --compress: "
             "dense, zeros included."
+        )
+    if len(model.expert_types) > 1:
+        named = ", ".join(one.name for one in model.expert_types)
+        notes.append(
+            f"Its experts are of several types ({named}): how large a cut is depends on which "
+            "stay; the first ones are counted here."
         )
     if options.fit is not None:
         whole = " The whole model fits." if rows[0].kind is None else ""

@@ -168,11 +168,8 @@ class Packer:
         return {end: TensorInfo(stem + end, *part) for end, part in parts.items()}
 
     def _check(self, info: TensorInfo) -> None:
-        if (found := _values_of(info)) != self.how.dtype:
-            raise CheckpointError(
-                f"{info.name} holds {found}, other experts {self.how.dtype}, and packed experts "
-                "are of one type; convert the model first"
-            )
+        if _values_of(info) != self.how.dtype:
+            raise _mixed(info, self.how.dtype)
         if info.shape[1] % GROUP:
             raise CheckpointError(
                 f"{info.name} cannot be packed: its rows have {info.shape[1]} weights, no multiple "
@@ -180,13 +177,36 @@ class Packer:
             )
 
 
+def expert_types(checkpoint: Checkpoint, reader: ShardReader) -> dict[StoredType, TensorInfo]:
+    """Types of the experts' weights, where each has tensors of its own, with the first of each."""
+    found: dict[StoredType, TensorInfo] = {}
+    for name in reader.names:
+        if checkpoint.family.parse_expert(name) is not None:
+            info = reader.info(name)
+            found.setdefault(info.dtype, info)
+    return found
+
+
+def is_packable(types: Mapping[StoredType, TensorInfo]) -> bool:
+    """Whether experts of these types can be packed: they are of one."""
+    return len(types) == 1 and all(dtype in _DTYPES for dtype in types)
+
+
 def expert_dtype(checkpoint: Checkpoint, reader: ShardReader) -> Values:
     """The type of its experts' weights as formats name it."""
-    family: Family = checkpoint.family
-    for name in reader.names:
-        if family.parse_expert(name) is not None:
-            return _values_of(reader.info(name))
-    raise CheckpointError(f"{checkpoint.path} has no experts of a tensor each to pack")
+    infos = list(expert_types(checkpoint, reader).values())
+    if not infos:
+        raise CheckpointError(f"{checkpoint.path} has no experts of a tensor each to pack")
+    if len(infos) > 1:
+        raise _mixed(infos[1], infos[0].dtype.name)
+    return _values_of(infos[0])
+
+
+def _mixed(info: TensorInfo, others: str) -> CheckpointError:
+    return CheckpointError(
+        f"{info.name} holds {info.dtype.name}, other experts {others}, and packed experts are of "
+        "one type; convert the model first"
+    )
 
 
 def _check_separate(checkpoint: Checkpoint) -> None:

@@ -6,7 +6,7 @@ Opening it reads no tensor and no manifest digest: a model of any size takes a m
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -16,6 +16,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe_pruning.checkpoints.opening import OpenedModel, open_headers
 from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
 from leanmoe_pruning.checkpoints.stored_type import StoredType
+from leanmoe_pruning.cutting.packing import expert_types
 from leanmoe_pruning.precision import FLOAT32, default_precision
 
 
@@ -50,6 +51,11 @@ class HeaderModel:
     def _router_dtype(self) -> StoredType:
         shape = self.checkpoint.shape
         return self.reader.info(self.checkpoint.family.gate_name(shape.moe_layers[0])).dtype
+
+    @cached_property
+    def expert_types(self) -> Mapping[StoredType, TensorInfo]:
+        """Types of the experts' weights, where each has tensors of its own."""
+        return expert_types(self.checkpoint, self.reader)
 
     @cached_property
     def served_share(self) -> float:

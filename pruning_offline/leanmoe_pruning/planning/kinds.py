@@ -16,10 +16,10 @@ import numpy as np
 from leanmoe.families import MoEShape
 from leanmoe.input_orders import order_name
 from leanmoe.sparse.sparse_format import GROUP
-from leanmoe_pruning.checkpoints.fp8 import holds_float8
+from leanmoe_pruning.checkpoints.fp8 import FP8
 from leanmoe_pruning.cutting.carried_orders import is_summable
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
-from leanmoe_pruning.cutting.packing import Order, Packer, packer_of
+from leanmoe_pruning.cutting.packing import Order, Packer, is_packable, packer_of
 from leanmoe_pruning.planning.costs import (
     CostOf,
     Workload,
@@ -128,7 +128,7 @@ class Merging(Keeping):
 
     def applies(self, model: HeaderModel) -> bool:
         checkpoint = model.checkpoint
-        is_plain = is_summable(checkpoint) and not holds_float8(checkpoint.reader)
+        is_plain = is_summable(checkpoint) and FP8 not in model.expert_types
         return checkpoint.family.transfers and is_plain
 
 
@@ -163,7 +163,7 @@ class Masking(Kind):
 
     def methods_of(self, model: HeaderModel) -> tuple[str, ...]:
         """Which gives weights new values is not for float8."""
-        rounded = _NEW_VALUES if holds_float8(model.checkpoint.reader) else ()
+        rounded = _NEW_VALUES if FP8 in model.expert_types else ()
         return tuple(name for name in self.methods if name not in rounded)
 
     def plans(self, model: HeaderModel, budget: int) -> Plans:
@@ -207,7 +207,8 @@ class Packing(Masking):
     def applies(self, model: HeaderModel) -> bool:
         family, shape = model.checkpoint.family, model.checkpoint.shape
         whole = shape.hidden_size % GROUP == 0 and shape.expert_ffn_size % GROUP == 0
-        return whole and not (family.stacked or shape.packed or model.checkpoint.packing)
+        dense = not (family.stacked or shape.packed or model.checkpoint.packing)
+        return whole and dense and is_packable(model.expert_types)
 
     def words(self, budget: int) -> str:
         return f"{budget}:{GROUP}"

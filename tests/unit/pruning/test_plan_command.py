@@ -7,6 +7,7 @@ import struct
 from math import prod
 
 import pytest
+from safetensors.torch import load_file
 
 from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
@@ -16,7 +17,7 @@ from leanmoe_pruning.methods.registry import METHODS
 from leanmoe_pruning.planning.kinds import METHOD_NAMES
 from tests.golden.naee_data import CALIBRATION
 from tests.tiny_families import FAMILY_NAMES, write_tiny
-from tests.unit.pruning.test_small_floats import rewrite_in_float8
+from tests.unit.pruning.test_small_floats import replace_tensors, rewrite_in_float8
 
 GIB = 1 << 30
 
@@ -45,6 +46,43 @@ def test_sizes_are_those_of_the_cut(family, tmp_path, capsys):
     row = row_of(found, "random", keep=6)
     assert row["weight_bytes"] == weight_bytes(out)
     assert row["loads_in"] == "vllm" and "leanmoe" not in open_checkpoint(out).config
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Float8 but for one expert of each layer, as tools leave those that lose most by it."""
+    model = write_tiny(tmp_path / "model", "qwen3_moe", dtype="bfloat16")
+    plain = {name: t.clone() for name, t in load_file(model / "model.safetensors").items()}
+    rewrite_in_float8(model)
+    tensors = {name: t.clone() for name, t in load_file(model / "model.safetensors").items()}
+    for name in list(tensors):
+        if ".experts.1." in name:
+            del tensors[name]
+    replace_tensors(model, tensors | {n: t for n, t in plain.items() if ".experts.1." in n})
+    return model
+
+
+def test_experts_of_several_types_are_counted_as_they_lie_there(mixed, tmp_path, capsys):
+    found, plan = planned(mixed, capsys, "--keep", "4"), tmp_path / "plan.json"
+    assert row_of(found, None)["weight_bytes"] == weight_bytes(mixed)
+    plan.write_text(json.dumps({"layers": {i: {"keep": [0, 1, 2, 3]} for i in range(3)}}))
+    assert main(["prune", str(mixed), "--plan", str(plan), "-o", str(tmp_path / "out")]) == 0
+    assert row_of(found, "random", keep=4)["weight_bytes"] == weight_bytes(tmp_path / "out")
+    assert any("of several types (BF16, F8_E4M3)" in note for note in found["notes"])
+    # What they cannot be given: sums, new values, a format of one type.
+    assert not any(row["budget"].get("pattern") for row in found["rows"])
+    methods = {name for row in found["rows"] for name in row["methods"]}
+    assert not methods & {"m-smoe", "eep", "sparsegpt"} and {"magnitude", "reap"} <= methods
+    assert main(["plan", str(mixed), "--tflops", "1", "--method", "m-smoe"]) == 2
+    assert "it has float8 experts" in capsys.readouterr().err
+
+
+def test_experts_of_several_types_are_not_packed_after_all_the_work(mixed, tmp_path, capsys):
+    how = ["--method", "magnitude", "--pattern", "16:32", "--compress"]
+    out = tmp_path / "out"
+    assert main(["prune", str(mixed), *how, "-o", str(out)]) == 2
+    assert "packed experts are of one type" in (said := capsys.readouterr().err)
+    assert "WARNING" not in said and "checking" not in said and not out.exists()
 
 
 @pytest.mark.parametrize("pattern", ["24:32", "16:32", "8:32"])
