@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from leanmoe.checkpoint import open_checkpoint
-from leanmoe.command import Command, Result
+from leanmoe.command import Command, Result, parser_of
 from leanmoe.engine_versions import installed_vllm, version_problem
 from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import Phases, UnionMode
@@ -164,7 +164,16 @@ def _run(args: argparse.Namespace) -> Result:
         return _checked_and_served(args)
 
 
+def _own_options() -> set[str]:
+    actions = parser_of(COMMAND)._actions
+    return {option for action in actions for option in action.option_strings}
+
+
 def _checked_and_served(args: argparse.Namespace) -> Result:
+    # With vLLM comes what reads such files.
+    from leanmoe_server.config_file import check_config_files
+
+    check_config_files(args.rest, _own_options())
     settings = check_and_configure(args)
     tables = read_sources(open_checkpoint(Path(args.model)), args.tuned_table)
     with logging_as(args.log_format, os.environ):

@@ -15,7 +15,8 @@ from leanmoe.command import parse, parser_of
 from leanmoe.seams import find
 from leanmoe_pruning.commands import curve, prune, score
 from leanmoe_server import refusals, seams
-from leanmoe_server.command import COMMAND, _vllm_arguments
+from leanmoe_server.command import COMMAND, _own_options, _vllm_arguments
+from leanmoe_server.config_file import check_config_files
 from leanmoe_server.vllm_engine import parse_vllm_arguments
 from tests.chart.rendering import (
     CHART,
@@ -59,11 +60,21 @@ def test_the_server_takes_its_arguments(name, placed, monkeypatch):
     command, *arguments = placed(documents, server(documents))
     assert command == COMMAND.name
     ours = parse(COMMAND, arguments)
+    check_config_files(ours.rest, _own_options())
     theirs = parse_vllm_arguments(_vllm_arguments(ours))
     assert theirs.model == ours.model
     assert theirs.host == "0.0.0.0"
     assert theirs.port == 8000
     assert theirs.served_model_name
+
+
+def test_options_of_the_server_are_no_settings_of_vllm():
+    """Each would be refused by the server itself, when the pod is there."""
+    told = (CHART / "templates" / "_validate.tpl").read_text()
+    [listed] = re.findall(r"\$serves := list (.*) }}", told)
+    elsewhere = {"--help", "--json", "--verbose", "--host", "--port", "--seed"}
+    own = {option for option in _own_options() if option.startswith("--")}
+    assert {f"--{name}" for name in re.findall(r'"(.*?)"', listed)} == own - elsewhere
 
 
 def test_vllms_settings_arrive(placed):

@@ -22,6 +22,8 @@ CASES = {
     "server.maxKld=0.05,model.storage.existingClaim=a,model.source.kind=none,model.hasCurve=false": "measure one",
     "server.maxKld=0.05,prepare.enabled=true,prepare.prune.keep=4,prepare.curve.enabled=false": "set it to true",
     "fleet.enabled=true,fleet.level=0.4,secrets.adminKey.name=a": "a measured curve",
+    "server.vllm.skip-level=1": "use the chart's own setting",
+    "server.vllm.max_kld=1": "use the chart's own setting",
     "server.vllm.ssl-certfile=/a": "end TLS in front of the pods",
     "server.vllm.hf_token=a": "name a Secret in secrets",
     "server.vllm.max-model-len=1,server.vllm.max_model_len=2": "are one argument",

@@ -75,6 +75,8 @@
 {{- fail "server.deterministic refuses any server.unionBudget: set it to null, or deterministic to false" }}
 {{- end }}
 {{- $own := list "model" "port" "host" "seed" "tensor-parallel-size" "pipeline-parallel-size" "config" "nnodes" "node-rank" "master-addr" "master-port" "distributed-executor-backend" "middleware" "uds" }}
+{{- /* Options of leanmoe serve, which refuses them in a configuration of vLLM. */}}
+{{- $serves := list "admin-key-file" "audit-file" "client-seconds" "deterministic" "drain-seconds" "governor" "governor-dwell" "governor-max-kld" "governor-max-level" "governor-union-budget" "keep-alive-seconds" "keys" "log-format" "max-body-mib" "max-kld" "max-skip-level" "max-waiting" "memory-bandwidth" "phases" "poll-seconds" "shadow-max-kld" "shadow-share" "shadow-tokens-per-minute" "share-prefix-cache" "skip-level" "skip-rule" "skip-verify" "slo-itl" "slo-ttft" "tuned-table" "union-budget" "union-mode" }}
 {{- $refused := list "headless" "grpc" "kv-transfer-config" "kv-offloading-size" "hf-overrides" "hf-config-path" "enable-return-routed-experts" "data-parallel-rank" "data-parallel-start-rank" "data-parallel-external-lb" "data-parallel-hybrid-lb" "data-parallel-multi-port-external-lb" "data-parallel-size-local" "enable-elastic-ep" }}
 {{- $seen := dict }}
 {{- $vllm := default dict $server.vllm }}
@@ -84,7 +86,7 @@
 {{- fail (printf "server.vllm.%s and server.vllm.%s are one argument: leave one of them out" (get $seen $name) $given) }}
 {{- end }}
 {{- $_ := set $seen $name $given }}
-{{- if has $name $own }}
+{{- if or (has $name $own) (has $name $serves) }}
 {{- fail (printf "server.vllm.%s is set by the chart: use the chart's own setting" $given) }}
 {{- end }}
 {{- if has $name $refused }}
