@@ -61,6 +61,22 @@ class ExpertTensor:
     projection: Projection
 
 
+@dataclass(frozen=True)
+class Stacks:
+    """Single experts of a family that stacks them: files hold them one by one where packed.
+
+    A row of a stack holds some of an expert's matrices, one over the other.
+    """
+
+    # The name an expert's matrix has by itself, and what such a name speaks of.
+    name: Callable[[int, int, Projection], str]
+    parse: Callable[[str], ExpertTensor | None]
+    # The stack that holds a projection of a layer's experts.
+    stack: Callable[[int, Projection], str]
+    # Which matrices a row of the stack of that name holds, empty for other tensors.
+    held: Callable[[str], tuple[Projection, ...]]
+
+
 def no_spare_layers(config: Config) -> int:
     """For families whose files hold the decoder layers of config.json and no more."""
     return 0
@@ -123,6 +139,8 @@ class Family:
     # Whether an engine that does not know layers that differ stops at them.
     stops_at_layouts: bool = True
     stacked: bool = False
+    # Of a family that stacks its experts and whose experts can be packed.
+    stacks: Stacks | None = None
     # Whether the router is one softmax over all experts, whose probabilities a matrix can map.
     transfers: bool = False
     # Whether the router is written for the model's top-k alone.

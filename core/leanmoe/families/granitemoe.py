@@ -13,6 +13,7 @@ _NAMES = StackedNames(
     "block_sparse_moe",
     OWN_NAMES,
     ("router.layer.weight", "input_linear.weight", "output_linear.weight"),
+    packs=True,
 )
 
 GRANITEMOE = block_family(

@@ -18,6 +18,7 @@ from leanmoe.families.base import (
     MoEShape,
     Projection,
     Size,
+    Stacks,
     no_spare_layers,
 )
 
@@ -117,8 +118,27 @@ class BlockNames:
 class StackedNames(BlockNames):
     """A MoE block whose experts lie in two tensors, the first with gate over up projection.
 
-    ``rows`` are the router's weight and these two.
+    ``rows`` are the router's weight and these two. ``packs``: an engine takes single experts, too.
     """
+
+    packs: bool = False
+
+    @property
+    def stacks(self) -> Stacks | None:
+        """How single experts are named, as the files of other families have them."""
+        if not self.packs:
+            return None
+        single = BlockNames(self.block, self.projections)
+        return Stacks(single.expert, single.parse, self._stack, self._held)
+
+    def _stack(self, layer: int, projection: Projection) -> str:
+        return f"{self.prefix(layer)}.{self.rows[2 if projection == 'down_proj' else 1]}"
+
+    def _held(self, name: str) -> tuple[Projection, ...]:
+        layer = self.expert_rows(name)
+        if layer is None:
+            return ()
+        return tuple(one for one in PROJECTIONS if self._stack(layer, one) == name)
 
     def expert(self, layer: int, expert: int, projection: Projection) -> NoReturn:
         raise ValueError(
@@ -178,6 +198,7 @@ def block_family(
         parts=parts,
         stops_at_layouts=stops_at_layouts,
         stacked=isinstance(names, StackedNames),
+        stacks=names.stacks if isinstance(names, StackedNames) else None,
         transfers=transfers,
         fixed_top_k=fixed_top_k,
     )

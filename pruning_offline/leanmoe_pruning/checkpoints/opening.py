@@ -9,6 +9,7 @@ from pathlib import Path
 
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError
+from leanmoe.families.base import Family
 from leanmoe.families.names import HEAD
 from leanmoe.files.digest import file_digest
 from leanmoe.files.output import TOKENIZER_FOLDERS, TUNED_FOLDER
@@ -17,7 +18,7 @@ from leanmoe.manifest import MANIFEST_NAME, check_files, weights_digest
 from leanmoe.sparse.sparse_format import INPUT_ORDER, PARTS, WEIGHT, SparseFormat
 from leanmoe.stand_ins import stand_in_name, stand_in_sizes
 from leanmoe_pruning.checkpoints.fp8 import SCALE, block_of, check_scales
-from leanmoe_pruning.checkpoints.packed import PackedTensor
+from leanmoe_pruning.checkpoints.packed import PackedStack, PackedTensor
 from leanmoe_pruning.checkpoints.shards import WEIGHT_SUFFIXES, ShardReader
 from leanmoe_pruning.forward.families import RUNNABLE
 from leanmoe_pruning.progress import progress
@@ -37,7 +38,7 @@ class OpenedModel(Checkpoint):
     @cached_property
     def reader(self) -> ShardReader:
         """Its tensors: the model that config.json describes, no more and no less."""
-        reader = ShardReader(self.path)
+        reader = ShardReader.of(self)
         check_complete(self, reader)
         return reader
 
@@ -200,7 +201,7 @@ def _check_no_other_expert(checkpoint: Checkpoint, reader: ShardReader) -> None:
 def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:
     """Raise unless all experts are packed as config.json says, or none are."""
     how = checkpoint.packing
-    experts = [name for name in reader.names if checkpoint.family.parse_expert(name) is not None]
+    experts = [name for name in reader.names if is_expert(checkpoint.family, name)]
     for name in dict.fromkeys((*reader.packed, *(experts if how is not None else ()))):
         one = reader.packed.get(name)
         found = "dense" if one is None else f"packed with {one.keep} of every 32 weights"
@@ -214,7 +215,15 @@ def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:
             _check_parts(checkpoint, one, how)
 
 
-def _check_parts(checkpoint: Checkpoint, one: PackedTensor, how: SparseFormat) -> None:
+def is_expert(family: Family, name: str) -> bool:
+    """Whether a tensor holds a matrix of an expert, or of all in a family that can pack stacks."""
+    stacked = family.stacks is not None and bool(family.stacks.held(name))
+    return stacked or family.parse_expert(name) is not None
+
+
+def _check_parts(
+    checkpoint: Checkpoint, one: PackedTensor | PackedStack, how: SparseFormat
+) -> None:
     """Raise unless a matrix is packed in the parts and numbers that config.json tells."""
     part = checkpoint.family.parse_expert(one.name)
     ordered = how.input_orders and part is not None and part.projection != "down_proj"

@@ -2,7 +2,7 @@
 
 A reader shows ``NAME.weight`` where a file holds ``NAME.weight_values`` and what belongs to it, so
 that everything that reads weights reads packed ones too. Columns that were packed in another order
-are put back.
+are put back. Of a family that stacks its experts it shows their stack.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanmoe.errors import CheckpointError
+from leanmoe.families.base import Projection, Stacks
 from leanmoe.sparse.packing import Words, assemble, check_order, unpack
 from leanmoe.sparse.sparse_format import (
     GROUP,
@@ -85,6 +86,54 @@ class PackedTensor:
     def part_name(self, end: str) -> str:
         return self.name.removesuffix(WEIGHT) + end
 
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The file's tensors that it is read from."""
+        return tuple(map(self.part_name, self.parts))
+
+
+@dataclass(frozen=True)
+class PackedStack:
+    """All experts of a layer as one tensor ``[E, R, C]``, of which a file holds each packed."""
+
+    name: str
+    # Of each expert the matrices that a row of the stack holds, one over the other.
+    rows: tuple[tuple[PackedTensor, ...], ...]
+
+    @property
+    def _one(self) -> PackedTensor:
+        return self.rows[0][0]
+
+    @property
+    def dtype(self) -> StoredType:
+        return self._one.dtype
+
+    @property
+    def keep(self) -> int:
+        return self._one.keep
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self._one.parts
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        rows, columns = self._one.shape
+        return len(self.rows), len(self.rows[0]) * rows, columns
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The file's tensors that it is read from."""
+        return tuple(name for row in self.rows for one in row for name in one.part_names)
+
+    def read(self, part: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """The dense stack; ``part`` gives a tensor of the file by its name."""
+        found = torch.empty(self.shape, dtype=self.dtype.torch)
+        for place, row in zip(found, self.rows, strict=True):
+            for rows, one in zip(place.chunk(len(row)), row, strict=True):
+                rows.copy_(one.read(part))
+        return found
+
 
 def _put_back(words_RC: Words, order_C: NDArray[Any], name: str) -> Words:
     check_order(order_C, words_RC.shape[1], name)
@@ -98,8 +147,56 @@ def is_part(name: str) -> bool:
     return name.endswith(_SUFFIXES)
 
 
-def find_packed(shapes: Mapping[str, tuple[StoredType, tuple[int, ...]]]) -> list[PackedTensor]:
-    """The packed matrices among a file's tensors; ``CheckpointError`` where one lacks parts."""
+def find_packed(
+    shapes: Mapping[str, tuple[StoredType, tuple[int, ...]]], stacks: Stacks | None = None
+) -> list[PackedTensor | PackedStack]:
+    """What is packed among a file's tensors; ``CheckpointError`` where something lacks parts.
+
+    With ``stacks``, experts are shown as their family stacks them.
+    """
+    matrices = _matrices(shapes)
+    return [*matrices] if stacks is None else _stacked(matrices, stacks)
+
+
+def _stacked(matrices: list[PackedTensor], stacks: Stacks) -> list[PackedTensor | PackedStack]:
+    held: dict[str, dict[tuple[int, Projection], PackedTensor]] = {}
+    alone: list[PackedTensor | PackedStack] = []
+    for one in matrices:
+        part = stacks.parse(one.name)
+        if part is None:
+            alone.append(one)
+        else:
+            stack = stacks.stack(part.layer, part.projection)
+            held.setdefault(stack, {})[part.expert, part.projection] = one
+    return alone + [_stack(name, found, stacks.held(name)) for name, found in held.items()]
+
+
+def _stack(
+    name: str,
+    found: Mapping[tuple[int, Projection], PackedTensor],
+    projections: tuple[Projection, ...],
+) -> PackedStack:
+    places = {(e, one) for e in range(1 + max(e for e, _ in found)) for one in projections}
+    if missing := sorted(places - set(found)):
+        expert, projection = missing[0]
+        raise CheckpointError(
+            f"of the packed experts that make up {name} a file holds {len(found)} matrices and not "
+            f"{projection} of expert {expert}; they belong into one file: fetch or pack the model "
+            "again"
+        )
+    kinds = {(one.dtype, one.shape, one.keep, one.parts): one.name for one in found.values()}
+    if len(kinds) > 1:
+        left, right, *_ = kinds.values()
+        raise CheckpointError(
+            f"{left} and {right} are packed in different sizes or ways and belong into one tensor, "
+            f"{name}; fetch or pack the model again"
+        )
+    count = len(found) // len(projections)
+    rows = tuple(tuple(found[expert, one] for one in projections) for expert in range(count))
+    return PackedStack(name, rows)
+
+
+def _matrices(shapes: Mapping[str, tuple[StoredType, tuple[int, ...]]]) -> list[PackedTensor]:
     ends: dict[str, set[str]] = {}
     for name in shapes:
         for end in _SUFFIXES:

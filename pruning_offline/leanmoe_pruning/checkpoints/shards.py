@@ -15,16 +15,18 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
+from leanmoe.families.base import Stacks
 from leanmoe.files.digest import parse_json
 from leanmoe.sparse.sparse_format import INPUT_ORDER
-from leanmoe_pruning.checkpoints.packed import PackedTensor, find_packed, is_part
+from leanmoe_pruning.checkpoints.packed import PackedStack, PackedTensor, find_packed, is_part
 from leanmoe_pruning.checkpoints.stored_type import StoredType
 from leanmoe_pruning.later import torch
 
@@ -154,11 +156,12 @@ def _some(names: Sequence[str]) -> str:
 class ShardReader:
     """The tensors of a checkpoint directory, one file or many, read when asked for.
 
-    ``shards`` names them by file; a packed matrix is one dense tensor there.
+    ``shards`` names them by file; a packed matrix is one dense tensor there, and packed experts of
+    a family that stacks them are one together, as its ``stacks`` say.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, stacks: Stacks | None = None) -> None:
+        self.directory, self._stacks = directory, stacks
         index = directory / INDEX_NAME
         self._file_of = self._from_index(index) if index.is_file() else {}
         if not self._file_of:
@@ -166,10 +169,15 @@ class ShardReader:
         names = sorted(set(self._file_of.values())) or [SINGLE_NAME]
         self.stored = {name: read_header(self._shard_path(name)) for name in names}
         self._check_index()
-        self.packed: dict[str, PackedTensor] = {}
+        self.packed: dict[str, PackedTensor | PackedStack] = {}
         self.shards = {name: self._shown(held) for name, held in self.stored.items()}
         self._check_once()
         self._file_of = {tensor: name for name, held in self.shards.items() for tensor in held}
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        """Those of a checkpoint, as its family names them."""
+        return cls(checkpoint.path, checkpoint.family.stacks)
 
     def _shard_path(self, name: str) -> Path:
         if Path(name).name != name or len(name) > 255:
@@ -194,7 +202,8 @@ class ShardReader:
                 )
 
     def _shown(self, held: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-        packed = find_packed({name: (info.dtype, info.shape) for name, info in held.items()})
+        sizes = {name: (info.dtype, info.shape) for name, info in held.items()}
+        packed = find_packed(sizes, self._stacks)
         self.packed |= {one.name: one for one in packed}
         plain = {name: info for name, info in held.items() if not is_part(name)}
         return plain | {one.name: TensorInfo(one.name, one.dtype, one.shape) for one in packed}
@@ -273,8 +282,10 @@ class ShardReader:
 
     def input_order(self, name: str) -> NDArray[np.int32]:
         """In which order the columns of a matrix are packed that says so."""
+        one = self.packed[name]
+        assert isinstance(one, PackedTensor), "families that stack their experts have no orders"
         with safe_open(self.directory / self._file_of[name], framework="np") as shard:
-            order: NDArray[np.int32] = shard.get_tensor(self.packed[name].part_name(INPUT_ORDER))
+            order: NDArray[np.int32] = shard.get_tensor(one.part_name(INPUT_ORDER))
         return order
 
     @property
@@ -287,7 +298,7 @@ class ShardReader:
         if name not in self.packed:
             return self.info(name).nbytes
         one, held = self.packed[name], self.stored[self._file_of[name]]
-        return sum(held[one.part_name(end)].nbytes for end in one.parts)
+        return sum(held[part].nbytes for part in one.part_names)
 
     def validate(self, tick: Callable[[], None] = lambda: None) -> None:
         """Read every tensor of every shard once; raise at the first that is not finite."""

@@ -27,7 +27,7 @@ from leanmoe_pruning.checkpoints.opening import (
 )
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.cutting.cutter import Cutter
-from leanmoe_pruning.cutting.packing import Packer, packer_of, told_pattern
+from leanmoe_pruning.cutting.packing import Packer, is_separable, packer_of, told_pattern
 from leanmoe_pruning.cutting.plan_file import check_plan_target, plan_note, write_plan
 from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.cutting.spool import WeightSpool
@@ -314,9 +314,8 @@ def _packer(request: PruneOptions, inputs: Inputs, chooser: Chooser) -> Packer |
     if not request.compress:
         return None
     model, pattern = inputs.checkpoint, pattern_of(chooser.settings())
-    separate = not (model.family.stacked or model.shape.packed)
     known = pattern or told_pattern(model) or model.packing
-    if known is None and separate:
+    if known is None and is_separable(model):
         raise InputError(
             f"--compress stores experts without weights that were zeroed, and nothing says that "
             f"any of {model.path} were; leave it out, or zero weights too (--method moe-pruner)"

@@ -100,7 +100,7 @@ class Cutter:
         }
         self.reader = checkpoint.reader
         # Where the output's tensors are read: some may have been replaced.
-        self._source = SpooledReader(checkpoint.path, replaced) if replaced else self.reader
+        self._source = SpooledReader(checkpoint, replaced) if replaced else self.reader
         self._blocks = tuple(
             f"{checkpoint.family.block_prefix(layer)}." for layer in checkpoint.shape.moe_layers
         )

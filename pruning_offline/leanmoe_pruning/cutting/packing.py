@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError, InputError
-from leanmoe.families.base import ExpertTensor, Family
+from leanmoe.families.base import ExpertTensor, Family, Stacks
 from leanmoe.input_orders import order_name
 from leanmoe.sparse.packing import Packed, pack_by, to_indices
 from leanmoe.sparse.sparse_format import (
@@ -33,7 +33,7 @@ from leanmoe.sparse.sparse_format import (
     own_quantization,
     pattern_of,
 )
-from leanmoe_pruning.checkpoints.opening import OpenedModel
+from leanmoe_pruning.checkpoints.opening import OpenedModel, is_expert
 from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
 from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
 from leanmoe_pruning.checkpoints.stored_type import StoredType
@@ -76,6 +76,35 @@ class HeldMatrix:
             self._name = piece.info.name
             self._packed = pack_by(how, words_RC, self._name)
         return self._packed
+
+
+class HeldStack:
+    """The stack of a layer's experts that was read last: their matrices are packed in turn."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._tensor: torch.Tensor | None = None
+
+    def tensor(self, piece: Piece, reader: ShardReader) -> torch.Tensor:
+        """A piece's content."""
+        if self._tensor is None or self._name != piece.info.name:
+            self._name, self._tensor = piece.info.name, piece.read(reader)
+        return self._tensor
+
+
+@dataclass(frozen=True)
+class OfStack:
+    """One expert's matrix out of a stack, by the name it has alone."""
+
+    info: TensorInfo
+    stack: Piece
+    held: HeldStack
+    expert: int
+    first: int
+
+    def read(self, reader: ShardReader) -> torch.Tensor:
+        tensor_ERC = self.held.tensor(self.stack, reader)
+        return tensor_ERC[self.expert, self.first : self.first + self.info.shape[0]]
 
 
 @dataclass(frozen=True)
@@ -121,18 +150,45 @@ class Packer:
     ) -> None:
         self._family, self._orders = family, orders or {}
         self.how = how.model_copy(update={"input_orders": bool(self._orders)})
-        self._held = HeldMatrix()
+        self._held, self._stack = HeldMatrix(), HeldStack()
 
     def ordered_by(self, orders: Mapping[str, Order]) -> Packer:
         """The same for experts with input orders, by their names in the output."""
         return Packer(self._family, self.how, orders)
 
     def pieces(self, piece: Piece, reader: ShardReader) -> list[Piece]:
-        """What is written for a piece: itself, or the parts of an expert's matrix."""
+        """What is written for a piece: itself, or the parts of an expert's matrix, or of all."""
+        stacks = self._family.stacks
+        if stacks is not None and stacks.held(piece.info.name):
+            found = self._of_stack(stacks, piece)
+            return [part for one in found for part in self._parts(one, reader, None)]
         part = self._family.parse_expert(piece.info.name)
-        if part is None:
-            return [piece]
-        order = None if part.projection == "down_proj" else self._order(part, piece.info)
+        return [piece] if part is None else self._parts(piece, reader, part)
+
+    def _of_stack(self, stacks: Stacks, piece: Piece) -> list[Piece]:
+        """A piece for each matrix of a stack, expert by expert."""
+        info, projections = piece.info, stacks.held(piece.info.name)
+        layer, rows = self._family.expert_rows(info.name), info.shape[1] // len(projections)
+        assert layer is not None, "a stack's rows are a layer's experts"
+        return [
+            OfStack(
+                TensorInfo(
+                    stacks.name(layer, expert, projection), info.dtype, (rows, info.shape[2])
+                ),
+                piece,
+                self._stack,
+                expert,
+                place * rows,
+            )
+            for expert in range(info.shape[0])
+            for place, projection in enumerate(projections)
+        ]
+
+    def _parts(self, piece: Piece, reader: ShardReader, part: ExpertTensor | None) -> list[Piece]:
+        """What is written for a matrix; ``part`` of one that may have an input order."""
+        order = None
+        if part is not None and part.projection != "down_proj":
+            order = self._order(part, piece.info)
         ends = (*PARTS[self.how.layout], *([INPUT_ORDER] if order is not None else []))
         infos = self._infos(piece, reader, order)
         return [PackedPart(infos[end], end, piece, self.how, self._held, order) for end in ends]
@@ -178,10 +234,10 @@ class Packer:
 
 
 def expert_types(checkpoint: Checkpoint, reader: ShardReader) -> dict[StoredType, TensorInfo]:
-    """Types of the experts' weights, where each has tensors of its own, with the first of each."""
+    """Types of the experts' weights, where they can be taken apart, with the first of each."""
     found: dict[StoredType, TensorInfo] = {}
     for name in reader.names:
-        if checkpoint.family.parse_expert(name) is not None:
+        if is_expert(checkpoint.family, name):
             info = reader.info(name)
             found.setdefault(info.dtype, info)
     return found
@@ -209,8 +265,14 @@ def _mixed(info: TensorInfo, others: str) -> CheckpointError:
     )
 
 
-def _check_separate(checkpoint: Checkpoint) -> None:
-    if checkpoint.family.stacked or checkpoint.shape.packed:
+def is_separable(checkpoint: Checkpoint) -> bool:
+    """Whether its experts can be taken matrix by matrix."""
+    stacks_for_good = checkpoint.family.stacked and checkpoint.family.stacks is None
+    return not (stacks_for_good or checkpoint.shape.packed)
+
+
+def _check_separable(checkpoint: Checkpoint) -> None:
+    if not is_separable(checkpoint):
         raise InputError(
             f"{checkpoint.path}: a {checkpoint.family.name} model holds all experts of a layer "
             "in one tensor, which is not packed; serve it as it is, without --compress"
@@ -224,7 +286,7 @@ def told_pattern(model: OpenedModel) -> str | None:
 
 def packer_of(model: OpenedModel, pattern: str | None) -> Packer:
     """A packer for a pattern, for the one that the manifest tells of, or as the model is packed."""
-    _check_separate(model)
+    _check_separable(model)
     if (found := pattern or told_pattern(model)) is None:
         if model.packing is not None:
             return Packer(model.family, model.packing)

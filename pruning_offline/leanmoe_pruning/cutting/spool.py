@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from safetensors import safe_open
 
+from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import OutputError
 from leanmoe.files.scratch import SPOOL, ScratchFolder, remove_folder
 from leanmoe_pruning.checkpoints.shards import ShardReader, read_header, write_tensors
@@ -82,8 +83,8 @@ class WeightSpool:
 class SpooledReader(ShardReader):
     """A checkpoint's tensors, those of a spool in place of its own."""
 
-    def __init__(self, directory: Path, spool: WeightSpool) -> None:
-        super().__init__(directory)
+    def __init__(self, checkpoint: Checkpoint, spool: WeightSpool) -> None:
+        super().__init__(checkpoint.path, checkpoint.family.stacks)
         self._spool = spool
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:  # type: ignore[override]

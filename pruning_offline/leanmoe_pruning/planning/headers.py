@@ -54,7 +54,7 @@ class HeaderModel:
 
     @cached_property
     def expert_types(self) -> Mapping[StoredType, TensorInfo]:
-        """Types of the experts' weights, where each has tensors of its own."""
+        """Types of the experts' weights, where they can be taken apart."""
         return expert_types(self.checkpoint, self.reader)
 
     @cached_property

@@ -19,7 +19,7 @@ from leanmoe.sparse.sparse_format import GROUP
 from leanmoe_pruning.checkpoints.fp8 import FP8
 from leanmoe_pruning.cutting.carried_orders import is_summable
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
-from leanmoe_pruning.cutting.packing import Order, Packer, is_packable, packer_of
+from leanmoe_pruning.cutting.packing import Order, Packer, is_packable, is_separable, packer_of
 from leanmoe_pruning.planning.costs import (
     CostOf,
     Workload,
@@ -190,6 +190,8 @@ class Packing(Masking):
 
     def input_orders(self, model: HeaderModel) -> dict[str, Order]:
         """One of every expert: groups of 32 are permuted unless asked otherwise."""
+        if model.checkpoint.family.stacked:
+            return {}
         family, shape = model.checkpoint.family, model.checkpoint.shape
         order = np.arange(shape.hidden_size, dtype=np.int32)
         return {
@@ -205,9 +207,9 @@ class Packing(Masking):
         return self.budgets(model)
 
     def applies(self, model: HeaderModel) -> bool:
-        family, shape = model.checkpoint.family, model.checkpoint.shape
+        shape = model.checkpoint.shape
         whole = shape.hidden_size % GROUP == 0 and shape.expert_ffn_size % GROUP == 0
-        dense = not (family.stacked or shape.packed or model.checkpoint.packing)
+        dense = is_separable(model.checkpoint) and model.checkpoint.packing is None
         return whole and dense and is_packable(model.expert_types)
 
     def words(self, budget: int) -> str:

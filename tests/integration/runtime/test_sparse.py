@@ -81,6 +81,7 @@ def test_a_request_s_own_level_reaches_its_tokens_and_no_others(ours, tmp_path):
         ("qwen2_moe", ("--pattern", "2:4")),
         ("deepseek_v2", ("--pattern", "8:32")),
         ("olmoe", ("--sparsity", "0.5")),
+        ("granitemoe", ("--pattern", "16:32")),
     ],
 )
 def test_packed_experts_give_the_tokens_of_the_dense_model(family, how, ours, tmp_path):
@@ -97,16 +98,18 @@ def test_packed_experts_give_the_tokens_of_the_dense_model(family, how, ours, tm
     assert stock.weight_bytes - report.weight_bytes == pytest.approx(saved, rel=0.05)
 
 
-def test_layers_that_differ_are_packed_too(ours, tmp_path):
-    source = write_tiny(tmp_path / "source", "mixtral", dtype="float32")
+@pytest.mark.parametrize("family", ["mixtral", "granitemoe"])
+def test_layers_that_differ_are_packed_too(family, ours, tmp_path):
+    source = write_tiny(tmp_path / "source", family, dtype="float32")
     write_planned(source, tmp_path / "mixed", mixed_plan)
     dense = prune(tmp_path / "mixed", tmp_path / "dense", "--pattern", "16:32")
     packed = pack(dense, tmp_path / "packed")
     assert answers(ours, packed)[:2] == answers(ours, dense)[:2]
 
 
-def test_a_dense_checkpoint_is_packed_while_loading(ours, tmp_path):
-    source = write_tiny(tmp_path / "source", "mixtral", dtype="float32")
+@pytest.mark.parametrize("family", ["mixtral", "granitemoe"])
+def test_a_dense_checkpoint_is_packed_while_loading(family, ours, tmp_path):
+    source = write_tiny(tmp_path / "source", family, dtype="float32")
     dense = prune(source, tmp_path / "dense", "--pattern", "16:32", "--no-permute")
     exact, top_one, stock = answers(ours, dense)
     again, top_again, report = answers(ours, dense, quantization="leanmoe_sparse")

@@ -29,7 +29,7 @@ _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """What expert weights are written in."""
     # The order of block_sizes: the router first, an expert's weights last.
-    return ShardReader(checkpoint.path).info(list(block_sizes(checkpoint))[-1]).dtype.torch
+    return ShardReader.of(checkpoint).info(list(block_sizes(checkpoint))[-1]).dtype.torch
 
 
 @dataclass(frozen=True)
