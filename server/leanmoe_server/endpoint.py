@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from functools import partial
@@ -38,6 +39,7 @@ from leanmoe_server.service import (
 from leanmoe_server.tenants.tenant_metrics import TenantMetrics
 from leanmoe_server.tenants.tenant_store import keep_responses_apart
 
+logger = logging.getLogger(__name__)
 # What one API process answers for all.
 CONTROL_ROUTES: Routes = {
     ("GET", CONTROL_PATH): show_policy,
@@ -95,6 +97,8 @@ async def _own(engine_client: Any, state: Any, args: Namespace, place: ApiProces
     from leanmoe_server.vllm_engine import VllmEngine
 
     engine = VllmEngine(engine_client)
+    if (slow := engine.slow_format) is not None:
+        logger.warning(slow)
     service = build_service(engine, args.leanmoe, Metrics(), TenantMetrics(), place)
     watch_quality(service, engine)
     # Around the sampler: by then a request has the level that it keeps.

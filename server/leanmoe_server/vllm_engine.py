@@ -52,6 +52,7 @@ from leanmoe_server.in_force import InForce
 from leanmoe_server.keys.key_source import SECRET_VARIABLES, VLLM_KEY_VARIABLE
 from leanmoe_server.log_lines import CONFIG_VARIABLE, leave_out_polls
 from leanmoe_server.marking import Marking
+from leanmoe_server.number_format import multiplies_slowly
 from leanmoe_server.refusals import refuse_unsupported
 from leanmoe_server.service import PLACE_ARGUMENT, PROCESSES_ARGUMENT, SERVICE_ARGUMENT
 from leanmoe_server.settings import ServeSettings
@@ -90,6 +91,11 @@ class VllmEngine:
     def sample_answers(self, sampler: Sampler) -> None:
         """From now on finished answers pass by ``sampler``."""
         self._client.generate = sampler.around(self._client.generate)
+
+    @property
+    def slow_format(self) -> str | None:
+        """What to say where this processor multiplies the model's numbers slowly."""
+        return multiplies_slowly(self._client.vllm_config.model_config.dtype)
 
     @property
     def has_priorities(self) -> bool:
