@@ -10,6 +10,7 @@ from contextlib import suppress
 from leanmoe import __version__
 from leanmoe.dispatch import Group
 from leanmoe.process.interrupts import interrupt_from_the_start
+from leanmoe.process.streams import open_closed_streams
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("leanmoe_demo.command", "the whole main job on the embedded model"),
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; return its exit code."""
     if argv is None:
         interrupt_from_the_start()
+        open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(arguments)

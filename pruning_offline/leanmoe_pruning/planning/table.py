@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -17,12 +18,12 @@ Facts = dict[str, Any]
 
 def render(result: Facts) -> str:
     """Header, table and footnotes."""
-    console = Console(width=_WIDTH, no_color=True, highlight=False)
-    with console.capture() as captured:
-        console.print(_head(result), markup=False)
-        console.print(_table(result["rows"]))
-        console.print(_foot(result), markup=False)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    written = StringIO()
+    console = Console(file=written, width=_WIDTH, no_color=True, highlight=False)
+    console.print(_head(result), markup=False)
+    console.print(_table(result["rows"]))
+    console.print(_foot(result), markup=False)
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 
 def _head(result: Facts) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from leanmoe import command
+from leanmoe.cli import main
 from leanmoe.errors import InputError
 from leanmoe_pruning.cutting.plan_file import check_plan_target
+from tests.tiny import write_tiny_mixtral
 
 
 def leanmoe(*arguments: str, out: str = "/dev/null", err: int | str = subprocess.PIPE):
@@ -33,6 +36,35 @@ def test_texts_that_cannot_be_printed(arguments) -> None:
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("leanmoe: it could not be printed: No space left on device")
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_tiny_mixtral(tmp_path / "model", layers=1)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["plan", "--tflops", "1"], ["prune", "--method", "random", "--keep", "6"]]
+)
+def test_a_result_that_cannot_be_printed(arguments, model, tmp_path) -> None:
+    name, *more = arguments
+    out = ["-o", str(tmp_path / "out")] if name == "prune" else []
+    done = leanmoe(name, str(model), *more, *out, out="/dev/full")
+    said = f"leanmoe {name}: the result could not be printed: No space left on device"
+    assert (done.returncode, done.stderr.strip()) == (1, said)
+    # What was made before is whole.
+    assert not out or main(["plan", out[1], "--tflops", "1"]) == 0
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_streams_that_are_closed_take_nothing(closed, model, tmp_path) -> None:
+    """Nor do they become the number of a shard that is being written."""
+    out = str(tmp_path / "out")
+    words = ["-m", "leanmoe.cli", "prune", str(model), "--method", "random", "--keep", "6"]
+    run = shlex.join([sys.executable, *words, "-o", out])
+    done = subprocess.run(["bash", "-c", f"{run} {closed}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert main(["prune", out, "--method", "random", "--keep", "3", "-o", f"{out}-2"]) == 0
 
 
 def test_an_error_that_cannot_be_printed_keeps_its_exit_code() -> None:
