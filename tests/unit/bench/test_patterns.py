@@ -99,7 +99,7 @@ def test_done_shows_the_rows_there_are_and_runs_nothing(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["rows"] == ROWS[:2]
 
 
-@pytest.mark.parametrize("name", ["patterns-all-text"])
+@pytest.mark.parametrize("name", ["patterns-all-text", "patterns-sparsegpt"])
 def test_the_page_holds_the_tables_of_the_recorded_rows(name):
     recorded = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
     assert COMMAND.show(recorded) in (ROOT / "docs/results.md").read_text()
