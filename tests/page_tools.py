@@ -1,4 +1,4 @@
-"""Chromium and Prometheus for tests: from PATH, or where ``make install`` put them."""
+"""Chromium, Prometheus and nginx for tests: from PATH, or where ``make install`` put them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _TOOLS = Path(sys.prefix) / "tools"
 
 def tool(name: str, folder: str) -> str:
     """The path of a program; a test without one fails and says what brings it."""
-    found = shutil.which(name) or shutil.which(name, path=str(_TOOLS / folder))
+    # Servers lie where only root looks.
+    places = (os.environ.get("PATH", os.defpath), "/usr/sbin", str(_TOOLS / folder))
+    found = shutil.which(name, path=os.pathsep.join(places))
     assert found, f"no {name} on PATH and none in {_TOOLS / folder}: make install brings it"
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -19,6 +18,7 @@ from leanmoe import cli
 from leanmoe.process.ports import free_port
 from tests.forked import Forked
 from tests.integration.live_server import ADMIN_KEY, LiveServer, live_server, wait_for
+from tests.page_tools import tool
 
 REQUESTS = 60
 _CONFIGURATION = """
@@ -43,8 +43,7 @@ http {{
 @contextmanager
 def nginx(replicas: list[LiveServer], folder: Path) -> Iterator[str]:
     """The address of an nginx in front of ``replicas``, with connections kept to each."""
-    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    assert program, "this test needs nginx: `apt-get install nginx`"
+    program = tool("nginx", "nginx")
     port, servers = free_port(), [f"server {one.url.removeprefix('http://')};" for one in replicas]
     named = {"folder": folder, "port": port, "servers": " ".join(servers)}
     (folder / "nginx.conf").write_text(_CONFIGURATION.format(**named))
