@@ -27,8 +27,6 @@ from leanmoe_pruning.data.builtin import text_path
 from leanmoe_reference.gguf_base import find_base
 
 _SCORE_WINDOWS, _CURVE_WINDOWS, _EVAL_WINDOWS = 4, 4, 4
-# The weights that stay are fitted to it, not only chosen.
-_SPARSE_WINDOWS = 8
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +85,7 @@ def _story(shell: Shell, work: Path) -> Result:
     _say("1. Offline: build, score our traffic, keep 5 of 8 experts, measure what skipping costs;")
     _say("   and keep all experts with half of their weights")
     _offline(shell, work, reference, lean)
-    _sparse(shell, reference, sparse)
+    _sparse(shell, work, reference, sparse)
     level = _level(lean)
     _say("2. Perplexity on the domains served and the ones given up")
     domains = mix(SERVED + GIVEN_UP, _EVAL_WINDOWS)
@@ -129,12 +127,12 @@ def _offline(shell: Shell, work: Path, reference: Path, lean: Path) -> None:
     shell.step("curve", "curve", str(lean), "--data", mix(SERVED, _CURVE_WINDOWS))
 
 
-def _sparse(shell: Shell, reference: Path, sparse: Path) -> None:
-    """Without training; a search for orders of the inputs takes minutes and wins little here."""
+def _sparse(shell: Shell, work: Path, reference: Path, sparse: Path) -> None:
+    """Chosen in one pass: distilling, or a search for orders of the inputs, takes minutes."""
     shell.step(
         "sparse",
-        *("prune", str(reference), "--method", "sparsegpt", "--pattern", PATTERN),
-        *("--no-permute", "--compress", "--data", mix(SERVED, _SPARSE_WINDOWS)),
+        *("prune", str(reference), "--method", "moe-pruner", "--pattern", PATTERN),
+        *("--no-permute", "--compress", "--scores", str(work / "scores")),
         *("-o", str(sparse), "--force"),
         makes=sparse,
     )

@@ -111,8 +111,8 @@ def _promise(result: dict[str, Any]) -> list[str]:
 
 def _sparse_note() -> list[str]:
     return [
-        f"{PATTERN}: the whole model with 16 of every 32 weights of each expert, by SparseGPT from "
-        "the served domains' text and stored without the others; not distilled.",
+        f"{PATTERN}: the whole model with 16 of every 32 weights of each expert, chosen in one "
+        "pass over the same text and stored without the others; not distilled.",
         "",
     ]
 
