@@ -1,10 +1,12 @@
 """Every checkpoint made and its log loss taken window by window, kept as soon as it is known.
 
-Checkpoints are removed once judged; a folder with the rows so far is gone on from.
+Checkpoints are removed once judged, or once trained where a later row trains them; a folder with
+the rows so far is gone on from.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,10 +36,11 @@ def measure(runs: Sequence[Run], data: str, work: Path) -> Iterator[Row]:
     is_scored = any(run.method == SCORED for run in runs)
     if is_scored and not (scores / "scores.json").exists():
         leanmoe("score", str(model), "--data", data, "-o", str(scores))
-    made = {"sparse": work / "sparse", "out": work / "out"}
     given: dict[str, str | Path] = {"model": model, "scores": scores, "data": data}
+    trained = {run.untrained for run in runs if run.trained}
     for run in runs:
-        yield once(work / f"{run.name}.json", partial(_judged, run, given, made))
+        is_kept = run.name in trained
+        yield once(work / f"{run.name}.json", partial(_judged, run, given, work, is_kept))
 
 
 def finished(runs: Sequence[Run], work: Path) -> list[Row]:
@@ -46,21 +49,30 @@ def finished(runs: Sequence[Run], work: Path) -> list[Row]:
     return finished_rows(full, [work / f"{run.name}.json" for run in runs])
 
 
-def _judged(run: Run, given: Mapping[str, str | Path], made: Mapping[str, Path]) -> Row:
-    _remove(made)  # of a run that was stopped
-    started = time.monotonic()
-    for command in run.commands:
-        leanmoe(*(part.format(**given, **made) for part in command))
-    seconds = round(time.monotonic() - started, 1)
-    found = losses(made["out"])
-    _remove(made)
+def _judged(run: Run, given: Mapping[str, str | Path], work: Path, is_kept: bool) -> Row:
+    """``is_kept`` where a later run trains this one's checkpoint."""
+    sparse = work / f"{run.untrained}-sparse"
+    out = sparse if is_kept else work / "out"
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped
+    seconds = _make(run, {**given, "sparse": sparse, "out": out})
+    found = losses(out)
+    if not is_kept:
+        for path in (out, sparse):
+            shutil.rmtree(path, ignore_errors=True)
     shown = [" ".join(command) for command in run.commands]
     return {**asdict(run), "commands": shown, "seconds": seconds, "losses": found}
 
 
-def _remove(made: Mapping[str, Path]) -> None:
-    for path in made.values():
-        shutil.rmtree(path, ignore_errors=True)
+def _make(run: Run, given: Mapping[str, str | Path]) -> float:
+    """The seconds it took, with those of the checkpoint that was there to be trained."""
+    sparse, before, left = Path(given["sparse"]), 0.0, run.commands
+    if run.trained and sparse.exists():
+        row = json.loads((sparse.parent / f"{run.untrained}.json").read_text(encoding="utf-8"))
+        before, left = row["seconds"], run.commands[1:]
+    started = time.monotonic()
+    for command in left:
+        leanmoe(*(part.format(**given) for part in command))
+    return round(before + time.monotonic() - started, 1)
 
 
 @torch.inference_mode()

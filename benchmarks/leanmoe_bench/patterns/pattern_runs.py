@@ -7,7 +7,7 @@ bundle, the text that both come from, a checkpoint to train and the one to judge
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
 # Of the 14 to 23 windows a domain holds out.
@@ -43,6 +43,11 @@ class Run:
         ]
         return "-".join((*words, *methods, *own)).replace(" ", "-")
 
+    @property
+    def untrained(self) -> str:
+        """The name of the run that makes what this one trains."""
+        return replace(self, trained=False).name
+
 
 def calibration(windows: int) -> str:
     """``--data`` of as many windows of each domain."""
@@ -50,19 +55,21 @@ def calibration(windows: int) -> str:
 
 
 def every_run(training: str, steps: int) -> Iterator[Run]:
-    """Rows of the same share together, the one without groups first; trained ones last.
+    """Of each method, rows of the same share together, the one without groups first.
 
-    These learn ``steps`` steps from the ``training`` text.
+    Trained ones learn ``steps`` steps from the ``training`` text.
     """
     for kept, patterns in _PATTERNS.items():
         yield _pruned(UNSTRUCTURED, kept, False)
         for pattern in patterns:
             for permuted in (False, True) if pattern.endswith(":32") else (False,):
                 yield _pruned(pattern, kept, permuted)
-    for pattern, permuted in ((UNSTRUCTURED, False), ("16:32", False), ("16:32", True)):
-        yield _pruned(pattern, 50, permuted, _CORRECTED)
     for pattern, permuted in ((UNSTRUCTURED, False), ("16:32", True)):
         yield _trained(_pruned(pattern, 50, permuted), training, steps)
+    plain = [_pruned(pattern, 50, False, _CORRECTED) for pattern in (UNSTRUCTURED, "16:32")]
+    yield from plain
+    yield from (_trained(run, training, steps) for run in plain)
+    yield _pruned("16:32", 50, True, _CORRECTED)
 
 
 def _pruned(pattern: str, kept: int, permuted: bool, method: str = SCORED) -> Run:
@@ -79,4 +86,4 @@ def _trained(run: Run, data: str, steps: int) -> Run:
     first = (*run.commands[0][:-1], "{sparse}")
     taught = ("--teacher", "{model}", "--local", "--data", data, "--steps", str(steps))
     commands = (first, ("distill", "{sparse}", *taught, "-o", "{out}"))
-    return Run(run.pattern, run.kept, run.permuted, True, commands)
+    return replace(run, trained=True, commands=commands)
