@@ -200,6 +200,7 @@ def check(packed: Packed, keep: int, what: str) -> None:
         )
     if packed.overflow is not None:
         _check_overflow(packed.overflow, rows, 8 * width, what)
+        _check_places(packed.overflow, mask_RB, what)
 
 
 def _bytes_of_rows(bytes_RB: NDArray[Any], what: str) -> tuple[int, int]:
@@ -223,6 +224,22 @@ def _check_overflow(listed: Overflow, rows: int, columns: int, what: str) -> Non
         raise CheckpointError(
             f"{what}: its overflow list of {count} entries does not belong to {rows} rows of "
             f"{columns} weights; fetch or pack the model again"
+        )
+
+
+def _check_places(listed: Overflow, mask_RB: Bytes, what: str) -> None:
+    """Whether a weight has two values: engines would take one or the other, or their sum."""
+    row_N = np.repeat(np.arange(len(mask_RB)), np.diff(listed.rows))
+    column_N = listed.columns_N
+    marked_N = (mask_RB[row_N, column_N >> 3] >> (column_N & 7)) & 1
+    again_N = (np.diff(column_N) <= 0) & (np.diff(row_N) == 0)
+    wrong_N = np.concatenate([np.nonzero(marked_N)[0], np.nonzero(again_N)[0] + 1])
+    if wrong_N.size:
+        row, column = int(row_N[wrong_N[0]]), int(column_N[wrong_N[0]])
+        raise CheckpointError(
+            f"{what}: its overflow list names column {column} of row {row}, which the mask marks "
+            "or the list has passed already, expected rising columns that the mask leaves free; "
+            "fetch or pack the model again"
         )
 
 

@@ -131,6 +131,20 @@ def test_an_overflow_list_never_points_outside(seed, place, value):
     assert found.shape == (4, 64)
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_weight_has_one_value(marked):
+    packed = pack(words_of(1, 4, 2, 0.9), 16, "w", overflow=True)
+    listed, columns = packed.overflow, packed.overflow.columns_N.copy()
+    first = int(listed.rows[2])
+    kept = int(np.unpackbits(packed.mask_RB[2], bitorder="little").argmax())
+    columns[first + 1] = kept if marked else columns[first]
+    changed = Packed(
+        packed.values_RV, packed.mask_RB, Overflow(listed.rows, columns, listed.values_N)
+    )
+    with pytest.raises(CheckpointError, match=f"names column {columns[first + 1]} of row 2"):
+        check(changed, 16, "expert 3")
+
+
 def test_fours_that_hold_less_than_two_still_name_two_places():
     words = np.zeros((4, 64), np.uint16)
     words[1, ::4], words[2, 3::4], words[3, 8] = 7, 8, 9
