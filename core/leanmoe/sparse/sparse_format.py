@@ -50,7 +50,8 @@ class SparseFormat(BaseModel):
     own, which lies beside them. ``inner`` is the source's own ``quantization_config`` (float8).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict, since engines of others read the same numbers: "16" is none.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     quant_method: Literal["leanmoe_sparse"] = "leanmoe_sparse"
     schema_version: Literal[1] = 1
@@ -130,7 +131,8 @@ def read_sparse_format(config: Mapping[str, Any], where: str) -> SparseFormat | 
         first = error.errors()[0]
         place = ".".join([CONFIG_KEY, *(str(part) for part in first["loc"])])
         raise CheckpointError(
-            f"{where}: {place}: {first['msg'].removeprefix('Value error, ')}; pack the model again"
+            f"{where}: {place} is {first['input']!r:.60}: "
+            f"{first['msg'].removeprefix('Value error, ')}; pack the model again"
         ) from None
 
 

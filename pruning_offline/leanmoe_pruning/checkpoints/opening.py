@@ -202,6 +202,11 @@ def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:
     """Raise unless all experts are packed as config.json says, or none are."""
     how = checkpoint.packing
     experts = [name for name in reader.names if is_expert(checkpoint.family, name)]
+    if others := sorted(reader.packed.keys() - experts):
+        raise CheckpointError(
+            f"tensor {others[0]} in {checkpoint.path} is packed and no matrix of a routed expert, "
+            "which alone are packed; pack the model again"
+        )
     for name in dict.fromkeys((*reader.packed, *(experts if how is not None else ()))):
         one = reader.packed.get(name)
         found = "dense" if one is None else f"packed with {one.keep} of every 32 weights"

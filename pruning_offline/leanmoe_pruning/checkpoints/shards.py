@@ -206,6 +206,11 @@ class ShardReader:
         packed = find_packed(sizes, self._stacks)
         self.packed |= {one.name: one for one in packed}
         plain = {name: info for name, info in held.items() if not is_part(name)}
+        if twice := sorted(name for name in self.packed if name in plain):
+            raise CheckpointError(
+                f"{self.directory} holds {_some(twice)} both packed and dense in one file, so it "
+                "is not said which is meant; pack the model again"
+            )
         return plain | {one.name: TensorInfo(one.name, one.dtype, one.shape) for one in packed}
 
     def _check_once(self) -> None:

@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from leanmoe.cli import main
 from leanmoe.errors import CheckpointError
+from leanmoe.sparse.packing import pack
 from leanmoe_pruning.checkpoints.fp8 import check_scales
 from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
 from leanmoe_pruning.checkpoints.shards import ShardReader, write_tensors
+from leanmoe_pruning.checkpoints.stored_type import StoredType
 from tests.tiny_families import HIDDEN, write_tiny
 from tests.unit.pruning.test_small_floats import rewrite_in_float8
 
@@ -166,7 +169,21 @@ def _retype(tensors):
     tensors[f"{EXPERT}.weight_mask"] = tensors[f"{EXPERT}.weight_mask"].to(torch.int32)
 
 
+def _stay_dense(tensors):
+    rows, width = tensors[f"{EXPERT}.weight_mask"].shape
+    tensors[f"{EXPERT}.weight"] = torch.zeros(rows, 8 * width, dtype=torch.bfloat16)
+
+
+def _pack_attention(tensors):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    packed = pack(to_words(torch.zeros_like(tensors.pop(name))), 16, name)
+    tensors[f"{name}_values"] = to_tensor(packed.values_RV, StoredType.BF16)
+    tensors[f"{name}_mask"] = torch.from_numpy(packed.mask_RB)
+
+
 DAMAGE = {
+    "both packed and dense": _stay_dense,
+    "q_proj.weight .* is packed and no matrix of a routed expert": _pack_attention,
     "values and bitmask disagree": _flip,
     "not what belongs together": _drop_mask,
     "marks 16 weights, expected 12": _shorten,
@@ -190,6 +207,26 @@ def test_a_config_of_another_packing_is_refused(source, tmp_path):
     (packed / "config.json").write_text(json.dumps(config))
     (packed / "leanmoe.json").unlink()
     with pytest.raises(CheckpointError, match=r"with 16 .* says experts are packed with 8"):
+        _ = open_model(packed).reader
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("keep", "16", "keep is '16': Input should be a valid integer"),
+        ("keep", 16.0, "keep is 16.0: Input should be a valid integer"),
+        ("keep", True, "keep is True: Input should be a valid integer"),
+        ("keep", 32, "keep is 32: Input should be less than or equal to 31"),
+        ("input_orders", "yes", "input_orders is 'yes': Input should be a valid boolean"),
+    ],
+)
+def test_a_config_of_other_types_is_refused(key, value, said, source, tmp_path):
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"][key] = value
+    (packed / "config.json").write_text(json.dumps(config))
+    (packed / "leanmoe.json").unlink()
+    with pytest.raises(CheckpointError, match=said):
         _ = open_model(packed).reader
 
 
@@ -218,10 +255,6 @@ def test_ten_thousand_damaged_files_are_refused_or_are_some_matrix(dtype, tmp_pa
 
 
 def write_small(file: Path, weight: torch.Tensor) -> None:
-    from leanmoe.sparse.packing import pack
-    from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
-    from leanmoe_pruning.checkpoints.stored_type import StoredType
-
     is_float8 = weight.dtype == torch.float8_e4m3fn
     dtype = StoredType.F8_E4M3 if is_float8 else StoredType.F32
     packed = pack(to_words(weight), 8, "w", overflow=True)
