@@ -37,7 +37,7 @@ def stored_ids(path: Path, tensor: str) -> torch.Tensor:
             f"{path}:{tensor} is {ids.dtype} of shape {list(ids.shape)}, expected integer token "
             "ids [windows, length], or [length] for one window"
         )
-    return ids.long().view(-1, ids.shape[-1])
+    return ids.long() if ids.ndim == 2 else ids.long()[None]
 
 
 def text_ids(path: Path, tokenizer: ModelTokenizer) -> Iterator[list[int]]:
@@ -83,6 +83,17 @@ def _asked(messages: list[Any]) -> list[Any]:
     return left
 
 
+def _check_messages(messages: list[Any], where: str) -> None:
+    """Raise on what a template would write nothing for: most pass over what is not there."""
+    for place, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise DataError(
+                f'{where}: message {place} of the chat is no object with a "role"; add one'
+            )
+        if len(message) < 2:
+            raise DataError(f'{where}: message {place} of the chat has no "content"; add it')
+
+
 def _document_ids(
     line: str, where: str, tokenizer: ModelTokenizer, answer: bool = False
 ) -> list[int]:
@@ -91,12 +102,16 @@ def _document_ids(
         document: Any = parse_json(line, parse_constant=float)
     except ValueError as error:
         raise DataError(f"{where} is not JSON ({error}); expected one object per line") from None
-    fields = document if isinstance(document, dict) else {}
-    if isinstance(fields.get("text"), str):
-        return tokenizer.encode(fields["text"])
-    if isinstance(fields.get("messages"), list):
-        messages = _asked(fields["messages"]) if answer else fields["messages"]
-        return tokenizer.encode_chat(messages, where, answer)
+    if not isinstance(document, dict):
+        raise DataError(
+            f'{where} holds no object; expected one per line with a "text" or "messages"'
+        )
+    if isinstance(document.get("text"), str):
+        return tokenizer.encode(document["text"], where)
+    if isinstance(document.get("messages"), list):
+        messages = document["messages"]
+        _check_messages(messages, where)
+        return tokenizer.encode_chat(_asked(messages) if answer else messages, where, answer)
     raise DataError(f'{where} has neither "text" (a string) nor "messages" (a chat); add one')
 
 

@@ -51,8 +51,7 @@ def _documents(
     model: ResidentModel, item: Item, needed: int, window: int, seed: int
 ) -> Iterator[list[int]]:
     """Prompts with what the model wrote after them, until there are ``needed`` tokens."""
-    prompts = [] if item.path is None else prompt_ids(item.path, model.tokenizer)
-    given = cycle([prompt for prompt in prompts if prompt] or [[]])
+    given = cycle(_prompts(model, item))
     written = 0
     for turn in range(_MOST_ROUNDS):
         count = min(_AT_ONCE, -(-(needed - written) // window))
@@ -67,6 +66,19 @@ def _documents(
         f"--data {item.text!r}: the model wrote only {written} tokens in {_MOST_ROUNDS} tries, "
         f"{needed} are needed; give prompts that it answers at length, or fewer windows"
     )
+
+
+def _prompts(model: ResidentModel, item: Item) -> list[list[int]]:
+    """What is to be answered; nothing, once, where no file was named."""
+    if item.path is None:
+        return [[]]
+    prompts = [prompt for prompt in prompt_ids(item.path, model.tokenizer) if prompt]
+    if not prompts:
+        raise DataError(
+            f"--data {item.text!r}: {item.path} holds no prompt; add some, or give "
+            f"self:{item.count} for text that begins from nothing"
+        )
+    return prompts
 
 
 def _answers(

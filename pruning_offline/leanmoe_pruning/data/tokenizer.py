@@ -57,13 +57,13 @@ class ModelTokenizer:
         end = config.get("eos_token_id")
         return [end] if isinstance(end, int) else []
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``."""
+    def encode(self, text: str, where: str = "a text") -> list[int]:
+        """Token ids of ``text``, which comes from ``where``."""
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except TypeError:  # half of a surrogate pair is no character
             raise DataError(
-                f"a text holds what is no Unicode character ({text[:40]!a}…); clean it first"
+                f"{where} holds what is no Unicode character ({text[:40]!a}…); clean it first"
             ) from None
         return ids
 
@@ -82,7 +82,7 @@ class ModelTokenizer:
             )
         except Exception as error:  # template errors are of many kinds
             raise DataError(f"{where}: the chat does not fit the template ({error})") from None
-        return self.encode(text)
+        return self.encode(text, where)
 
     @cached_property
     def _chat(self) -> Any:

@@ -41,6 +41,7 @@ def check_pair(student: Checkpoint, teacher: Checkpoint) -> None:
         ("number of layers", student.shape.n_layers, teacher.shape.n_layers),
         ("hidden size", student.shape.hidden_size, teacher.shape.hidden_size),
         ("expert width", student.shape.expert_ffn_size, teacher.shape.expert_ffn_size),
+        ("experts in layers", [*student.layers], [*teacher.layers]),
         ("vocabulary", student.config["vocab_size"], teacher.config["vocab_size"]),
     ):
         if mine != theirs:

@@ -90,7 +90,8 @@ def _train(
     for step in range(settings.steps):
         with gradients():
             loss = course.loss(student, layer.index, course.draw(tokens, generator))
-            step_back(loss)
+            if loss.requires_grad:  # no expert has a token of this batch otherwise
+                step_back(loss)
         update(optimiser, settings.rate(step, scale))
         curve.append(float(loss.detach()))
     after = float(course.loss(student, layer.index, probe))

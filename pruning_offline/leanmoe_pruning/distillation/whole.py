@@ -2,9 +2,9 @@
 
 L = L_CE + lambda * sum over layers and experts of MSE(teacher's output, student's output), the
 experts of both on the tokens that the teacher's router sends there, each in its own stream of
-hidden states; lambda = L_CE / L_expert of the first step, then fixed. What passes back is
-recomputed layer by layer, and a layer is updated as soon as its gradients are known, so those
-of one layer are held at a time. Without a teacher the loss is L_CE alone.
+hidden states; lambda = L_CE / L_expert of the first step that reaches an expert, then fixed. What
+passes back is recomputed layer by layer, and a layer is updated as soon as its gradients are known,
+so those of one layer are held at a time. Without a teacher the loss is L_CE alone.
 
 Where routers alone are trained, it is KL(teacher || student) of the next token instead, mean over
 all tokens: the text needs no right answer (router distillation, arXiv 2603.02217).
@@ -75,7 +75,8 @@ class WholeModel:
         text, gradient_NTD = self._loss(final_NTD, heard_NTD, ids_NT)
         if self.progress.factor is None:
             total = self._expert_loss(entering, held)
-            self.progress.factor = text / total if total else 0.0
+            # Not before there is such a loss: a batch may reach none of the experts.
+            self.progress.factor = text / total if total else None
         experts = 0.0
         for layer in reversed(range(self.student.n_layers)):
             own = held.get(layer, [])
@@ -185,7 +186,8 @@ class WholeModel:
             loss = (leaving_NTD * gradient).sum()
             experts = torch.zeros(())
             if own and layer.experts:
-                experts = torch.stack([*expert_losses(layer.experts, x_TD, own).values()]).sum()
+                losses = expert_losses(layer.experts, x_TD, own)
+                experts = sum(losses.values(), experts)
                 loss = loss + (self.progress.factor or 0.0) * experts
             step_back(loss)
         if index in self.optimisers:

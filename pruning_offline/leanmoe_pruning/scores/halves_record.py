@@ -10,6 +10,8 @@ MOST_EXCESS = 0.005
 # Where halves keep the same but for one expert in twenty, a large share is one of very little:
 # experts that the text hardly needs cost nothing to lose.
 MOST_SHARED = 0.95
+# From so many times its own on, how many times is no news.
+_HUGE = 9
 
 
 class HalfAgreement(BaseModel):
@@ -50,5 +52,10 @@ class Halves(BaseModel):
         return (
             f"of {self.keep} experts per layer, two halves of the windows choose the same: "
             f"{shares} (by chance {self.chance:.0%}); by naee's loss the other half's choice costs "
-            f"{naee.excess_loss:.1%} more than its own: {advice}"
+            f"{_dearer(naee.excess_loss or 0.0)} its own: {advice}"
         )
+
+
+def _dearer(excess: float) -> str:
+    """By how much; a half that loses next to nothing by its own choice makes any share huge."""
+    return f"{excess:.1%} more than" if excess < _HUGE else f"more than {1 + _HUGE} times"

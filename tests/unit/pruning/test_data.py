@@ -177,9 +177,12 @@ def test_too_little_text(with_tokenizer, tmp_path):
     [
         ("{", ("line 2", "is not JSON")),
         ('{"body": 1}', ("line 2", '"text"', '"messages"')),
-        ("[1]", ("line 2", '"text"')),
+        ("[1]", ("line 2", "holds no object", '"text"')),
         ("[" * 50_000, ("line 2", "is not JSON")),
-        ('{"text": "abcd\\ud800"}', ("no Unicode character",)),
+        ('{"text": "abcd\\ud800"}', ("line 2", "no Unicode character")),
+        ('{"messages": ["hi"]}', ("line 2", "message 0", '"role"')),
+        ('{"messages": [{"content": "hi"}]}', ("message 0", '"role"')),
+        ('{"messages": [{"role": "user"}]}', ("message 0", '"content"')),
         ('{"messages": [{"role": "user", "content": "hi"}]}', ("chat",)),
     ],
 )
@@ -187,6 +190,13 @@ def test_json_lines_that_are_refused(with_tokenizer, tmp_path, line, words):
     path = tmp_path / "lines.jsonl"
     path.write_text(json.dumps({"text": "abcdefgh" * 4}) + "\n" + line + "\n")
     refused(str(path), *words, checkpoint=with_tokenizer, window=8)
+
+
+@pytest.mark.parametrize("shape", [(4, 0), (0,), (0, 8)])
+def test_windows_of_no_tokens(model, tmp_path, shape):
+    path = tmp_path / "ids.safetensors"
+    write_tensors(path, {"input_ids": torch.zeros(shape, dtype=torch.int64)})
+    refused(str(path), "at least one window of 2 tokens", checkpoint=open_checkpoint(model))
 
 
 def test_text_that_is_not_utf8(with_tokenizer, tmp_path):

@@ -15,11 +15,14 @@ from leanmoe.cli import main
 from leanmoe.files.digest import file_digest
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.distillation.filters import FILTERS
+from leanmoe_pruning.distillation.lineage import Ancestors
 from leanmoe_pruning.distillation.settings import Settings
 from leanmoe_pruning.distillation.student import StudentStream
 from leanmoe_pruning.distillation.whole import WholeModel
+from leanmoe_pruning.forward.routing import RouterRule
+from leanmoe_pruning.scores.bundle import ScoreBundle
 from tests.golden.moe_pruner_data import CALIBRATION, CHECKPOINT
-from tests.tiny_families import write_tiny
+from tests.tiny_families import CONFIGS, write_tiny
 
 WEIGHTS = "model.safetensors"
 
@@ -113,13 +116,15 @@ def windows() -> torch.Tensor:
     return load_file(file)[tensor][:3]
 
 
-def student_of(path: Path, train: str, teacher: bool) -> WholeModel:
+def student_of(
+    path: Path, train: str, teacher: bool, ancestors: Ancestors | None = None
+) -> WholeModel:
     from leanmoe_pruning.forward.stream import DecoderStream
 
     settings = Settings(1, 1e-9, False, 3, 0.0, train, False, 0)
     stream = StudentStream(open_model(path), None, FILTERS[train])
     other = DecoderStream(open_model(CHECKPOINT)) if teacher else None
-    everyone = dict.fromkeys(range(2), tuple(range(8)))
+    everyone = ancestors or dict.fromkeys(range(2), tuple(range(8)))
     return WholeModel(stream, other, everyone if teacher else {}, settings)
 
 
@@ -437,3 +442,51 @@ def test_a_teacher_of_another_kind_is_refused(sparse, tmp_path, capsys):
     other = write_tiny(tmp_path / "other", "olmoe")
     assert distill(sparse, tmp_path / "out", "--teacher", str(other)) == 2
     assert "cannot be its teacher" in capsys.readouterr().err
+
+
+@pytest.fixture
+def unreached(tmp_path) -> tuple[Path, str]:
+    """The golden model cut to experts that no token of the given text is routed to."""
+    text = str(tmp_path / "ids.safetensors")
+    save_file({"input_ids": windows()[:1, :2].contiguous()}, text)
+    scores = tmp_path / "scores"
+    assert main(["score", str(CHECKPOINT), "--data", text, "-o", str(scores)]) == 0
+    plan: dict = {"layers": {}}
+    for layer in ScoreBundle(scores).layers(RouterRule.of(open_model(CHECKPOINT).shape)):
+        idle = (layer.token_counts() == 0).nonzero().flatten().tolist()
+        plan["layers"][str(layer.layer)] = {"keep": idle[:4]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    return prune(CHECKPOINT, tmp_path / "cut", "--plan", str(tmp_path / "plan.json")), text
+
+
+@pytest.mark.parametrize("options", [(), ("--local",)])
+def test_a_batch_may_reach_none_of_the_experts(options, unreached, tmp_path):
+    student, text = unreached
+    assert distill(student, tmp_path / "out", *TEACHER, "--steps", "2", *options, data=text) == 0
+    found = settings_of(tmp_path / "out")
+    if options:
+        assert set(found["loss_after"].values()) == {0.0}
+        assert file_digest(student / WEIGHTS) == file_digest(tmp_path / "out" / WEIGHTS)
+    else:
+        assert found["loss_before"]["experts"] == 0.0 and found["expert_factor"] is None
+
+
+def test_the_factor_waits_for_a_batch_that_reaches_experts(unreached):
+    student, text = unreached
+    kept = {layer: tuple(own) for layer, own in open_model(student).manifest.kept.items()}
+    model = student_of(student, "experts", teacher=True, ancestors=kept)
+    model.advance(list(load_file(text)["input_ids"]))
+    assert model.progress.factor is None
+    step = model.advance(list(windows()))
+    assert step.experts > 0
+    assert model.progress.factor == pytest.approx(step.text / step.experts, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [(), ("--local",), ("--train", "routers")])
+def test_a_teacher_with_experts_in_other_layers_is_refused(options, tmp_path, monkeypatch, capsys):
+    student = write_tiny(tmp_path / "student", "qwen3_moe")
+    monkeypatch.setitem(CONFIGS["qwen3_moe"], "mlp_only_layers", [1])
+    other = write_tiny(tmp_path / "other", "qwen3_moe")
+    run = ("--teacher", str(other), "--window", "16", *options)
+    assert distill(student, tmp_path / "out", *run, data="builtin:gen:2") == 2
+    assert "has experts in layers [0, 2]" in capsys.readouterr().err

@@ -89,6 +89,15 @@ def test_nothing_is_said_of_an_empty_half(windows, sampled):
     assert compare_halves(layers, [(windows, WINDOW)], sampled, SHAPE) is None
 
 
+def test_a_share_of_next_to_nothing_is_not_told_to_the_digit():
+    dear, plain = (
+        Halves(keep=4, chance=0.5, methods={"naee": HalfAgreement(shared=0.4, excess_loss=loss)})
+        for loss in (2.7e7, 0.2)
+    )
+    assert "costs more than 10 times its own" in dear.sentence() and dear.too_few()
+    assert "costs 20.0% more than its own" in plain.sentence()
+
+
 def test_the_bundle_holds_it_and_prune_repeats_it(tmp_path, capsys):
     scores, out = tmp_path / "scores", tmp_path / "out"
     score = ["score", str(CHECKPOINT), "--data", f"{CALIBRATION}:2", "--json", "-o", str(scores)]

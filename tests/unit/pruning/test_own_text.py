@@ -137,3 +137,11 @@ def test_what_is_refused(spec, words):
 def test_prompts_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match="not a file"):
         own(f"self:{tmp_path / 'absent.jsonl'}:2")
+
+
+@pytest.mark.parametrize("lines", ["", '{"text": ""}\n'])
+def test_a_file_without_prompts(lines, chatting, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(lines)
+    with pytest.raises(DataError, match="holds no prompt"):
+        load_data(f"self:{prompts}:2", chatting, "calibration", window=WINDOW)
