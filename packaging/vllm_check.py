@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import leanmoe_bench.seams
 import leanmoe_runtime.seams
+import leanmoe_runtime.source_seams
 import leanmoe_server.seams
 from leanmoe.engine_versions import Installed, version_problem
 from leanmoe.seams import (
@@ -38,14 +39,14 @@ SEAMS: tuple[Seam, ...] = (
     *leanmoe_runtime.seams.SECOND_RUNNER,
     *leanmoe_runtime.seams.CPU_RANKS,
     *leanmoe_runtime.seams.TRITON_CALLS,
-    *leanmoe_runtime.seams.FROM_SOURCES,
+    *leanmoe_runtime.source_seams.FROM_SOURCES,
     *leanmoe_server.seams.AT_START,
     *leanmoe_server.seams.SEVERAL_API_PROCESSES,
     *leanmoe_server.seams.FROM_SOURCES,
     *leanmoe_bench.seams.FROM_SOURCES,
 )
 PASSAGES: tuple[Passage, ...] = (
-    *leanmoe_runtime.seams.PASSAGES,
+    *leanmoe_runtime.source_seams.PASSAGES,
     *leanmoe_server.seams.PASSAGES,
 )
 _MOE = f"{PACKAGE}/model_executor/layers/fused_moe"

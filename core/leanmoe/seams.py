@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 from leanmoe.errors import RuntimeSeamError
 from leanmoe.extras import engine_hint
@@ -31,6 +31,11 @@ class Seam:
     members: tuple[str, ...] = ()  # methods, fields or enum members of a class
     attributes: tuple[str, ...] = ()  # members, or set on instances, which only sources tell
     base: str = ""  # the name of a class among its bases
+
+    @classmethod
+    def at(cls, module: str, name: str, **parts: Any) -> Self:
+        """One that every supported version has in the same place."""
+        return cls((module,), name, **parts)
 
 
 @dataclass(frozen=True)

@@ -20,63 +20,63 @@ VALIDATE_ARGUMENTS = Seam(_ARGUMENTS, "validate_parsed_serve_args", leading=("ar
 CLI_ENV_SETUP = Seam(_STARTUP, "cli_env_setup")
 
 _SEVERAL = "vllm.entrypoints.cli.serve"
-RUN_API_PROCESSES = Seam((_SEVERAL,), "run_multi_api_server", leading=("args",))
+RUN_API_PROCESSES = Seam.at(_SEVERAL, "run_multi_api_server", leading=("args",))
 # Looked up in the module of that function, where ours stands in for it.
-API_PROCESS_MANAGER = Seam((_SEVERAL,), "APIServerProcessManager", members=("shutdown",))
+API_PROCESS_MANAGER = Seam.at(_SEVERAL, "APIServerProcessManager", members=("shutdown",))
 
 # With --api-server-count above 1.
 SEVERAL_API_PROCESSES: tuple[Seam, ...] = (
     RUN_API_PROCESSES,
     API_PROCESS_MANAGER,
-    Seam(
-        (_SEVERAL,),
+    Seam.at(
+        _SEVERAL,
         "APIServerProcessManager.__init__",
         leading=("self", "listen_address", "sock", "args", "num_servers"),
         takes=("target_server_fn",),
     ),
-    Seam(("vllm.utils.system_utils",), "set_process_title", leading=("name", "suffix")),
+    Seam.at("vllm.utils.system_utils", "set_process_title", leading=("name", "suffix")),
 )
 
 AT_START: tuple[Seam, ...] = (
     MAKE_ARG_PARSER,
     VALIDATE_ARGUMENTS,
     CLI_ENV_SETUP,
-    Seam((_ENTRY,), "setup_server", leading=("args",), takes=("reuse_port",)),
-    Seam(
-        (_ENTRY,),
+    Seam.at(_ENTRY, "setup_server", leading=("args",), takes=("reuse_port",)),
+    Seam.at(
+        _ENTRY,
         "run_server_worker",
         leading=("listen_address", "sock", "args", "client_config", "uvicorn_kwargs"),
     ),
-    Seam(("vllm.utils.system_utils",), "decorate_logs", leading=("process_name",)),
-    Seam(("vllm.logger",), "configure_logging_from_args", leading=("args",)),
-    Seam(("vllm.utils.argparse_utils",), "FlexibleArgumentParser", members=("error", "parse_args")),
-    Seam(
-        ("vllm.sampling_params",),
+    Seam.at("vllm.utils.system_utils", "decorate_logs", leading=("process_name",)),
+    Seam.at("vllm.logger", "configure_logging_from_args", leading=("args",)),
+    Seam.at("vllm.utils.argparse_utils", "FlexibleArgumentParser", members=("error", "parse_args")),
+    Seam.at(
+        "vllm.sampling_params",
         "SamplingParams",
         members=("max_tokens", "ignore_eos", "detokenize", "extra_args", "prompt_logprobs"),
     ),
-    Seam(("vllm.inputs",), "TokensPrompt", members=("prompt_token_ids", "cache_salt")),
-    Seam(
-        (_CLIENT,),
+    Seam.at("vllm.inputs", "TokensPrompt", members=("prompt_token_ids", "cache_salt")),
+    Seam.at(
+        _CLIENT,
         "AsyncLLM.generate",
         leading=("self", "prompt", "sampling_params", "request_id"),
         takes=("data_parallel_rank", "priority"),
     ),
     # The answers of all data-parallel engines, of which collective_rpc gives the first one's.
-    Seam(
-        ("vllm.v1.engine.core_client",),
+    Seam.at(
+        "vllm.v1.engine.core_client",
         "AsyncMPClient.call_utility_all_async",
         leading=("self", "method"),
     ),
-    Seam(("vllm.v1.engine.core_client",), "DPLBAsyncMPClient", base="DPAsyncMPClient"),
-    Seam((_CLIENT,), "AsyncLLM.collective_rpc", takes=("method", "args")),
-    Seam(
-        (_CLIENT,),
+    Seam.at("vllm.v1.engine.core_client", "DPLBAsyncMPClient", base="DPAsyncMPClient"),
+    Seam.at(_CLIENT, "AsyncLLM.collective_rpc", takes=("method", "args")),
+    Seam.at(
+        _CLIENT,
         "AsyncLLM.reset_prefix_cache",
         takes=("reset_running_requests", "reset_connector"),
     ),
-    Seam((_CLIENT,), "AsyncLLM.pause_generation", takes=("mode", "clear_cache")),
-    Seam((_CLIENT,), "AsyncLLM", members=("errored",)),
+    Seam.at(_CLIENT, "AsyncLLM.pause_generation", takes=("mode", "clear_cache")),
+    Seam.at(_CLIENT, "AsyncLLM", members=("errored",)),
 )
 
 _BODY = ("vllm_xargs", "cache_salt")
@@ -84,14 +84,14 @@ _OPENAI = "vllm.entrypoints.openai"
 
 FROM_SOURCES: tuple[Seam, ...] = (
     # What `leanmoe demo` starts as stock vLLM.
-    Seam((_ENTRY,), "main"),
-    Seam(
-        ("vllm.plugins.endpoint_plugins.interface",),
+    Seam.at(_ENTRY, "main"),
+    Seam.at(
+        "vllm.plugins.endpoint_plugins.interface",
         "EndpointPlugin",
         members=("name", "required_tasks", "attach_router", "init_state"),
     ),
-    Seam(
-        ("vllm.engine.arg_utils",),
+    Seam.at(
+        "vllm.engine.arg_utils",
         "EngineArgs",
         members=(
             *("model", "enable_return_routed_experts", "data_parallel_size"),
@@ -107,14 +107,14 @@ FROM_SOURCES: tuple[Seam, ...] = (
     ),
     Seam(_ARGUMENTS, "FrontendArgs", members=("middleware", "api_key")),
     # Replays of shadow quality come last where the scheduler knows priorities.
-    Seam(("vllm.config.scheduler",), "SchedulerConfig", members=("policy",)),
+    Seam.at("vllm.config.scheduler", "SchedulerConfig", members=("policy",)),
     # What a request's own level is written into.
-    Seam((f"{_OPENAI}.chat_completion.protocol",), "ChatCompletionRequest", members=_BODY),
-    Seam((f"{_OPENAI}.completion.protocol",), "CompletionRequest", members=_BODY),
-    Seam((f"{_OPENAI}.responses.protocol",), "ResponsesRequest", members=_BODY),
+    Seam.at(f"{_OPENAI}.chat_completion.protocol", "ChatCompletionRequest", members=_BODY),
+    Seam.at(f"{_OPENAI}.completion.protocol", "CompletionRequest", members=_BODY),
+    Seam.at(f"{_OPENAI}.responses.protocol", "ResponsesRequest", members=_BODY),
     # What is stored of responses, by their ids.
-    Seam(
-        (f"{_OPENAI}.responses.serving",),
+    Seam.at(
+        f"{_OPENAI}.responses.serving",
         "OpenAIServingResponses",
         attributes=("response_store", "msg_store", "event_store", "background_tasks"),
     ),
