@@ -2,56 +2,52 @@
 
 A worker answers between two engine steps. One that computes a long prefill, or has to wait for a
 processor on a crowded machine, is late and busy; one that hangs is late and wants no processor.
+While the process that asks has no processor itself, nobody is silent.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
+
+from leanmoe.process.processor_time import (
+    ProcessorSeconds,
+    attentive_clock,
+    processor_seconds,
+)
 
 # Past the time between two readings: what a step may take where nothing is wrong.
 PATIENCE_SECONDS = 3.5
 # A worker that computes may be later; past this it is taken to spin.
 BUSY_SECONDS = 60.0
+# One that waits for a processor longer than it runs computes at another's pace; past this nobody
+# who asks it is served, whatever the reason.
+STARVED_SECONDS = 600.0
 _BUSY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of the engine's processes: seconds in which each ran or wanted to, and who is stopped."""
+    """What each of the engine's processes ran and waited for so far, and who is stopped."""
 
-    seconds: dict[int, float]
+    seconds: dict[int, ProcessorSeconds]
     stopped: tuple[int, ...] = ()
 
 
 def work_of(processes: Iterable[psutil.Process]) -> Work:
-    """What ``processes`` ran; one that ends meanwhile is left out."""
+    """What ``processes`` did; one that ends meanwhile is left out."""
     seconds, stopped = {}, []
     for child in processes:
         try:
-            seconds[child.pid] = _wanted_seconds(child)
+            if (found := processor_seconds(child.pid)) is not None:
+                seconds[child.pid] = found
             if child.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
                 stopped.append(child.pid)
         except psutil.Error:
             continue
     return Work(seconds, tuple(stopped))
-
-
-def _wanted_seconds(process: psutil.Process) -> float:
-    """What its threads ran and waited for a processor, where the kernel keeps that (schedstat)."""
-    try:
-        files = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
-        fields = [file.read_text().split() for file in files]
-    except OSError:
-        fields = []
-    if fields:
-        return sum(int(ran) + int(waited) for ran, waited, _ in fields) / 1e9
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 class Pulse:
@@ -64,7 +60,7 @@ class Pulse:
     def __init__(
         self,
         poll_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = attentive_clock,
         work: Callable[[], Work] = lambda: Work({}),
         who: str = "the workers have",
     ) -> None:
@@ -93,16 +89,21 @@ class Pulse:
         now = self._work()
         if now.stopped:
             why = f"process {now.stopped[0]} is stopped"
-        elif silence <= BUSY_SECONDS and self._is_busy(now, silence):
+        elif self._works(now, silence):
             return None
         else:
             why = "they hang" if self._who.endswith("have") else "it hangs"
         return f"{self._who} not answered for {silence:.0f} s: {why}"
 
-    def _is_busy(self, now: Work, silence: float) -> bool:
-        used = [
+    def _works(self, now: Work, silence: float) -> bool:
+        """Whether one computed, or waited for a processor, most of a time that is not too long."""
+        since = [
             now.seconds[pid] - before
             for pid, before in self._then.seconds.items()
             if pid in now.seconds
         ]
-        return max(used, default=0.0) >= _BUSY_SHARE * silence
+        return any(
+            one.wanted >= _BUSY_SHARE * silence
+            and silence <= (STARVED_SECONDS if one.waited > one.ran else BUSY_SECONDS)
+            for one in since
+        )

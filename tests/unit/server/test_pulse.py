@@ -10,8 +10,16 @@ from contextlib import contextmanager
 
 import pytest
 
+from leanmoe.process.processor_time import ProcessorSeconds
 from leanmoe_server.process_tree import ProcessTree
-from leanmoe_server.pulse import BUSY_SECONDS, PATIENCE_SECONDS, Pulse, Work, work_of
+from leanmoe_server.pulse import (
+    BUSY_SECONDS,
+    PATIENCE_SECONDS,
+    STARVED_SECONDS,
+    Pulse,
+    Work,
+    work_of,
+)
 
 
 class Scene:
@@ -19,12 +27,12 @@ class Scene:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.work = Work({7: 3.0})
+        self.work = Work({7: ProcessorSeconds(3.0, 1.0)})
         self.pulse = Pulse(5.0, clock=lambda: self.now, work=lambda: self.work)
 
-    def pass_by(self, seconds: float, busy: float = 0.0) -> None:
+    def pass_by(self, seconds: float, busy: float = 0.0, waiting: float = 0.0) -> None:
         self.now += seconds
-        self.work = Work({7: self.work.seconds[7] + busy})
+        self.work = Work({7: self.work.seconds[7] + ProcessorSeconds(busy, waiting)})
 
 
 def test_nothing_is_wrong_before_the_first_answer_and_soon_after_one() -> None:
@@ -54,11 +62,20 @@ def test_a_long_step_is_no_hang_but_an_endless_one_is() -> None:
     assert scene.pulse.problem is not None
 
 
+def test_who_gets_no_processor_is_late_for_longer_but_not_for_ever() -> None:
+    scene = Scene()
+    scene.pulse.beat()
+    scene.pass_by(STARVED_SECONDS, busy=STARVED_SECONDS / 4, waiting=STARVED_SECONDS / 2)
+    assert scene.pulse.problem is None
+    scene.pass_by(1)
+    assert scene.pulse.problem == "the workers have not answered for 601 s: they hang"
+
+
 def test_a_child_that_computes_wants_a_processor_and_one_that_sleeps_does_not() -> None:
     with child("while True: pass") as busy, child("import time; time.sleep(600)") as idle:
         wanted = {one.pid: 0.0 for one in (busy, idle)}
         while wanted[busy.pid] < 1.0:
-            wanted = {pid: work_of(ProcessTree().others()).seconds[pid] for pid in wanted}
+            wanted = {pid: work_of(ProcessTree().others()).seconds[pid].wanted for pid in wanted}
         assert wanted[idle.pid] < wanted[busy.pid] / 2
         idle.send_signal(signal.SIGSTOP)
         while not work_of(ProcessTree().others()).stopped:
@@ -73,7 +90,7 @@ def child(code: str) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-@pytest.mark.parametrize("work", [Work({7: 12.0}, stopped=(7,)), Work({})])
+@pytest.mark.parametrize("work", [Work({7: ProcessorSeconds(12.0)}, stopped=(7,)), Work({})])
 def test_a_stopped_or_ended_process_is_not_busy(work: Work) -> None:
     scene = Scene()
     scene.pulse.beat()
