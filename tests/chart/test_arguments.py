@@ -133,6 +133,15 @@ def test_what_the_server_refuses_the_chart_refuses_first():
     assert table - set(re.findall(r'"([a-z-]+)"', known)) == set()
 
 
+def test_what_the_server_refuses_on_a_cpu_the_chart_refuses_without_gpus():
+    source = Path(refusals.__file__).read_text()
+    text = (CHART / "templates" / "_validate.tpl").read_text()
+    _, told = text.split('define "leanmoe.validateWithoutDevices"')
+    table = re.findall(r'"(?:--)?([\w-]+) on a CPU"', source)
+    assert {"Ray", "enable-expert-parallel"} < set(table)
+    assert [name for name in table if f'"{name.lower()}"' not in told] == []
+
+
 def test_the_charts_methods_are_those_of_the_command():
     (method,) = [one for one in parser_of(prune.COMMAND)._actions if one.dest == "method"]
     schema = json.loads((CHART / "values.schema.json").read_text())

@@ -89,6 +89,10 @@ CASES = {
     "fleet.enabled=true,secrets.adminKey.name=a": "one of fleet.level and fleet.maxKld",
     "fleet.enabled=true,fleet.level=1,fleet.maxKld=1,secrets.adminKey.name=a": "set one",
     "server.vllm.data-parallel-size=2,gpu.count=1": "give as many devices",
+    "gpu.count=0,server.vllm.enable-expert-parallel=true": "server.vllm.enable-expert-parallel is true, which needs GPUs, and gpu.count is 0: leave it out",
+    "gpu.count=0,server.vllm.enable_lora=true": "server.vllm.enable_lora is true, which needs GPUs",
+    "gpu.count=0,server.vllm.data-parallel-backend=ray": "server.vllm.data-parallel-backend is ray, which needs GPUs",
+    "gpu.count=0,multiNode.enabled=true,model.storage.kind=emptyDir,multiNode.backend=ray": "multiNode.backend is ray, which needs GPUs",
     "ingress.enabled=true": "name at least one host",
     "httpRoute.enabled=true": "name the Gateway",
     "httpRoute.hostnames={LLM.example.org}": "no host name",
@@ -110,12 +114,27 @@ CASES = {
 }
 
 
+# What only GPUs can do passes where the pods have some; a switch that is off passes everywhere.
+TAKEN = (
+    "server.vllm.enable-expert-parallel=true",
+    "gpu.count=0,server.vllm.enable-expert-parallel=true,resourceClaims[0].name=a,resourceClaims[0].resourceClaimTemplateName=b",
+    "gpu.count=0,server.vllm.enable-expert-parallel=false,server.vllm.enable-lora=false",
+    "gpu.count=0,server.vllm.data-parallel-backend=mp,server.tensorParallelSize=2",
+)
+
+
 @pytest.mark.parametrize("sets", CASES)
 def test_one_sentence_says_what_to_do(sets):
     done = template("--set", sets)
     assert done.returncode != 0
     message = next(line for line in done.stderr.splitlines() if line.startswith("Error:"))
     assert CASES[sets] in message, message
+
+
+@pytest.mark.parametrize("sets", TAKEN)
+def test_what_the_server_takes_passes(sets):
+    done = template("--set", sets)
+    assert done.returncode == 0, done.stderr
 
 
 def test_image_volumes_need_a_cluster_that_has_them():

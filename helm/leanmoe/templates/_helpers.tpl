@@ -81,6 +81,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
+{{/* Whether the pods have GPUs, of a device plugin or by resource claims. */}}
+{{- define "leanmoe.devices" -}}
+{{- if or (gt (int .Values.gpu.count) 0) .Values.resourceClaims }}true{{ end }}
+{{- end }}
+
 {{/* Without a tag: the image of this version for GPUs, or for none. */}}
 {{- define "leanmoe.image" -}}
 {{- $tag := printf "%s-%s" .Chart.AppVersion (ternary "cuda" "cpu" (gt (int .Values.gpu.count) 0)) }}

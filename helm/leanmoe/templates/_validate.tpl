@@ -105,6 +105,7 @@
 {{- if contains "mtp" (get $vllm (get $seen "speculative-config" | default "-") | toJson) }}
 {{- fail (printf "server.vllm.%s asks for multi-token prediction, which leanmoe serve refuses: use the method ngram, suffix or draft_model" (get $seen "speculative-config")) }}
 {{- end }}
+{{- include "leanmoe.validateWithoutDevices" . }}
 {{- $processes := get $vllm (get $seen "api-server-count" | default "-") | default 1 | int }}
 {{- range $name := list "VLLM_SERVER_DEV_MODE" "VLLM_ENABLE_RESPONSES_API_STORE" "VLLM_ALLOW_RUNTIME_LORA_UPDATING" "VLLM_USE_RUST_FRONTEND" }}
 {{- $on := not (has (get (default dict $server.env) $name | include "leanmoe.text") (list "" "0")) }}
@@ -122,6 +123,24 @@
 {{- end }}
 {{- else if and (gt $devices 0) (gt $ranks $devices) }}
 {{- fail (printf "server.tensorParallelSize times pipelineParallelSize is %d, and gpu.count is %d: give as many devices, or enable multiNode" $ranks $devices) }}
+{{- end }}
+{{- end }}
+
+{{/* What needs a GPU: the server's build for CPUs refuses it when it starts. */}}
+{{- define "leanmoe.validateWithoutDevices" -}}
+{{- if not (include "leanmoe.devices" .) }}
+{{- $given := dict }}
+{{- range $name, $value := .Values.server.vllm }}
+{{- $_ := set $given ($name | replace "_" "-") (dict "name" $name "value" (include "leanmoe.text" $value)) }}
+{{- end }}
+{{- range $name, $bad := dict "enable-expert-parallel" "true" "enable-lora" "true" "data-parallel-backend" "ray" }}
+{{- if eq (dig $name "value" "" $given) $bad }}
+{{- fail (printf "server.vllm.%s is %s, which needs GPUs, and gpu.count is 0: leave it out, or give devices by gpu.count or resourceClaims" (dig $name "name" "" $given) $bad) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.multiNode.enabled (eq .Values.multiNode.backend "ray") }}
+{{- fail "multiNode.backend is ray, which needs GPUs, and gpu.count is 0: use native, or give devices by gpu.count or resourceClaims" }}
+{{- end }}
 {{- end }}
 {{- end }}
 
