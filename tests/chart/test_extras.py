@@ -83,6 +83,7 @@ def test_a_job_keeps_out_of_meshes_unless_told_otherwise():
 
 def test_devices_may_come_by_claims():
     documents = rendered("dra")
+    assert server(documents)["image"] == "leanmoe:0.1.0-cuda"
     spec = server_pod(documents)["spec"]
     claim = {"name": "gpus", "resourceClaimTemplateName": "two-gpus"}
     assert spec["resourceClaims"] == [claim]

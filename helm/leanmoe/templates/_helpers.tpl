@@ -88,7 +88,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* Without a tag: the image of this version for GPUs, or for none. */}}
 {{- define "leanmoe.image" -}}
-{{- $tag := printf "%s-%s" .Chart.AppVersion (ternary "cuda" "cpu" (gt (int .Values.gpu.count) 0)) }}
+{{- $tag := printf "%s-%s" .Chart.AppVersion (ternary "cuda" "cpu" (include "leanmoe.devices" . | eq "true")) }}
 {{- include "leanmoe.imageOf" (dict "image" .Values.image "default" $tag) }}
 {{- end }}
 
