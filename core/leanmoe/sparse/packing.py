@@ -253,6 +253,16 @@ def check_order(order_C: NDArray[Any], columns: int, what: str) -> None:
         )
 
 
+def check_one_order(gate_C: NDArray[Any], up_C: NDArray[Any], what: str) -> None:
+    """Raise ``CheckpointError`` unless an expert's gate and up projection have one input order."""
+    if np.array_equal(gate_C, up_C):
+        return
+    raise CheckpointError(
+        f"{what}: the input orders of its gate and up projection differ, expected one, by which "
+        "engines bring inputs to both; fetch or pack the model again"
+    )
+
+
 def to_indices(mask_RB: Bytes) -> Bytes:
     """A 2:4 mask as two bits a value: per 4 weights a nibble, the first place in its low bits."""
     table = np.zeros(16, np.uint8)

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.families.base import Family
@@ -15,6 +18,7 @@ from leanmoe.files.digest import file_digest
 from leanmoe.files.output import TOKENIZER_FOLDERS, TUNED_FOLDER
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files, weights_digest
+from leanmoe.sparse.packing import check_one_order
 from leanmoe.sparse.sparse_format import INPUT_ORDER, PARTS, WEIGHT, SparseFormat
 from leanmoe.stand_ins import stand_in_name, stand_in_sizes
 from leanmoe_pruning.checkpoints.fp8 import SCALE, block_of, check_scales
@@ -145,6 +149,7 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
     _check_no_other_expert(checkpoint, reader)
     check_scales(reader, block_of(checkpoint.config))
     _check_packing(checkpoint, reader)
+    _check_orders(checkpoint, reader)
 
 
 def _check_head(checkpoint: Checkpoint, reader: ShardReader) -> None:
@@ -218,6 +223,20 @@ def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:
             )
         if one is not None and how is not None:
             _check_parts(checkpoint, one, how)
+
+
+def _check_orders(checkpoint: Checkpoint, reader: ShardReader) -> None:
+    """Raise unless gate and up projection of a packed expert have their columns in one order."""
+    waiting: dict[tuple[int, int], NDArray[np.int32]] = {}
+    for name, order in reader.input_orders():
+        part = checkpoint.family.parse_expert(name)
+        assert part is not None, "only experts are packed"
+        other = waiting.pop((part.layer, part.expert), None)
+        if other is None:
+            waiting[part.layer, part.expert] = order
+        else:
+            what = f"expert {part.expert} of layer {part.layer} in {checkpoint.path}"
+            check_one_order(other, order, what)
 
 
 def is_expert(family: Family, name: str) -> bool:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -285,13 +285,14 @@ class ShardReader:
             tensor: torch.Tensor = shard.get_tensor(name).clone()
         return tensor
 
-    def input_order(self, name: str) -> NDArray[np.int32]:
-        """In which order the columns of a matrix are packed that says so."""
-        one = self.packed[name]
-        assert isinstance(one, PackedTensor), "families that stack their experts have no orders"
-        with safe_open(self.directory / self._file_of[name], framework="np") as shard:
-            order: NDArray[np.int32] = shard.get_tensor(one.part_name(INPUT_ORDER))
-        return order
+    def input_orders(self) -> Iterator[tuple[str, NDArray[np.int32]]]:
+        """Matrices whose columns are packed in an order, and that order, file by file."""
+        for file, held in self.shards.items():
+            with safe_open(self.directory / file, framework="np") as shard:
+                for name in held:
+                    one = self.packed.get(name)
+                    if isinstance(one, PackedTensor) and INPUT_ORDER in one.parts:
+                        yield name, shard.get_tensor(one.part_name(INPUT_ORDER))
 
     @property
     def weight_bytes(self) -> int:

@@ -44,13 +44,13 @@ def _orders_of(checkpoint: OpenedModel) -> dict[str, np.ndarray]:
     """Packed experts hold their orders themselves."""
     if checkpoint.packing is None or not checkpoint.packing.input_orders:
         return read_input_orders(checkpoint.path, checkpoint.shape.hidden_size)
-    family, reader = checkpoint.family, checkpoint.reader
+    family = checkpoint.family
     return {
-        order_name(family, layer, expert): reader.input_order(
-            family.expert_name(layer, expert, "gate_proj")
-        )
-        for layer, own in checkpoint.layers.items()
-        for expert in range(own.n_experts)
+        order_name(family, part.layer, part.expert): order
+        for name, order in checkpoint.reader.input_orders()
+        if (part := family.parse_expert(name)) is not None
+        and part.projection == "gate_proj"
+        and part.layer in checkpoint.layers
     }
 
 

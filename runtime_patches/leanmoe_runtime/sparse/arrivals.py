@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from leanmoe.errors import CheckpointError
-from leanmoe.sparse.packing import Packed, assemble, check, check_order, pack_by
+from leanmoe.sparse.packing import Packed, assemble, check, check_one_order, check_order, pack_by
 from leanmoe.sparse.scale_blocks import SCALE, Blocks, check_codes
 from leanmoe.sparse.sparse_format import INPUT_ORDER, NUMBERS, PARTS, WEIGHT, SparseFormat
 
@@ -47,6 +47,8 @@ class Arrivals:
         self._how, self._dtype, self._where, self._put = how, dtype, where, put
         self._blocks = Blocks.of(how.inner) if how.is_float8 else None
         self._waiting: dict[Place, dict[str, torch.Tensor]] = {}
+        # Of experts whose other matrix with an input order is not here yet.
+        self._orders: dict[int, NDArray[np.int32]] = {}
         self.done: set[Place] = set()
 
     def take(self, place: Place, end: str, tensor: torch.Tensor) -> None:
@@ -71,11 +73,21 @@ class Arrivals:
         packed = self._packed_dense(place, held[WEIGHT]) if is_dense else self._packed(place, held)
         check(packed, self._how.keep, self.name(place))
         order = held.get(INPUT_ORDER)
-        if order is not None:
-            # The kernel takes inputs by it: what points outside would be read.
-            check_order(order.numpy(), 8 * packed.mask_RB.shape[1], self.name(place))
+        if self._how.input_orders and place[1] != "w2":
+            self._check_order(place, order, 8 * packed.mask_RB.shape[1])
         self._put(place, Arrived(packed, order, self._scale(place, packed, held)))
         self.done.add(place)
+
+    def _check_order(self, place: Place, order: torch.Tensor | None, columns: int) -> None:
+        """The kernel takes inputs by it, of both matrices: what points outside would be read."""
+        usual = np.arange(columns, dtype=np.int32)
+        order_C: NDArray[np.int32] = usual if order is None else order.numpy()
+        check_order(order_C, columns, self.name(place))
+        other = self._orders.pop(place[0], None)
+        if other is None:
+            self._orders[place[0]] = order_C
+        else:
+            check_one_order(other, order_C, f"expert {place[0]} of {self._where}")
 
     def _scale(
         self, place: Place, packed: Packed, held: dict[str, torch.Tensor]

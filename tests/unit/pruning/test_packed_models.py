@@ -181,7 +181,14 @@ def _pack_attention(tensors):
     tensors[f"{name}_mask"] = torch.from_numpy(packed.mask_RB)
 
 
+def _reorder_up(tensors):
+    """As valid an order as the gate's, and another one."""
+    name = f"{EXPERT.replace('gate_proj', 'up_proj')}.weight_input_order"
+    tensors[name] = tensors[name].flip(0)
+
+
 DAMAGE = {
+    "expert 0 of layer 0 .* the input orders of its gate and up projection differ": _reorder_up,
     "both packed and dense": _stay_dense,
     "q_proj.weight .* is packed and no matrix of a routed expert": _pack_attention,
     "values and bitmask disagree": _flip,

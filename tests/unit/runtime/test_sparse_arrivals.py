@@ -63,6 +63,22 @@ def test_an_order_that_points_outside_or_twice_never_reaches_the_kernel(value):
     assert not came
 
 
+@pytest.mark.parametrize("first", ["w1", "w3"])
+def test_an_expert_of_two_orders_never_reaches_the_kernel_whole(first):
+    """One order brings inputs to both its matrices; a dense one's is that of the source."""
+    second = {"w1": "w3", "w3": "w1"}[first]
+    other = {**parts(), ".weight_input_order": torch.arange(COLUMNS, dtype=torch.int32)}
+    dense = {".weight": torch.zeros(ROWS, COLUMNS, dtype=torch.bfloat16)}
+    for held in (other, dense):
+        waiting, came = arrivals()
+        for end, tensor in parts().items():
+            waiting.take((0, first), end, tensor)
+        with pytest.raises(CheckpointError, match="expert 0 of layer 3: the input orders of"):
+            for end, tensor in held.items():
+                waiting.take((0, second), end, tensor)
+        assert [place for place, *_ in came] == [(0, first)]
+
+
 def test_a_mask_of_other_values_never_reaches_the_kernel():
     waiting, came = arrivals()
     held = parts()
