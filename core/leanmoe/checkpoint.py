@@ -138,7 +138,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         found = parse_json(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); fetch it again") from None
+        raise CheckpointError(f"{file} cannot be read as JSON ({error}); fetch it again") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{file} holds no JSON object; fetch it again")
     return found

@@ -104,7 +104,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         place = ".".join(str(part) for part in first["loc"]) or "the manifest"
         raise CheckpointError(f"{path}: {place}: {first['msg']}; cut again") from None
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not a JSON manifest ({error}); cut again") from None
+        raise CheckpointError(f"{path} cannot be read as a manifest ({error}); cut again") from None
     if stated != manifest.digest():
         raise CheckpointError(
             f"{path} does not match its own digest (states {stated}, content gives "

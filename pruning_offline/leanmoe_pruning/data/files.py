@@ -101,7 +101,9 @@ def _document_ids(
         # Beside the text there may be numbers that tables wrote as NaN.
         document: Any = parse_json(line, parse_constant=float)
     except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error}); expected one object per line") from None
+        raise DataError(
+            f"{where} cannot be read as JSON ({error}); expected one object per line"
+        ) from None
     if not isinstance(document, dict):
         raise DataError(
             f'{where} holds no object; expected one per line with a "text" or "messages"'

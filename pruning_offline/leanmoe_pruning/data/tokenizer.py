@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leanmoe.checkpoint import read_object
 from leanmoe.errors import DataError
 from leanmoe.files.digest import bytes_digest
 
@@ -53,7 +53,7 @@ class ModelTokenizer:
     def separator(self) -> list[int]:
         """The id put between two documents: the model's end token, where its config names one."""
         path = self.directory / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        config = read_object(path) if path.is_file() else {}
         end = config.get("eos_token_id")
         return [end] if isinstance(end, int) else []
 

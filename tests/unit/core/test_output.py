@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from leanmoe.checkpoint import open_checkpoint
-from leanmoe.errors import InputError, LeanMoEError, OutputError
+from leanmoe.errors import CheckpointError, InputError, LeanMoEError, OutputError
 from leanmoe.files.digest import parse_json
 from leanmoe.files.output import atomic_directory, check_output
 
@@ -93,6 +93,21 @@ def test_a_place_that_takes_no_folder_is_an_output_error() -> None:
 def test_json_from_outside_fails_in_one_way(text) -> None:
     with pytest.raises(ValueError):
         parse_json(text)
+
+
+def test_numbers_that_are_too_long_are_told_by_their_length(tmp_path) -> None:
+    """Python's own words speak of a limit of its own, and a float of such a size is none."""
+    for digits in (400, 5_000):
+        with pytest.raises(ValueError, match=f"an integer of {digits} digits is too large"):
+            parse_json(f'{{"a": -{"9" * digits}}}')
+    with pytest.raises(ValueError, match=r"^.{1,40} is too large a number$"):
+        parse_json("9" * 5_000 + ".0")
+    (tmp_path / "config.json").write_text(f'{{"hidden_size": {"9" * 5_000}}}')
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read as JSON \(an integer of 5000 digits"
+    ):
+        open_checkpoint(tmp_path)
+    assert parse_json("9" * 300) == int("9" * 300)
 
 
 def test_a_result_that_cannot_be_printed_is_one_sentence() -> None:

@@ -175,10 +175,11 @@ def test_too_little_text(with_tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", ("line 2", "is not JSON")),
+        ("{", ("line 2", "cannot be read as JSON")),
         ('{"body": 1}', ("line 2", '"text"', '"messages"')),
         ("[1]", ("line 2", "holds no object", '"text"')),
-        ("[" * 50_000, ("line 2", "is not JSON")),
+        ("[" * 50_000, ("line 2", "cannot be read as JSON")),
+        ('{"text": "a", "id": ' + 5_000 * "9" + "}", ("line 2", "an integer of 5000 digits")),
         ('{"text": "abcd\\ud800"}', ("line 2", "no Unicode character")),
         ('{"messages": ["hi"]}', ("line 2", "message 0", '"role"')),
         ('{"messages": [{"content": "hi"}]}', ("message 0", '"role"')),

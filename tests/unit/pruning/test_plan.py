@@ -74,6 +74,7 @@ def test_a_layer_that_cannot_be_cut_so(model, tmp_path, capsys, layer, words):
     ("plan", "words"),
     [
         ("not json", "cannot be read as a plan"),
+        ('{"layers": {"0": {"keep": [' + "1" * 5_000 + "]}}}", "(an integer of 5000 digits is too"),
         ("[]", "the plan: Input should be"),
         ({"layers": {}}, "at least 1 item"),
         ({"layers": {"7": {"keep": [0, 1]}}}, "layer 7 is no MoE layer"),

@@ -57,7 +57,7 @@ def test_a_file_and_its_count(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "is not JSON"),
+        ("{", "cannot be read as JSON"),
         ("[1]", "holds a list"),
         ({**GOOD, "gold": 1}, "key 'gold'"),
         ({**GOOD, "prompt": 3}, '"prompt" is 3, expected a string'),

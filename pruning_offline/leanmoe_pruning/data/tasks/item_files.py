@@ -53,7 +53,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         found = parse_json(line)
     except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error}); expected {FORMS}") from None
+        raise DataError(f"{where} cannot be read as JSON ({error}); expected {FORMS}") from None
     if not isinstance(found, dict):
         raise DataError(f"{where} holds a {type(found).__name__}; expected {FORMS}")
     return found

@@ -63,7 +63,7 @@ def _prompt(line: str, where: str) -> OpenPrompt:
     try:
         found = parse_json(line)
     except ValueError as error:
-        raise DataError(f"{where} is not JSON ({error}); expected {_FORM}") from None
+        raise DataError(f"{where} cannot be read as JSON ({error}); expected {_FORM}") from None
     fields = found if isinstance(found, dict) else {}
     prompt, group = fields.get("prompt"), fields.get("group", "all")
     if not (isinstance(prompt, str) and prompt.strip() and isinstance(group, str) and group):
