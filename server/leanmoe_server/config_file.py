@@ -46,7 +46,7 @@ def _named(argv: Sequence[str]) -> Iterator[Path]:
 def _read(file: Path) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())
         raise InputError(f"{_OPTION} {file} cannot be read: {said}") from None
     if not isinstance(content, dict):

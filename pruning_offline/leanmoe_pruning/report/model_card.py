@@ -46,7 +46,7 @@ def inherited(card: str | None) -> dict[str, Any]:
     found = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---\s", card or "", re.DOTALL)
     try:
         metadata = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+    except (ValueError, RecursionError, yaml.YAMLError):
         return {}
     if not isinstance(metadata, dict):
         return {}

@@ -102,7 +102,7 @@ def parse_keys(text: str, where: str) -> tuple[Key, ...]:
     """All entries of a key file; ``InputError`` says in one sentence what is wrong with it."""
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number too long is only the former
         raise InputError(f"{where} is not valid TOML: {error}; {_HOW}") from None
     keys = tuple(_key(name, entry, where) for name, entry in content.items())
     check_apart(keys, where)

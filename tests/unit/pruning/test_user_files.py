@@ -52,6 +52,7 @@ def test_other_files_of_users_may_begin_with_one(model, tmp_path):
     found = read_evaluation(marked(tmp_path / "eval.json", JUDGED), "sha256:x")
     assert isinstance(found, Evaluation)
     assert inherited("\ufeff---\nlicense: mit\n---\n") == {"license": "mit"}
+    assert inherited("---\ndate: 2026-13-45\n---\n") == {}
     plan = marked(tmp_path / "plan.json", json.dumps({"layers": {"0": {"keep": [0, 1, 2]}}}))
     out = tmp_path / "out"
     assert main(["prune", str(model), "--plan", str(plan), "-o", str(out)]) == 0

@@ -28,6 +28,9 @@ def file(tmp_path: Path) -> Path:
         ("", "holds NoneType, expected YAML"),
         ("- a\n", "holds list, expected YAML"),
         ("a: [\n", "cannot be read: while parsing"),
+        ("a: 2026-13-45\n", "cannot be read: month must be in"),
+        ("a: " + "9" * 5_000, "cannot be read: Exceeds the limit"),
+        ("[" * 50_000, "cannot be read: maximum recursion"),
         (None, "cannot be read: .*No such file"),
     ],
 )

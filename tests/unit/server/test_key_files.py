@@ -41,6 +41,7 @@ concurrent_requests = 4
     ("text", "words"),
     [
         ("[alice", "is not valid TOML"),
+        ("a = " + "9" * 5_000, "is not valid TOML: Exceeds the limit"),
         ('alice = "k"', "expected a table"),
         ("[alice]", "hash is not"),
         ('[alice]\nhash = "s3cret"', "hash is not"),
