@@ -40,6 +40,7 @@ def group_reports(domains: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
 def _report(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     perplexity = _joint((one["perplexity"], one["low"], one["high"]) for one in found)
     report: dict[str, Any] = {"domains": len(found), "perplexity": perplexity.pop("mean")}
+    report["of_one_window"] = sum(one["low"] is None for one in found)
     report |= perplexity
     if "against" in found[0]:
         ratios = [one["against"]["ratio"] for one in found]

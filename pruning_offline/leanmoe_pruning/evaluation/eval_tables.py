@@ -25,16 +25,18 @@ def _show_texts(result: Result) -> str:
 def _show_group_of(name: str, found: Result) -> str:
     """Domains together, by language."""
     line = f"{name:6} of {found['domains']:3}  {found['perplexity']:10.3f}  "
-    line += f"{_interval(found):>19}         "
+    none = f"{found['of_one_window']} of one window"
+    line += f"{_interval(found, none):>19}         "
     if "ratio" in found:
-        line += f"   times the other's {found['ratio']['mean']:.4f} ({_interval(found['ratio'])})"
+        ratio = found["ratio"]
+        line += f"   times the other's {ratio['mean']:.4f} ({_interval(ratio, none)})"
     if "kld" in found:
         line += f"   KLD {found['kld']:.5f}   top-1 same {found['top1_agreement']:.1%}"
     return line
 
 
-def _interval(found: Result) -> str:
-    return "one window" if found["low"] is None else f"{found['low']:.3f} .. {found['high']:.3f}"
+def _interval(found: Result, none: str = "one window") -> str:
+    return none if found["low"] is None else f"{found['low']:.3f} .. {found['high']:.3f}"
 
 
 def _show_tasks(result: Result) -> str:

@@ -44,6 +44,7 @@ def test_groups_without_intervals_and_domains_of_no_language():
     one = {"fr": domain(2.0, None, 1.0, 0.0), "mine.txt": domain(2.0, 0.1, 1.0, 0.0)}
     found = group_reports(one)
     assert list(found) == ["all", "fr"]
+    assert (found["all"]["of_one_window"], found["fr"]["of_one_window"]) == (1, 1)
     assert found["all"]["low"] is None and found["fr"]["ratio"]["high"] is None
     assert group_reports({"fr": domain(2.0, 0.1, 1.0, 0.0)}) == {}
 
@@ -51,7 +52,7 @@ def test_groups_without_intervals_and_domains_of_no_language():
 def test_eval_prints_them(tmp_path, capsys):
     model = write_tiny_mixtral(tmp_path / "model", layers=1, dtype="float32")
     data = []
-    for name in ("one", "two"):
+    for name in ("one", "two", "three"):
         path = tmp_path / f"{name}.txt"
         path.write_text("the people look at the water and find a way home " * 12)
         data.append(f"{path}:3")
@@ -60,8 +61,14 @@ def test_eval_prints_them(tmp_path, capsys):
     assert main([*asked, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     whole = found["groups"]["all"]
-    assert whole["domains"] == 2 and whole["ratio"]["low"] <= whole["ratio"]["high"]
+    assert whole["domains"] == 3 and whole["of_one_window"] == 0
+    assert whole["ratio"]["low"] <= whole["ratio"]["high"]
     for one in found["domains"].values():
         assert one["top1_lower"] <= one["top1_agreement"] < 1
     assert main(asked) == 0
-    assert "all    of   2" in capsys.readouterr().out
+    assert "all    of   3" in capsys.readouterr().out
+    asked[asked.index("--data") + 1] = f"{data[0]},{data[1][:-1]}1,{data[2][:-1]}1"
+    assert main(asked) == 0
+    *_, first, second, third, whole = capsys.readouterr().out.rstrip().split("\n")
+    assert ".." in first and "  one window" in second and "  one window" in third
+    assert "  2 of one window " in whole and "(2 of one window)" in whole
