@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from leanmoe_pruning.distillation.state import StateFolder
 from leanmoe_pruning.distillation.student import StudentStream
 from leanmoe_pruning.distillation.whole import Progress, StepLoss, WholeModel, batches
 from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.methods.unreached import unreached_notes
 from leanmoe_pruning.methods.weights.layer_weights import check_changeable, check_plain
 from leanmoe_pruning.options import (
     command_of,
@@ -228,7 +229,8 @@ def _run(options: DistillOptions) -> Result:
     run = _open(options)
     with stop_on_signals(), _resumable(run), _spool(options.out, run) as spool:
         found = _train_local(run, spool) if run.settings.local else _train_whole(run, spool)
-        found = {**found, **_notes(run, options.out)}
+        if notes := _notes(run, options.out, found.pop("notes", ())):
+            found["notes"] = notes
         cutter = Cutter(run.student.checkpoint, {}, spool)
         with atomic_directory(options.out, options.force) as directory:
             with progress("writing", cutter.n_tensors) as tick:
@@ -316,6 +318,11 @@ def _train_local(run: _Run, spool: WeightSpool) -> dict[str, Any]:
         "loss_before": {str(layer): course.before for layer, course in by_layer},
         "loss_after": {str(layer): course.after for layer, course in by_layer},
         "loss_curve": {str(layer): _thinned(course.curve) for layer, course in by_layer},
+        "notes": unreached_notes(
+            {layer: course.unreached for layer, course in by_layer if course.unreached},
+            "stay as they were",
+            "teach",
+        ),
     }
 
 
@@ -369,10 +376,10 @@ def _thinned(curve: list[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in curve[::stride]]
 
 
-def _notes(run: _Run, out: Path) -> dict[str, list[str]]:
+def _notes(run: _Run, out: Path, found: Sequence[str]) -> list[str]:
+    """What training found and what is to be said of the models."""
     dense = unpacked_note(run.student.checkpoint, out)
-    notes = [note for note in (_without_ancestors(run), dense) if note is not None]
-    return {"notes": notes} if notes else {}
+    return [*found, *(note for note in (_without_ancestors(run), dense) if note is not None)]
 
 
 def _without_ancestors(run: _Run) -> str | None:

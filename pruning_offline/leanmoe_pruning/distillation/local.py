@@ -33,6 +33,8 @@ class LayerCourse(BaseModel):
     before: float
     after: float
     curve: list[float]
+    unreached: list[int] = []
+    """Experts of the student that no token was routed to: nothing was to be learnt there."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _train(
         update(optimiser, settings.rate(step, scale))
         curve.append(float(loss.detach()))
     after = float(course.loss(student, layer.index, probe))
-    found = LayerCourse(before=before, after=after, curve=curve)
+    found = LayerCourse(before=before, after=after, curve=curve, unreached=course.unreached())
     return TrainedLayer(layer.index, student.stop(layer.index), found)
 
 
@@ -105,6 +107,10 @@ class _Course:
     def __init__(self, held: list[ExpertLesson], x_TD: torch.Tensor) -> None:
         self._held, self._x_TD = held, x_TD
         self._scales = [float(one.target_nD.float().square().mean()) or 1.0 for one in held]
+
+    def unreached(self) -> list[int]:
+        """Experts of the student without a token."""
+        return [expert for expert, one in enumerate(self._held) if not len(one.rows)]
 
     def draw(self, tokens: int, generator: torch.Generator) -> torch.Tensor:
         """A batch of tokens at random, as a mask over all."""

@@ -23,7 +23,9 @@ class Unreached:
         return unreached_notes(self.by_layer, consequence)
 
 
-def unreached_notes(by_layer: Mapping[int, Sequence[int]], consequence: str) -> tuple[str, ...]:
+def unreached_notes(
+    by_layer: Mapping[int, Sequence[int]], consequence: str, more: str = "judge"
+) -> tuple[str, ...]:
     """The sentence about experts that were never reached, by layer; none where all were."""
     if not by_layer:
         return ()
@@ -31,5 +33,5 @@ def unreached_notes(by_layer: Mapping[int, Sequence[int]], consequence: str) -> 
     layer, idle = next(iter(by_layer.items()))
     return (
         f"no token reached {count} experts (layer {layer}: {', '.join(map(str, idle))}), so "
-        f"they {consequence}; more or other --data would judge them",
+        f"they {consequence}; more or other --data would {more} them",
     )

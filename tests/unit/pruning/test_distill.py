@@ -460,15 +460,35 @@ def unreached(tmp_path) -> tuple[Path, str]:
 
 
 @pytest.mark.parametrize("options", [(), ("--local",)])
-def test_a_batch_may_reach_none_of_the_experts(options, unreached, tmp_path):
+def test_a_batch_may_reach_none_of_the_experts(options, unreached, tmp_path, caplog):
     student, text = unreached
     assert distill(student, tmp_path / "out", *TEACHER, "--steps", "2", *options, data=text) == 0
     found = settings_of(tmp_path / "out")
     if options:
         assert set(found["loss_after"].values()) == {0.0}
+        [said] = found["notes"]
+        count = 4 * len(found["loss_after"])
+        assert said in caplog.text
+        assert f"no token reached {count} experts (layer 0: 0, 1, 2, 3), so they stay" in said
+        assert said.endswith("more or other --data would teach them")
         assert file_digest(student / WEIGHTS) == file_digest(tmp_path / "out" / WEIGHTS)
     else:
+        assert "notes" not in found
         assert found["loss_before"]["experts"] == 0.0 and found["expert_factor"] is None
+
+
+def test_what_no_token_reached_is_said_after_a_resumption_too(unreached, tmp_path, monkeypatch):
+    student, text = unreached
+    options, out = (
+        (*TEACHER, "--local", "--steps", "2", "--checkpoint-every", "1"),
+        tmp_path / "out",
+    )
+    with monkeypatch.context() as patch:
+        stop_at_second_layer_or_eighth_step(patch)
+        assert distill(student, out, *options, data=text) == 130
+    assert distill(student, out, *options, "--resume", data=text) == 0
+    assert distill(student, tmp_path / "straight", *options, data=text) == 0
+    assert settings_of(out)["notes"] == settings_of(tmp_path / "straight")["notes"]
 
 
 def test_the_factor_waits_for_a_batch_that_reaches_experts(unreached):
