@@ -62,12 +62,12 @@ class TrainableBlock(ABC):
             return frozen.feed_forward(x_MD)
         if self.n_experts == 1:
             return self.output(layer, x_MD, frozen, x_MD.new_ones(len(x_MD), 1))
-        gate_ED = self.parameters[f"layers.{layer}.gate"].bfloat16()
+        gate_ED = self.parameters[f"layers.{layer}.gate"].to(x_MD.dtype)
         fixed = routes.enforced_ME is not None
         logits_ME = ((x_MD.detach() if fixed else x_MD) @ gate_ED.T).float()
         routes.logits_ME[layer] = logits_ME
         weights_ME = self._choose(routes, layer, logits_ME)
-        return self.output(layer, x_MD, frozen, weights_ME.bfloat16())
+        return self.output(layer, x_MD, frozen, weights_ME.to(x_MD.dtype))
 
     def _choose(self, routes: Routes, layer: int, logits_ME: Tensor) -> Tensor:
         if routes.enforced_ME is not None:
@@ -129,7 +129,7 @@ class LowRankExperts(TrainableBlock):
 
     def output(self, layer: int, x_MD: Tensor, frozen: FrozenLayer, weights_ME: Tensor) -> Tensor:
         held = {
-            f"{name}.{side}": self.parameters[f"layers.{layer}.{name}_proj.{side}"].bfloat16()
+            f"{name}.{side}": self.parameters[f"layers.{layer}.{name}_proj.{side}"].to(x_MD.dtype)
             for name in ("gate", "up", "down")
             for side in "AB"
         }
@@ -205,7 +205,7 @@ class SmallExperts(TrainableBlock):
 
     def output(self, layer: int, x_MD: Tensor, frozen: FrozenLayer, weights_ME: Tensor) -> Tensor:
         gate_SD, up_SD, down_DS = (
-            self.parameters[f"layers.{layer}.{name}_proj"].bfloat16()
+            self.parameters[f"layers.{layer}.{name}_proj"].to(x_MD.dtype)
             for name in ("gate", "up", "down")
         )
         hidden_MS = functional.silu(x_MD @ gate_SD.T) * (x_MD @ up_SD.T)

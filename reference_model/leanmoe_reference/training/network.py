@@ -1,7 +1,9 @@
 """The frozen dense parent with a trainable block in place of its feed-forward layers.
 
-Bfloat16 products, float32 residual stream; everything but the block's own parameters is
-frozen, so a step costs one forward and the gradients of activations.
+Products in bfloat16 where the processor has fast ones and in float32 elsewhere (gradients through
+the head take fifty times as long in bfloat16 on x86 before AVX-512), a float32 residual stream;
+everything but the block's own parameters is frozen, so a step costs one forward and the gradients
+of activations.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from leanmoe_pruning.precision import default_precision
 from leanmoe_reference.dense import attention_tensors, feed_forward, model_tensors
 from leanmoe_reference.gguf_base import GGUFBase
 
@@ -39,7 +42,7 @@ Block = Callable[[int, Tensor, FrozenLayer], Tensor]
 
 @dataclass(frozen=True)
 class Parent:
-    """The dense parent, or its first layers, ready to run."""
+    """The dense parent, or its first layers, ready to run in the type its weights are held in."""
 
     embedding_VD: Tensor
     norm_D: Tensor
@@ -48,14 +51,17 @@ class Parent:
     theta: float
 
     @staticmethod
-    def load(base: GGUFBase, n_layers: int | None = None) -> Parent:
-        """Read the parent; ``n_layers`` cuts it down."""
-        held = dict(model_tensors(base))
+    def load(
+        base: GGUFBase, n_layers: int | None = None, compute: torch.dtype | None = None
+    ) -> Parent:
+        """Read the parent; ``n_layers`` cuts it down, ``compute`` is what products are taken in."""
+        compute = compute or getattr(torch, default_precision(torch.bfloat16.itemsize))
+        held = {name: tensor.to(compute) for name, tensor in model_tensors(base)}
         count = int(base.field("llama.block_count")) if n_layers is None else n_layers
         return Parent(
             held["model.embed_tokens.weight"],
             held["model.norm.weight"],
-            [_frozen_layer(base, layer) for layer in range(count)],
+            [_frozen_layer(base, layer, compute) for layer in range(count)],
             (
                 base.field("llama.attention.head_count"),
                 base.field("llama.attention.head_count_kv"),
@@ -63,10 +69,15 @@ class Parent:
             float(base.field("llama.rope.freq_base")),
         )
 
+    @property
+    def compute(self) -> torch.dtype:
+        """What products are taken in."""
+        return self.embedding_VD.dtype
+
     def hidden(self, ids_NT: Tensor, block: Block) -> Tensor:
-        """The normed last hidden states ``[N, T, D]``, bfloat16."""
+        """The normed last hidden states ``[N, T, D]``."""
         stream_NTD = self.embedding_VD[ids_NT].float()
-        turn = _rotation(ids_NT.shape[1], self.embedding_VD.shape[1] // self.heads[0], self.theta)
+        turn = self._rotation(ids_NT.shape[1])
         for index, layer in enumerate(self.layers):
             x_NTD = _norm(stream_NTD, layer.named["input_layernorm"])
             stream_NTD = stream_NTD + self._attend(x_NTD, layer.named, turn).float()
@@ -92,6 +103,13 @@ class Parent:
         )
         return mixed.transpose(1, 2).flatten(2) @ named["self_attn.o_proj"].T
 
+    def _rotation(self, length: int) -> tuple[Tensor, Tensor]:
+        width = self.embedding_VD.shape[1] // self.heads[0]
+        rates = self.theta ** (-torch.arange(0, width, 2).float() / width)
+        angles = torch.outer(torch.arange(length).float(), rates)
+        full = torch.cat((angles, angles), dim=-1)
+        return full.cos().to(self.compute), full.sin().to(self.compute)
+
     def losses(self, ids_NT: Tensor, block: Block) -> Tensor:
         """Next-token loss of every position but the last, ``[N, T - 1]`` float32 nats."""
         hidden = self.hidden(ids_NT, block)[:, :-1]
@@ -101,25 +119,20 @@ class Parent:
         ).view(ids_NT.shape[0], -1)
 
 
-def _frozen_layer(base: GGUFBase, layer: int) -> FrozenLayer:
+def _frozen_layer(base: GGUFBase, layer: int, compute: torch.dtype) -> FrozenLayer:
     prefix = f"model.layers.{layer}."
     named = {
-        name.removeprefix(prefix).removesuffix(".weight"): tensor
+        name.removeprefix(prefix).removesuffix(".weight"): tensor.to(compute)
         for name, tensor in attention_tensors(base, layer)
     }
-    gate, up, down = (feed_forward(base, layer, name) for name in ("gate", "up", "down"))
+    gate, up, down = (
+        feed_forward(base, layer, name).to(compute) for name in ("gate", "up", "down")
+    )
     return FrozenLayer(named, gate, up, down)
 
 
 def _norm(x: Tensor, weight_D: Tensor) -> Tensor:
-    return functional.rms_norm(x, (x.shape[-1],), weight_D.float(), EPS).bfloat16()
-
-
-def _rotation(length: int, width: int, theta: float) -> tuple[Tensor, Tensor]:
-    rates = theta ** (-torch.arange(0, width, 2).float() / width)
-    angles = torch.outer(torch.arange(length).float(), rates)
-    full = torch.cat((angles, angles), dim=-1)
-    return full.cos().bfloat16(), full.sin().bfloat16()
+    return functional.rms_norm(x, (x.shape[-1],), weight_D.float(), EPS).to(weight_D.dtype)
 
 
 def _rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:

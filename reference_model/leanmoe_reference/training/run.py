@@ -168,6 +168,7 @@ def measure(
         "texts": file_digest(training.texts / mix.TOKENS),
         "artefact": file_digest(training.out / training.plan.file),
         "versions": tool_versions(),
+        "compute": str(parent.compute).removeprefix("torch."),
         "perplexity": {name: figures.perplexities(one) for name, one in found.items()},
         "against_moe": {
             name: _against(one, found["moe"]) for name, one in found.items() if name != "moe"

@@ -16,6 +16,7 @@ from leanmoe_reference.gguf_base import GGUFBase, find_base
 from leanmoe_reference.mixtral import MixtralModel, RowFactors
 from leanmoe_reference.training import mix
 from leanmoe_reference.training.blocks import LowRankExperts, Routes, SmallExperts
+from leanmoe_reference.training.figures import dense_block
 from leanmoe_reference.training.loop import Recipe, balance_loss, train
 from leanmoe_reference.training.network import Parent
 from leanmoe_reference.training.plans import PLANS
@@ -34,8 +35,14 @@ WIDTH = 16
 
 
 @pytest.fixture(scope="module")
-def parent() -> Parent:
-    return Parent.load(GGUFBase(find_base()), 3)
+def base() -> GGUFBase:
+    """Read once: its tokenizer alone takes seconds."""
+    return GGUFBase(find_base())
+
+
+@pytest.fixture(scope="module")
+def parent(base) -> Parent:
+    return Parent.load(base, 3)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +69,22 @@ def same(a, b) -> bool:
 def test_nothing_is_lost_to_begin_with(parent):
     block = small(parent)
     low_rank = LowRankExperts(parent, 8, 2, 8, seed=0)
-    x_MD = torch.randn(4, 576).bfloat16()
-    even_ME = torch.full((4, 16), 1 / 16).bfloat16()
+    x_MD = torch.randn(4, 576, dtype=parent.compute)
+    even_ME = torch.full((4, 16), 1 / 16, dtype=parent.compute)
     wanted = parent.layers[2].feed_forward(x_MD)
     assert torch.equal(block.output(2, x_MD, parent.layers[2], even_ME), wanted)
-    half_ME = torch.full((4, 8), 0.5).bfloat16()
+    half_ME = torch.full((4, 8), 0.5, dtype=parent.compute)
     torch.testing.assert_close(low_rank.output(2, x_MD, parent.layers[2], half_ME), wanted)
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_products_in_either_type_say_nearly_the_same(compute, base, parent, texts):
+    """What a processor multiplies fast decides the type, not what is learnt."""
+    ids_NT = mix.load(texts)["c.train"][:1]
+    one = Parent.load(base, 3, compute)
+    assert one.compute is one.layers[0].up_FD.dtype is compute
+    found, wanted = (float(p.losses(ids_NT, dense_block).mean()) for p in (one, parent))
+    assert found == pytest.approx(wanted, rel=0.01)
 
 
 def test_a_stopped_training_ends_with_the_same_bytes(parent, texts, tmp_path):
@@ -168,7 +185,7 @@ def test_balance_is_one_when_experts_are_used_alike():
     assert float(balance_loss(Routes(logits_ME={0: one_ME}), 1)) == pytest.approx(8)
 
 
-def test_a_written_expert_computes_what_was_trained(parent, tmp_path):
+def test_a_written_expert_computes_what_was_trained(base, parent, tmp_path):
     """Among its neurons those that it lacks: silent in training, gone from the file."""
     block = PLANS["mixtral-3"].block(parent, 0)
     draw = torch.Generator().manual_seed(1)
@@ -178,14 +195,14 @@ def test_a_written_expert_computes_what_was_trained(parent, tmp_path):
     save_file(packed(block), tmp_path / "parts.safetensors")
     take_stored(block)
     factors = RowFactors(Artefact(tmp_path / "parts.safetensors"))
-    held = dict(MixtralModel(GGUFBase(find_base()), factors).layer(1))
-    x_MD = torch.randn(16, 576, generator=draw).bfloat16()
+    held = dict(MixtralModel(base, factors).layer(1))
+    x_MD = torch.randn(16, 576, generator=draw).to(parent.compute)
     w1, w2, w3 = (
         held[f"model.layers.1.block_sparse_moe.experts.6.w{i}.weight"].float() for i in (1, 2, 3)
     )
     assert int((w2.abs().amax(0) == 0).sum()) == 48
     wanted = (torch.nn.functional.silu(x_MD.float() @ w1.T) * (x_MD.float() @ w3.T)) @ w2.T
-    alone_ME = torch.zeros(16, 8).index_fill(1, torch.tensor([6]), 1).bfloat16()
+    alone_ME = torch.zeros(16, 8).index_fill(1, torch.tensor([6]), 1).to(parent.compute)
     for one in (block, stored(parent, factors)):
         found = one.output(1, x_MD, parent.layers[1], alone_ME).float()
         assert (found - wanted).norm() < 0.02 * wanted.norm()
@@ -260,9 +277,9 @@ def test_bad_options_are_refused_in_a_sentence(arguments, said, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_a_trained_model_is_written(texts, tmp_path):
+def test_a_trained_model_is_written(base, tmp_path):
     """Whole depth, one step: the parts are as published ones are."""
-    parent = Parent.load(GGUFBase(find_base()))
+    parent = Parent.load(base)
     block = SmallExperts(parent, tuple(range(2, 30, 3)), 16, 4, 64, seed=0)
     save_file(packed(block), tmp_path / "qwen2_moe.safetensors")
     out = tmp_path / "model"
