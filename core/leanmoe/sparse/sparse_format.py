@@ -126,7 +126,7 @@ def read_sparse_format(config: Mapping[str, Any], where: str) -> SparseFormat | 
     if not isinstance(stated, Mapping) or stated.get("quant_method") != QUANT_METHOD:
         return None
     try:
-        return SparseFormat.model_validate(stated)
+        how = SparseFormat.model_validate(stated)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([CONFIG_KEY, *(str(part) for part in first["loc"])])
@@ -134,6 +134,33 @@ def read_sparse_format(config: Mapping[str, Any], where: str) -> SparseFormat | 
             f"{where}: {place} is {first['input']!r:.60}: "
             f"{first['msg'].removeprefix('Value error, ')}; pack the model again"
         ) from None
+    _check_inner(how, where)
+    return how
+
+
+def _check_inner(how: SparseFormat, where: str) -> None:
+    """Raise unless values are float8 just where the source's own settings say so of experts."""
+    inner = how.inner or {}
+    said = says_float8(inner)
+    if said if how.is_float8 else not said or _leaves_experts(inner):
+        return
+    expected = "'fp8'" if how.is_float8 else "another, or experts among its modules left plain"
+    raise CheckpointError(
+        f"{where}: {CONFIG_KEY}.dtype is {how.dtype!r} and the quant_method of its inner "
+        f"{inner.get('quant_method')!r}, expected {expected}; take the config.json that was "
+        "written with these experts, or pack the model again"
+    )
+
+
+def says_float8(quantization: Mapping[str, Any] | None) -> bool:
+    """Whether settings of a source's own are of float8 with scales per block."""
+    return quantization is not None and quantization.get("quant_method") == "fp8"
+
+
+def _leaves_experts(inner: Mapping[str, Any]) -> bool:
+    """Whether a list of modules that are not quantised names some of routed experts."""
+    lists = [one for one in inner.values() if isinstance(one, list)]
+    return any(isinstance(name, str) and ".experts" in name for one in lists for name in one)
 
 
 def own_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

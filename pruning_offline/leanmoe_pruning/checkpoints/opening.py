@@ -19,9 +19,16 @@ from leanmoe.files.output import TOKENIZER_FOLDERS, TUNED_FOLDER
 from leanmoe.layout import marker_name, transfer_name
 from leanmoe.manifest import MANIFEST_NAME, check_files, weights_digest
 from leanmoe.sparse.packing import check_one_order
-from leanmoe.sparse.sparse_format import INPUT_ORDER, PARTS, WEIGHT, SparseFormat
+from leanmoe.sparse.sparse_format import (
+    INPUT_ORDER,
+    PARTS,
+    WEIGHT,
+    SparseFormat,
+    own_quantization,
+    says_float8,
+)
 from leanmoe.stand_ins import stand_in_name, stand_in_sizes
-from leanmoe_pruning.checkpoints.fp8 import SCALE, block_of, check_scales
+from leanmoe_pruning.checkpoints.fp8 import FP8, SCALE, block_of, check_scales
 from leanmoe_pruning.checkpoints.packed import PackedStack, PackedTensor
 from leanmoe_pruning.checkpoints.shards import WEIGHT_SUFFIXES, ShardReader
 from leanmoe_pruning.forward.families import RUNNABLE
@@ -147,9 +154,22 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
         if not (shape.packed and name.endswith(PACKED)):
             reader.check_is_weight(name)
     _check_no_other_expert(checkpoint, reader)
+    _check_float8(checkpoint, reader)
     check_scales(reader, block_of(checkpoint.config))
     _check_packing(checkpoint, reader)
     _check_orders(checkpoint, reader)
+
+
+def _check_float8(checkpoint: Checkpoint, reader: ShardReader) -> None:
+    """Raise where config.json tells of float8 weights and there are none: engines read codes."""
+    _ = checkpoint.packing  # whose inner settings are these
+    said = says_float8(own_quantization(checkpoint.config))
+    if said and not any(reader.info(name).dtype == FP8 for name in reader.names):
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'} says that weights are quantised as fp8, and no "
+            f"tensor of {checkpoint.path} is {FP8}; config and shards are of different models: "
+            "take the config that belongs to them, or take its quantization_config out"
+        )
 
 
 def _check_head(checkpoint: Checkpoint, reader: ShardReader) -> None:

@@ -32,6 +32,7 @@ from leanmoe.sparse.sparse_format import (
     Values,
     own_quantization,
     pattern_of,
+    says_float8,
 )
 from leanmoe_pruning.checkpoints.opening import OpenedModel, is_expert
 from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
@@ -296,4 +297,9 @@ def packer_of(model: OpenedModel, pattern: str | None) -> Packer:
         )
     how = SparseFormat.of_pattern(found, expert_dtype(model, model.reader))
     inner = own_quantization(model.config)
+    if how.is_float8 and not says_float8(inner):
+        raise CheckpointError(
+            f"{model.path} holds float8 experts and its config.json no quantization_config of fp8, "
+            "by which engines read their scales; take the config of the original model"
+        )
     return Packer(model.family, how.model_copy(update={"inner": dict(inner) if inner else None}))

@@ -207,6 +207,20 @@ def test_parts_that_disagree_are_named(said, change, source, tmp_path):
         _ = open_model(packed).reader
 
 
+def retold(packed: Path, **said: object) -> Path:
+    """The packed model with other words about it and no manifest that would tell."""
+    config = json.loads((packed / "config.json").read_text())
+    told = {**config["quantization_config"], **said}
+    kept = {key: value for key, value in told.items() if value is not None}
+    (packed / "config.json").write_text(json.dumps({**config, "quantization_config": kept}))
+    (packed / "leanmoe.json").unlink(missing_ok=True)
+    return packed
+
+
+def read_offline(model: Path) -> None:
+    _ = open_model(model).reader
+
+
 def test_a_config_of_another_packing_is_refused(source, tmp_path):
     packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
     config = json.loads((packed / "config.json").read_text())
@@ -235,6 +249,46 @@ def test_a_config_of_other_types_is_refused(key, value, said, source, tmp_path):
     (packed / "leanmoe.json").unlink()
     with pytest.raises(CheckpointError, match=said):
         _ = open_model(packed).reader
+
+
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 64]}
+
+
+def test_plain_values_whose_source_is_said_to_be_float8_are_refused(source, tmp_path):
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    with pytest.raises(CheckpointError, match="dtype is 'bfloat16' and the quant_method of its in"):
+        read_offline(retold(packed, inner=FP8))
+    # A source may have left its experts as they were; of this one nothing is float8.
+    left = {**FP8, "modules_to_not_convert": ["model.layers.0.mlp.experts"]}
+    with pytest.raises(CheckpointError, match="are quantised as fp8, and no tensor of"):
+        read_offline(retold(packed, inner=left))
+
+
+@pytest.mark.parametrize("inner", [None, {"quant_method": "gptq"}])
+def test_float8_values_whose_source_is_not_said_to_be_are_refused(inner, in_float8, tmp_path):
+    packed = pruned(in_float8, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    read_offline(packed)
+    with pytest.raises(CheckpointError, match=r"dtype is 'float8_e4m3fn' .* expected 'fp8'"):
+        read_offline(retold(packed, inner=inner))
+
+
+def test_float8_without_its_settings_is_not_packed(in_float8, tmp_path, capsys):
+    source = shutil.copytree(in_float8, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    del config["quantization_config"]["quant_method"]
+    (source / "config.json").write_text(json.dumps(config))
+    how = ("--method", "magnitude", "--pattern", "16:32", "--compress")
+    assert run("prune", source, *how, "-o", tmp_path / "out") == 2
+    assert "holds float8 experts and its config.json no quant" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dense_model_said_to_be_float8_that_is_not_is_refused(source, tmp_path):
+    model = shutil.copytree(source, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"quantization_config": FP8}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="are quantised as fp8, and no tensor of"):
+        read_offline(model)
 
 
 @pytest.mark.slow

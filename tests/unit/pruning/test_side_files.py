@@ -70,10 +70,10 @@ RENAMED = ["lm_head", expert(0, 1), expert(0, 3, ".gate_proj"), "model.layers.0.
 @pytest.mark.parametrize(
     "settings_of",
     [
-        lambda names: {"quant_method": "fp8", "modules_to_not_convert": names},
+        lambda names: {"quant_method": "awq", "modules_to_not_convert": names},
         lambda names: {"quant_method": "compressed-tensors", "ignore": names},
         lambda names: {"quant_method": "modelopt", "exclude_modules": names},
-        lambda names: {"quant_method": "fp8", "ignored_layers": names},
+        lambda names: {"ignored_layers": names},
         lambda names: {"config_groups": {"group_0": {"targets": names}}},
         lambda names: {"quantized_layers": {one: {"quant_algo": "FP8"} for one in names}},
     ],
@@ -99,7 +99,7 @@ def test_so_does_a_tool_s_own_file(source, tmp_path, name) -> None:
     [r"re:.*experts\.5\..*", "experts.5", "model.layers.0.mlp.experts.5*", r"re:.*experts\.(1|2)"],
 )
 def test_numbers_that_cannot_be_followed_are_refused(source, tmp_path, capsys, name) -> None:
-    change_config(source, quantization_config={"quant_method": "fp8", "ignored_layers": [name]})
+    change_config(source, quantization_config={"ignored_layers": [name]})
     assert prune(source, tmp_path / "out", EVEN) == 2
     said = capsys.readouterr().err
     assert "names experts by number" in said and repr(name) in said

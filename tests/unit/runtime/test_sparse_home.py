@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from leanmoe.errors import RuntimeSeamError
+from leanmoe.errors import CheckpointError, RuntimeSeamError
 from leanmoe.messages import SkipMode
 from leanmoe.sparse.packing import Packed, pack_by, to_indices
 from leanmoe.sparse.scale_blocks import Blocks
@@ -18,7 +18,7 @@ from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe_runtime.device.masking import SkipExpertsMixin
 from leanmoe_runtime.sparse import home, method
 from leanmoe_runtime.sparse.gpu import packed_experts, packed_experts_fake
-from leanmoe_runtime.sparse.method import LeanSparseMethod
+from leanmoe_runtime.sparse.method import LeanSparseConfig, LeanSparseMethod
 from leanmoe_runtime.sparse.units import Units
 from leanmoe_runtime.sparse.workspace import Workspace
 from tests.unit.runtime.packed_host import FLOAT8, Layer, host_library, words_of
@@ -189,6 +189,26 @@ def test_the_router_leaves_skipped_assignments_out_by_their_id(on_a_gpu):
     experts.before_experts()
     assert experts.device_mode() is SkipMode.MASK
     assert not experts._needs_map
+
+
+@pytest.mark.parametrize(
+    ("dtype", "inner", "sentence"),
+    [
+        ("bfloat16", {"quant_method": "fp8"}, "bfloat16' and .* inner 'fp8', expected another"),
+        ("float8_e4m3fn", {"quant_method": "gptq"}, "inner 'gptq', expected 'fp8'"),
+        ("float8_e4m3fn", {}, "inner None, expected 'fp8'"),
+    ],
+)
+def test_a_start_stops_where_values_are_not_what_the_sources_settings_say(dtype, inner, sentence):
+    told = SparseFormat(keep=16).to_config() | {"dtype": dtype, "inner": inner}
+    with pytest.raises(CheckpointError, match=sentence):
+        LeanSparseConfig.from_config(told)
+
+
+def test_experts_that_float8_settings_leave_plain_are_read_as_such():
+    left = {"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0.mlp.experts"]}
+    config = LeanSparseConfig.from_config(SparseFormat(keep=16).to_config() | {"inner": left})
+    assert config.how.inner == left
 
 
 KEPT_16 = SparseFormat(keep=16)
