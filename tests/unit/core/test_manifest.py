@@ -33,7 +33,7 @@ def test_an_edited_manifest_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "not a JSON manifest"), ("[]", "the manifest"), ('{"family": 3}', "family")],
+    [("{", "cannot be read as a manifest"), ("[]", "the manifest"), ('{"family": 3}', "family")],
 )
 def test_a_broken_manifest_says_where(tmp_path, text, said):
     (tmp_path / MANIFEST_NAME).write_text(text)
