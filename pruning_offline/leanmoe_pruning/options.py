@@ -23,6 +23,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, 
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import InputError
+from leanmoe.files.address import check_is_path
 from leanmoe_pruning.data.spec import DEFAULT_WINDOW, HELP
 from leanmoe_pruning.precision import CHOICES
 
@@ -83,10 +84,15 @@ def _add(one: Field[Any], hint: Any, parser: argparse._ActionsContainer) -> None
         settings.setdefault("action", "store_true")
     elif value is not str:
         settings["type"] = value
-    if one.default is MISSING and not settings.get("required"):
+    if _has_place(one):
         parser.add_argument(one.name, **settings)
     else:
         parser.add_argument(*found.flags, flag(one.name), **settings)
+
+
+def _has_place(one: Field[Any]) -> bool:
+    """Whether a field is given by its place, without a flag."""
+    return one.default is MISSING and not one.metadata[_KEY].settings.get("required")
 
 
 def _value_type(hint: Any) -> Any:
@@ -131,12 +137,20 @@ def checked(options: T) -> T:
     hints, values = get_type_hints(type(options)), {}
     for one in fields(options):  # type: ignore[arg-type]
         value = getattr(options, one.name)
-        if isinstance(value, str) and _value_type(hints[one.name]) is Path:
-            values[one.name] = Path(value)
         found: _Argument | None = one.metadata.get(_KEY)
+        if _value_type(hints[one.name]) is Path and value is not None:
+            values[one.name] = _path_or_paths(one, value)
         if found is not None and value is not None:
             _check_value(one.name, value, found)
     return replace(options, **values)  # type: ignore[type-var]
+
+
+def _path_or_paths(one: Field[Any], value: Any) -> Any:
+    """What is given for a field of one path, or of several."""
+    if isinstance(value, tuple):
+        return tuple(_path_or_paths(one, single) for single in value)
+    check_is_path(value, one.name.upper() if _has_place(one) else flag(one.name))
+    return Path(value)
 
 
 def _check_value(name: str, value: Any, found: _Argument) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmoe.errors import InputError, OutputError
+from leanmoe.files.address import check_is_path
 from leanmoe.files.scratch import ASIDE, HELD, PART, remove_abandoned, scratch_file, scratch_folder
 
 
@@ -65,7 +66,8 @@ def check_output(target: Path, force: bool = False, inputs: Iterable[Path] = ())
 
 
 def check_name(path: Path) -> None:
-    """Raise unless safetensors, tokenizers and JSON can be given the path: it must be UTF-8."""
+    """Raise unless it is a path that safetensors, tokenizers and JSON can be given: in UTF-8."""
+    check_is_path(path, "the model or output")
     try:
         str(path).encode()
     except UnicodeEncodeError:

@@ -102,7 +102,7 @@ def _served(options: EvalOptions) -> Result:
         if getattr(options, name) is not None:
             raise InputError(
                 f"{flag(name)} is for a checkpoint, and {options.model} is a server, which is "
-                "judged by --tasks and --long; drop it"
+                "judged by --tasks and --long; drop it, or download the model and give its folder"
             )
     if options.tasks is None and options.long is None:
         raise InputError("nothing to judge a server by: give --tasks TASKS, --long N or both")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanmoe.errors import DataError
+from leanmoe.files.address import check_is_path
 from leanmoe_pruning.data.parts import fields_of, found_parts, split_parts
 
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math", "py", "wn")
@@ -76,6 +77,7 @@ def parse_spec(spec: str) -> list[Item]:
 
 
 def _parse_part(text: str) -> list[Item]:
+    check_is_path(text.removeprefix(OWN), "--data", DataError)
     if not text.startswith(MIX):
         return [_parse_own(text) if text.startswith(OWN) else _parse_item(text)]
     name, _, count = text.removeprefix(MIX).partition(":")

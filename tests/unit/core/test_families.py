@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from leanmoe.checkpoint import open_checkpoint
-from leanmoe.errors import CheckpointError
+from leanmoe.errors import CheckpointError, InputError
 from leanmoe.families import FAMILIES, ExpertTensor
 from leanmoe.families.base import PROJECTIONS
 from tests.tiny_families import CONFIGS, FAMILY_NAMES, tensor_shapes, tiny_config
@@ -60,6 +61,8 @@ def test_a_broken_config_is_refused(tmp_path, text):
 def test_no_directory_and_no_config_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="not a directory"):
         open_checkpoint(tmp_path / "absent")
+    with pytest.raises(InputError, match="https://hub/a, an address, expected a path"):
+        open_checkpoint(Path("https://hub/a"))
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         open_checkpoint(tmp_path)
 

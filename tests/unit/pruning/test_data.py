@@ -193,6 +193,15 @@ def test_json_lines_that_are_refused(with_tokenizer, tmp_path, line, words):
     refused(str(path), *words, checkpoint=with_tokenizer, window=8)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    ["https://hub/a.txt", "http://hub:80/a.jsonl:4", "builtin:gen:1,s3://b/x", "self:hf://x/p:4"],
+)
+def test_addresses_are_refused_as_such(with_tokenizer, spec):
+    """Their colons were taken for those of counts."""
+    refused(spec, "--data is ", "://", "an address", "download it", checkpoint=with_tokenizer)
+
+
 @pytest.mark.parametrize("shape", [(4, 0), (0,), (0, 8)])
 def test_windows_of_no_tokens(model, tmp_path, shape):
     path = tmp_path / "ids.safetensors"

@@ -84,12 +84,17 @@ def test_prompts_that_ship_and_those_of_a_file(tmp_path):
         ("one", "all"),
         ("two", "b"),
     ]
-    for spec, words in ((f"{path}:3", "from 1 to 2"), ("no.jsonl", "cannot be read")):
+    said = "--prompts is http://hub/p, an address"
+    for spec, words in (
+        (f"{path}:3", "from 1 to 2"),
+        ("no.jsonl", "cannot be read"),
+        ("http://hub/p", said),
+    ):
         with pytest.raises(DataError, match=words):
             load_prompts(spec)
     for line in ("{", "[]", '{"prompt": " "}', '{"prompt": "x", "group": 3}'):
         path.write_text(line)
-        with pytest.raises(DataError, match="line 1 (is|cannot be read)"):
+        with pytest.raises(DataError, match=r"line 1 (is|cannot be read)"):
             load_prompts(str(path))
     path.write_text("")
     with pytest.raises(DataError, match="holds no prompts"):

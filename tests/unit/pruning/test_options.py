@@ -60,6 +60,22 @@ def test_a_number_out_of_its_range_is_refused(count):
         read("m", "-o", "x", "--count", str(count))
 
 
+def test_an_address_is_no_path():
+    """A Path writes its two slashes as one, and an output made a folder of them."""
+    for words, name in (
+        (("https://hub/a", "-o", "x"), "MODEL is https://hub/a, an address"),
+        (("m", "-o", "s3://bucket/x"), "--out is s3://bucket/x, an address"),
+    ):
+        with pytest.raises(InputError, match=f"{name}, expected a path: download it first"):
+            read(*words)
+
+
+def test_a_folder_called_like_an_address_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data:/x").mkdir(parents=True)
+    assert read("data:/x", "-o", "y").model == Path("data:/x")
+
+
 def test_no_two_methods_differ_in_what_an_option_is_where_it_is_not_given():
     defaults = {}
     for method in METHODS.values():

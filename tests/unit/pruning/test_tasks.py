@@ -86,6 +86,7 @@ def test_lines_that_are_refused(tmp_path, line, words):
         ("builtin:nothing", "known: "),
         ("", "names nothing"),
         ("absent.jsonl", "cannot be read"),
+        ("https://hub/a.jsonl:4", "--tasks is https://hub/a.jsonl:4, an address"),
         ("{}:0", "count '0'"),
         ("{}:2", "asks for 2 items and there are 1"),
         ("{}:", "count ''"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leanmoe.errors import DataError
+from leanmoe.files.address import check_is_path
 from leanmoe_pruning.data.builtin import Split
 from leanmoe_pruning.data.parts import as_written, fields_of, found_parts
 from leanmoe_pruning.data.spec import BUILTIN
@@ -28,6 +29,7 @@ def load_task(spec: str, split: Split = "heldout") -> Task:
     "heldout"). A user's file has none and is taken whole; ``Task.split`` parts it. With a
     count, the first so many items. Raises ``DataError``.
     """
+    check_is_path(spec, "--tasks", DataError)
     head = BUILTIN if spec.startswith(BUILTIN) else ""
     name, *counts = fields_of(as_written(spec, (BUILTIN,)).removeprefix(head))
     if not name:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanmoe.errors import DataError
+from leanmoe.files.address import check_is_path
 from leanmoe.files.digest import bytes_digest, parse_json
 from leanmoe.files.text import user_text
 from leanmoe_pruning.data.parts import as_written, fields_of
@@ -29,6 +30,7 @@ class OpenPrompt:
 
 def load_prompts(spec: str) -> list[OpenPrompt]:
     """Read ``--prompts``; raises ``DataError``. With a count, the first so many."""
+    check_is_path(spec, "--prompts", DataError)
     name, *counts = fields_of(as_written(spec))
     count = ":".join(counts)
     path = BUILTIN_PROMPTS if name == "builtin" else Path(name)
