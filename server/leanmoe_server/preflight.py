@@ -14,6 +14,8 @@ from leanmoe.errors import CheckpointError, InputError, LeanMoEError
 from leanmoe.manifest import check_files
 from leanmoe.policy import check_level
 from leanmoe.skip_rule import SkipRule
+from leanmoe.sparse.sparse_format import lost_settings
+from leanmoe.sparse.stored_parts import packed_tensor
 from leanmoe_server.audit.journal import Journal
 from leanmoe_server.cache_space import full_cache
 from leanmoe_server.governor.aims import aims_of
@@ -40,6 +42,12 @@ def _open_model(model: str, rest: Sequence[str]) -> Checkpoint:
                 f"MODEL was read as {model!r}; put {stray[0]} first, then vLLM's arguments"
             ) from None
         raise error
+
+
+def _check_packing(checkpoint: Checkpoint) -> None:
+    """Raise where shards are packed and config.json does not say how: vLLM knows no such names."""
+    if checkpoint.packing is None and (found := packed_tensor(checkpoint.path)) is not None:
+        raise lost_settings(f"tensor {found}", checkpoint.path)
 
 
 def refuse_open_doors(environment: Mapping[str, str]) -> None:
@@ -117,6 +125,7 @@ def check_and_configure(args: Namespace) -> ServeSettings:
     """Everything the server needs, or one clear error."""
     refuse_open_doors(os.environ)
     checkpoint = _open_model(args.model, args.rest)
+    _check_packing(checkpoint)
     manifest = checkpoint.manifest
     settings = ServeSettings(
         model=SkipModel.of(checkpoint, args.max_skip_level, _rule(args)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -161,6 +162,15 @@ def _leaves_experts(inner: Mapping[str, Any]) -> bool:
     """Whether a list of modules that are not quantised names some of routed experts."""
     lists = [one for one in inner.values() if isinstance(one, list)]
     return any(isinstance(name, str) and ".experts" in name for one in lists for name in one)
+
+
+def lost_settings(name: str, path: Path) -> CheckpointError:
+    """What to raise where a tensor is packed and config.json does not say that experts are."""
+    return CheckpointError(
+        f"{name} in {path} is packed and its config.json has lost the {CONFIG_KEY} of "
+        f"{QUANT_METHOD} that says how; take back the config.json that was written with these "
+        "shards, or pack the model again"
+    )
 
 
 def own_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

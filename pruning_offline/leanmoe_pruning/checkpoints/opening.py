@@ -24,6 +24,7 @@ from leanmoe.sparse.sparse_format import (
     PARTS,
     WEIGHT,
     SparseFormat,
+    lost_settings,
     own_quantization,
     says_float8,
 )
@@ -155,8 +156,8 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
             reader.check_is_weight(name)
     _check_no_other_expert(checkpoint, reader)
     _check_float8(checkpoint, reader)
-    check_scales(reader, block_of(checkpoint.config))
     _check_packing(checkpoint, reader)
+    check_scales(reader, block_of(checkpoint.config))
     _check_orders(checkpoint, reader)
 
 
@@ -232,6 +233,8 @@ def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:
             f"tensor {others[0]} in {checkpoint.path} is packed and no matrix of a routed expert, "
             "which alone are packed; pack the model again"
         )
+    if how is None and reader.packed:
+        raise lost_settings(f"tensor {min(reader.packed)}", checkpoint.path)
     for name in dict.fromkeys((*reader.packed, *(experts if how is not None else ()))):
         one = reader.packed.get(name)
         found = "dense" if one is None else f"packed with {one.keep} of every 32 weights"

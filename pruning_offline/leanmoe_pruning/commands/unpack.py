@@ -26,6 +26,7 @@ def _run(options: UnpackOptions) -> Result:
     model = open_model(options.model)
     check_output(options.out, options.force, [options.model])
     if model.packing is None:
+        _ = model.reader  # which says where shards are packed all the same
         raise InputError(
             f"{model.path} is not packed: its config.json has no quantization_config of "
             "leanmoe_sparse; use it as it is"

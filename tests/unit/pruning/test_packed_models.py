@@ -251,6 +251,36 @@ def test_a_config_of_other_types_is_refused(key, value, said, source, tmp_path):
         _ = open_model(packed).reader
 
 
+LOST = {
+    "unpack": ("-o", "OUT"),
+    "pack": ("--pattern", "16:32", "-o", "OUT"),
+    "prune": ("--method", "random", "--keep", "6", "-o", "OUT"),
+    "score": ("--data", "builtin:gen:2", "-o", "OUT"),
+    "eval": ("--data", "builtin:gen:2"),
+    "curve": ("--data", "builtin:gen:2"),
+    "plan": ("--tflops", "1"),
+}
+
+
+@pytest.mark.parametrize("command", LOST)
+@pytest.mark.parametrize("model", ["source", "in_float8"])
+def test_a_packed_model_whose_config_says_nothing_of_it_is_told_so(
+    command, model, request, tmp_path, capsys
+):
+    source = request.getfixturevalue(model)
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    config = json.loads((packed / "config.json").read_text())
+    del config["quantization_config"]
+    (packed / "config.json").write_text(json.dumps(config))
+    (packed / "leanmoe.json").unlink()
+    options = [tmp_path / "out" if one == "OUT" else one for one in LOST[command]]
+    assert run(command, packed, *options) == 2
+    said = capsys.readouterr().err
+    assert "is packed and its config.json has lost the quantization_config of leanmoe_spars" in said
+    assert "take back the config.json that was written with these shards, or pack the" in said
+    assert not (tmp_path / "out").exists()
+
+
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 64]}
 
 

@@ -8,10 +8,12 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from leanmoe.checkpoint import open_checkpoint
-from leanmoe.errors import InputError
+from leanmoe.errors import CheckpointError, InputError
 from leanmoe.messages import UnionBudget
 from leanmoe_server.command import COMMAND
 from leanmoe_server.keys.key_source import key_source
@@ -51,6 +53,14 @@ def test_a_good_start(small_model: Path, tmp_path: Path) -> None:
     assert settings.model.resolve(settings.policy).level == 0.5
     assert [key.digests for key in settings.keys.fixed] == [(digest_of("s3cret"),)]
     assert configure(small_model).model.resolve(configure(small_model).policy).level == 0.0
+
+
+def test_packed_shards_that_the_config_is_silent_about_stop_before_vllm(copied_model: Path) -> None:
+    name = "model.layers.0.block_sparse_moe.experts.0.w1.weight_values"
+    save_file({name: np.zeros((4, 16), np.float32)}, copied_model / "model-2.safetensors")
+    (copied_model / "model-3.safetensors").write_bytes(b"no such file")
+    with pytest.raises(CheckpointError, match=r"w1.weight_values in .* is packed and its config"):
+        configure(copied_model)
 
 
 @pytest.mark.parametrize(
