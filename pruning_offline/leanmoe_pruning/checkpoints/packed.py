@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ _TYPES: Mapping[str, tuple[StoredType, ...]] = {
     OVERFLOW_ROWS: (StoredType.I32,),
     OVERFLOW_COLUMNS: (StoredType.I16, StoredType.I32),
 }
+# What a file's header says of its tensors.
+Shapes = Mapping[str, tuple[StoredType, tuple[int, ...]]]
 _WORDS: Mapping[int, tuple[StoredType, type[Any]]] = {
     1: (StoredType.U8, np.uint8),
     2: (StoredType.I16, np.uint16),
@@ -142,23 +145,31 @@ def _put_back(words_RC: Words, order_C: NDArray[Any], name: str) -> Words:
     return found
 
 
+def matrix_of(name: str) -> str | None:
+    """The matrix, without ``.weight``, of which a file's tensor is a packed part, or ``None``."""
+    end = next((one for one in _SUFFIXES if name.endswith(one)), None)
+    return None if end is None else name.removesuffix(end)
+
+
 def is_part(name: str) -> bool:
     """Whether a name in a file is of a part of a packed matrix."""
     return name.endswith(_SUFFIXES)
 
 
 def find_packed(
-    shapes: Mapping[str, tuple[StoredType, tuple[int, ...]]], stacks: Stacks | None = None
+    shapes: Shapes, file: Path, stacks: Stacks | None = None
 ) -> list[PackedTensor | PackedStack]:
     """What is packed among a file's tensors; ``CheckpointError`` where something lacks parts.
 
     With ``stacks``, experts are shown as their family stacks them.
     """
-    matrices = _matrices(shapes)
-    return [*matrices] if stacks is None else _stacked(matrices, stacks)
+    matrices = _matrices(shapes, file)
+    return [*matrices] if stacks is None else _stacked(matrices, file, stacks)
 
 
-def _stacked(matrices: list[PackedTensor], stacks: Stacks) -> list[PackedTensor | PackedStack]:
+def _stacked(
+    matrices: list[PackedTensor], file: Path, stacks: Stacks
+) -> list[PackedTensor | PackedStack]:
     held: dict[str, dict[tuple[int, Projection], PackedTensor]] = {}
     alone: list[PackedTensor | PackedStack] = []
     for one in matrices:
@@ -168,11 +179,12 @@ def _stacked(matrices: list[PackedTensor], stacks: Stacks) -> list[PackedTensor 
         else:
             stack = stacks.stack(part.layer, part.projection)
             held.setdefault(stack, {})[part.expert, part.projection] = one
-    return alone + [_stack(name, found, stacks.held(name)) for name, found in held.items()]
+    return alone + [_stack(name, file, found, stacks.held(name)) for name, found in held.items()]
 
 
 def _stack(
     name: str,
+    file: Path,
     found: Mapping[tuple[int, Projection], PackedTensor],
     projections: tuple[Projection, ...],
 ) -> PackedStack:
@@ -180,7 +192,7 @@ def _stack(
     if missing := sorted(places - set(found)):
         expert, projection = missing[0]
         raise CheckpointError(
-            f"of the packed experts that make up {name} a file holds {len(found)} matrices and not "
+            f"of the packed experts that make up {name} {file} holds {len(found)} matrices and not "
             f"{projection} of expert {expert}; they belong into one file: fetch or pack the model "
             "again"
         )
@@ -188,30 +200,28 @@ def _stack(
     if len(kinds) > 1:
         left, right, *_ = kinds.values()
         raise CheckpointError(
-            f"{left} and {right} are packed in different sizes or ways and belong into one tensor, "
-            f"{name}; fetch or pack the model again"
+            f"{left} and {right} in {file} are packed in different sizes or ways and belong into "
+            f"one tensor, {name}; fetch or pack the model again"
         )
     count = len(found) // len(projections)
     rows = tuple(tuple(found[expert, one] for one in projections) for expert in range(count))
     return PackedStack(name, rows)
 
 
-def _matrices(shapes: Mapping[str, tuple[StoredType, tuple[int, ...]]]) -> list[PackedTensor]:
+def _matrices(shapes: Shapes, file: Path) -> list[PackedTensor]:
     ends: dict[str, set[str]] = {}
     for name in shapes:
         for end in _SUFFIXES:
             if name.endswith(end):
                 ends.setdefault(name.removesuffix(end) + WEIGHT, set()).add(end)
-    return [_packed(name, found, shapes) for name, found in ends.items()]
+    return [_packed(name, found, shapes, file) for name, found in ends.items()]
 
 
-def _packed(
-    name: str, ends: set[str], shapes: Mapping[str, tuple[StoredType, tuple[int, ...]]]
-) -> PackedTensor:
+def _packed(name: str, ends: set[str], shapes: Shapes, file: Path) -> PackedTensor:
     stem = name.removesuffix(WEIGHT)
     if (ends - {INPUT_ORDER}) not in [set(parts) for parts in PARTS.values()]:
         raise CheckpointError(
-            f"of the packed matrix {stem} a file holds {', '.join(sorted(ends))} and not what "
+            f"of the packed matrix {stem} {file} holds {', '.join(sorted(ends))} and not what "
             "belongs together; fetch or pack the model again"
         )
     dtype, values = shapes[stem + VALUES]
@@ -219,14 +229,15 @@ def _packed(
         found = shapes[stem + end][0]
         if found not in _TYPES.get(end, (dtype,)) or dtype.itemsize not in _WORDS:
             raise CheckpointError(
-                f"{stem}{end} is of {found}, which is not what it is packed as; fetch or pack the "
-                "model again"
+                f"{stem}{end} in {file} is of {found}, which is not what it is packed as; fetch or "
+                "pack the model again"
             )
     bits = shapes[stem + (INDICES if INDICES in ends else MASK)][1]
     if len(values) != 2 or len(bits) != 2 or values[0] != bits[0] or bits[1] % (GROUP // 8):
         raise CheckpointError(
-            f"the packed matrix {stem} has values of {list(values)} and bits of {list(bits)}, "
-            f"which are of no rows in groups of {GROUP}; fetch or pack the model again"
+            f"the packed matrix {stem} in {file} has values of {list(values)} and bits of "
+            f"{list(bits)}, which are of no rows in groups of {GROUP}; fetch or pack the model "
+            "again"
         )
     groups = 8 * bits[1] // GROUP
     return PackedTensor(

@@ -26,7 +26,13 @@ from leanmoe.errors import CheckpointError
 from leanmoe.families.base import Stacks
 from leanmoe.files.digest import parse_json
 from leanmoe.sparse.sparse_format import INPUT_ORDER
-from leanmoe_pruning.checkpoints.packed import PackedStack, PackedTensor, find_packed, is_part
+from leanmoe_pruning.checkpoints.packed import (
+    PackedStack,
+    PackedTensor,
+    find_packed,
+    is_part,
+    matrix_of,
+)
 from leanmoe_pruning.checkpoints.stored_type import StoredType
 from leanmoe_pruning.later import torch
 
@@ -169,8 +175,9 @@ class ShardReader:
         names = sorted(set(self._file_of.values())) or [SINGLE_NAME]
         self.stored = {name: read_header(self._shard_path(name)) for name in names}
         self._check_index()
+        self._check_parts()
         self.packed: dict[str, PackedTensor | PackedStack] = {}
-        self.shards = {name: self._shown(held) for name, held in self.stored.items()}
+        self.shards = {name: self._shown(name, held) for name, held in self.stored.items()}
         self._check_once()
         self._file_of = {tensor: name for name, held in self.shards.items() for tensor in held}
 
@@ -201,15 +208,29 @@ class ShardReader:
                     "not; fetch index and shard from the same revision"
                 )
 
-    def _shown(self, held: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    def _check_parts(self) -> None:
+        """Raise where the parts of a packed matrix lie in several files."""
+        file_of: dict[str, str] = {}
+        for file, held in self.stored.items():
+            for name in held:
+                matrix = matrix_of(name)
+                first = file if matrix is None else file_of.setdefault(matrix, file)
+                if first != file and name not in self.stored[first]:
+                    raise CheckpointError(
+                        f"{self.directory} holds parts of the packed matrix {matrix} in {first} "
+                        f"and others in {file}, and they belong into one file; pack the model "
+                        "again, or save its shards so"
+                    )
+
+    def _shown(self, file: str, held: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
         sizes = {name: (info.dtype, info.shape) for name, info in held.items()}
-        packed = find_packed(sizes, self._stacks)
+        packed = find_packed(sizes, self.directory / file, self._stacks)
         self.packed |= {one.name: one for one in packed}
         plain = {name: info for name, info in held.items() if not is_part(name)}
         if twice := sorted(name for name in self.packed if name in plain):
             raise CheckpointError(
-                f"{self.directory} holds {_some(twice)} both packed and dense in one file, so it "
-                "is not said which is meant; pack the model again"
+                f"{self.directory / file} holds {_some(twice)} both packed and dense, so it is not "
+                "said which is meant; pack the model again"
             )
         return plain | {one.name: TensorInfo(one.name, one.dtype, one.shape) for one in packed}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -189,12 +190,12 @@ def _reorder_up(tensors):
 
 DAMAGE = {
     "expert 0 of layer 0 .* the input orders of its gate and up projection differ": _reorder_up,
-    "both packed and dense": _stay_dense,
+    r"model\.safetensors holds .* both packed and dense": _stay_dense,
     "q_proj.weight .* is packed and no matrix of a routed expert": _pack_attention,
     "values and bitmask disagree": _flip,
-    "not what belongs together": _drop_mask,
+    r"gate_proj .*model\.safetensors holds .*not what belongs together": _drop_mask,
     "marks 16 weights, expected 12": _shorten,
-    "not what it is packed as": _retype,
+    r"weight_mask in .*model\.safetensors is of .*not what it is packed as": _retype,
 }
 
 
@@ -205,6 +206,23 @@ def test_parts_that_disagree_are_named(said, change, source, tmp_path):
         damaged(packed, change)
         tensors_of(packed)
         _ = open_model(packed).reader
+
+
+@pytest.mark.parametrize("part", ["weight_mask", "weight_input_order"])
+def test_parts_in_several_files_are_named_with_their_files(part, source, tmp_path, capsys):
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    tensors = load_file(packed / "model.safetensors")
+    names = {name: "b.safetensors" if part in name else "a.safetensors" for name in tensors}
+    for file in set(names.values()):
+        held = {name: one.clone() for name, one in tensors.items() if names[name] == file}
+        save_file(held, packed / file)
+    (packed / "model.safetensors").unlink()
+    (packed / "leanmoe.json").unlink()
+    (packed / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert run("unpack", packed, "-o", tmp_path / "dense") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"parts of the packed matrix \S+_proj in a\.safetensors and others in b", said)
+    assert ".safetensors, and they belong into one file; pack the model again" in said
 
 
 def retold(packed: Path, **said: object) -> Path:

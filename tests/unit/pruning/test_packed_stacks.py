@@ -115,7 +115,7 @@ def _flip(tensors):
 
 
 DAMAGE = {
-    "a file holds 15 matrices and not up_proj of expert 3": _lose,
+    "model.safetensors holds 15 matrices and not up_proj of expert 3": _lose,
     "are packed in different sizes or ways and belong into one tensor": _shorten,
     "has shape [9, 128, 128], expected [8, 128, 128]": _add,
     f"{EXPERTS}.5.down_proj.weight: values and bitmask disagree": _flip,
