@@ -140,7 +140,10 @@ def check_files(
     for name, stated in manifest.files.items():
         path = directory / name
         if not _is_inside(name):
-            raise CheckpointError(f"{directory / MANIFEST_NAME} names a path outside: {name!r}")
+            raise CheckpointError(
+                f"{directory / MANIFEST_NAME} names the file {name!r:.300}, expected one beside it "
+                "or in a folder of its tokenizer; copy the model again, or cut it again"
+            )
         if not path.is_file():
             raise CheckpointError(f"{path} is missing and the manifest names it; copy it again")
         found = file_digest(path)

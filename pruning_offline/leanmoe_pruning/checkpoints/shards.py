@@ -188,7 +188,10 @@ class ShardReader:
 
     def _shard_path(self, name: str) -> Path:
         if Path(name).name != name or len(name) > 255:
-            raise CheckpointError(f"{self.directory / INDEX_NAME} names a path outside: {name!r}")
+            raise CheckpointError(
+                f"{self.directory / INDEX_NAME} names the shard {name!r:.300}, expected the name "
+                "of a file beside it; fetch index and shards into one folder"
+            )
         return self.directory / name
 
     def _from_index(self, index: Path) -> dict[str, str]:

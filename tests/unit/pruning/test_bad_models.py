@@ -115,7 +115,7 @@ def test_index_that_names_a_path_outside(sharded, refused):
     index = json.loads((sharded / INDEX_NAME).read_text())
     index["weight_map"]["lm_head.weight"] = "../lm_head.safetensors"
     (sharded / INDEX_NAME).write_text(json.dumps(index))
-    refused("path outside")
+    refused("the name of a file beside it; fetch index and shards into one folder")
 
 
 def test_index_that_is_not_one(sharded, refused):

@@ -55,7 +55,9 @@ def test_a_manifest_names_nothing_outside(source, name) -> None:
     from leanmoe.manifest import Manifest
 
     manifest = Manifest(family="qwen3_moe", method="none", files={name: "sha256:0"})
-    with pytest.raises(CheckpointError, match="names a path outside"):
+    with pytest.raises(
+        CheckpointError, match=f"names the file '{name}', expected one beside it or"
+    ):
         check_files(source, manifest)
 
 
