@@ -49,5 +49,14 @@ def show_seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
 
 
+def show_share(share: float) -> str:
+    """In percent, to one digit or as many as keep it from reading as none or as all."""
+    for digits in range(1, 9):
+        text = f"{share:.{digits}%}"
+        if share in (0, 1) or 0 < float(text.removesuffix("%")) < 100:
+            break
+    return text
+
+
 def show_numbers(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))

@@ -113,7 +113,7 @@ def _read_pattern(text: str) -> tuple[float, int]:
     match = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", text)
     if match and 0 < int(match[1]) < int(match[2]):
         return int(match[1]), int(match[2])
-    if not match and re.fullmatch(r"0?\.[0-9]{1,9}", text) and float(text) > 0:
+    if not match and re.fullmatch(r"0?\.[0-9]{1,24}", text) and 0 < float(text) < 1:
         return float(text), 0
     raise InputError(
         f"{text!r} is no pattern to pack by; give N:M, of every M weights the N that are kept "

@@ -18,6 +18,7 @@ from leanmoe.files.output import atomic_directory, atomic_write_json, check_outp
 from leanmoe.manifest import Manifest, write_manifest
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe.sparse.sparse_format import pattern_of
+from leanmoe_pruning.amounts import show_share
 from leanmoe_pruning.checkpoints.opening import (
     OpenedModel,
     check_no_stand_ins,
@@ -431,7 +432,8 @@ def _show(result: Result) -> str:
     if result["replace"] == CONSTANT:
         where = "`leanmoe serve`, and as stated by vLLM 0.33 there"
     zeros = result["zeros"]
-    zeroed = f"zeroed {sum(zeros.values()) / len(zeros):.1%} of expert weights, " if zeros else ""
+    mean = sum(zeros.values()) / len(zeros) if zeros else 0.0
+    zeroed = f"zeroed {show_share(mean)} of expert weights, " if zeros else ""
     return (
         f"{zeroed}kept {counts} of {result['n_routed_experts']} experts per layer by "
         f"{result['method']} in {result['seconds']} s: {result['weight_bytes'] / 1e6:.0f} MB of "

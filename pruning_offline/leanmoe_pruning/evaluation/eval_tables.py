@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leanmoe.command import Result
+from leanmoe_pruning.amounts import show_share
 
 
 def show(result: Result) -> str:
@@ -17,7 +18,7 @@ def _show_texts(result: Result) -> str:
         line = f"{name:12}  {found['perplexity']:10.3f}  {_interval(found):>19}  "
         line += f"{found['tokens']:7}"
         if "kld" in found:
-            line += f"   KLD {found['kld']:.5f}   top-1 same {found['top1_agreement']:.1%}"
+            line += f"   KLD {found['kld']:.5f}   top-1 same {show_share(found['top1_agreement'])}"
         lines.append(line)
     return "\n".join([*lines, *(_show_group_of(*one) for one in result["groups"].items())])
 
@@ -31,7 +32,7 @@ def _show_group_of(name: str, found: Result) -> str:
         ratio = found["ratio"]
         line += f"   times the other's {ratio['mean']:.4f} ({_interval(ratio, none)})"
     if "kld" in found:
-        line += f"   KLD {found['kld']:.5f}   top-1 same {found['top1_agreement']:.1%}"
+        line += f"   KLD {found['kld']:.5f}   top-1 same {show_share(found['top1_agreement'])}"
     return line
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from leanmoe.stats import wilson
+from leanmoe_pruning.amounts import show_share
 from leanmoe_pruning.report.evaluations import (
     Accuracy,
     DomainFigures,
@@ -47,7 +48,7 @@ def comparison(found: Evaluation, source_digest: str | None, source_name: str | 
             name,
             f"{one.kld:.5f}",
             "" if one.kld_upper is None else f"{one.kld_upper:.5f}",
-            "" if one.top1_agreement is None else f"{one.top1_agreement:.1%}",
+            "" if one.top1_agreement is None else show_share(one.top1_agreement),
         )
         for name, one in found.domains.items()
         if one.kld is not None

@@ -56,6 +56,7 @@ HOW = {
     "2:4": ("--pattern", "2:4"),
     "4:8": ("--pattern", "4:8"),
     "unstructured": ("--sparsity", "0.6"),
+    "all but one": ("--sparsity", "0.9999999"),
 }
 
 

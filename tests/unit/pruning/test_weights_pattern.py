@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanmoe.errors import CheckpointError, InputError
+from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe_pruning.methods.weights.pattern import OfEvery, Unstructured, read_pattern
 
 
@@ -55,6 +56,8 @@ def test_of_every_group_the_lowest_go(data, groups, group):
         (0.5, None, "unstructured50"),
         (0.7, "unstructured", "unstructured70"),
         (None, "unstructured", "unstructured50"),
+        (0.9999999, None, "unstructured99.99999"),
+        (0.07, None, "unstructured7"),
         (None, None, "16of32"),
         (None, "4:8", "4of8"),
         (None, "24:32", "24of32"),
@@ -62,6 +65,15 @@ def test_of_every_group_the_lowest_go(data, groups, group):
 )
 def test_tags(sparsity, pattern, tag):
     assert read_pattern(sparsity, pattern).tag == tag
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9999999, 1 - 2**-53, 0.00001, 0.1234567, 1 / 3])
+def test_a_share_is_told_with_all_its_digits_and_packed_by(sparsity):
+    """The manifest's words are what `leanmoe pack` reads."""
+    text = read_pattern(sparsity, None).text
+    assert float(text) == sparsity
+    how = SparseFormat.of_pattern(text, "bfloat16")
+    assert how.keep == min(max(round((1 - sparsity) * 32), 1), 31)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Protocol
 
 import torch
@@ -41,6 +42,11 @@ class Pattern(Protocol):
         ...
 
 
+def _plain(number: Decimal) -> str:
+    """All its digits and no exponent: 0.9999999 is not 1."""
+    return f"{number.normalize():f}"
+
+
 @dataclass(frozen=True)
 class Unstructured:
     """The lowest share of each row is zeroed."""
@@ -49,16 +55,16 @@ class Unstructured:
 
     @property
     def tag(self) -> str:
-        return f"unstructured{100 * self.sparsity:g}"
+        return f"unstructured{_plain(100 * Decimal(repr(self.sparsity)))}"
 
     @property
     def text(self) -> str:
-        return f"{self.sparsity:g}"
+        return _plain(Decimal(repr(self.sparsity)))
 
     def check(self, columns: int, where: str) -> None:
         if self.dropped(columns) == 0:
             raise InputError(
-                f"--sparsity {self.sparsity:g} zeroes none of the {columns} weights in a row of "
+                f"--sparsity {self.text} zeroes none of the {columns} weights in a row of "
                 f"{where}; give more"
             )
 
@@ -176,7 +182,7 @@ def read_pattern(sparsity: float | None, pattern: str | None) -> Pattern:
     found = _of_every(pattern)
     if sparsity is not None:
         raise InputError(
-            f"--pattern {found.text} says what share is kept and --sparsity {sparsity:g} was given "
+            f"--pattern {found.text} says what share is kept and --sparsity {sparsity} was given "
             "too; both were given, drop one"
         )
     return found
