@@ -18,11 +18,10 @@ from typing import Any
 from leanmoe.errors import InputError, LeanMoEError, OutputError
 from leanmoe.files.digest import file_digest, parse_json
 from leanmoe.files.output import atomic_write_json, check_output, put_in_place
-from leanmoe.files.scratch import remove_folder
+from leanmoe.files.scratch import PARTIAL, RECORD, RESULT, discard
 from leanmoe.process.interrupts import interrupt_requested
 
 _LOG = logging.getLogger(__name__)
-_RECORD = "progress.json"
 
 
 class Unfinished:
@@ -30,14 +29,14 @@ class Unfinished:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.output = folder / "output"
+        self.output = folder / RESULT
         self.output.mkdir(exist_ok=True)
         self.step, self.files = self._read()
         self._tidy()
 
     def _read(self) -> tuple[int, dict[str, str]]:
         """The last commit, or none where its files are not what it says."""
-        record = self.folder / _RECORD
+        record = self.folder / RECORD
         try:
             content: dict[str, Any] = parse_json(record.read_text(encoding="utf-8"))
             step, files = int(content["step"]), dict(content["files"])
@@ -57,7 +56,7 @@ class Unfinished:
         """From now on ``files`` (name to digest, already on disk) count and all others go."""
         _sync(self.output)
         _sync(self.folder)
-        atomic_write_json(self.folder / _RECORD, {"step": step, "files": dict(files)})
+        atomic_write_json(self.folder / RECORD, {"step": step, "files": dict(files)})
         _sync(self.folder)
         self.step, self.files = step, dict(files)
         self._tidy()
@@ -72,7 +71,7 @@ class Unfinished:
         }
 
     def _tidy(self) -> None:
-        counted = {self.folder / name for name in (*self.files, _RECORD)}
+        counted = {self.folder / name for name in (*self.files, RECORD)}
         for path in (*self.folder.iterdir(), *self.output.iterdir()):
             if path.is_file() and path not in counted:
                 path.unlink()
@@ -121,7 +120,7 @@ def kept_folder(target: Path, key: str) -> Iterator[Path]:
 
 
 def _folder_of(target: Path, key: str) -> Path:
-    return target.parent / f".{target.name}.partial-{key}"
+    return target.parent / f".{target.name}.{PARTIAL}-{key}"
 
 
 def _guarded(folder: Path, target: Path, force: bool) -> Iterator[Unfinished]:
@@ -131,12 +130,12 @@ def _guarded(folder: Path, target: Path, force: bool) -> Iterator[Unfinished]:
     except BaseException as error:
         bad_input = isinstance(error, LeanMoEError) and not isinstance(error, OutputError)
         if unfinished.step == 0 or bad_input:
-            remove_folder(folder)
+            discard(folder, target)
         elif isinstance(error, KeyboardInterrupt) or interrupt_requested():
             raise KeyboardInterrupt(kept_in(folder)) from None
         raise
     put_in_place(unfinished.output, target, force)
-    remove_folder(folder)
+    discard(folder, target)
 
 
 def kept_in(folder: Path) -> str:
@@ -167,7 +166,7 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def _warn_of_others(target: Path, folder: Path) -> None:
-    for other in sorted(target.parent.glob(f".{target.name}.partial-*")):
+    for other in sorted(target.parent.glob(f".{target.name}.{PARTIAL}-*")):
         if other != folder:
             _LOG.warning(
                 "%s holds an unfinished run with other inputs or settings, which is of no use to "

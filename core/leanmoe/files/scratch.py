@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Self
 
 PART, SPOOL, ASIDE, TEXT = "part", "spool", "old", "new"
+# Work that a later run goes on with, what there says how far it is, its result.
+PARTIAL, RECORD, RESULT = "partial", "progress.json", "output"
 # Under ASIDE: what stood where an output was being put.
 HELD = "old"
 
@@ -80,11 +82,17 @@ def scratch_folder(target: Path, kind: str) -> Iterator[Path]:
 def remove_abandoned(target: Path) -> None:
     """Remove what killed processes left beside ``target``; put back an output they had moved."""
     kinds = "|".join((PART, SPOOL, ASIDE, TEXT))
-    name = re.compile(rf"\.{re.escape(target.name)}\.({kinds})-[a-z0-9_]{{8}}")
+    keys = rf"(?:{kinds})-[a-z0-9_]{{8}}|{PARTIAL}-[a-z0-9]{{12}}"
+    name = re.compile(rf"\.{re.escape(target.name)}\.(?={keys}$)([a-z]+)-.*")
     with suppress(OSError):  # nothing there, or not ours to tidy
         for path in sorted(target.parent.iterdir()):
             if (match := name.fullmatch(path.name)) and not path.is_symlink():
                 _remove_if_abandoned(path, match[1], target)
+
+
+def _is_of_use(folder: Path) -> bool:
+    """Whether a run can go on with it: not before its first step, nor once the result is out."""
+    return (folder / RECORD).exists() == (folder / RESULT).exists()
 
 
 def _remove_if_abandoned(path: Path, kind: str, target: Path) -> None:
@@ -92,11 +100,21 @@ def _remove_if_abandoned(path: Path, kind: str, target: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if kind == PARTIAL and _is_of_use(path):
+                return
             if kind == ASIDE and (path / HELD).exists() and not target.exists():
                 (path / HELD).replace(target)
             path.unlink() if kind == TEXT else remove_folder(path)
         finally:
             os.close(handle)
+
+
+def discard(folder: Path, target: Path) -> None:
+    """Remove a folder that was kept beside ``target``; killed meanwhile, the next run goes on."""
+    spent = target.parent / f".{target.name}.{PART}-{secrets.token_hex(4)}"
+    with suppress(OSError):
+        folder.rename(spent)
+    remove_folder(spent if spent.exists() else folder)
 
 
 def remove_folder(folder: Path) -> None:

@@ -13,7 +13,15 @@ import pytest
 
 from leanmoe.errors import InputError
 from leanmoe.files.output import atomic_directory, atomic_write_text, check_output
-from leanmoe.files.scratch import ASIDE, PART, SPOOL, TEXT, scratch_folder
+from leanmoe.files.scratch import (
+    ASIDE,
+    PART,
+    PARTIAL,
+    SPOOL,
+    TEXT,
+    remove_abandoned,
+    scratch_folder,
+)
 
 _KILLED = """
 import os, signal, sys
@@ -39,17 +47,32 @@ elif kind == "part":
     with atomic_directory(target) as folder:
         (folder / "half").write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
+elif kind == "partial":
+    from leanmoe.files import resuming
+    die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    with resuming.resumable_directory(target, "0123456789ab") as unfinished:
+        (unfinished.output / "half").write_text("half")
+        (unfinished.folder / "scratch").write_text("large")
+        if sys.argv[3] == "begun":
+            die()
+        unfinished.commit(1, {})
+        if sys.argv[3] == "done":
+            resuming.discard = die
+        elif sys.argv[3] == "cleaning":
+            scratch.remove_folder = die
+        else:
+            die()
 else:
     folder = scratch.ScratchFolder.beside(target, kind)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def killed(target: Path, kind: str) -> None:
+def killed(target: Path, kind: str, when: str = "") -> None:
     """A process that dies with something of that kind beside ``target``."""
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(target), kind])
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(target), kind, when])
     assert done.returncode == -signal.SIGKILL
-    assert any(one.name.startswith(f".out.{kind}-") for one in target.parent.iterdir())
+    assert any(one.name.startswith(".out.") for one in target.parent.iterdir())
 
 
 @pytest.mark.parametrize("kind", [PART, SPOOL, TEXT])
@@ -57,6 +80,21 @@ def test_leftovers_of_the_dead_are_removed_at_the_start(tmp_path, kind) -> None:
     killed(tmp_path / "out", kind)
     check_output(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("when", "left"),
+    [
+        ("begun", []),
+        ("done", ["out"]),
+        ("cleaning", ["out"]),
+        ("on", [".out.partial-0123456789ab"]),
+    ],
+)
+def test_work_to_go_on_with_stays_only_where_there_is_some(tmp_path, when, left) -> None:
+    killed(tmp_path / "out", PARTIAL, when)
+    remove_abandoned(tmp_path / "out")
+    assert sorted(one.name for one in tmp_path.iterdir()) == left
 
 
 def test_an_output_that_was_moved_away_is_put_back(tmp_path) -> None:
