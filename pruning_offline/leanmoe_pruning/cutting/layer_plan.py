@@ -42,6 +42,11 @@ class Merge(_Strict):
     router: Matrix
     experts: Matrix
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether an expert is made of several."""
+        return any(sum(map(bool, row)) > 1 for row in self.experts)
+
 
 class LayerPlan(_Strict):
     """Exactly one of the three; ``top_k`` lowers how many experts a token of this layer gets."""

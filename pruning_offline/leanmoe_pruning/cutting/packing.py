@@ -285,6 +285,20 @@ def told_pattern(model: OpenedModel) -> str | None:
     return None if model.manifest is None else pattern_of(model.manifest.settings)
 
 
+def check_sums(model: OpenedModel, compress: bool) -> None:
+    """Raise where sums of experts are to be packed, and each keeps other weights of a pattern."""
+    known = told_pattern(model) is not None or model.packing is not None
+    if not (compress and known and is_separable(model)):
+        return  # whoever packs says what there is to say
+    how = packer_of(model, None).how
+    if how.layout != "overflow":
+        raise InputError(
+            f"--compress packs {how.text}, and sums of experts of {model.path}, which each keep "
+            "weights of their own, hold more; leave --compress out, or merge its source and zero "
+            "weights after"
+        )
+
+
 def packer_of(model: OpenedModel, pattern: str | None) -> Packer:
     """A packer for a pattern, for the one that the manifest tells of, or as the model is packed."""
     _check_separable(model)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanmoe_pruning.cutting.layer_plan import PrunePlan, read_plan
+from leanmoe_pruning.cutting.packing import check_sums
 from leanmoe_pruning.methods.method import Decision, Inputs, Method
 from leanmoe_pruning.methods.request import Request
 from leanmoe_pruning.options import NoOptions
@@ -26,7 +27,10 @@ class Planned:
 
 def _open(request: Request, options: NoOptions, inputs: Inputs) -> Planned:
     assert request.plan is not None, "without a plan it is not asked"
-    return Planned(read_plan(request.plan, inputs.checkpoint))
+    plan = read_plan(request.plan, inputs.checkpoint)
+    if any(one.merge is not None and one.merge.adds_up for one in plan.layers.values()):
+        check_sums(inputs.checkpoint, request.compress)
+    return Planned(plan)
 
 
 METHOD = Method(

@@ -12,10 +12,11 @@ import torch
 from leanmoe.errors import InputError
 from leanmoe.files.digest import bytes_digest
 from leanmoe.files.resuming import kept_folder, kept_in
+from leanmoe_pruning.cutting.packing import check_sums
 from leanmoe_pruning.data.tasks.loading import HELP as TASK_HELP
 from leanmoe_pruning.data.tasks.loading import load_task
 from leanmoe_pruning.data.tasks.task import Task
-from leanmoe_pruning.methods.eep.eep_options import check_dtypes, check_model, refuse, top_k_of
+from leanmoe_pruning.methods.eep.eep_options import check_merging, check_model, refuse, top_k_of
 from leanmoe_pruning.methods.eep.evolution import INITIAL, Limits, Operators, Scored, Search, Space
 from leanmoe_pruning.methods.eep.fitness import Evaluator, Load, OwnProcess
 from leanmoe_pruning.methods.eep.individual import Individual, group_of_layers
@@ -204,7 +205,9 @@ def _open(request: Request, options: EepOptions, inputs: Inputs) -> Eep:
     parts = _parts(options)
     limits = _limits(options, request.keep == shape.n_routed_experts, held_out="dev" in parts)
     if limits.total > limits.pruning or not shape.renormalize:
-        check_dtypes(inputs)
+        check_merging(inputs)
+    if limits.total > limits.pruning:
+        check_sums(inputs.checkpoint, request.compress)
     return Eep(
         inputs=inputs,
         space=Space(_groups(options.groups, inputs), request.keep, shape.n_routed_experts),

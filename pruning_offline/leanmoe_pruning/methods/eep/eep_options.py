@@ -7,6 +7,7 @@ import torch
 from leanmoe.errors import InputError
 from leanmoe_pruning.checkpoints.fp8 import FP8
 from leanmoe_pruning.checkpoints.opening import check_runnable, check_uniform
+from leanmoe_pruning.cutting.carried_orders import check_summable
 from leanmoe_pruning.methods.eep.merged_model import stored_dtype
 from leanmoe_pruning.methods.method import Inputs
 from leanmoe_pruning.methods.request import Request
@@ -42,7 +43,13 @@ def top_k_of(given: int | None, inputs: Inputs, n_slots: int) -> int:
     return top_k
 
 
-def check_dtypes(inputs: Inputs) -> None:
+def check_merging(inputs: Inputs) -> None:
+    """Raise where sums of the model's experts would say nothing, or could not be written."""
+    check_summable(inputs.checkpoint)
+    _check_dtypes(inputs)
+
+
+def _check_dtypes(inputs: Inputs) -> None:
     """Raise where merged weights could not be written, or would be judged in coarser numbers."""
     stored, compute = stored_dtype(inputs.checkpoint), inputs.stream().compute
     if stored == FP8.torch:

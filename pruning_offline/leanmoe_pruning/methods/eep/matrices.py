@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from leanmoe.errors import InputError
-from leanmoe_pruning.methods.eep.eep_options import check_dtypes, check_model, refuse, top_k_of
+from leanmoe_pruning.cutting.packing import check_sums
+from leanmoe_pruning.methods.eep.eep_options import check_merging, check_model, refuse, top_k_of
 from leanmoe_pruning.methods.eep.individual import Individual
 from leanmoe_pruning.methods.eep.merged_model import Applied, stored_dtype
 from leanmoe_pruning.methods.eep.published_formula import Evidence
@@ -111,8 +112,10 @@ def _open(request: Request, options: MatricesOptions, inputs: Inputs) -> Matrice
         raise InputError("--method matrices takes --matrices FILE:CASE; give it")
     if options.block_input is not None and request.dump is None:
         raise InputError("--block-input is for the numbers of --dump; give that too")
-    check_dtypes(inputs)
+    check_merging(inputs)
     individual = _individual(options.matrices, inputs)
+    if bool(((individual.experts != 0).sum(-1) > 1).any()):
+        check_sums(inputs.checkpoint, request.compress)
     return Matrices(
         inputs=inputs,
         case=options.matrices.rpartition(":")[2],

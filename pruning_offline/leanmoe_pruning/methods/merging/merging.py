@@ -18,7 +18,9 @@ import torch
 
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe_pruning.budgets.budget import Budget, budget_of
+from leanmoe_pruning.cutting.carried_orders import check_summable
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, Merge
+from leanmoe_pruning.cutting.packing import check_sums
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.methods.merging.alignment import align_
 from leanmoe_pruning.methods.merging.grouping import Grouping, Usage, group, share_out
@@ -130,6 +132,9 @@ def _open(request: Request, options: MergingOptions, inputs: Inputs) -> Merging:
         )
     if options.align and request.plan_only:
         raise InputError("--align reorders single weights, which no plan can say; drop one")
+    if not options.align:
+        check_summable(inputs.checkpoint)
+    check_sums(inputs.checkpoint, request.compress)
     budget = budget_of(request, inputs.checkpoint)
     inputs.need_scores("m-smoe")
     return Merging(inputs, budget, options.merge_router, options.align, request.out)
