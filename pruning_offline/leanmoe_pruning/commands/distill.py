@@ -245,10 +245,10 @@ def _run(options: DistillOptions) -> Result:
                 files,
             )
             write_manifest(directory, manifest)
+        if run.state is not None:
+            run.state.remove()
     for note in found.get("notes", []):
         _LOG.warning("%s", note)
-    if run.state is not None:
-        run.state.remove()
     return {
         "out": str(options.out),
         "tokens": run.data.tokens,
@@ -267,6 +267,8 @@ def _resumable(run: _Run) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, OutputError) as error:
         if run.state is None or not run.state.is_kept:
+            if run.state is not None:
+                run.state.remove_if_stillborn()
             raise
         kept = (
             f"what was trained is kept in {run.state.directory}: run the same command again with "

@@ -7,7 +7,6 @@ optimiser moments of one step. ``training.json`` says of which run, and is writt
 from __future__ import annotations
 
 import re
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from leanmoe.errors import InputError, OutputError
 from leanmoe.files.digest import parse_json
 from leanmoe.files.output import atomic_write_text
-from leanmoe.files.scratch import remove_folder
+from leanmoe.files.scratch import discard, remove_folder
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.cutting.spool import WeightSpool
 from leanmoe_pruning.distillation.local import LayerCourse
@@ -58,9 +57,9 @@ class StateFolder:
     """The state on disk; opened for a new run, or to go on."""
 
     def __init__(self, out: Path, run: dict[str, Any], resume: bool) -> None:
-        self.directory = folder_of(out)
+        self._out, self.directory = out, folder_of(out)
         self.state = TrainingState(run=run)
-        self._remove_if_stillborn()
+        self.remove_if_stillborn()
         if not self.directory.exists():
             if resume:
                 raise InputError(f"there is no {self.directory} to resume from; drop --resume")
@@ -78,7 +77,7 @@ class StateFolder:
                 f"{run[wrong[0]]} was given; give the same to resume, or remove the folder"
             )
 
-    def _remove_if_stillborn(self) -> None:
+    def remove_if_stillborn(self) -> None:
         """What a run left that ended before its first state was whole: nothing goes on from it."""
         if not self.directory.is_dir() or (self.directory / NAME).exists():
             return
@@ -104,7 +103,8 @@ class StateFolder:
         return (self.directory / NAME).is_file()
 
     def remove(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """All of it, once the result is in place."""
+        discard(self.directory, self._out)
 
     def spool(self) -> WeightSpool:
         """Where finished layers are kept, those of the run before in it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from transformers import MixtralForCausalLM
 from leanmoe.cli import main
 from leanmoe.files.digest import file_digest
 from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.cutting.spool import WeightSpool
+from leanmoe_pruning.distillation import state
 from leanmoe_pruning.distillation.filters import FILTERS
 from leanmoe_pruning.distillation.lineage import Ancestors
 from leanmoe_pruning.distillation.settings import Settings
@@ -310,6 +314,38 @@ def stop_at_second_layer_or_eighth_step(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(local, "_train", stopping_train)
     patch.setattr(whole.WholeModel, "advance", stopping_advance)
+
+
+@pytest.mark.parametrize(
+    ("options", "made"), [(LOCAL, "atomic_write_text"), (WHOLE, "write_tensors")]
+)
+def test_stopped_before_its_first_state_is_whole_it_leaves_nothing(
+    options, made, sparse, tmp_path, monkeypatch, capsys
+):
+    def stop(path: Path, content) -> None:
+        if path.suffix == ".part":
+            path.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(state, made, stop)
+    assert distill(sparse, tmp_path / "out", *options, "--checkpoint-every", "1") == 130
+    assert "nothing half-written is left" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stopped_when_its_result_is_in_place_it_speaks_of_nothing_to_resume(
+    sparse, tmp_path, monkeypatch, capsys
+):
+    real = WeightSpool.remove
+
+    def stop(self) -> None:
+        real(self)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(WeightSpool, "remove", stop)
+    assert distill(sparse, tmp_path / "out", *WHOLE, "--checkpoint-every", "5") == 130
+    assert "--resume" not in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_stopped_run_without_checkpoints_leaves_nothing(sparse, tmp_path, monkeypatch):
