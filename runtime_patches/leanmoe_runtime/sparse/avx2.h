@@ -4,9 +4,11 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
+
 #include "products.h"
 
-#define LEANMOE_AVX2 __attribute__((target("avx2,fma,f16c,popcnt")))
+#define LEANMOE_AVX2 __attribute__((target("avx2,fma,f16c,popcnt,bmi2")))
 
 namespace sparse {
 
@@ -43,31 +45,69 @@ struct Places {
     }
 };
 
-inline const Places& places() {
-    static const Places found;
-    return found;
-}
+// Puts eight weights in their places. A byte of a mask is known by where its entry stands in a table,
+// which takes two instructions to say: of such loops their number decides.
+template <class Value>
+class Placing {
+    static constexpr bool WIDE = std::is_same_v<Value, Bfloat16> || std::is_same_v<Value, float>;
+    static constexpr int BITS = WIDE ? 5 : 4;  // of an entry's size
 
-// Eight weights in their places, of up to eight values that can be read.
-LEANMOE_AVX2 inline __m256 placed(const Places& at, const float* values, uint32_t byte) {
-    const __m256 spread = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), at.numbers[byte]);
-    return _mm256_and_ps(spread, _mm256_castsi256_ps(at.used[byte]));
-}
-LEANMOE_AVX2 inline __m256 placed(const Places& at, const Bfloat16* values, uint32_t byte) {
-    const __m128i read = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-    return _mm256_castsi256_ps(
-        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(read), at.upper[byte]));
-}
-LEANMOE_AVX2 inline __m256 placed(const Places& at, const Float16* values, uint32_t byte) {
-    const __m128i read = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-    return _mm256_cvtph_ps(_mm_shuffle_epi8(read, at.words[byte]));
-}
-LEANMOE_AVX2 inline __m256 placed(const Places& at, const Float8* values, uint32_t byte) {
-    const __m128i read = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
-    // The sign moves down once more than it should: its second copy goes.
-    const __m128i halves = _mm_srai_epi16(_mm_shuffle_epi8(read, at.codes[byte]), 1);
-    return _mm256_cvtph_ps(_mm_and_si128(halves, _mm_set1_epi16(-0x4001)));
-}
+  public:
+    Placing() : tables_(reinterpret_cast<const char*>(&tables())) {
+        __asm__("" : "+r"(tables_));  // held: compilers find the address anew for each byte
+    }
+
+    static uint64_t entry(uint32_t mask, int byte) {
+        const int turn = (8 * byte - BITS) & 31;
+        return (mask >> turn | mask << (32 - turn)) & (255u << BITS);
+    }
+
+    // Of up to eight values that can be read; `next` passes those that have a place.
+    LEANMOE_AVX2 __m256 operator()(const Value*& next, uint64_t entry) const {
+        const __m256 found = of(next, entry);
+        next += __builtin_popcountll(entry);
+        return found;
+    }
+
+  private:
+    static const Places& tables() {
+        static const Places found;
+        return found;
+    }
+
+    LEANMOE_AVX2 __m256i wide(size_t table, uint64_t entry) const {
+        return *reinterpret_cast<const __m256i*>(tables_ + table + entry);
+    }
+    LEANMOE_AVX2 __m128i narrow(size_t table, uint64_t entry) const {
+        return *reinterpret_cast<const __m128i*>(tables_ + table + entry);
+    }
+    LEANMOE_AVX2 static __m128i read(const void* values) {
+        return _mm_loadu_si128(static_cast<const __m128i*>(values));
+    }
+
+    LEANMOE_AVX2 __m256 of(const float* values, uint64_t entry) const {
+        const __m256i numbers = wide(offsetof(Places, numbers), entry);
+        const __m256 spread = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), numbers);
+        return _mm256_and_ps(spread, _mm256_castsi256_ps(wide(offsetof(Places, used), entry)));
+    }
+    LEANMOE_AVX2 __m256 of(const Bfloat16* values, uint64_t entry) const {
+        const __m256i twice = _mm256_broadcastsi128_si256(read(values));
+        return _mm256_castsi256_ps(
+            _mm256_shuffle_epi8(twice, wide(offsetof(Places, upper), entry)));
+    }
+    LEANMOE_AVX2 __m256 of(const Float16* values, uint64_t entry) const {
+        return _mm256_cvtph_ps(
+            _mm_shuffle_epi8(read(values), narrow(offsetof(Places, words), entry)));
+    }
+    LEANMOE_AVX2 __m256 of(const Float8* values, uint64_t entry) const {
+        const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
+        const __m128i placed = _mm_shuffle_epi8(codes, narrow(offsetof(Places, codes), entry));
+        // The sign moves down once more than it should: its second copy goes.
+        return _mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16(placed, 1), _mm_set1_epi16(-0x4001)));
+    }
+
+    const char* tables_;
+};
 
 LEANMOE_AVX2 inline __m128 halved(__m256 sums) {
     return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
@@ -147,24 +187,26 @@ struct Avx2 {
     template <int T, int ROWS>
     LEANMOE_AVX2 static void add_rows(Groups<Value, ROWS>& groups, int64_t count,
                                       const Input* const* x, __m256 (*to)[T]) {
-        const Places& table = places();
+        const Placing<Value> placed;
+        const Input* inputs[T];  // as numbers, not as what a store may change
+        for (int t = 0; t < T; t++) inputs[t] = x[t];
         __m256 found[ROWS][T] = {};
         for (int64_t g = 0; g < count; g++) {
             const Value* next = groups.values_of(g);
             const uint32_t* mask = groups.mask_of(g);
             groups.fetch(g);
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++)
+            for (int r = 0; r < ROWS; r++) {
+                const uint32_t own = mask[r];
 #pragma GCC unroll 4
                 for (int part = 0; part < 4; part++) {
-                    const uint32_t byte = mask[r] >> 8 * part & 255u;
-                    const __m256 weights = placed(table, next, byte);
-                    next += __builtin_popcount(byte);
+                    const __m256 weights = placed(next, placed.entry(own, part));
 #pragma GCC unroll 4
                     for (int t = 0; t < T; t++)
                         found[r][t] = _mm256_fmadd_ps(
-                            weights, _mm256_loadu_ps(x[t] + g * GROUP + 8 * part), found[r][t]);
+                            weights, _mm256_loadu_ps(inputs[t] + g * GROUP + 8 * part), found[r][t]);
                 }
+            }
         }
         std::memcpy(to, found, sizeof found);
     }
@@ -202,7 +244,7 @@ class Panel {
   private:
     LEANMOE_AVX2 static void place(const Matrix<Value>& matrix, int64_t row, int64_t first, int64_t end,
                                    float* to) {
-        const Places& table = places();
+        const Placing<Value> placed;
         Groups<Value, TILE_ROWS> groups(matrix, row, 0);
         for (int64_t g = first; g < end; g++, to += GROUP) {
             const Value* next = groups.values_of(g);
@@ -210,11 +252,9 @@ class Panel {
 #pragma GCC unroll 4
             for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
-                for (int part = 0; part < 4; part++) {
-                    const uint32_t byte = mask[r] >> 8 * part & 255u;
-                    _mm256_storeu_ps(to + r * STRIDE + 8 * part, placed(table, next, byte));
-                    next += __builtin_popcount(byte);
-                }
+                for (int part = 0; part < 4; part++)
+                    _mm256_storeu_ps(to + r * STRIDE + 8 * part,
+                                     placed(next, placed.entry(mask[r], part)));
         }
     }
 

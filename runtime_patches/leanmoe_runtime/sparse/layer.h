@@ -453,7 +453,7 @@ void run(const Step<typename Product::Value, Value>& step, int threads) {
 #if defined(__x86_64__)
 inline bool has_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
 }
 inline bool has_avx512() {
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
