@@ -233,7 +233,7 @@ def _run(options: DistillOptions) -> Result:
             found["notes"] = notes
         cutter = Cutter(run.student.checkpoint, {}, spool)
         with atomic_directory(options.out, options.force) as directory:
-            with progress("writing", cutter.n_tensors) as tick:
+            with progress("writing", cutter.n_written) as tick:
                 files = cutter.write(directory, tick)
             manifest = cut_manifest(
                 run.student.checkpoint,

@@ -274,7 +274,7 @@ def _pruned(request: PruneOptions, method: Method[Any], own: Any) -> Result:
                 packer,
                 None if replacement is None else replacement.rank,
             )
-            with progress("checking shards", cutter.n_tensors) as tick:
+            with progress("checking shards", cutter.n_read) as tick:
                 cutter.validate(tick)
             with _dumped(request, decision):
                 manifest = _write(request, method, inputs, chooser, decision, cutter)
@@ -387,7 +387,7 @@ def _write(
 ) -> Manifest:
     settings = _settings(method, inputs, chooser, decision)
     with atomic_directory(request.out, request.force) as directory:
-        with progress("writing", cutter.n_tensors) as tick:
+        with progress("writing", cutter.n_written) as tick:
             files = cutter.write(directory, tick)
         manifest = cut_manifest(
             inputs.checkpoint,

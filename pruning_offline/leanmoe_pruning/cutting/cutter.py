@@ -209,8 +209,14 @@ class Cutter:
         return self._packer is not None
 
     @property
-    def n_tensors(self) -> int:
+    def n_read(self) -> int:
+        """Tensors that ``validate`` reads."""
         return len(self.reader.names)
+
+    @property
+    def n_written(self) -> int:
+        """Tensors that ``write`` writes: fewer where experts go, more where matrices are packed."""
+        return sum(map(len, self.shards.values()))
 
     def validate(self, tick: Tick) -> None:
         """Read every source tensor; raise ``CheckpointError`` at the first NaN or infinity."""

@@ -22,10 +22,10 @@ def rewrite(
     settings = {} if packer is None else {"format": packer.how.text}
     with stop_on_signals():
         cutter = Cutter(model, {}, packer=packer)
-        with progress("checking shards", cutter.n_tensors) as tick:
+        with progress("checking shards", cutter.n_read) as tick:
             cutter.validate(tick)
         with atomic_directory(out, force) as directory:
-            with progress("writing", cutter.n_tensors) as tick:
+            with progress("writing", cutter.n_written) as tick:
                 files = cutter.write(directory, tick)
             manifest = cut_manifest(model, model.digests, method, settings, {}, None, files)
             write_manifest(directory, manifest)

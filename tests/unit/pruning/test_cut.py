@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 
 import torch
 
@@ -10,8 +11,13 @@ from leanmoe.checkpoint import open_checkpoint
 from leanmoe.cli import main
 from leanmoe.files.digest import file_digest
 from leanmoe.manifest import check_files, read_manifest
+from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.shards import INDEX_NAME, ShardReader
+from leanmoe_pruning.cutting.cutter import Cutter
+from leanmoe_pruning.cutting.layer_plan import LayerPlan
+from leanmoe_pruning.cutting.packing import packer_of
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
+from tests.tiny_families import write_tiny
 
 
 def prune(model, out, *more: str) -> None:
@@ -33,6 +39,21 @@ def test_kept_experts_are_copied_bit_for_bit_and_re_indexed(sharded, tmp_path):
                 assert torch.equal(mine, source.read(family.expert_name(layer, old, projection)))
     assert len(lean.names) == len(source.names) - 3 * 3 * 3
     assert (out / INDEX_NAME).is_file()
+
+
+def test_what_is_written_is_counted_with_experts_gone_or_matrices_packed(tmp_path):
+    """Progress ends at its total: packed, a matrix is several tensors."""
+    model, sparse = tmp_path / "model", tmp_path / "sparse"
+    write_tiny(model, "qwen3_moe")
+    assert main(["prune", str(model), "--method", "magnitude", "-o", str(sparse)]) == 0
+    source, zeroed = open_model(model), open_model(sparse)
+    plans = {layer: LayerPlan(keep=(0, 3, 5, 6)) for layer in source.shape.moe_layers}
+    cutters = (Cutter(source, plans), Cutter(zeroed, {}, packer=packer_of(zeroed, None)))
+    for cutter, compare in zip(cutters, (operator.lt, operator.gt), strict=True):
+        out, ticks = tmp_path / compare.__name__, []
+        out.mkdir()
+        cutter.write(out, lambda ticks=ticks: ticks.append(1))
+        assert len(ticks) == cutter.n_written and compare(cutter.n_written, cutter.n_read)
 
 
 def test_single_file_stays_a_single_file(model, tmp_path):
