@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -123,32 +123,87 @@ def _check_replaceable(target: Path) -> None:
 
 
 @contextmanager
-def atomic_directory(target: Path, force: bool = False) -> Iterator[Path]:
+def atomic_directory(
+    target: Path, force: bool = False, first: AbstractContextManager[None] | None = None
+) -> Iterator[Path]:
     """Yield a temporary sibling that becomes ``target`` only if the block succeeds.
 
     An interrupt, a full disk or any error removes the temporary directory and
-    leaves what stood at ``target`` untouched.
+    leaves what stood at ``target`` untouched. ``first`` is as ``placed`` has it.
     """
+    with unplaced_directory(target, force) as temporary:
+        yield temporary
+        put_in_place(temporary, target, force, first)
+
+
+@contextmanager
+def unplaced_directory(target: Path, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of ``target``, which the block puts there (``placed``)."""
     check_output(target, force)
-    try:
+    with _told_of(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target, PART) as temporary:
             yield temporary
-            put_in_place(temporary, target, force)
+
+
+def put_in_place(
+    temporary: Path,
+    target: Path,
+    force: bool,
+    first: AbstractContextManager[None] | None = None,
+) -> None:
+    """Make a finished folder ``target``; what stood there goes only once the new one does."""
+    with placed(temporary, target, force, first):
+        pass
+
+
+@contextmanager
+def placed(
+    temporary: Path,
+    target: Path,
+    force: bool,
+    first: AbstractContextManager[None] | None = None,
+) -> Iterator[None]:
+    """A finished folder stands at ``target``; where the block fails, all is as it was.
+
+    ``first`` is such a block, of what belongs to ``target``: a process killed between the two
+    leaves that alone, never ``target`` without it.
+    """
+    check_output(target, force)  # again: something may have been written there meanwhile
+    together = first or nullcontext()
+    with _told_of(target), _aside(target) as aside, together, _moved(temporary, target, aside):
+        yield
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path | None]:
+    """Where what stands at ``target`` is kept meanwhile; removing it may take long."""
+    if not target.exists():
+        yield None
+        return
+    with scratch_folder(target, ASIDE) as folder:
+        yield folder / HELD
+
+
+@contextmanager
+def _moved(temporary: Path, target: Path, aside: Path | None) -> Iterator[None]:
+    try:
+        with _told_of(target):
+            if aside is not None:
+                target.replace(aside)
+            temporary.replace(target)
+        yield
+    except BaseException:
+        if not temporary.exists():
+            target.replace(temporary)
+        if aside is not None and aside.exists():
+            aside.replace(target)
+        raise
+
+
+@contextmanager
+def _told_of(target: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(f"could not write {target}: {error.strerror or error}") from error
-
-
-def put_in_place(temporary: Path, target: Path, force: bool) -> None:
-    """Make a finished folder ``target``; what stood there goes only once the new one does."""
-    check_output(target, force)  # again: something may have been written there meanwhile
-    if not target.exists():
-        temporary.replace(target)
-        return
-    with scratch_folder(target, ASIDE) as aside:
-        target.replace(aside / HELD)
-        try:
-            temporary.replace(target)
-        except BaseException:
-            (aside / HELD).replace(target)
-            raise

@@ -6,7 +6,7 @@ import argparse
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,13 @@ import torch
 
 from leanmoe.command import Command, Result
 from leanmoe.errors import CheckpointError, InputError
-from leanmoe.files.output import atomic_directory, atomic_write_json, check_output
+from leanmoe.files.output import (
+    atomic_directory,
+    atomic_write_json,
+    check_output,
+    placed,
+    unplaced_directory,
+)
 from leanmoe.manifest import Manifest, write_manifest
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe.sparse.sparse_format import pattern_of
@@ -276,8 +282,8 @@ def _pruned(request: PruneOptions, method: Method[Any], own: Any) -> Result:
             )
             with progress("checking shards", cutter.n_read) as tick:
                 cutter.validate(tick)
-            with _dumped(request, decision):
-                manifest = _write(request, method, inputs, chooser, decision, cutter)
+            with _dumped(request, decision) as dump:
+                manifest = _write(request, method, inputs, chooser, decision, cutter, dump)
         decision.finished()
     return {**_result(request, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
 
@@ -342,7 +348,7 @@ def _plan(
     if method.reads_data:
         settings, calibration = {**settings, "compute": inputs.computed_in}, inputs.calibration
     note = plan_note(inputs.checkpoint.path.resolve().name, method.name, settings, calibration)
-    with _dumped(request, decision):
+    with _dumped(request, decision) as dump, dump:
         write_plan(request.out, decision.layers, note)
     decision.finished()
     return {
@@ -366,15 +372,15 @@ def _settings(
 
 
 @contextmanager
-def _dumped(request: Request, decision: Decision) -> Iterator[None]:
-    """Write the dump, then have the block write what it belongs to: both appear, or neither."""
+def _dumped(request: Request, decision: Decision) -> Iterator[AbstractContextManager[None]]:
+    """Write the dump; what is yielded puts it in place, before what it belongs to or not at all."""
     if request.dump is None:
-        yield
+        yield nullcontext()
         return
-    with atomic_directory(request.dump, request.force) as directory:
+    with unplaced_directory(request.dump, request.force) as directory:
         write_tensors(directory / "results.safetensors", decision.tensors)
         atomic_write_json(directory / "results.json", decision.facts)
-        yield
+        yield placed(directory, request.dump, request.force)
 
 
 def _write(
@@ -384,9 +390,10 @@ def _write(
     chooser: Chooser,
     decision: Decision,
     cutter: Cutter,
+    dump: AbstractContextManager[None],
 ) -> Manifest:
     settings = _settings(method, inputs, chooser, decision)
-    with atomic_directory(request.out, request.force) as directory:
+    with atomic_directory(request.out, request.force, first=dump) as directory:
         with progress("writing", cutter.n_written) as tick:
             files = cutter.write(directory, tick)
         manifest = cut_manifest(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -132,6 +136,51 @@ def test_every_command_says_that_nothing_more_can_be_written(sharded, tmp_path, 
     assert len(said.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
+
+
+def test_no_kill_leaves_a_checkpoint_without_its_dump(sharded, tmp_path):
+    """At each rename; the dump's is before the checkpoint's, and the next run makes both good."""
+    work = tmp_path / "work"
+    work.mkdir()
+    command = ["prune", str(sharded), "--method", "random", "--keep", "4", "--force"]
+    command += ["--dump", "@-dump", "--data", CALIBRATION]
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.killing", "--renames", str(work), *command],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    *killed, last = [json.loads(line) for line in told.splitlines()]
+    place = str(killed[-1]["kill_at"])
+    assert killed[-1]["there"] == [f"{place}-dump"]
+    assert [one["there"] for one in killed[:-1]] == [[]] * (len(killed) - 1)
+    assert (last["status"], [one["again"] for one in killed]) == (0, [0] * len(killed))
+    whole = {str(one["kill_at"]) for one in (*killed, last)}
+    found = {path.name for path in work.iterdir() if path.is_dir()}
+    assert found == {f"{one}{end}" for one in whole for end in ("", "-dump")}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_dump_goes_where_its_checkpoint_cannot_be_put(prune, tmp_path, monkeypatch, force):
+    """What stood where the dump was put is there again."""
+    dump, out = tmp_path / "dump", tmp_path / "out"
+    if force:
+        assert prune("--dump", str(dump)) == 0
+        before = (dump / "results.json").stat().st_ino
+    real = Path.replace
+
+    def replace(self, target):
+        if target == out and ".part-" in self.name:
+            assert dump.exists()
+            full_disk()
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    assert prune("--dump", str(dump), *(["--force"] if force else [])) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("model", *(("dump", "out") if force else ()))
+    }
+    assert not force or (dump / "results.json").stat().st_ino == before
 
 
 def test_existing_output_is_refused_before_any_work(prune, tmp_path, monkeypatch, capsys):
