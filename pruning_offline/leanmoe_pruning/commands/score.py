@@ -15,7 +15,7 @@ from leanmoe.files.output import check_output
 from leanmoe.files.resuming import Unfinished, resumable_directory
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe_pruning.checkpoints.opening import check_uniform, open_runnable_model
-from leanmoe_pruning.data import load_data
+from leanmoe_pruning.data import DataSet, load_data
 from leanmoe_pruning.forward.routing import RouterRule
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.methods.halves import compare_halves
@@ -71,9 +71,50 @@ class ScoreOptions:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A checked run: the layers, the tokens they are scored on, and what the bundle says of both.
+
+    Of the tokens ``sampled`` get a Gram matrix.
+    """
+
+    stream: DecoderStream
+    data: DataSet
+    sampled: torch.Tensor
+    described: BundleDescription
+
+
 @torch.inference_mode()
 def _run(options: ScoreOptions) -> Result:
     started = time.monotonic()
+    run = _open(options)
+    with (
+        stop_on_signals(),
+        resumable_directory(options.out, _key(run.described), options.force) as unfinished,
+        progress("scoring layers", run.stream.n_layers * (1 + bool(options.effects))) as tick,
+    ):
+        # Of the MoE layers, which are what is counted beside it.
+        resumed = sum(layer < unfinished.step for layer in run.described.moe_layers)
+        _pass(run, options, unfinished, tick)
+        found = _complete(run, unfinished)
+        unreached = unreached_experts(unfinished.output, found.moe_layers)
+    halves = found.halves
+    notes = unreached_notes(unreached, "are worth nothing to most methods and go first")
+    return {
+        "out": str(options.out),
+        "digest": found.digest(),
+        "tokens": run.data.tokens,
+        "gram_tokens": found.gram_tokens,
+        "layers": len(found.moe_layers),
+        "layers_resumed": resumed,
+        "halves": None if halves is None else halves.model_dump(mode="json", exclude_none=True),
+        "notes": [*([] if halves is None else [halves.sentence()]), *notes],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _open(options: ScoreOptions) -> _Run:
+    """Refuse whatever can be refused before any work."""
     check_output(options.out, options.force, [options.model])
     checkpoint = open_runnable_model(options.model)
     check_uniform(checkpoint)
@@ -90,33 +131,23 @@ def _run(options: ScoreOptions) -> Result:
         len(sampled),
         _next_tokens(options),
     )
-    with (
-        stop_on_signals(),
-        resumable_directory(options.out, _key(described), options.force) as unfinished,
-        progress("scoring layers", stream.n_layers * (1 + bool(options.effects))) as tick,
-    ):
-        # Of the MoE layers, which are what is counted beside it.
-        resumed = sum(layer < unfinished.step for layer in described.moe_layers)
-        score_into(unfinished, stream, data.ids, sampled, tick, bool(options.effects))
-        if described.effects is not None:
-            _pass_back(unfinished, options, described.effects, data.ids, sampled, tick)
-        rule = RouterRule.of(stream.shape)
-        layers = (read_layer(unfinished.output, layer, rule) for layer in described.moe_layers)
-        halves = compare_halves(layers, described.layout, len(sampled), stream.shape)
-        found = complete_bundle(unfinished.output, described, unfinished.finished(), halves)
-        unreached = unreached_experts(unfinished.output, found.moe_layers)
-    notes = unreached_notes(unreached, "are worth nothing to most methods and go first")
-    return {
-        "out": str(options.out),
-        "digest": found.digest(),
-        "tokens": data.tokens,
-        "gram_tokens": found.gram_tokens,
-        "layers": len(found.moe_layers),
-        "layers_resumed": resumed,
-        "halves": None if halves is None else halves.model_dump(mode="json", exclude_none=True),
-        "notes": [*([] if halves is None else [halves.sentence()]), *notes],
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    return _Run(stream, data, sampled, described)
+
+
+def _pass(run: _Run, options: ScoreOptions, unfinished: Unfinished, tick: Tick) -> None:
+    """Score what an earlier run did not: forwards, and back where effects are asked for."""
+    score_into(unfinished, run.stream, run.data.ids, run.sampled, tick, bool(options.effects))
+    if run.described.effects is not None:
+        _pass_back(run, options, run.described.effects, unfinished, tick)
+
+
+def _complete(run: _Run, unfinished: Unfinished) -> BundleDescription:
+    """Add to the layers' files what is said of all of them."""
+    described, shape = run.described, run.stream.shape
+    rule = RouterRule.of(shape)
+    layers = (read_layer(unfinished.output, layer, rule) for layer in described.moe_layers)
+    halves = compare_halves(layers, described.layout, len(run.sampled), shape)
+    return complete_bundle(unfinished.output, described, unfinished.finished(), halves)
 
 
 def _next_tokens(options: ScoreOptions) -> NextTokens | None:
@@ -124,17 +155,12 @@ def _next_tokens(options: ScoreOptions) -> NextTokens | None:
 
 
 def _pass_back(
-    unfinished: Unfinished,
-    options: ScoreOptions,
-    next_tokens: NextTokens,
-    ids: list[torch.Tensor],
-    sampled: torch.Tensor,
-    tick: Tick,
+    run: _Run, options: ScoreOptions, next_tokens: NextTokens, unfinished: Unfinished, tick: Tick
 ) -> None:
     # Gradients need tensors that were not made for inference alone: a stream of their own.
     with torch.inference_mode(False), torch.no_grad():
         stream = DecoderStream(open_runnable_model(options.model), options.compute)
-        effects_into(unfinished, stream, ids, sampled, next_tokens, tick)
+        effects_into(unfinished, stream, run.data.ids, run.sampled, next_tokens, tick)
 
 
 def _key(described: BundleDescription) -> str:
