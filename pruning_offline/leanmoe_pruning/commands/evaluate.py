@@ -146,11 +146,61 @@ def _skipping(checkpoint: OpenedModel, level: float) -> Skipping:
     return Skipping.at(level, checkpoint.layers, curve)
 
 
-def _pass(checkpoint: OpenedModel, data: DataSet, level: float, compute: str | None) -> LevelPass:
-    stream = DecoderStream(checkpoint, compute)
+@dataclass(frozen=True)
+class _Run:
+    """A checked run: a checkpoint at its level, what it is compared with, and what judges both."""
+
+    options: EvalOptions
+    checkpoint: OpenedModel
+    level: float
+    skipping: Skipping
+    other: OpenedModel | None
+    memory: Remembered
+    data: DataSet | None
+    judge: Judge | None
+    questions: LongQuestions | None
+
+
+@torch.inference_mode()
+def _run(options: EvalOptions) -> Result:
+    started = time.monotonic()
+    _check_levels(options)
+    if is_url(options.model):
+        with stop_on_signals():
+            return _served(options)
+    run = _open(options)
+    with stop_on_signals():
+        judged = _judge(run)
+    manifest = run.checkpoint.manifest
+    return {
+        "model": str(options.model),
+        "manifest_digest": manifest.digest() if manifest else None,
+        "weights_digest": run.checkpoint.digest,
+        "against": str(options.against) if options.against else None,
+        "against_weights_digest": run.other.digest if run.other else None,
+        "skip_level": run.level,
+        **judged,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _open(options: EvalOptions) -> _Run:
+    """Refuse whatever can be refused before any work."""
+    checkpoint = open_runnable_model(Path(options.model))
+    other = _open_other(options.against, checkpoint) if options.against else None
+    if options.remember is not None and other is None:
+        raise InputError("--remember keeps what the model of --against said; give --against too")
+    questions = _questions(options)
+    if options.data is None and options.tasks is None and questions is None:
+        raise InputError("nothing to judge by: give --data SPEC, --tasks TASKS or --long N")
+    data = _data(options, checkpoint)
+    judge = (
+        make_judge(options.tasks, options.backend, options.include_path) if options.tasks else None
+    )
+    level = _level(options, checkpoint)
     skipping = _skipping(checkpoint, level)
-    with progress(f"{checkpoint.path.name}: layers", stream.n_layers) as tick:
-        return forward(stream, data, skipping, tick)
+    memory = Remembered(options.remember, other.digest if other else "", options.compute)
+    return _Run(options, checkpoint, level, skipping, other, memory, data, judge, questions)
 
 
 def _open_other(place: str | Path, checkpoint: OpenedModel) -> OpenedModel:
@@ -170,104 +220,66 @@ def _open_other(place: str | Path, checkpoint: OpenedModel) -> OpenedModel:
     return other
 
 
-@torch.inference_mode()
-def _run(options: EvalOptions) -> Result:
-    started = time.monotonic()
-    _check_levels(options)
-    if is_url(options.model):
-        with stop_on_signals():
-            return _served(options)
-    checkpoint = open_runnable_model(Path(options.model))
-    other = _open_other(options.against, checkpoint) if options.against else None
-    if options.remember is not None and other is None:
-        raise InputError("--remember keeps what the model of --against said; give --against too")
-    questions = _questions(options)
-    if options.data is None and options.tasks is None and questions is None:
-        raise InputError("nothing to judge by: give --data SPEC, --tasks TASKS or --long N")
-    data = (
-        load_data(options.data, checkpoint, "heldout", window=options.window, seed=options.seed)
-        if options.data
-        else None
-    )
-    judge = (
-        make_judge(options.tasks, options.backend, options.include_path) if options.tasks else None
-    )
-    level = _level(options, checkpoint)
-    _skipping(checkpoint, level)
-    digest = other.digest if other else None
-    memory = Remembered(options.remember, digest or "", options.compute)
-    with stop_on_signals():
-        texts = _judge_texts(options, level, checkpoint, other, memory, data) if data else {}
-        tasks = _judge_tasks(options, level, checkpoint, other, memory, judge) if judge else {}
-        long = _judge_long(options, level, checkpoint, other, questions) if questions else {}
-    return {
-        "model": str(options.model),
-        "manifest_digest": checkpoint.manifest.digest() if checkpoint.manifest else None,
-        "weights_digest": checkpoint.digest,
-        "against": str(options.against) if options.against else None,
-        "against_weights_digest": digest,
-        "skip_level": level,
-        **texts,
-        **tasks,
-        **long,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+def _data(options: EvalOptions, checkpoint: OpenedModel) -> DataSet | None:
+    if not options.data:
+        return None
+    return load_data(options.data, checkpoint, "heldout", window=options.window, seed=options.seed)
 
 
-def _judge_texts(
-    options: EvalOptions,
-    level: float,
-    checkpoint: OpenedModel,
-    other: OpenedModel | None,
-    memory: Remembered,
-    data: DataSet,
-) -> Result:
-    run = _pass(checkpoint, data, level, options.compute)
-    against = _against(options, other, memory, data) if other else None
+def _judge(run: _Run) -> Result:
+    """By all that was asked for."""
+    found: Result = {}
+    if run.data is not None:
+        found |= _judge_texts(run, run.data)
+    if run.judge is not None:
+        found |= _judge_tasks(run, run.judge)
+    if run.questions is not None:
+        found |= _judge_long(run, run.questions)
+    return found
+
+
+def _judge_texts(run: _Run, data: DataSet) -> Result:
+    own = _pass(run.checkpoint, data, run.skipping, run.options.compute)
+    against = _against(run, run.other, data) if run.other else None
     with progress("windows", data.windows) as tick:
-        sums = domain_sums(run, against, data, tick)
+        sums = domain_sums(own, against, data, tick)
     domains = {name: domain_report(found, theirs) for name, (found, theirs) in sums.items()}
-    return {"skip_rate": run.skip_rate(0), "domains": domains, "groups": group_reports(domains)}
+    return {"skip_rate": own.skip_rate(0), "domains": domains, "groups": group_reports(domains)}
 
 
-def _against(
-    options: EvalOptions, other: OpenedModel, memory: Remembered, data: DataSet
-) -> Against:
-    hidden = memory.hidden(data.digest(), lambda: _pass(other, data, 0.0, options.compute).hidden)
-    return Against(DecoderStream(other, options.compute), hidden)
+def _against(run: _Run, other: OpenedModel, data: DataSet) -> Against:
+    compute = run.options.compute
+    hidden = run.memory.hidden(
+        data.digest(), lambda: _pass(other, data, _skipping(other, 0.0), compute).hidden
+    )
+    return Against(DecoderStream(other, compute), hidden)
 
 
-def _judge_tasks(
-    options: EvalOptions,
-    level: float,
-    checkpoint: OpenedModel,
-    other: OpenedModel | None,
-    memory: Remembered,
-    judge: Judge,
-) -> Result:
-    mine = judge_model(judge, checkpoint, _skipping(checkpoint, level), options.compute)
+def _pass(
+    checkpoint: OpenedModel, data: DataSet, skipping: Skipping, compute: str | None
+) -> LevelPass:
+    stream = DecoderStream(checkpoint, compute)
+    with progress(f"{checkpoint.path.name}: layers", stream.n_layers) as tick:
+        return forward(stream, data, skipping, tick)
+
+
+def _judge_tasks(run: _Run, judge: Judge) -> Result:
+    other, compute = run.other, run.options.compute
+    mine = judge_model(judge, run.checkpoint, run.skipping, compute)
     theirs: Sequence[TaskResult | None] = [None] * len(mine)
     if other is not None:
-        theirs = memory.tasks(
-            judge.digest(), lambda: judge_model(judge, other, EXACT, options.compute)
-        )
+        theirs = run.memory.tasks(judge.digest(), lambda: judge_model(judge, other, EXACT, compute))
     return {
-        "backend": options.backend,
+        "backend": run.options.backend,
         "tasks": {one.task: task_report(one, two) for one, two in zip(mine, theirs, strict=True)},
     }
 
 
-def _judge_long(
-    options: EvalOptions,
-    level: float,
-    checkpoint: OpenedModel,
-    other: OpenedModel | None,
-    questions: LongQuestions,
-) -> Result:
-    skipping = _skipping(checkpoint, level)
-    mine, theirs = own_answers(questions, checkpoint, skipping, options.compute), None
+def _judge_long(run: _Run, questions: LongQuestions) -> Result:
+    other, compute = run.other, run.options.compute
+    mine, theirs = own_answers(questions, run.checkpoint, run.skipping, compute), None
     if other is not None:
-        theirs = own_answers(questions, other, EXACT, options.compute)
+        theirs = own_answers(questions, other, EXACT, compute)
     return questions.report(mine, theirs)
 
 
