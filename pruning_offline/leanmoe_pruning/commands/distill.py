@@ -13,7 +13,7 @@ from typing import Any
 from leanmoe.command import Result
 from leanmoe.errors import InputError, OutputError
 from leanmoe.files.output import atomic_directory, check_output
-from leanmoe.manifest import write_manifest
+from leanmoe.manifest import Manifest, write_manifest
 from leanmoe.process.interrupts import interrupt_requested, stop_on_signals
 from leanmoe_pruning.checkpoints.opening import (
     OpenedModel,
@@ -134,16 +134,7 @@ def _settings(options: DistillOptions) -> Settings:
         raise InputError(f"--weight-decay is {options.weight_decay}, expected 0 to below 1")
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         raise InputError(f"--checkpoint-every is {options.checkpoint_every}, expected at least 1")
-    if options.local and (options.teacher is None or options.train != "experts"):
-        raise InputError(
-            "--local teaches routed experts what a teacher's say; give --teacher and leave --train "
-            "out, or drop --local"
-        )
-    if options.train == ROUTERS and options.teacher is None:
-        raise InputError(
-            "--train routers learns the teacher's next-token distributions; give --teacher, the "
-            "model that MODEL was pruned from"
-        )
+    _check_taught(options)
     return Settings(
         options.steps,
         rate,
@@ -156,16 +147,24 @@ def _settings(options: DistillOptions) -> Settings:
     )
 
 
+def _check_taught(options: DistillOptions) -> None:
+    """Raise where what is to be trained lacks the teacher that it learns from."""
+    if options.local and (options.teacher is None or options.train != "experts"):
+        raise InputError(
+            "--local teaches routed experts what a teacher's say; give --teacher and leave --train "
+            "out, or drop --local"
+        )
+    if options.train == ROUTERS and options.teacher is None:
+        raise InputError(
+            "--train routers learns the teacher's next-token distributions; give --teacher, the "
+            "model that MODEL was pruned from"
+        )
+
+
 def _open(options: DistillOptions) -> _Run:
     """Refuse whatever can be refused before any work."""
     settings = _settings(options)
-    inputs = [path for path in (options.model, options.teacher) if path is not None]
-    check_output(options.out, options.force, inputs)
-    checkpoint = open_runnable_model(options.model)
-    check_no_stand_ins(checkpoint, "`leanmoe distill`")
-    if not settings.routers_alone:
-        check_changeable(checkpoint)
-    teacher = open_runnable_model(options.teacher) if options.teacher else None
+    checkpoint, teacher = _models(options, settings)
     data = load_data(
         options.data,
         checkpoint,
@@ -176,30 +175,45 @@ def _open(options: DistillOptions) -> _Run:
     )
     student = StudentStream(checkpoint, options.compute, FILTERS[options.train])
     _check_trained(student, options)
-    source = checkpoint.digests
-    files = teacher.digests if teacher else {}
-    ancestors = _ancestors(settings, checkpoint, teacher, files)
-    run = {
+    source, teacher_files = checkpoint.digests, teacher.digests if teacher else {}
+    ancestors = _ancestors(settings, checkpoint, teacher, teacher_files)
+    followed = {
         "model": source,
-        "teacher": files,
+        "teacher": teacher_files,
         "data": data.digest(),
         "compute": str(student.compute),
         **asdict(settings),
     }
-    wanted = options.checkpoint_every is not None or options.resume
-    state = StateFolder(options.out, run, options.resume) if wanted else None
     return _Run(
-        student,
-        teacher,
-        ancestors,
-        data,
-        settings,
-        options.compute,
-        options.checkpoint_every,
-        state,
-        source,
-        files,
+        student=student,
+        teacher=teacher,
+        ancestors=ancestors,
+        data=data,
+        settings=settings,
+        compute=options.compute,
+        every=options.checkpoint_every,
+        state=_state(options, followed),
+        source=source,
+        teacher_files=teacher_files,
     )
+
+
+def _models(options: DistillOptions, settings: Settings) -> tuple[OpenedModel, OpenedModel | None]:
+    """The one to train, and the teacher."""
+    inputs = [path for path in (options.model, options.teacher) if path is not None]
+    check_output(options.out, options.force, inputs)
+    checkpoint = open_runnable_model(options.model)
+    check_no_stand_ins(checkpoint, "`leanmoe distill`")
+    if not settings.routers_alone:
+        check_changeable(checkpoint)
+    return checkpoint, open_runnable_model(options.teacher) if options.teacher else None
+
+
+def _state(options: DistillOptions, followed: dict[str, Any]) -> StateFolder | None:
+    """Where the run is taken up from if it is stopped; ``followed`` is all that it follows from."""
+    if options.checkpoint_every is None and not options.resume:
+        return None
+    return StateFolder(options.out, followed, options.resume)
 
 
 def _check_trained(student: StudentStream, options: DistillOptions) -> None:
@@ -231,20 +245,7 @@ def _run(options: DistillOptions) -> Result:
         found = _train_local(run, spool) if run.settings.local else _train_whole(run, spool)
         if notes := _notes(run, options.out, found.pop("notes", ())):
             found["notes"] = notes
-        cutter = Cutter(run.student.checkpoint, {}, spool)
-        with atomic_directory(options.out, options.force) as directory:
-            with progress("writing", cutter.n_written) as tick:
-                files = cutter.write(directory, tick)
-            manifest = cut_manifest(
-                run.student.checkpoint,
-                run.source,
-                "distill",
-                {**_recorded(run), **found},
-                {},
-                (run.data.spec, run.data.digest()),
-                files,
-            )
-            write_manifest(directory, manifest)
+        manifest = _write(run, options, found, spool)
         if run.state is not None:
             run.state.remove()
     for note in found.get("notes", []):
@@ -287,6 +288,26 @@ def _spool(out: Path, run: _Run) -> Iterator[WeightSpool]:
         return
     with WeightSpool.beside(out) as spool:
         yield spool
+
+
+def _write(
+    run: _Run, options: DistillOptions, found: dict[str, Any], spool: WeightSpool
+) -> Manifest:
+    cutter = Cutter(run.student.checkpoint, {}, spool)
+    with atomic_directory(options.out, options.force) as directory:
+        with progress("writing", cutter.n_written) as tick:
+            files = cutter.write(directory, tick)
+        manifest = cut_manifest(
+            run.student.checkpoint,
+            run.source,
+            "distill",
+            {**_recorded(run), **found},
+            {},
+            (run.data.spec, run.data.digest()),
+            files,
+        )
+        write_manifest(directory, manifest)
+    return manifest
 
 
 def _recorded(run: _Run) -> dict[str, Any]:
