@@ -26,6 +26,8 @@ from leanmoe.files.digest import bytes_digest, file_digest, parse_json
 from leanmoe.files.output import TOKENIZER_FOLDERS, atomic_write_json
 
 MANIFEST_NAME = "leanmoe.json"
+# The method of a manifest that `leanmoe curve` began, since the checkpoint had none.
+NO_CUT = "none"
 
 
 class Source(BaseModel):

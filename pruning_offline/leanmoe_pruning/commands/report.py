@@ -87,13 +87,16 @@ def _run(options: ReportOptions) -> Result:
         "card": str(options.model / model_card.CARD),
         "html": None if options.html is None else str(options.html),
         "losses": losses is not None,
+        "method": None if content.unknown else content.manifest.method,
+        "unknown": content.unknown,
         "manifest_digest": manifest.digest(),
     }
 
 
 def _show(result: Result) -> str:
     page = f" and {result['html']}" if result["html"] else ""
-    return f"wrote {result['card']}{page}"
+    wrote = f"wrote {result['card']}{page}"
+    return f"{wrote}\n{result['unknown']}" if result["unknown"] else wrote
 
 
 COMMAND = command_of(

@@ -7,7 +7,7 @@ from typing import Any
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.files.digest import tool_versions
-from leanmoe.manifest import Manifest, Source
+from leanmoe.manifest import NO_CUT, Manifest, Source
 from leanmoe_pruning.cutting.layer_plan import LayerPlan
 
 
@@ -42,7 +42,7 @@ def cut_manifest(
 def _history(checkpoint: Checkpoint) -> dict[str, Any]:
     """What was done to the source before this cut."""
     before = checkpoint.manifest
-    if before is None or before.method == "none":
+    if before is None or before.method == NO_CUT:
         return {}
     return {"before": before.model_dump(mode="json", exclude={"curve", "files"})}
 

@@ -13,7 +13,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.curve import CurvePoint, QualityCurve
 from leanmoe.errors import CheckpointError, DataError, OutputError
 from leanmoe.files.digest import file_digest, tool_versions
-from leanmoe.manifest import Manifest, write_manifest
+from leanmoe.manifest import NO_CUT, Manifest, write_manifest
 from leanmoe.skip_rule import SkipRule
 from leanmoe_pruning.checkpoints.opening import model_files
 from leanmoe_pruning.data import DataSet
@@ -140,7 +140,7 @@ def store_curve(checkpoint: Checkpoint, curve: QualityCurve) -> Manifest:
 def _bare_manifest(checkpoint: Checkpoint) -> Manifest:
     return Manifest(
         family=checkpoint.family.name,
-        method="none",
+        method=NO_CUT,
         tools=tool_versions(),
         files=_digests(checkpoint.path),
     )

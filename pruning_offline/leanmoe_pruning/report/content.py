@@ -9,7 +9,7 @@ from typing import Any
 
 from leanmoe.errors import CheckpointError
 from leanmoe.layout import LayerLayout
-from leanmoe.manifest import Manifest, weights_digest
+from leanmoe.manifest import NO_CUT, Manifest, weights_digest
 from leanmoe_pruning.checkpoints.opening import OpenedModel
 from leanmoe_pruning.report.evaluations import Evaluation
 from leanmoe_pruning.report.tables import Comparison, comparison, joined
@@ -48,6 +48,8 @@ class Content:
     # A sentence.
     loads_in: str
     recipe: list[tuple[str, str]]
+    # A sentence, where the manifest tells of no cut.
+    unknown: str | None
     layers: list[LayerRow]
     redundancy: list[tuple[str, str, str, str]]
     redundancy_note: str | None
@@ -71,8 +73,10 @@ def content_of(checkpoint: OpenedModel, evaluations: Sequence[Evaluation]) -> Co
     manifest = checkpoint.manifest
     if manifest is None:
         raise CheckpointError(
-            f"{checkpoint.path} has no leanmoe.json, so nothing is known of how it was made; give "
-            "a checkpoint that `leanmoe prune` or `leanmoe curve` wrote to"
+            f"{checkpoint.path} has no leanmoe.json, so nothing is known of how it was made: "
+            "method and settings of its cut are lost, if there was one; take back the leanmoe.json "
+            "that was written with it, or give a checkpoint that `leanmoe prune` or `leanmoe "
+            "curve` wrote to"
         )
     source = manifest.source
     digest = weights_digest(source.files) if source else None
@@ -92,6 +96,7 @@ def content_of(checkpoint: OpenedModel, evaluations: Sequence[Evaluation]) -> Co
         loads_in_stock=_loads_in_stock(checkpoint),
         loads_in=_loads_in(checkpoint),
         recipe=list(_recipe(manifest)),
+        unknown=_unknown(checkpoint, manifest),
         layers=[_layer(layer, own, manifest) for layer, own in checkpoint.layers.items()],
         redundancy=_redundancy_rows(redundancy),
         redundancy_note=_redundancy_note(redundancy),
@@ -116,6 +121,21 @@ def _loads_in(checkpoint: OpenedModel) -> str:
     return f"{what}: it loads in `leanmoe serve`, not in stock vLLM or transformers."
 
 
+def _unknown(checkpoint: OpenedModel, manifest: Manifest) -> str | None:
+    """What cannot be told of a checkpoint whose manifest a curve began, not a cut."""
+    if manifest.method != NO_CUT:
+        return None
+    if _loads_in_stock(checkpoint):
+        return (
+            "Its leanmoe.json was begun by `leanmoe curve` and tells of no cut: whether there was "
+            "one before, by which method and with which settings, is not known."
+        )
+    return (
+        "Its experts are no longer as any model is released, and its leanmoe.json tells of no "
+        "cut: the one that the cut wrote is lost, and with it method and settings."
+    )
+
+
 def _counts(counts: Sequence[int]) -> str:
     least, most = min(counts), max(counts)
     return str(least) if least == most else f"{least} to {most}"
@@ -124,7 +144,7 @@ def _counts(counts: Sequence[int]) -> str:
 def _recipe(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if manifest.source is not None:
         yield "source", manifest.source.name
-    yield "method", "nothing was cut" if manifest.method == "none" else manifest.method
+    yield "method", "not known" if manifest.method == NO_CUT else manifest.method
     for name, value in manifest.settings.items():
         if name not in _ELSEWHERE:
             yield name.replace("_", " "), _short(value)
@@ -239,7 +259,7 @@ def _limits(checkpoint: OpenedModel, manifest: Manifest) -> Iterator[str]:
             "per token, and what one request alone reads, are not less. Fewer experts save "
             "memory, and reads of weights where a batch is large enough to touch most of them."
         )
-    if manifest.method != "none":
+    if manifest.method != NO_CUT:
         yield "Attention, embeddings and the KV cache are as large as the source's."
     if checkpoint.has_stand_ins:
         yield (

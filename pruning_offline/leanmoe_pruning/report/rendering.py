@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from leanmoe.html.page import STYLE
+from leanmoe.manifest import NO_CUT
 from leanmoe_pruning.report.content import Content
 from leanmoe_pruning.report.losses import LayerLosses
 
@@ -58,7 +59,7 @@ def render_card(content: Content, inherited: dict[str, Any]) -> str:
 
 def _metadata(content: Content) -> dict[str, Any]:
     tags = ["leanmoe", "mixture-of-experts", content.family]
-    if content.manifest.method != "none":
+    if content.manifest.method != NO_CUT:
         tags += ["pruning", content.manifest.method]
     base = {} if content.source is None else {"base_model": content.source}
     return {

@@ -15,7 +15,7 @@ from leanmoe.files.digest import file_digest
 from leanmoe.manifest import check_files, read_manifest, write_manifest
 from leanmoe.stats import wilson
 from leanmoe_pruning.report import model_card
-from tests.tiny import write_tiny_mixtral
+from tests.tiny import write_tiny_curve, write_tiny_mixtral
 
 TEXT = "the people look at the water and go a long way "
 SOURCE_CARD = "---\nlicense: mit\nlanguage: [en]\n---\n# The source\n"
@@ -144,6 +144,29 @@ def test_what_was_not_measured_is_absent(lean, tmp_path):
     for text in (html, (lean / "README.md").read_text()):
         assert "before and after" not in text
         assert "redundant" not in text.lower()
+
+
+@pytest.mark.parametrize("layout", [False, True])
+def test_of_a_lost_manifest_it_is_said_that_nothing_is_known(tmp_path, capsys, layout):
+    """A curve begins another one, in which no cut stands: that is not that there was none."""
+    model = write_tiny_curve(write_tiny_mixtral(tmp_path / "model", layers=2, hidden=32, ffn=32))
+    if layout:
+        plan = tmp_path / "plan.json"
+        plan.write_text('{"schema_version": 1, "layers": {"1": {"keep": [0, 1]}}}')
+        lean = tmp_path / "lean"
+        assert main(["prune", str(model), "--plan", str(plan), "-o", str(lean)]) == 0
+        (lean / "leanmoe.json").unlink()
+        model = write_tiny_curve(lean)
+    page = tmp_path / "page.html"
+    capsys.readouterr()
+    assert report(model, "--html", page, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    said = "is lost, and with it method" if layout else "is not known"
+    assert told["method"] is None and said in told["unknown"]
+    assert report(model) == 0
+    shown = capsys.readouterr().out
+    for text in (shown, page.read_text(), (model / "README.md").read_text()):
+        assert said in text and "nothing was cut" not in text and "as it was" not in text
 
 
 def test_two_runs_give_the_same_bytes(made, lean, tmp_path):
