@@ -20,7 +20,7 @@ class StudentStream(DecoderStream):
     def __init__(self, checkpoint: OpenedModel, compute: str | None, chosen: Filter) -> None:
         super().__init__(checkpoint, compute)
         self._chosen = chosen
-        self.reader: Trainee = Trainee(checkpoint.path, self.compute)
+        self.reader: Trainee = Trainee(checkpoint, self.compute)
         self.weights = replace(self.weights, reader=self.reader)
 
     def trained(self, layer: int) -> list[str]:

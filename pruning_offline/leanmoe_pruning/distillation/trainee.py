@@ -9,12 +9,12 @@ no optimiser or weight decay can reach it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from leanmoe.checkpoint import Checkpoint
 from leanmoe_pruning.checkpoints.shards import ShardReader
 
 _INT32 = 1 << 31
@@ -45,8 +45,8 @@ class _Spread(torch.autograd.Function):
 class Trainee(ShardReader):
     """The tensors of a student; ``values`` holds what is trained, flat, by tensor name."""
 
-    def __init__(self, directory: Path, compute: torch.dtype) -> None:
-        super().__init__(directory)
+    def __init__(self, checkpoint: Checkpoint, compute: torch.dtype) -> None:
+        super().__init__(checkpoint.path, checkpoint.family.stacks)
         self.values: dict[str, nn.Parameter] = {}
         # Where each value stands in its flattened tensor.
         self._places: dict[str, torch.Tensor] = {}

@@ -74,6 +74,16 @@ def test_a_packed_stack_is_scored_cut_and_packed_again(source, tmp_path):
         assert equal(*map(tensors_of, outs))
 
 
+@pytest.mark.parametrize("how", [("--local",), (), ("--train", "routers")], ids=" ".join)
+def test_a_packed_stack_is_distilled_as_the_dense_one(how, source, tmp_path):
+    train = ("--teacher", source, *how, "--data", "builtin:gen:1", "--window", "64", "--steps", "1")
+    for name, packing in (("packed", ("--compress",)), ("dense", ())):
+        pruned(source, tmp_path / name, "--pattern", "16:32", *packing)
+        out = tmp_path / f"trained-{name}"
+        assert run("distill", tmp_path / name, *train, "--batch", "1", "-o", out) == 0
+    assert equal(*(tensors_of(tmp_path / f"trained-{one}") for one in ("packed", "dense")))
+
+
 @pytest.mark.parametrize("pattern", ["8:32", "16:32", "24:32"])
 def test_every_command_tells_the_bytes_that_are_on_disk(pattern, source, tmp_path, capsys):
     rows = printed(capsys, "plan", source, "--method", "magnitude", "--tflops", "1")["rows"]
