@@ -18,7 +18,8 @@ _UNITS = {
     "GIB": GIB,
     "TIB": TIB,
 }
-_AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
+# Fifteen digits are more than any memory has bytes, and fit a float with any unit.
+_AMOUNT = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]+)\s*")
 
 
 def parse_bytes(text: str, option: str) -> int:
@@ -26,8 +27,8 @@ def parse_bytes(text: str, option: str) -> int:
     match = _AMOUNT.fullmatch(text)
     if match is None or match[2].upper() not in _UNITS:
         raise InputError(
-            f"{option} is {text!r}, expected a number with one of the units B, KB, MB, GB, TB, "
-            "KiB, MiB, GiB, TiB, such as 80GiB"
+            f"{option} is {text!r:.60}, expected a number of up to 15 digits with one of the units B, "
+            "KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as 80GiB"
         )
     return int(float(match[1]) * _UNITS[match[2].upper()])
 

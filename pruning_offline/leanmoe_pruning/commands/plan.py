@@ -67,9 +67,9 @@ class PlanOptions:
 
 
 def _check(options: PlanOptions) -> None:
-    if options.tflops is not None and not 0 < options.tflops < 1e6:
+    if options.tflops is not None and not 1e-6 <= options.tflops < 1e6:
         raise InputError(
-            f"--tflops is {options.tflops}, expected more than 0 and less than a million"
+            f"--tflops is {options.tflops}, expected a millionth or more and less than a million"
         )
     if options.fit is not None and options.keep is not None:
         raise InputError("--fit finds the budget and --keep gives it; drop one")

@@ -264,7 +264,8 @@ def test_every_method_has_its_kind():
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--fit", "80 gigs"], "expected a number with one of the units B, KB"),
+        (["--fit", "80 gigs"], "15 digits with one of the units B, KB"),
+        (["--fit", "9" * 400 + "GiB"], "expected a number of up to 15 digits with one of"),
         (["--fit", "many"], "--fit is 'many'"),
         (["--fit", "1MiB"], "the smallest cut (keep 2 by random) needs about"),
         (["--keep", "1"], "below the top-2 routing"),
@@ -273,6 +274,7 @@ def test_every_method_has_its_kind():
         (["--tokens", "0"], "--tokens is 0"),
         (["--kv-tokens", "-3"], "--kv-tokens is -3"),
         (["--tflops", "nan"], "--tflops is nan"),
+        (["--tflops", "1e-320"], "expected a millionth or more and less than a million"),
     ],
 )
 def test_what_cannot_be_planned(model, capsys, more, words):
