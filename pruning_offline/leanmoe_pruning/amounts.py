@@ -27,8 +27,8 @@ def parse_bytes(text: str, option: str) -> int:
     match = _AMOUNT.fullmatch(text)
     if match is None or match[2].upper() not in _UNITS:
         raise InputError(
-            f"{option} is {text!r:.60}, expected a number of up to 15 digits with one of the units B, "
-            "KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as 80GiB"
+            f"{option} is {text!r:.60}, expected a number of up to 15 digits with one of the units "
+            "B, KB, MB, GB, TB, KiB, MiB, GiB, TiB, such as 80GiB"
         )
     return int(float(match[1]) * _UNITS[match[2].upper()])
 

@@ -227,11 +227,16 @@ class Packer:
     def _check(self, info: TensorInfo) -> None:
         if _values_of(info) != self.how.dtype:
             raise _mixed(info, self.how.dtype)
-        if info.shape[1] % GROUP:
-            raise CheckpointError(
-                f"{info.name} cannot be packed: its rows have {info.shape[1]} weights, no multiple "
-                f"of {GROUP}; leave --compress out"
-            )
+        _check_rows(info)
+
+
+def _check_rows(info: TensorInfo) -> None:
+    """Raise where the rows of a matrix or a stack are no whole groups."""
+    if info.shape[-1] % GROUP:
+        raise CheckpointError(
+            f"{info.name} cannot be packed: its rows have {info.shape[-1]} weights, no multiple of "
+            f"{GROUP}; keep the model dense"
+        )
 
 
 def expert_types(checkpoint: Checkpoint, reader: ShardReader) -> dict[StoredType, TensorInfo]:
@@ -302,7 +307,7 @@ def check_sums(model: OpenedModel, compress: bool) -> None:
 def packer_of(model: OpenedModel, pattern: str | None) -> Packer:
     """A packer for a pattern, for the one that the manifest tells of, or as the model is packed."""
     _check_separable(model)
-    if (found := pattern or told_pattern(model)) is None:
+    if (found := told_pattern(model) if pattern is None else pattern) is None:
         if model.packing is not None:
             return Packer(model.family, model.packing)
         raise InputError(
@@ -310,6 +315,9 @@ def packer_of(model: OpenedModel, pattern: str | None) -> Packer:
             "give --pattern"
         )
     how = SparseFormat.of_pattern(found, expert_dtype(model, model.reader))
+    for name in model.reader.names:
+        if is_expert(model.family, name):
+            _check_rows(model.reader.info(name))
     inner = own_quantization(model.config)
     if how.is_float8 and not says_float8(inner):
         raise CheckpointError(

@@ -20,6 +20,8 @@ from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
 from leanmoe_pruning.checkpoints.shards import ShardReader, write_tensors
 from leanmoe_pruning.checkpoints.stored_type import StoredType
+from leanmoe_pruning.cutting.packing import packer_of
+from tests.tiny import write_tiny_mixtral
 from tests.tiny_families import HIDDEN, write_tiny
 from tests.unit.pruning.test_small_floats import rewrite_in_float8
 
@@ -112,6 +114,7 @@ def test_a_model_without_a_manifest_needs_a_pattern(source, tmp_path, capsys):
 REFUSED = {
     "breaks its pattern": ("pack", "--pattern", "8:32"),
     "is no pattern to pack by": ("pack", "--pattern", "32:16"),
+    "'' is no pattern to pack by": ("pack", "--pattern", ""),
     "is not packed": ("unpack",),
 }
 
@@ -123,6 +126,19 @@ def test_what_cannot_be_packed_is_said_and_leaves_nothing(said, how, source, tmp
     assert run(command, dense, "-o", tmp_path / "out", *options) == 2
     assert said in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_rows_that_are_no_whole_groups_are_refused_before_any_work(tmp_path, capsys):
+    source = write_tiny_mixtral(tmp_path / "source", layers=1, experts=4, hidden=64, ffn=48)
+    said = "w2.weight cannot be packed: its rows have 48 weights, no multiple of 32; keep the model"
+    with pytest.raises(CheckpointError, match=said):
+        packer_of(open_model(source), "0.5")
+    dense = pruned(source, tmp_path / "dense", "--sparsity", "0.5")
+    for command in (("prune", source, "--method", "magnitude", "--compress"), ("pack", dense)):
+        how = ("--sparsity", "0.5") if command[0] == "prune" else ()
+        assert run(*command, *how, "-o", tmp_path / "out") == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 def test_packed_twice_is_refused(source, tmp_path, capsys):
