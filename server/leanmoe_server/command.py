@@ -27,6 +27,16 @@ _REPLACED = "LEANMOE_SERVE_REPLACED"
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model directory; comes first")
+    _add_level(parser)
+    _add_budget(parser)
+    _add_access(parser)
+    _add_running(parser)
+    _add_limits(parser)
+    add_governor_arguments(parser)
+    add_shadow_arguments(parser)
+
+
+def _add_level(parser: argparse.ArgumentParser) -> None:
     level = parser.add_mutually_exclusive_group()
     level.add_argument("--skip-level", type=float, help="0 exact (default) to 1 top-1 only")
     level.add_argument(
@@ -46,6 +56,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Phases.ALL.value,
         help="all (default), or decode: prompt tokens keep all their experts",
     )
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
     union = parser.add_mutually_exclusive_group()
     union.add_argument(
         "--union-budget",
@@ -64,6 +77,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what becomes of assignments past the budget: vanish (default), or redirect to the "
         "best expert that is read anyway",
     )
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    """Where it listens, and who may ask for what."""
     parser.add_argument("--host", help="address to listen on (vLLM's default: all)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--admin-key-file", help="file with the key that may change the level")
@@ -76,6 +93,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the holders of different keys read each other's cached prompts (faster; how "
         "long an answer takes then tells what others asked)",
     )
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    """What it reads and writes while it runs."""
     parser.add_argument(
         "--tuned-table",
         action="append",
@@ -98,6 +119,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--skip-verify", action="store_true", help="do not hash the model's files")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="between two readings")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """How many requests, how large, and how long anything may take."""
     parser.add_argument(
         "--max-waiting",
         type=int,
@@ -127,8 +152,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drain-seconds", type=float, default=30.0, help="for answers to finish on SIGTERM"
     )
-    add_governor_arguments(parser)
-    add_shadow_arguments(parser)
 
 
 def _enter_engine_environment() -> None:
