@@ -126,9 +126,18 @@ def check_and_configure(args: Namespace) -> ServeSettings:
     refuse_open_doors(os.environ)
     checkpoint = _open_model(args.model, args.rest)
     _check_packing(checkpoint)
-    manifest = checkpoint.manifest
+    settings = _settings(args, SkipModel.of(checkpoint, args.max_skip_level, _rule(args)))
+    _check_surroundings(args, settings)
+    read_sources(checkpoint, args.tuned_table)  # before the hashing, which takes minutes
+    if checkpoint.manifest is not None and not args.skip_verify:
+        check_files(checkpoint.path, checkpoint.manifest)
+    return settings
+
+
+def _settings(args: Namespace, model: SkipModel) -> ServeSettings:
+    """What the arguments ask for of ``model``, its first policy resolved to see that it can be."""
     settings = ServeSettings(
-        model=SkipModel.of(checkpoint, args.max_skip_level, _rule(args)),
+        model=model,
         policy=_policy(args),
         union_unavailable="the server was started with --deterministic"
         if args.deterministic
@@ -144,11 +153,15 @@ def check_and_configure(args: Namespace) -> ServeSettings:
         audit_file=args.audit_file,
     )
     settings.resolve(settings.policy)
-    settings = replace(
+    return replace(
         settings,
-        governor=aims_of(args, settings.model, settings.policy),
+        governor=aims_of(args, model, settings.policy),
         shadow=terms_of(args, settings.policy),
     )
+
+
+def _check_surroundings(args: Namespace, settings: ServeSettings) -> None:
+    """Raise where the audit file, the keys, the port or the cache folder would fail later."""
     if settings.audit_file is not None:
         Journal(settings.audit_file).close()
     for key in settings.keys.read():
@@ -157,7 +170,3 @@ def check_and_configure(args: Namespace) -> ServeSettings:
         check_port(args.host, args.port)
     if (full := full_cache(os.environ)) is not None:
         raise LeanMoEError(full)
-    read_sources(checkpoint, args.tuned_table)  # before the hashing, which takes minutes
-    if manifest is not None and not args.skip_verify:
-        check_files(checkpoint.path, manifest)
-    return settings
