@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from leanmoe.families.base import BlockParts, Config, MoEShape
+from leanmoe.families.base import BlockParts, Config, Family, MoEShape
 from leanmoe.families.keys import HeadKeys, ModelKeys, read_keys, stated
 from leanmoe.families.names import (
     ATTENTION,
@@ -59,8 +59,13 @@ class DeepseekKeys(ModelKeys):
         alone = self.scoring_func == "sigmoid" and not self.norm_topk_prob
         return self.routed_scaling_factor * (0.5 if alone else 1 / n)
 
-    def other_names(self, attention: Iterable[str]) -> list[str]:
-        moe_layers, held = set(self.moe_layers), tuple(attention)
+    @property
+    def attention(self) -> Iterable[str]:
+        """The weights of a layer's attention."""
+        return ATTENTION
+
+    def other_names(self) -> list[str]:
+        moe_layers, held = set(self.moe_layers), tuple(self.attention)
         shared = feed_forward(f"mlp.{PARTS.shared_expert}") if self.n_shared_experts else ()
 
         def parts(layer: int) -> Iterable[str]:
@@ -78,27 +83,23 @@ def uniform_weight_by(kind: type[DeepseekKeys]) -> Callable[[Config, int], float
     return lambda config, n: read_keys(kind, config).uniform_weight(n)
 
 
-def _shape(config: Config) -> MoEShape:
-    return read_keys(_Keys, config).shape()
+def family_by(kind: type[DeepseekKeys], name: str, architecture: str) -> Family:
+    """A family whose tensors are named as the first one's and whose keys are ``kind``."""
+
+    def cut_config(config: Config, keep: int) -> dict[str, Any]:
+        return stated(kind, config, kind.count_key, keep)
+
+    return block_family(
+        NAMES,
+        name=name,
+        architectures=(architecture,),
+        shape=lambda config: read_keys(kind, config).shape(),
+        other_names=lambda config: read_keys(kind, config).other_names(),
+        uniform_weight=uniform_weight_by(kind),
+        cut_config=cut_config,
+        parts=PARTS,
+        ties_head=False,
+    )
 
 
-def _other_names(config: Config) -> list[str]:
-    return read_keys(_Keys, config).other_names(ATTENTION)
-
-
-def cut_config_by(kind: type[DeepseekKeys]) -> Callable[[Config, int], dict[str, Any]]:
-    """A family's ``cut_config``, under the spellings it knows."""
-    return lambda config, keep: stated(kind, config, kind.count_key, keep)
-
-
-DEEPSEEK = block_family(
-    NAMES,
-    name="deepseek",
-    architectures=("DeepseekForCausalLM",),
-    shape=_shape,
-    other_names=_other_names,
-    uniform_weight=uniform_weight_by(_Keys),
-    cut_config=cut_config_by(_Keys),
-    parts=PARTS,
-    ties_head=False,
-)
+DEEPSEEK = family_by(_Keys, "deepseek", "DeepseekForCausalLM")

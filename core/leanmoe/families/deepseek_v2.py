@@ -8,10 +8,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
-from leanmoe.families.base import Config, MoEShape
-from leanmoe.families.deepseek import NAMES, PARTS, DeepseekKeys, cut_config_by, uniform_weight_by
-from leanmoe.families.keys import read_keys
-from leanmoe.families.names import block_family
+from leanmoe.families.base import MoEShape
+from leanmoe.families.deepseek import DeepseekKeys, family_by
 
 
 class GroupKeys(DeepseekKeys):
@@ -76,23 +74,4 @@ class _Keys(GroupKeys):
     topk_method: Literal["greedy", "group_limited_greedy"] = "greedy"
 
 
-def _shape(config: Config) -> MoEShape:
-    return read_keys(_Keys, config).shape()
-
-
-def _other_names(config: Config) -> list[str]:
-    keys = read_keys(_Keys, config)
-    return keys.other_names(keys.attention)
-
-
-DEEPSEEK_V2 = block_family(
-    NAMES,
-    name="deepseek_v2",
-    architectures=("DeepseekV2ForCausalLM",),
-    shape=_shape,
-    other_names=_other_names,
-    uniform_weight=uniform_weight_by(_Keys),
-    cut_config=cut_config_by(_Keys),
-    parts=PARTS,
-    ties_head=False,
-)
+DEEPSEEK_V2 = family_by(_Keys, "deepseek_v2", "DeepseekV2ForCausalLM")

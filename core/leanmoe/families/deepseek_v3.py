@@ -57,8 +57,7 @@ def _shape(config: Config) -> MoEShape:
 
 
 def _other_names(config: Config) -> list[str]:
-    keys = _read(config)
-    return keys.other_names(keys.attention)
+    return _read(config).other_names()
 
 
 def _cut_config(config: Config, keep: int) -> dict[str, Any]:
