@@ -119,24 +119,18 @@ class SkipControl(InForce):
     async def _offer_factors(self) -> None:
         """First: a table that follows the norm rule needs them."""
         factors = self.settings.model.factors
-        if factors is None:
-            return
-        try:
-            answers = await self._engine.set_factors(factors)
-        except Exception as error:
-            raise RuntimeSeamError(
-                f"the factors of experts did not reach the workers: {_said(error)}"
-            ) from error
-        _check_all_answered(answers, len(self.handshake))
+        if factors is not None:
+            await self._offer(self._engine.set_factors(factors), "the factors of experts")
 
     async def _offer_table(self) -> None:
         table = self.settings.model.level_table(self.request_key)
+        await self._offer(self._engine.set_levels(table), "the table of levels")
+
+    async def _offer(self, offering: Awaitable[Sequence[PolicyInForce]], what: str) -> None:
         try:
-            answers = await self._engine.set_levels(table)
+            answers = await offering
         except Exception as error:
-            raise RuntimeSeamError(
-                f"the table of levels did not reach the workers: {_said(error)}"
-            ) from error
+            raise RuntimeSeamError(f"{what} did not reach the workers: {_said(error)}") from error
         _check_all_answered(answers, len(self.handshake))
 
     async def change(self, change: PolicyChange, origin: Origin) -> dict[str, Any]:
