@@ -1,4 +1,4 @@
-"""Second ASGI layer, behind the door: no inference before the model skips, none while stopping.
+"""The ASGI layer behind the door: no inference before the model skips, none while stopping.
 
 Installed through vLLM's ``--middleware``, whose failure to import stops the start.
 """

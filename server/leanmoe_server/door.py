@@ -1,4 +1,4 @@
-"""The outermost ASGI layer: who may come in, on every route, and how much at once.
+"""The ASGI layer behind the request's mark: who may come in, on every route, and how much at once.
 
 vLLM's own check of ``--api-key`` guards a few prefixes; this one guards all routes that are not
 declared public (``access.py``), WebSockets included, and is the only one.

@@ -25,11 +25,11 @@ from leanmoe_server.watchdog import Watchdog
 
 _ATTRIBUTE = "leanmoe"
 NOT_SET_UP = "the LeanMoE endpoint plugin was not set up"
-# Where vLLM's arguments say which of several API processes this is.
+# Where vLLM's arguments carry what is ours: which of several API processes this is, what those
+# share, and the service out of the event loop.
 PLACE_ARGUMENT = "leanmoe_place"
 PROCESSES_ARGUMENT = "leanmoe_processes"
-SERVICE_ARGUMENT = "leanmoe_service"  # where vLLM's arguments carry it out of the event loop
-
+SERVICE_ARGUMENT = "leanmoe_service"
 
 METRICS_MAX_AGE_SECONDS = 0.1
 METRICS_WAIT_SECONDS = 2.0

@@ -244,7 +244,7 @@ def _take_user_keys(args: Namespace) -> list[str]:
 
 
 def with_our_parts(args: Namespace, settings: ServeSettings) -> Namespace:
-    """Add admission, the drain time, the cache fingerprint and our settings to vLLM's arguments."""
+    """Add our ASGI layers, drain time, cache fingerprint and settings to vLLM's arguments."""
     keys = settings.keys.with_users(_take_user_keys(args))
     # Outermost of all: added last, a middleware stands before those added earlier.
     args.middleware = [*args.middleware, _ADMISSION, _DOOR, _MARKING]
