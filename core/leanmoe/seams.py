@@ -11,10 +11,13 @@ import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from leanmoe.errors import RuntimeSeamError
 from leanmoe.extras import engine_hint
+
+_OURS = "leanmoe"  # the attribute of what stands in the place of one of vLLM's
+Replacement = TypeVar("Replacement")
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,20 @@ def find(seam: Seam) -> Any:
     )
 
 
+def as_ours(replacement: Replacement) -> Replacement:
+    """``replacement``, known from now on as ours in the place of one of vLLM's."""
+    setattr(replacement, _OURS, True)
+    return replacement
+
+
+def is_ours(found: Any) -> bool:
+    """Whether ``found`` stands in the place of one of vLLM's."""
+    return bool(getattr(found, _OURS, False))
+
+
 def difference(seam: Seam, found: Any) -> str | None:
     """How a symbol differs from what its seam says, or ``None``. Ours in its place passes."""
-    if getattr(found, "leanmoe", False):
+    if is_ours(found):
         return None
     taken = tuple(inspect.signature(found).parameters) if seam.leading or seam.takes else ()
     return (

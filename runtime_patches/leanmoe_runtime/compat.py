@@ -19,6 +19,7 @@ from leanmoe.errors import RuntimeSeamError
 from leanmoe.extras import engine_hint
 from leanmoe.seams import check
 from leanmoe_runtime import seams
+from leanmoe_runtime.replacement import Function, replace_once
 
 if TYPE_CHECKING:
     import torch
@@ -161,15 +162,16 @@ def compute_constants_ourselves(stated: Callable[[], bool]) -> None:
     """
     from vllm.model_executor.layers.fused_moe import layer
 
-    stock: Any = getattr(layer, "make_expert_substitution", None)
-    if stock is None or getattr(stock, "leanmoe", False):  # 0.32 has none
+    if not hasattr(layer, "make_expert_substitution"):  # 0.32 has none
         return
 
-    def make(*args: Any, **kwargs: Any) -> Any:
-        return None if stated() else stock(*args, **kwargs)
+    def around(stock: Function) -> Function:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            return None if stated() else stock(*args, **kwargs)
 
-    make.leanmoe = True  # type: ignore[attr-defined]
-    setattr(layer, stock.__name__, make)
+        return make
+
+    replace_once(layer, "make_expert_substitution", around)
 
 
 def cpu_communicator_classes() -> tuple[Any, Any]:
@@ -301,19 +303,12 @@ def triton_block_rows(layer: Any, tokens: int, dtype: torch.dtype) -> int:
     return int(config["BLOCK_SIZE_M"])
 
 
-def wrap_triton_call(
-    name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> None:
+def wrap_triton_call(name: str, wrapper: Callable[[Function], Function]) -> None:
     """Put ``wrapper`` around a function that ``TritonExperts`` call by that name; once."""
     check(seams.TRITON_CALLS)
     from vllm.model_executor.layers.fused_moe.experts import triton_moe
 
-    stock = getattr(triton_moe, name)
-    if getattr(stock, "leanmoe", False):
-        return
-    wrapped = wrapper(stock)
-    wrapped.leanmoe = True  # type: ignore[attr-defined]
-    setattr(triton_moe, name, wrapped)
+    replace_once(triton_moe, name, wrapper)
 
 
 def check_seams() -> None:

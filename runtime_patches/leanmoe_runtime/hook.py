@@ -13,6 +13,7 @@ from typing import Any
 
 from leanmoe_runtime.compat import model_runner_class, second_model_runner_class
 from leanmoe_runtime.engine import engine_of
+from leanmoe_runtime.replacement import Function, replace_once
 from leanmoe_runtime.requests import Batch, first_runner_batch
 
 Begin = Callable[[Any, Any, Batch], None]
@@ -75,29 +76,27 @@ def _second_runner_batch(runner: Any, batch_req_state: Any) -> Batch:
 def _before_inputs(
     cls: Any, method: str, batch_of: Callable[[Any, Any], Batch], begin: Begin
 ) -> None:
-    stock = getattr(cls, method)
-    if getattr(stock, "leanmoe", False):
-        return
+    def around(stock: Function) -> Function:
+        # Both methods: the scheduler's output first, then what says the order.
+        def prepare(
+            self: Any, scheduler_output: Any, laid_out: Any, *rest: Any, **named: Any
+        ) -> Any:
+            begin(self, scheduler_output, batch_of(self, laid_out))
+            return stock(self, scheduler_output, laid_out, *rest, **named)
 
-    # Both methods: the scheduler's output first, then what says the order.
-    def prepare(self: Any, scheduler_output: Any, laid_out: Any, *rest: Any, **named: Any) -> Any:
-        begin(self, scheduler_output, batch_of(self, laid_out))
-        return stock(self, scheduler_output, laid_out, *rest, **named)
+        return prepare
 
-    prepare.leanmoe = True  # type: ignore[attr-defined]
-    setattr(cls, method, prepare)
+    replace_once(cls, method, around)
 
 
 def _before_dummy(cls: Any, method: str) -> None:
-    stock = getattr(cls, method)
-    if getattr(stock, "leanmoe", False):
-        return
+    def around(stock: Function) -> Function:
+        def run(self: Any, *args: Any, **named: Any) -> Any:
+            step = engine_of(self.vllm_config).step
+            if step is not None:
+                step.reset()
+            return stock(self, *args, **named)
 
-    def run(self: Any, *args: Any, **named: Any) -> Any:
-        step = engine_of(self.vllm_config).step
-        if step is not None:
-            step.reset()
-        return stock(self, *args, **named)
+        return run
 
-    run.leanmoe = True  # type: ignore[attr-defined]
-    setattr(cls, method, run)
+    replace_once(cls, method, around)

@@ -23,6 +23,7 @@ from leanmoe.layout import (
     Layout,
     read_layout,
 )
+from leanmoe.seams import as_ours
 from leanmoe.stand_ins import APPROXIMATE_KEY, read_constants
 from leanmoe_runtime.compat import (
     FusedMoEFactory,
@@ -265,8 +266,7 @@ def lean_factory(
             changed["routed_experts_cls"] = lean_experts(changed["routed_experts_cls"])
         return stock(**changed)
 
-    factory.leanmoe = True  # type: ignore[attr-defined]
-    return factory
+    return as_ours(factory)
 
 
 def replace_factory(lean_experts: Callable[[Any], Any]) -> None:

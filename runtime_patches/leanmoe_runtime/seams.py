@@ -91,7 +91,7 @@ AT_START: tuple[Seam, ...] = (
         "FusedMoEConfig",
         members=(
             *("routing_method", "num_logical_experts", "hidden_dim", "hidden_dim_unpadded"),
-            "tp_rank",
+            *("tp_rank", "dp_size", "is_lora_enabled", "moe_parallel_config"),
         ),
     ),
     Seam.at(
@@ -134,11 +134,6 @@ AT_START: tuple[Seam, ...] = (
         f"{_MOE}.config",
         "FusedMoEParallelConfig",
         members=("tp_size", "tp_rank", "use_ep", "enable_eplb"),
-    ),
-    Seam.at(
-        f"{_MOE}.config",
-        "FusedMoEConfig",
-        members=("is_lora_enabled", "moe_parallel_config", "dp_size"),
     ),
     Seam.at(
         "vllm.model_executor.layers.quantization.base_config",
