@@ -420,7 +420,7 @@ def _result(request: Request, cutter: Cutter, manifest: Manifest) -> Result:
         "experts": {str(layer): own.n_computed for layer, own in cutter.layouts.items()},
         "condensed": [layer for layer, own in cutter.layouts.items() if own.condensed],
         "replace": request.replace,
-        "loads_in_stock_vllm": not (cutter.has_layout or cutter.is_packed or cutter.has_stand_ins),
+        "loads_in_stock_vllm": cutter.loads_in_stock,
         "n_routed_experts": cutter.checkpoint.shape.n_routed_experts,
         "kept": {str(layer): kept for layer, kept in manifest.kept.items()},
         "weight_bytes": cutter.weight_bytes,

@@ -209,6 +209,11 @@ class Cutter:
         return self._packer is not None
 
     @property
+    def loads_in_stock(self) -> bool:
+        """Whether engines load the output that know nothing of LeanMoE."""
+        return not (self.has_layout or self.is_packed or self.has_stand_ins)
+
+    @property
     def n_read(self) -> int:
         """Tensors that ``validate`` reads."""
         return len(self.reader.names)

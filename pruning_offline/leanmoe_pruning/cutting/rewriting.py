@@ -34,6 +34,7 @@ def rewrite(
         **settings,
         "weight_bytes": cutter.weight_bytes,
         "source_weight_bytes": model.reader.weight_bytes,
+        "loads_in_stock_vllm": cutter.loads_in_stock,
     }
 
 
@@ -41,7 +42,7 @@ def show_rewritten(result: Result) -> str:
     """The result in a sentence."""
     share = result["weight_bytes"] / result["source_weight_bytes"]
     how = f"packed as {result['format']}" if "format" in result else "unpacked"
-    where = "`leanmoe serve` only" if "format" in result else "any engine"
+    where = "any engine" if result["loads_in_stock_vllm"] else "`leanmoe serve` only"
     return (
         f"{how}: {result['weight_bytes'] / 1e6:.0f} MB of weights, {share:.0%} of the source, in "
         f"{result['out']}; loads in {where}"

@@ -141,6 +141,20 @@ def test_rows_that_are_no_whole_groups_are_refused_before_any_work(tmp_path, cap
         assert not (tmp_path / "out").exists()
 
 
+def test_what_is_unpacked_is_told_to_load_where_it_does(source, tmp_path, capsys):
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"layers": {"0": {"keep": [0, 1, 2, 3, 4]}}}))
+    assert run("prune", source, "--plan", plan, "-o", tmp_path / "cut") == 0
+    for name, model, where in (
+        ("alike", source, "any engine"),
+        ("differ", tmp_path / "cut", "`leanmoe serve` only"),
+    ):
+        packed = pruned(model, tmp_path / name, "--pattern", "16:32", "--compress")
+        capsys.readouterr()
+        assert run("unpack", packed, "-o", tmp_path / f"{name}-dense") == 0
+        assert capsys.readouterr().out.endswith(f"loads in {where}\n")
+
+
 def test_packed_twice_is_refused(source, tmp_path, capsys):
     packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
     assert run("pack", packed, "-o", tmp_path / "out") == 2
