@@ -48,7 +48,7 @@ def check_scales(reader: ShardReader, block: Block) -> None:
         shape = reader.info(name).shape
         if len(shape) != 2 or scale not in reader:
             raise CheckpointError(
-                f"tensor {name} in {reader.directory} is float8 and has no blocks with scales "
+                f"tensor {name} in {reader.place(name)} is float8 and has no blocks with scales "
                 f"({scale}); restore the checkpoint to plain bf16 weights first"
             )
         reader.check_weight(scale, [-(-n // size) for n, size in zip(shape, block, strict=True)])

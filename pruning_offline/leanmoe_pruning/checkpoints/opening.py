@@ -230,8 +230,8 @@ def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:
     experts = [name for name in reader.names if is_expert(checkpoint.family, name)]
     if others := sorted(reader.packed.keys() - experts):
         raise CheckpointError(
-            f"tensor {others[0]} in {checkpoint.path} is packed and no matrix of a routed expert, "
-            "which alone are packed; pack the model again"
+            f"tensor {others[0]} in {reader.place(others[0])} is packed and no matrix of a "
+            "routed expert, which alone are packed; pack the model again"
         )
     if how is None and reader.packed:
         raise lost_settings(f"tensor {min(reader.packed)}", checkpoint.path)
@@ -241,11 +241,11 @@ def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:
         said = "dense" if how is None else f"packed with {how.keep} of every 32 weights"
         if found != said:
             raise CheckpointError(
-                f"tensor {name} in {checkpoint.path} is {found} and config.json says experts are "
-                f"{said}; config and shards are of different models"
+                f"tensor {name} in {reader.place(name)} is {found} and config.json says "
+                f"experts are {said}; config and shards are of different models"
             )
         if one is not None and how is not None:
-            _check_parts(checkpoint, one, how)
+            _check_parts(checkpoint, reader.place(name), one, how)
 
 
 def _check_orders(checkpoint: Checkpoint, reader: ShardReader) -> None:
@@ -258,7 +258,7 @@ def _check_orders(checkpoint: Checkpoint, reader: ShardReader) -> None:
         if other is None:
             waiting[part.layer, part.expert] = order
         else:
-            what = f"expert {part.expert} of layer {part.layer} in {checkpoint.path}"
+            what = f"expert {part.expert} of layer {part.layer}, {name} in {reader.place(name)}"
             check_one_order(other, order, what)
 
 
@@ -269,7 +269,7 @@ def is_expert(family: Family, name: str) -> bool:
 
 
 def _check_parts(
-    checkpoint: Checkpoint, one: PackedTensor | PackedStack, how: SparseFormat
+    checkpoint: Checkpoint, file: Path, one: PackedTensor | PackedStack, how: SparseFormat
 ) -> None:
     """Raise unless a matrix is packed in the parts and numbers that config.json tells."""
     part = checkpoint.family.parse_expert(one.name)
@@ -278,7 +278,7 @@ def _check_parts(
     if set(one.parts) == expected and str(one.dtype) == how.dtype:
         return
     raise CheckpointError(
-        f"tensor {one.name} in {checkpoint.path} is packed as {_listed(one.parts)} of {one.dtype} "
+        f"tensor {one.name} in {file} is packed as {_listed(one.parts)} of {one.dtype} "
         f"and config.json says {_listed(expected)} of {how.dtype}; config and shards are of "
         "different models"
     )

@@ -74,16 +74,17 @@ class PackedTensor:
     keep: int
     parts: tuple[str, ...]
 
-    def read(self, part: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """The dense matrix; ``part`` gives a tensor of the file by its name."""
+    def read(self, part: Callable[[str], torch.Tensor], file: Path) -> torch.Tensor:
+        """The dense matrix; ``part`` gives a tensor of ``file`` by its name."""
+        what = f"{self.name} in {file}"
         held = {end: part(self.part_name(end)) for end in self.parts}
         plain: dict[str, NDArray[Any]] = {
             end: to_words(tensor) if end in NUMBERS else tensor.numpy()
             for end, tensor in held.items()
         }
-        words_RC = unpack(assemble(plain, self.name), self.keep, self.name)
+        words_RC = unpack(assemble(plain, what), self.keep, what)
         if INPUT_ORDER in held:
-            words_RC = _put_back(words_RC, plain[INPUT_ORDER], self.name)
+            words_RC = _put_back(words_RC, plain[INPUT_ORDER], what)
         return to_tensor(words_RC, self.dtype)
 
     def part_name(self, end: str) -> str:
@@ -129,17 +130,17 @@ class PackedStack:
         """The file's tensors that it is read from."""
         return tuple(name for row in self.rows for one in row for name in one.part_names)
 
-    def read(self, part: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """The dense stack; ``part`` gives a tensor of the file by its name."""
+    def read(self, part: Callable[[str], torch.Tensor], file: Path) -> torch.Tensor:
+        """The dense stack; ``part`` gives a tensor of ``file`` by its name."""
         found = torch.empty(self.shape, dtype=self.dtype.torch)
         for place, row in zip(found, self.rows, strict=True):
             for rows, one in zip(place.chunk(len(row)), row, strict=True):
-                rows.copy_(one.read(part))
+                rows.copy_(one.read(part, file))
         return found
 
 
-def _put_back(words_RC: Words, order_C: NDArray[Any], name: str) -> Words:
-    check_order(order_C, words_RC.shape[1], name)
+def _put_back(words_RC: Words, order_C: NDArray[Any], what: str) -> Words:
+    check_order(order_C, words_RC.shape[1], what)
     found = np.empty_like(words_RC)
     found[:, order_C] = words_RC
     return found

@@ -263,6 +263,10 @@ class ShardReader:
             )
         return self.shards[self._file_of[name]][name]
 
+    def place(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self.directory / self._file_of[self.info(name).name]
+
     def read(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
         """One tensor, checked to be finite and, where given, of ``shape``."""
         if shape is not None:
@@ -305,7 +309,7 @@ class ShardReader:
         # A copy out of a short-lived mapping: mapped pages would count as the process's own.
         with safe_open(self.directory / file, framework="pt") as shard:
             if name in self.packed:
-                return self.packed[name].read(shard.get_tensor)
+                return self.packed[name].read(shard.get_tensor, self.directory / file)
             tensor: torch.Tensor = shard.get_tensor(name).clone()
         return tensor
 

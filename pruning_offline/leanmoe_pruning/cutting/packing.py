@@ -38,7 +38,7 @@ from leanmoe_pruning.checkpoints.opening import OpenedModel, is_expert
 from leanmoe_pruning.checkpoints.packed import to_tensor, to_words
 from leanmoe_pruning.checkpoints.shards import ShardReader, TensorInfo
 from leanmoe_pruning.checkpoints.stored_type import StoredType
-from leanmoe_pruning.cutting.pieces import Piece
+from leanmoe_pruning.cutting.pieces import Copied, Piece
 from leanmoe_pruning.later import torch
 
 _DTYPES: dict[StoredType, Values] = {
@@ -50,10 +50,10 @@ _DTYPES: dict[StoredType, Values] = {
 Order = NDArray[np.int32]
 
 
-def _values_of(info: TensorInfo) -> Values:
+def _values_of(info: TensorInfo, what: str) -> Values:
     if info.dtype not in _DTYPES:
         raise CheckpointError(
-            f"{info.name} holds {info.dtype}, expected one of {', '.join(_DTYPES.values())}; "
+            f"{what} holds {info.dtype}, expected one of {', '.join(_DTYPES.values())}; "
             "convert the model first"
         )
     return _DTYPES[info.dtype]
@@ -75,7 +75,7 @@ class HeldMatrix:
             if order is not None:
                 words_RC = words_RC[:, order]
             self._name = piece.info.name
-            self._packed = pack_by(how, words_RC, self._name)
+            self._packed = pack_by(how, words_RC, _told(piece, reader))
         return self._packed
 
 
@@ -106,6 +106,15 @@ class OfStack:
     def read(self, reader: ShardReader) -> torch.Tensor:
         tensor_ERC = self.held.tensor(self.stack, reader)
         return tensor_ERC[self.expert, self.first : self.first + self.info.shape[0]]
+
+
+def _told(piece: Piece, reader: ShardReader) -> str:
+    """A matrix to be packed and where it is from, for messages."""
+    name, whole = piece.info.name, piece.stack if isinstance(piece, OfStack) else piece
+    if not isinstance(whole, Copied):
+        return f"{name}, made of tensors in {reader.directory},"
+    place = reader.place(whole.source)
+    return f"{name} in {place}" if name == whole.source else f"{name}, {whole.source} in {place},"
 
 
 @dataclass(frozen=True)
@@ -205,7 +214,7 @@ class Packer:
     ) -> dict[str, TensorInfo]:
         name, (rows, columns) = piece.info.name, piece.info.shape
         dtype = piece.info.dtype
-        self._check(piece.info)
+        self._check(piece.info, _told(piece, reader))
         wide = StoredType.I32 if columns > NARROW_COLUMNS else StoredType.I16
         entries = 0
         if self.how.layout == "overflow":
@@ -224,17 +233,17 @@ class Packer:
         stem = name.removesuffix(WEIGHT)
         return {end: TensorInfo(stem + end, *part) for end, part in parts.items()}
 
-    def _check(self, info: TensorInfo) -> None:
-        if _values_of(info) != self.how.dtype:
-            raise _mixed(info, self.how.dtype)
-        _check_rows(info)
+    def _check(self, info: TensorInfo, what: str) -> None:
+        if _values_of(info, what) != self.how.dtype:
+            raise _mixed(info, what, self.how.dtype)
+        _check_rows(info, what)
 
 
-def _check_rows(info: TensorInfo) -> None:
+def _check_rows(info: TensorInfo, what: str) -> None:
     """Raise where the rows of a matrix or a stack are no whole groups."""
     if info.shape[-1] % GROUP:
         raise CheckpointError(
-            f"{info.name} cannot be packed: its rows have {info.shape[-1]} weights, no multiple of "
+            f"{what} cannot be packed: its rows have {info.shape[-1]} weights, no multiple of "
             f"{GROUP}; keep the model dense"
         )
 
@@ -259,14 +268,15 @@ def expert_dtype(checkpoint: Checkpoint, reader: ShardReader) -> Values:
     infos = list(expert_types(checkpoint, reader).values())
     if not infos:
         raise CheckpointError(f"{checkpoint.path} has no experts of a tensor each to pack")
+    told = [f"{info.name} in {reader.place(info.name)}" for info in infos]
     if len(infos) > 1:
-        raise _mixed(infos[1], infos[0].dtype.name)
-    return _values_of(infos[0])
+        raise _mixed(infos[1], told[1], infos[0].dtype.name)
+    return _values_of(infos[0], told[0])
 
 
-def _mixed(info: TensorInfo, others: str) -> CheckpointError:
+def _mixed(info: TensorInfo, what: str, others: str) -> CheckpointError:
     return CheckpointError(
-        f"{info.name} holds {info.dtype.name}, other experts {others}, and packed experts are of "
+        f"{what} holds {info.dtype.name}, other experts {others}, and packed experts are of "
         "one type; convert the model first"
     )
 
@@ -317,7 +327,7 @@ def packer_of(model: OpenedModel, pattern: str | None) -> Packer:
     how = SparseFormat.of_pattern(found, expert_dtype(model, model.reader))
     for name in model.reader.names:
         if is_expert(model.family, name):
-            _check_rows(model.reader.info(name))
+            _check_rows(model.reader.info(name), f"{name} in {model.reader.place(name)}")
     inner = own_quantization(model.config)
     if how.is_float8 and not says_float8(inner):
         raise CheckpointError(

@@ -58,6 +58,12 @@ _STACKS: dict[str, tuple[str, int | None]] = {
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
+def in_model(name: str) -> str:
+    """A module's name with the model that vLLM loads: its loaders do not tell the file."""
+    config = get_current_vllm_config().model_config
+    return name if config is None else f"{name} in {config.model}"
+
+
 class LeanSparseConfig(QuantizationConfig):  # type: ignore[misc]
     """How a checkpoint's experts are packed; of a dense one, how they are to be while loading."""
 
@@ -148,7 +154,8 @@ class LeanSparseConfig(QuantizationConfig):  # type: ignore[misc]
             )
         blocks = Blocks.of(inner)
         if not computes_float8_blocks(blocks.rows, blocks.columns):
-            return RestoredLinearMethod(blocks) if isinstance(layer, LinearBase) else None
+            restored = RestoredLinearMethod(blocks, in_model(prefix))
+            return restored if isinstance(layer, LinearBase) else None
         if self._inner is None:
             self._inner = Fp8Config.from_config(inner)
             if self._mapper is not None:
@@ -188,7 +195,8 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         wide, hidden = hidden_size, intermediate_size_per_partition
         self._check(layer, wide, hidden, params_dtype)
         dtype = torch.float8_e4m3fn if self._how.is_float8 else params_dtype
-        self._arrivals = Arrivals(self._how, dtype, layer.layer_name, partial(self._put, layer))
+        where = in_model(layer.layer_name)
+        self._arrivals = Arrivals(self._how, dtype, where, partial(self._put, layer))
         for name, rows, columns in (("w13", 2 * hidden, wide), ("w2", wide, hidden)):
             self._sizes[name] = (num_experts, rows, columns)
             self._add(layer, name, dtype)
@@ -283,8 +291,9 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         part = self._part(packed, projection, layer.intermediate_size_per_partition)
         size = [rows if half is None else rows // 2, self._how.values_per_row(columns)]
         if list(part.values_RV.shape) != size:
+            assert self._arrivals is not None, "it is they that put"
             raise CheckpointError(
-                f"{layer.layer_name}, expert {expert}, {projection}: its values are "
+                f"{self._arrivals.name(place)}: its values are "
                 f"{list(part.values_RV.shape)}, expected {size} from config.json; config and "
                 "shards are of different models"
             )

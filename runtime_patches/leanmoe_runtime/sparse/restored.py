@@ -29,9 +29,9 @@ class RestoredLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
     block. Matrices that the files hold in plain numbers pass through.
     """
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, where: str) -> None:
         super().__init__()
-        self._blocks = blocks
+        self._blocks, self._where = blocks, where
         # Of each matrix of a layer, by the arguments vLLM's loader is given for it.
         self._waiting: dict[tuple[Any, ...], dict[str, torch.Tensor]] = {}
 
@@ -66,10 +66,11 @@ class RestoredLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
 
     def _restored(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         rows, columns = codes.shape
-        if scale.shape != self._blocks.count(rows, columns):
+        expected = self._blocks.count(rows, columns)
+        if scale.shape != expected:
             raise CheckpointError(
-                f"float8 weights of {list(codes.shape)} have scales of {list(scale.shape)}, "
-                f"expected {list(self._blocks.count(rows, columns))}; fetch the model again"
+                f"{self._where}: float8 weights of {list(codes.shape)} have scales of "
+                f"{list(scale.shape)}, expected {list(expected)}; fetch the model again"
             )
         by_row = scale.float().repeat_interleave(self._blocks.rows, 0)[:rows]
         grown = by_row.repeat_interleave(self._blocks.columns, 1)[:, :columns]
@@ -79,8 +80,8 @@ class RestoredLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]
         """Check that no codes wait for their scales."""
         if self._waiting:
             raise CheckpointError(
-                f"a float8 linear layer of {list(layer.weight.shape)} lacks weights or scales; "
-                "fetch or pack the model again"
+                f"{self._where}: a float8 linear layer of {list(layer.weight.shape)} lacks weights "
+                "or scales; fetch or pack the model again"
             )
         delattr(layer, _SCALE)
         super().process_weights_after_loading(layer)

@@ -39,7 +39,10 @@ def platform(capability: int = 90, *, cuda: bool = True) -> SimpleNamespace:
 
 @pytest.fixture
 def on_a_gpu(monkeypatch):
-    loading = SimpleNamespace(load_config=SimpleNamespace(load_format="auto"))
+    loading = SimpleNamespace(
+        load_config=SimpleNamespace(load_format="auto"),
+        model_config=SimpleNamespace(model="/models/lean"),
+    )
     monkeypatch.setattr(home, "current_platform", platform())
     monkeypatch.setattr(home, "device_of_worker", lambda: "cpu")
     monkeypatch.setattr(home, "gpu_library", host_library)
@@ -147,7 +150,10 @@ FLOAT8_SIZES = {"whole": (Blocks(), 256, 128), "cut": (Blocks(64, 64), 96, 192)}
 
 @pytest.fixture
 def on_a_cpu(monkeypatch):
-    loading = SimpleNamespace(load_config=SimpleNamespace(load_format="auto"))
+    loading = SimpleNamespace(
+        load_config=SimpleNamespace(load_format="auto"),
+        model_config=SimpleNamespace(model="/models/lean"),
+    )
     monkeypatch.setattr(method, "get_current_vllm_config", lambda: loading)
 
 
