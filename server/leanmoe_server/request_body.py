@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leanmoe.errors import InputError
@@ -16,6 +16,11 @@ from leanmoe.wire import REQUEST_KEY
 
 # Half a surrogate pair in UTF-8, which JSON's own decoder lets pass.
 _HALF_PAIR = re.compile(rb"\xed[\xa0-\xbf]")
+# An integer of so many digits is no number (``whole_number``), and vLLM's own words of one
+# say nothing: "There was an error parsing the body".
+_LONG_NUMBER = re.compile(rb"[0-9]{309}")
+# Keys that a sentence names, and characters of each.
+_TOLD, _TOLD_LENGTH = 5, 40
 # Fields of which vLLM takes for granted that they are objects.
 _OBJECTS = ("structured_outputs",)
 # Escapes and wide encodings may spell any key in another way.
@@ -53,8 +58,9 @@ def read_content(body: bytes) -> JsonObject | None:
 
     ``None``: pass it as it is; where it is no JSON object, vLLM says so.
     """
+    _check_encoding(body)
     nested = body.count(b"[") + body.count(b"{") > MOST_NESTED
-    if not (nested or any(part in body for part in _TELLING) or _HALF_PAIR.search(body)):
+    if not (nested or _is_telling(body)):
         return None
     try:
         content = json.loads(body, object_pairs_hook=_object, parse_int=_whole_number)
@@ -71,6 +77,24 @@ def read_content(body: bytes) -> JsonObject | None:
         if not isinstance(content.get(name), dict | None):
             raise InputError(f"{name!r} is not a JSON object; send one or leave it out")
     return content
+
+
+def _is_telling(body: bytes) -> bool:
+    if any(part in body for part in _TELLING):
+        return True
+    return bool(_HALF_PAIR.search(body) or _LONG_NUMBER.search(body))
+
+
+def _check_encoding(body: bytes) -> None:
+    """``InputError`` where a body of bytes is no text, which vLLM says of any it cannot read."""
+    encoding = json.detect_encoding(body)
+    try:
+        body.decode(encoding, "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the body is not text in {error.encoding}: byte {body[error.start]:#04x} at place "
+            f"{error.start} belongs to no character; send JSON in UTF-8"
+        ) from None
 
 
 def _check_depth(content: Any) -> None:
@@ -101,4 +125,10 @@ def check_named_once(content: Mapping[str, Any], where: str) -> None:
     """``InputError`` where a key was named twice: which of the two is meant, nobody knows."""
     repeated = content.repeated if isinstance(content, JsonObject) else ()
     if repeated:
-        raise InputError(f"{where} names a key twice: {list(repeated)}; name each once")
+        raise InputError(f"{where} names a key twice: {few(repeated)}; name each once")
+
+
+def few(keys: Sequence[str]) -> str:
+    """Keys as a sentence names them: not more than it can hold."""
+    more = f" and {len(keys) - _TOLD} more" if len(keys) > _TOLD else ""
+    return f"{[key[:_TOLD_LENGTH] for key in keys[:_TOLD]]}{more}"

@@ -25,6 +25,7 @@ from leanmoe.messages import Phases, UnionMode
 from leanmoe.policy import EXACT, TOP1_ONLY
 from leanmoe.wire import REQUEST_KEY
 from leanmoe_server.policy import NO_BUDGET, PolicyChange, Target
+from leanmoe_server.request_body import few
 
 # JSON has one kind of number; a strict one is neither a bool nor a text.
 _Level = Annotated[float, Field(ge=EXACT, le=TOP1_ONLY, allow_inf_nan=False)]
@@ -49,7 +50,7 @@ _EXPECTED_VALUES = {
     "version": "expected the version that `GET /v1/expert_skipping` shows",
 }
 # A key that is not of the model, and one of half a surrogate pair, which pydantic cannot name.
-_STRAY_KEY = {"extra_forbidden", "string_unicode"}
+_EXTRA, _NO_TEXT = "extra_forbidden", "string_unicode"
 _EXPECTED = 'expected {"level": 0.5} or {"max_kld": 0.05}'
 
 
@@ -107,10 +108,13 @@ class _Schema(Generic[Body]):
 
     def _sentence(self, error: ValidationError) -> str:
         errors = error.errors(include_url=False, include_context=False)
-        stray = [one for one in errors if one["type"] in _STRAY_KEY]
-        if stray:
-            unknown = sorted(one["loc"][0] if one["loc"] else one["input"] for one in stray)
-            return f"{self.what} has unknown keys {unknown}; {self.expected}"
+        unknown = sorted(
+            str(one["loc"][0] if one["loc"] else one["input"])
+            for one in errors
+            if one["type"] == _EXTRA or (one["type"] == _NO_TEXT and not one["loc"])
+        )
+        if unknown:
+            return f"{self.what} has unknown keys {few(unknown)}; {self.expected}"
         if not errors[0]["loc"]:
             return f"{self.what} is not a JSON object; {self.expected}"
         key = str(errors[0]["loc"][0])
@@ -169,15 +173,19 @@ def parse_rollback(body: bytes) -> tuple[str | None, int | None]:
 
 def _json(body: bytes, expected: str) -> Any:
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(keys) != len(set(keys)):
-            raise InputError(f"the body names a key twice: {keys}; {expected}")
-        return dict(pairs)
+        found, keys = dict(pairs), [key for key, _ in pairs]
+        if twice := [key for key in found if keys.count(key) > 1]:
+            raise InputError(f"the body names a key twice: {few(twice)}; {expected}")
+        return found
 
+    if not body.strip():
+        raise InputError(f"the body is empty; {expected}")
     try:
         # Integers of any length become floats, so that each is told in a few digits.
         return json.loads(body, object_pairs_hook=without_duplicates, parse_int=float)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InputError(f"the body is nested too deeply; {expected}") from None
+    except ValueError as error:
         raise InputError(f"the body is not valid JSON ({error}); {expected}") from None
 
 

@@ -176,6 +176,28 @@ async def test_a_number_too_long_is_refused_by_its_length(build_app) -> None:
         assert "an integer of 5000 digits" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/embeddings"])
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"seed": 1%s}' % (b"0" * 5_000), "an integer of 5001 digits is too large a number"),
+        (b'{"temperature": -1%s}' % (b"0" * 309), "an integer of 310 digits is too large"),
+        (b'{"stop": "\xff"}', "not text in utf-8: byte 0xff at place 10 belongs to no character"),
+    ],
+)
+async def test_what_vllm_would_say_nothing_of_is_told(build_app, path, body, said) -> None:
+    """Where nobody wishes, too: its own words are "There was an error parsing the body"."""
+    app = await started(build_app)
+    answer = await ask(app, body, path)
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
+async def test_long_digits_in_a_text_are_no_number(build_app) -> None:
+    app = await started(build_app)
+    for body in (b'{"prompt": "%s"}' % (b"7" * 5_000), b'{"top_p": 0.%s}' % (b"1" * 5_000)):
+        assert (await ask(app, body)).json()["seen"] == body.decode()
+
+
 async def test_the_cap_bounds_every_target(build_app, skip_model) -> None:
     app = await started(build_app, model=replace(skip_model, max_level=0.5))
     refused = await ask(app, {**BODY, "expert_skipping": {"level": 0.51}})

@@ -15,9 +15,21 @@ KIND = 'expected {"level": 0.5} or {"max_kld": 0.05}'
     ("body", "sentence"),
     [
         (b"[]", f'the body is not a JSON object; {KIND}, "phases", "union_budget" or "union_mode"'),
-        (b'{"level": 0, "level": 1}', f"the body names a key twice: ['level', 'level']; {KIND}"),
+        (b'{"level": 0, "level": 1}', f"the body names a key twice: ['level']; {KIND}"),
+        (b'{"phases": "all", "reason": "a", "reason": "b"}', "the body names a key twice: ['rea"),
         (b'{"b": 1, "level": 7, "a": 1}', f"the body has unknown keys ['a', 'b']; {KIND}"),
         (b'{"\\ud800": 1}', f"the body has unknown keys ['\\ud800']; {KIND}"),
+        (
+            b"{%s}" % b", ".join(b'"k%d": 1' % i for i in range(300)),
+            f"the body has unknown keys ['k0', 'k1', 'k10', 'k100', 'k101'] and 295 more; {KIND}",
+        ),
+        (
+            b'{"level": 0, "reason": "\\ud800"}',
+            "reason is '\\ud800', expected a text of 1 to 500 characters",
+        ),
+        (b'{"phases": "\\ud800"}', "phases is '\\ud800', expected 'all' or 'decode'"),
+        (b" ", f"the body is empty; {KIND}"),
+        (b"[" * 4096, f"the body is nested too deeply; {KIND}"),
         (b'{"level": 0, "max_kld": 0.1}', f"the body has both level and max_kld; {KIND}"),
         (
             b'{"level": true}',
