@@ -10,7 +10,7 @@ from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from leanmoe.policy import RequestLevel
+from leanmoe.policy import RequestLevel, hundredths_of
 from leanmoe_server.keys.keyring import Keyring
 from leanmoe_server.keys.keys import ANONYMOUS, Key
 from leanmoe_server.model import SkipModel
@@ -56,7 +56,7 @@ def cap_of(key: Key, model: SkipModel) -> RequestLevel | None:
     limits, caps = key.limits, []
     if limits.max_level is not None:
         lowest = min(limits.max_level, model.max_level)
-        caps.append(RequestLevel(int(lowest * 100 + 1e-9)))
+        caps.append(RequestLevel(hundredths_of(lowest)))
     if limits.max_kld is not None:
         caps.append(model.resolve_request(Target(max_kld=limits.max_kld)))
     if not caps:
@@ -100,7 +100,7 @@ class Tenants:
         return Session(self, name, key, self._caps.get(name))
 
     async def begin(self, session: Session) -> Excess | None:
-        """Count a request in, or say which limit it would break. ``end`` must follow."""
+        """Count a request in, or say which limit it would break. ``end`` must follow if not."""
         key = session.key
         excess = None if key is None else await self.usage.begin(key.name, key.limits)
         if excess is not None:
