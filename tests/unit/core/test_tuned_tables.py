@@ -10,7 +10,6 @@ import pytest
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.tuned_tables import (
     TableName,
-    Tiles,
     card_in_file_names,
     carry_tables,
     parse_table,
@@ -20,23 +19,8 @@ from leanmoe.tuned_tables import (
     table_text,
     tables_of,
 )
+from tests.tuned import RECORD, TILES
 
-TILES = Tiles(
-    BLOCK_SIZE_M=16,
-    BLOCK_SIZE_N=64,
-    BLOCK_SIZE_K=128,
-    GROUP_SIZE_M=1,
-    num_warps=4,
-    num_stages=4,
-)
-RECORD = {
-    "card": "NVIDIA H200",
-    "vllm": "0.32.0",
-    "triton": "3.6.0",
-    "date": "2026-11-27",
-    "command": "leanmoe bench tune ./lean",
-    "batches": [1],
-}
 NAME = TableName(5, 14336, "NVIDIA_H200")
 
 

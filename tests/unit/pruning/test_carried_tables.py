@@ -9,25 +9,10 @@ import pytest
 
 from leanmoe.cli import main
 from leanmoe.manifest import check_files, read_manifest
-from leanmoe.tuned_tables import TableName, Tiles, put_table, recorded_tables
+from leanmoe.tuned_tables import TableName, put_table, recorded_tables
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
+from tests.tuned import RECORD, TILES
 
-RECORD = {
-    "card": "NVIDIA H200",
-    "vllm": "0.32.0",
-    "triton": "3.6.0",
-    "date": "2026-11-27",
-    "command": "leanmoe bench tune ./lean",
-    "batches": [1],
-}
-ROW = Tiles(
-    BLOCK_SIZE_M=16,
-    BLOCK_SIZE_N=64,
-    BLOCK_SIZE_K=128,
-    GROUP_SIZE_M=1,
-    num_warps=4,
-    num_stages=4,
-)
 RANDOM = ("--method", "random")
 EIGHT = TableName(8, 64, "NVIDIA_H200")
 
@@ -37,7 +22,7 @@ def tuned(tmp_path) -> Path:
     """The golden model of eight experts, with tables for eight, five and three."""
     model = Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
     for count in (8, 5, 3):
-        put_table(model / "tuned", EIGHT.of(count), {1: ROW}, RECORD)
+        put_table(model / "tuned", EIGHT.of(count), {1: TILES}, RECORD)
     return model
 
 

@@ -17,6 +17,7 @@ from leanmoe.files.digest import file_digest
 from leanmoe.manifest import Manifest, Source, check_files, read_manifest, write_manifest
 from leanmoe.tuned_tables import FOLDER_VARIABLE, TableName, Tiles, put_table, read_table
 from leanmoe_server.table_folder import EngineShape, read_sources, tables_for
+from tests.tuned import RECORD
 
 VLLM = Path(vllm.__file__).parent / "model_executor/layers/fused_moe/configs"
 H200 = EngineShape("NVIDIA_H200", VLLM)
@@ -30,14 +31,6 @@ MINE = {
         num_warps=4,
         num_stages=3,
     )
-}
-RECORD = {
-    "card": "NVIDIA H200",
-    "vllm": "0.32.0",
-    "triton": "3.6.0",
-    "date": "2026-11-27",
-    "command": "leanmoe bench tune ./lean",
-    "batches": [1],
 }
 
 
