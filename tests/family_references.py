@@ -1,4 +1,4 @@
-"""transformers' own model of a tiny family, to compare our layers with."""
+"""Logits of a tiny family: of transformers' own model, and of our layers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from leanmoe_pruning.checkpoints.opening import open_model
+from leanmoe_pruning.forward.passes import embed_all, step_
+from leanmoe_pruning.forward.stream import DecoderStream
 from tests.tiny_families import FAMILY_NAMES, write_tiny
 
 # transformers has no class for the first DeepSeek; the golden set speaks for it.
@@ -53,3 +56,15 @@ def transformers_logits(path: Path, ids_NT: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         logits: torch.Tensor = model.eval()(ids_NT).logits
     return logits
+
+
+@torch.inference_mode()
+def streamed_logits(
+    path: Path, ids_NT: torch.Tensor, kept: dict[int, list[int]] | None = None
+) -> torch.Tensor:
+    """Our own, layer by layer; of ``kept`` source experts alone where they are given."""
+    stream = DecoderStream(open_model(path))
+    hidden = embed_all(stream, [ids_NT])
+    for layer in stream.layers():
+        step_(layer, hidden, None if kept is None else kept.get(layer.index))
+    return stream.logits(hidden[0])

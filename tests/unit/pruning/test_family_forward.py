@@ -20,7 +20,7 @@ from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.progress import no_tick
 from leanmoe_pruning.scores.bundle import ScoreBundle
 from leanmoe_pruning.scores.passing import score_layers
-from tests.family_references import WITH_CLASS, transformers_logits, write_telling
+from tests.family_references import WITH_CLASS, streamed_logits, transformers_logits, write_telling
 from tests.planned_models import write_planned
 from tests.reference_model import planned_blocks
 from tests.tiny_families import FAMILY_NAMES, write_tiny
@@ -38,13 +38,8 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * scale)
 
 
-@torch.inference_mode()
 def logits_of(path, kept=None) -> torch.Tensor:
-    stream = DecoderStream(open_model(path))
-    hidden = embed_all(stream, [IDS])
-    for layer in stream.layers():
-        step_(layer, hidden, None if kept is None else kept.get(layer.index))
-    return stream.logits(hidden[0])
+    return streamed_logits(path, IDS, kept)
 
 
 @pytest.fixture

@@ -448,17 +448,25 @@ def printed(capsys, *arguments: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("pattern", ["8:32", "16:32", "24:32"])
-def test_every_command_tells_the_bytes_that_are_on_disk(pattern, in_float8, tmp_path, capsys):
-    """Before it is made, when it is made, of what was made, dense again, and on its card."""
-    rows = printed(capsys, "plan", in_float8, "--method", "magnitude", "--tflops", "1")["rows"]
+def planned_then_packed(capsys, source: Path, out: Path, pattern: str) -> tuple[dict, dict]:
+    """The rows of ``out`` in plans before and after; both and the cut tell the bytes on disk."""
+    rows = printed(capsys, "plan", source, "--method", "magnitude", "--tflops", "1")["rows"]
     (planned,) = (row for row in rows if row["budget"].get("pattern") == pattern)
-    out, how = tmp_path / "packed", ("--method", "magnitude", "--pattern", pattern)
-    made = printed(capsys, "prune", in_float8, *how, "--compress", "-o", out)
+    how = ("--method", "magnitude", "--pattern", pattern)
+    made = printed(capsys, "prune", source, *how, "--compress", "-o", out)
     on_disk = bytes_of_tensors(out)
     assert planned["weight_bytes"] == made["weight_bytes"] == on_disk
     itself = printed(capsys, "plan", out, "--tflops", "1")
     assert itself["weight_bytes"] == itself["rows"][0]["serve"]["weights_bytes"] == on_disk
+    return planned, itself["rows"][0]
+
+
+@pytest.mark.parametrize("pattern", ["8:32", "16:32", "24:32"])
+def test_every_command_tells_the_bytes_that_are_on_disk(pattern, in_float8, tmp_path, capsys):
+    """Before it is made, when it is made, of what was made, dense again, and on its card."""
+    out = tmp_path / "packed"
+    planned_then_packed(capsys, in_float8, out, pattern)
+    on_disk = bytes_of_tensors(out)
     dense = printed(capsys, "unpack", out, "-o", tmp_path / "dense")
     assert dense["source_weight_bytes"] == on_disk
     assert dense["weight_bytes"] == bytes_of_tensors(tmp_path / "dense")

@@ -13,9 +13,8 @@ from leanmoe_pruning.checkpoints.opening import open_model
 from tests.tiny_families import write_tiny
 from tests.unit.pruning.test_packed_models import (
     HOW,
-    bytes_of_tensors,
     damaged,
-    printed,
+    planned_then_packed,
     pruned,
     run,
 )
@@ -86,15 +85,9 @@ def test_a_packed_stack_is_distilled_as_the_dense_one(how, source, tmp_path):
 
 @pytest.mark.parametrize("pattern", ["8:32", "16:32", "24:32"])
 def test_every_command_tells_the_bytes_that_are_on_disk(pattern, source, tmp_path, capsys):
-    rows = printed(capsys, "plan", source, "--method", "magnitude", "--tflops", "1")["rows"]
-    (planned,) = (row for row in rows if row["budget"].get("pattern") == pattern)
-    out, how = tmp_path / "packed", ("--method", "magnitude", "--pattern", pattern)
-    made = printed(capsys, "prune", source, *how, "--compress", "-o", out)
-    on_disk = bytes_of_tensors(out)
-    assert planned["weight_bytes"] == made["weight_bytes"] == on_disk
-    itself = printed(capsys, "plan", out, "--tflops", "1")
-    assert itself["weight_bytes"] == itself["rows"][0]["serve"]["weights_bytes"] == on_disk
-    assert planned["loads_in"] == itself["rows"][0]["loads_in"] == "leanmoe serve"
+    out = tmp_path / "packed"
+    planned, itself = planned_then_packed(capsys, source, out, pattern)
+    assert planned["loads_in"] == itself["loads_in"] == "leanmoe serve"
     reader, share = open_model(out).reader, int(pattern.split(":")[0]) / 32 + 1 / 16
     stacks = [name for name in reader.names if name.endswith("_linear.weight")]
     assert len(stacks) == 6

@@ -13,9 +13,7 @@ from transformers.integrations.mxfp4 import FP4_VALUES
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
 from leanmoe_pruning.checkpoints.opening import open_model
-from leanmoe_pruning.forward.passes import embed_all, step_
-from leanmoe_pruning.forward.stream import DecoderStream
-from tests.family_references import change_config
+from tests.family_references import change_config, streamed_logits
 from tests.tiny_families import write_tiny
 
 IDS = torch.randint(0, 400, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -23,13 +21,8 @@ BLOCK = (128, 64)
 FP8_FAMILIES = ("deepseek_v3", "qwen3_moe")
 
 
-@torch.inference_mode()
 def logits_of(path, kept=None) -> torch.Tensor:
-    stream = DecoderStream(open_model(path))
-    hidden = embed_all(stream, [IDS])
-    for layer in stream.layers():
-        step_(layer, hidden, None if kept is None else kept.get(layer.index))
-    return stream.logits(hidden[0])
+    return streamed_logits(path, IDS, kept)
 
 
 def per_block(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
