@@ -88,16 +88,7 @@ class Cutter:
         self._check_layout()
         self._names = ModuleNames(plans if rank is None else {}, checkpoint.path)
         self._names.config(checkpoint.config)  # which raises what it raises now
-        self._markers = {
-            **{
-                checkpoint.family.gate_name(layer): self._marker(layer, own)
-                for layer, own in self._layout().layers.items()
-            },
-            **{
-                checkpoint.family.gate_name(layer): self._constants_marker(layer, ids)
-                for layer, ids in self._constants().items()
-            },
-        }
+        self._markers = self._markers_beside_gates()
         self.reader = checkpoint.reader
         # Where the output's tensors are read: some may have been replaced.
         self._source = SpooledReader(checkpoint, replaced) if replaced else self.reader
@@ -107,11 +98,15 @@ class Cutter:
         self._known = frozenset(
             (*checkpoint.family.other_names(checkpoint.config), *block_sizes(checkpoint))
         )
-        self.shards = {
-            name: pieces
+        self.shards = self._planned_shards()
+
+    def _planned_shards(self) -> dict[str, list[Piece]]:
+        """What each file will hold; one of which nothing is left is not written."""
+        planned = {
+            name: [piece for info in held.values() for piece in self._pieces(info)]
             for name, held in self.reader.shards.items()
-            if (pieces := [piece for info in held.values() for piece in self._pieces(info)])
         }
+        return {name: pieces for name, pieces in planned.items() if pieces}
 
     def _cut(self, layer: int, plan: LayerPlan, rank: int | None) -> LayerCut:
         if rank is None:
@@ -164,6 +159,15 @@ class Cutter:
             return shared
         self._check_no_part_of_a_block(weight)
         return [Copied(info, info.name)]
+
+    def _markers_beside_gates(self) -> dict[str, Piece]:
+        """By the gate that it is written behind: what says that a layer is not as usual."""
+        gate = self.checkpoint.family.gate_name
+        layouts, constants = self._layout().layers, self._constants()
+        return {
+            **{gate(layer): self._marker(layer, own) for layer, own in layouts.items()},
+            **{gate(layer): self._constants_marker(layer, ids) for layer, ids in constants.items()},
+        }
 
     def _marker(self, layer: int, own: LayerLayout) -> Piece:
         name = marker_name(self.checkpoint.family.block_prefix(layer))
