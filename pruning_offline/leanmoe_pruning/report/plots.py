@@ -39,7 +39,7 @@ def losses_figure(losses: LayerLosses) -> str:
         )
         axes.plot(places, losses.chosen, "o", color=MAIN, markersize=5, label="this cut")
         axes.margins(x=0.01)
-        _layer_ticks(axes, losses.layers)
+        _ticks(axes, losses.layers)
         if min(losses.least) > 0 and max(losses.most) > 50 * min(losses.least):
             axes.set_yscale("log")
             axes.set_ylim(min(losses.least) / 1.4, max(losses.most) * 1.2)
@@ -52,11 +52,12 @@ def losses_figure(losses: LayerLosses) -> str:
         return figure_svg(figure, "losses")
 
 
-def _layer_ticks(axes: Axes, layers: Sequence[int], vertical: bool = False) -> None:
-    step = max(1, -(-len(layers) // 30))
-    places = range(0, len(layers), step)
+def _ticks(axes: Axes, numbers: Sequence[int], vertical: bool = False) -> None:
+    """Layers or experts by their numbers, not all where they are many."""
+    step = max(1, -(-len(numbers) // 30))
+    places = range(0, len(numbers), step)
     set_ticks = axes.set_yticks if vertical else axes.set_xticks
-    set_ticks(list(places), [str(layers[place]) for place in places], fontsize=9)
+    set_ticks(list(places), [str(numbers[place]) for place in places], fontsize=9)
 
 
 def kept_figure(kept: Mapping[int, Sequence[int]], n_experts: int) -> str:
@@ -64,13 +65,7 @@ def kept_figure(kept: Mapping[int, Sequence[int]], n_experts: int) -> str:
     layers = sorted(kept)
     # The longer side lies along the page.
     wide = n_experts > len(layers)
-    there: list[tuple[int, int]] = []
-    gone: list[tuple[int, int]] = []
-    for place, layer in enumerate(layers):
-        held = set(kept[layer])
-        for expert in range(n_experts):
-            cell = (expert, place) if wide else (place, expert)
-            (there if expert in held else gone).append(cell)
+    there, gone = _cells(kept, n_experts, wide)
     columns, rows = (n_experts, len(layers)) if wide else (len(layers), n_experts)
     with style.context(figure_style("kept")):
         side = min(0.3, FIGURE_WIDTH / columns)
@@ -83,11 +78,8 @@ def kept_figure(kept: Mapping[int, Sequence[int]], n_experts: int) -> str:
         axes.set_xlim(-0.6, columns - 0.4)
         axes.set_ylim(rows - 0.4, -0.6)
         axes.set_aspect("equal")
-        _layer_ticks(axes, layers, vertical=wide)
-        step = max(1, -(-n_experts // 30))
-        experts = list(range(0, n_experts, step))
-        set_ticks = axes.set_xticks if wide else axes.set_yticks
-        set_ticks(experts, [str(expert) for expert in experts], fontsize=9)
+        _ticks(axes, layers, vertical=wide)
+        _ticks(axes, range(n_experts), vertical=not wide)
         names = ("source expert", "decoder layer")
         axes.set_xlabel(names[0] if wide else names[1])
         axes.set_ylabel(names[1] if wide else names[0])
@@ -95,6 +87,20 @@ def kept_figure(kept: Mapping[int, Sequence[int]], n_experts: int) -> str:
         axes.spines[:].set_visible(False)
         axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=9)
         return figure_svg(figure, "kept")
+
+
+def _cells(
+    kept: Mapping[int, Sequence[int]], n_experts: int, wide: bool
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Column and row of each kept expert, and of each that is gone."""
+    there: list[tuple[int, int]] = []
+    gone: list[tuple[int, int]] = []
+    for place, layer in enumerate(sorted(kept)):
+        held = set(kept[layer])
+        for expert in range(n_experts):
+            cell = (expert, place) if wide else (place, expert)
+            (there if expert in held else gone).append(cell)
+    return there, gone
 
 
 def _squares(cells: Sequence[tuple[int, int]]) -> Outline:
