@@ -131,7 +131,11 @@ def vllm(target: Target) -> Figures:
     flags = ["--ignore-eos", "--skip-chat-template", "--save-result", "--save-detailed"]
     pairs = [part for pair in options.items() for part in pair]
     _output([program, "bench", "serve", *pairs, *flags, "--disable-tqdm"], target.work)
-    found = json.loads(result.read_text(encoding="utf-8"))
+    return _of_vllm(json.loads(result.read_text(encoding="utf-8")))
+
+
+def _of_vllm(found: Mapping[str, Any]) -> Figures:
+    """ITL from the gaps of each request, without the one behind the role alone."""
     names = {"ttft": "ttft", "tpot": "tpot", "e2e": "e2el"}
     latencies = {
         f"{ours}_{point}": float(found[f"{point}_{theirs}_ms"])
