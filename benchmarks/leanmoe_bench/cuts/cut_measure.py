@@ -39,6 +39,9 @@ from leanmoe_pruning.scores.effects import EFFECTS, effects_file
 
 Losses = dict[str, list[float]]
 _FULL = "full"
+_EFFECTS = ("predictions", "text")
+# Of a bundle without effects, which takes half as long.
+_PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,10 @@ def measure(model: str, runs: Sequence[Run], text: Text, work: Path) -> Iterator
         leanmoe("reference", str(path), "--model", model)
     full, data = {"method": "full model", "model": model}, windows_of(held_out)
     yield once(_file(work, _FULL, held_out), lambda: {**full, "losses": losses(path, {}, data)})
+    has_effects = any("{predictions}" in run.command for run in runs)
+    bundles = {one: one for one in _EFFECTS} | {"scores": _EFFECTS[0] if has_effects else _PLAIN}
     for run in runs:
-        yield once(_file(work, run.name, held_out), partial(_judged, run, text, work))
+        yield once(_file(work, run.name, held_out), partial(_judged, run, text, work, bundles))
 
 
 def _scores(work: Path, effects: str, text: Text, sample: int) -> Path:
@@ -69,7 +74,8 @@ def _scores(work: Path, effects: str, text: Text, sample: int) -> Path:
     whole = work / f"scores-{effects}"
     if not (whole / DESCRIPTION).exists():
         data, model = windows_of(text.windows), str(work / "reference")
-        leanmoe("score", model, "--effects", effects, "--data", data, "-o", str(whole))
+        options = () if effects == _PLAIN else ("--effects", effects)
+        leanmoe("score", model, *options, "--data", data, "-o", str(whole))
     if not sample:
         return whole
     part = work / f"{whole.name}-{sample}-of-{text.samples}"
@@ -93,10 +99,10 @@ def sample_bundle(whole: Path, out: Path, rule: RouterRule, text: Text, sample: 
     out.mkdir(exist_ok=True)
     for scores in bundle.layers(rule):
         part, _ = sampled_part(scores, chosen_T, torch.zeros_like(chosen_T, dtype=torch.int64))
-        assert part.effects_SE is not None, "scored with effects"
         files[layer_file(part.layer)] = write_layer(out, part)
-        name, effects = effects_file(part.layer), {EFFECTS: part.effects_SE}
-        files[name] = write_tensors(out / name, effects)
+        if part.effects_SE is not None:
+            name, effects = effects_file(part.layer), {EFFECTS: part.effects_SE}
+            files[name] = write_tensors(out / name, effects)
     layout = [
         (len(range(sample - 1, windows, text.samples)), size) for windows, size in every.layout
     ]
@@ -116,9 +122,9 @@ def finished(runs: Sequence[Run], held_out: int, work: Path) -> list[Row]:
     return finished_rows(full, [_file(work, run.name, held_out) for run in runs])
 
 
-def _judged(run: Run, text: Text, work: Path) -> Row:
+def _judged(run: Run, text: Text, work: Path, bundles: Mapping[str, str]) -> Row:
     started = time.monotonic()
-    kept = _kept(run, text, work)
+    kept = _kept(run, text, work, bundles)
     healed = _healed(run, work) if run.heal else None
     seconds = round(time.monotonic() - started, 1)
     path, masked = (healed, {}) if healed else (work / "reference", kept)
@@ -141,15 +147,15 @@ def _healed(run: Run, work: Path) -> Path:
     return out
 
 
-def _kept(run: Run, text: Text, work: Path) -> dict[int, list[int]]:
+def _kept(run: Run, text: Text, work: Path, bundles: Mapping[str, str]) -> dict[int, list[int]]:
     """The experts of each layer that stay, decided by the run's command where it has one."""
     plan, model = work / f"{run.name}.plan", work / "reference"
     if run.method in PAIRED:
         layers = open_model(model).shape.moe_layers
         return kept_by_pairs(layers, run.keep, run.method, run.seed)
     if not plan.exists():
-        asked = [one for one in ("predictions", "text") if f"{{{one}}}" in run.command]
-        scores = {effects: _scores(work, effects, text, run.sample) for effects in asked}
+        asked = [one for one in bundles if f"{{{one}}}" in run.command]
+        scores = {one: _scores(work, bundles[one], text, run.sample) for one in asked}
         leanmoe(*(part.format(model=model, out=plan, **scores) for part in run.command))
     read = read_plan(plan, open_model(model))
     return {layer: list(own.kept) for layer, own in read.layers.items()}

@@ -1,7 +1,7 @@
 """Which cuts are compared: the command that decides each, as a user would type it.
 
 ``{model}`` and ``{out}`` stand for the source and the plan, ``{predictions}`` and ``{text}`` for
-its score bundles, by what the effects of experts in them are on.
+its score bundles, by what the effects of experts in them are on, ``{scores}`` for any of them.
 A sample is one of several equal parts of the calibration windows: what a method decides from each
 shows how much of its result is the choice of text.
 """
@@ -23,10 +23,11 @@ HEALED_AT_ONCE = 4
 PAIRED = (APART, TOGETHER)
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
 _RANKINGS = ("frequency", "soft-activation", "ean", "msan", "weighted-ean", "coverage", "pairwise")
-_BY_TEXT = "naee, spread, by text"
-# The first two decide from what experts do to predictions and to the log loss of the text.
+_BY_EFFECTS, _BY_TEXT = "naee, spread", "naee, spread, by text"
+# What experts do to predictions and to the log loss of the text decides these.
+_EFFECTS = {_BY_EFFECTS: "{predictions}", _BY_TEXT: "{text}"}
 _RULES = {
-    "naee, spread": ("--method", "naee", "--spread"),
+    _BY_EFFECTS: ("--method", "naee", "--spread"),
     _BY_TEXT: ("--method", "naee", "--spread"),
     "naee": ("--method", "naee"),
     "naee, spread over experts": ("--method", "naee", "--spread", "experts"),
@@ -92,7 +93,7 @@ def every_run(model: str, samples: int = 0, heal: int = 0) -> Iterator[Run]:
 
 
 def _scored(name: str, keep: int, sample: int = 0) -> Run:
-    scores = "{text}" if name == _BY_TEXT else "{predictions}"
+    scores = _EFFECTS.get(name, "{scores}")
     # As published: rules that know nothing of super experts may take them.
     command = _decide(keep, *_RULES[name], "--super-experts", "warn", "--scores", scores)
     return Run(name, keep, 0, command, sample)
