@@ -131,10 +131,9 @@ def read_sparse_format(config: Mapping[str, Any], where: str) -> SparseFormat | 
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([CONFIG_KEY, *(str(part) for part in first["loc"])])
-        raise CheckpointError(
-            f"{where}: {place} is {first['input']!r:.60}: "
-            f"{first['msg'].removeprefix('Value error, ')}; pack the model again"
-        ) from None
+        said = f"{first['input']!r:.60}: {first['msg'].removeprefix('Value error, ')}"
+        found = "missing" if first["type"] == "missing" else said
+        raise CheckpointError(f"{where}: {place} is {found}; pack the model again") from None
     _check_inner(how, where)
     return how
 

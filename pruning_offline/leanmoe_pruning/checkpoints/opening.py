@@ -155,8 +155,8 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
         if not (shape.packed and name.endswith(PACKED)):
             reader.check_is_weight(name)
     _check_no_other_expert(checkpoint, reader)
-    _check_float8(checkpoint, reader)
     _check_packing(checkpoint, reader)
+    _check_float8(checkpoint, reader)
     check_scales(reader, block_of(checkpoint.config))
     _check_orders(checkpoint, reader)
 

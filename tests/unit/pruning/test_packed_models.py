@@ -336,6 +336,29 @@ def test_a_packed_model_whose_config_says_nothing_of_it_is_told_so(
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 64]}
 
 
+def said_of(source: Path, folder: Path, quantization: dict) -> str:
+    """What is said of a packed model with another ``quantization_config``."""
+    packed = pruned(source, folder / "packed", "--pattern", "16:32", "--compress")
+    config = json.loads((packed / "config.json").read_text()) | {
+        "quantization_config": quantization
+    }
+    (packed / "config.json").write_text(json.dumps(config))
+    (packed / "leanmoe.json").unlink()
+    with pytest.raises(CheckpointError) as error:
+        read_offline(packed)
+    return str(error.value)
+
+
+def test_a_packed_model_with_its_sources_own_settings_is_told_what_it_lost(source, tmp_path):
+    """No advice to take them out, after which nothing would say how experts are packed."""
+    assert "has lost the quantization_config of leanmoe_sparse" in said_of(source, tmp_path, FP8)
+
+
+def test_a_missing_key_is_called_missing(source, tmp_path):
+    said = said_of(source, tmp_path, {"quant_method": "leanmoe_sparse"})
+    assert "config.json: quantization_config.keep is missing; pack the model again" in said
+
+
 def test_plain_values_whose_source_is_said_to_be_float8_are_refused(source, tmp_path):
     packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
     with pytest.raises(CheckpointError, match="dtype is 'bfloat16' and the quant_method of its in"):
