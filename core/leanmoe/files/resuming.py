@@ -134,7 +134,10 @@ def _guarded(folder: Path, target: Path, force: bool) -> Iterator[Unfinished]:
         elif isinstance(error, KeyboardInterrupt) or interrupt_requested():
             raise KeyboardInterrupt(kept_in(folder)) from None
         raise
-    put_in_place(unfinished.output, target, force)
+    try:
+        put_in_place(unfinished.output, target, force)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept_in(folder)) from None
     discard(folder, target)
 
 

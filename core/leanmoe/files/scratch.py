@@ -82,7 +82,7 @@ def scratch_folder(target: Path, kind: str) -> Iterator[Path]:
 def remove_abandoned(target: Path) -> None:
     """Remove what killed processes left beside ``target``; put back an output they had moved."""
     kinds = "|".join((PART, SPOOL, ASIDE, TEXT))
-    keys = rf"(?:{kinds})-[a-z0-9_]{{8}}|{PARTIAL}-[a-z0-9]{{12}}"
+    keys = rf"(?:{kinds})-[a-z0-9_]{{8}}|{PARTIAL}-[a-z0-9]{{12,16}}"
     name = re.compile(rf"\.{re.escape(target.name)}\.(?={keys}$)([a-z]+)-.*")
     with suppress(OSError):  # nothing there, or not ours to tidy
         for path in sorted(target.parent.iterdir()):
@@ -92,7 +92,10 @@ def remove_abandoned(target: Path) -> None:
 
 def _is_of_use(folder: Path) -> bool:
     """Whether a run can go on with it: not before its first step, nor once the result is out."""
-    return (folder / RECORD).exists() == (folder / RESULT).exists()
+    if (folder / RECORD).exists() or (folder / RESULT).exists():
+        return (folder / RECORD).exists() and (folder / RESULT).exists()
+    # Without a record each whole file counts by itself.
+    return any(not path.name.endswith(f".{PART}") for path in folder.iterdir())
 
 
 def _remove_if_abandoned(path: Path, kind: str, target: Path) -> None:

@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from leanmoe.command import Command, Result
-from leanmoe.errors import CheckpointError, InputError
+from leanmoe.errors import CheckpointError, InputError, OutputError
 from leanmoe.files.output import (
     atomic_directory,
     atomic_write_json,
@@ -21,8 +22,10 @@ from leanmoe.files.output import (
     placed,
     unplaced_directory,
 )
+from leanmoe.files.resuming import kept_in
+from leanmoe.files.scratch import discard
 from leanmoe.manifest import Manifest, write_manifest
-from leanmoe.process.interrupts import stop_on_signals
+from leanmoe.process.interrupts import interrupt_requested, stop_on_signals
 from leanmoe.sparse.sparse_format import pattern_of
 from leanmoe_pruning.amounts import show_share
 from leanmoe_pruning.checkpoints.opening import (
@@ -261,31 +264,64 @@ def _pruned(request: PruneOptions, method: Method[Any], own: Any) -> Result:
     packer = _packer(request, inputs, chooser)
     with stop_on_signals():
         decision = chooser.decide(request.dump is not None)
-        decision = probed(inputs, decision, refuse=request.super_experts == "refuse")
-        decision = _noted(request, inputs, decision)
-        _say(decision.notes)
-        if request.plan_only:
-            return _plan(request, method, inputs, chooser, decision)
-        replacement = Replacement.of(request.replace, inputs.checkpoint)
-        if replacement is not None:
-            told = len(decision.notes)
-            decision = _with_stand_ins(request, inputs, decision, replacement)
-            _say(decision.notes[told:])
-        with decision.replaced or nullcontext():
-            cutter = Cutter(
-                inputs.checkpoint,
-                decision.layers,
-                decision.replaced,
-                decision.input_orders,
-                packer,
-                None if replacement is None else replacement.rank,
-            )
-            with progress("checking shards", cutter.n_read) as tick:
-                cutter.validate(tick)
-            with _dumped(request, decision) as dump:
-                manifest = _write(request, method, inputs, chooser, decision, cutter, dump)
-        decision.finished()
-    return {**_result(request, cutter, manifest), "seconds": round(time.monotonic() - started, 1)}
+        # Also of what is refused, or stopped, before the cutter takes them.
+        with decision.replaced or nullcontext(), _resumable(decision.kept, request.out):
+            result = _written(request, method, inputs, chooser, decision, packer)
+    if request.plan_only:
+        return result
+    return {**result, "seconds": round(time.monotonic() - started, 1)}
+
+
+@contextmanager
+def _resumable(kept: Path | None, out: Path) -> Iterator[None]:
+    """Say, of a run that stops, what a method kept to go on from; it goes once all is written."""
+    if kept is None:
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or interrupt_requested():
+            raise KeyboardInterrupt(kept_in(kept)) from None
+        if isinstance(error, InputError | OutputError):
+            raise type(error)(f"{error}; {kept_in(kept)}") from error
+        raise
+    discard(kept, out)
+
+
+def _written(
+    request: PruneOptions,
+    method: Method[Any],
+    inputs: Inputs,
+    chooser: Chooser,
+    decision: Decision,
+    packer: Packer | None,
+) -> Result:
+    """Write what was decided: a checkpoint, or its plan."""
+    decision = probed(inputs, decision, refuse=request.super_experts == "refuse")
+    decision = _noted(request, inputs, decision)
+    _say(decision.notes)
+    if request.plan_only:
+        return _plan(request, method, inputs, chooser, decision)
+    replacement = Replacement.of(request.replace, inputs.checkpoint)
+    if replacement is not None:
+        told = len(decision.notes)
+        decision = _with_stand_ins(request, inputs, decision, replacement)
+        _say(decision.notes[told:])
+    with decision.replaced or nullcontext():
+        cutter = Cutter(
+            inputs.checkpoint,
+            decision.layers,
+            decision.replaced,
+            decision.input_orders,
+            packer,
+            None if replacement is None else replacement.rank,
+        )
+        with progress("checking shards", cutter.n_read) as tick:
+            cutter.validate(tick)
+        with _dumped(request, decision) as dump:
+            manifest = _write(request, method, inputs, chooser, decision, cutter, dump)
+    return _result(request, cutter, manifest)
 
 
 def _with_stand_ins(
@@ -350,7 +386,6 @@ def _plan(
     note = plan_note(inputs.checkpoint.path.resolve().name, method.name, settings, calibration)
     with _dumped(request, decision) as dump, dump:
         write_plan(request.out, decision.layers, note)
-    decision.finished()
     return {
         "plan": str(request.out),
         "method": method.name,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -52,8 +53,8 @@ class Decision:
     # With them, how input columns of experts are grouped now, int32 [D] by the names of
     # leanmoe.input_orders; None where the weights are the source's, and so are its orders.
     input_orders: Mapping[str, torch.Tensor] | None = None
-    # Called when the output is in its place: what was kept for going on can go.
-    finished: Callable[[], None] = no_tick
+    # Where work is kept that the same run goes on from, until the output is in its place.
+    kept: Path | None = None
 
 
 @dataclass(frozen=True)

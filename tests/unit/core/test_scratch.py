@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from leanmoe.errors import InputError
+from leanmoe.files import resuming
 from leanmoe.files.output import atomic_directory, atomic_write_text, check_output
 from leanmoe.files.scratch import (
     ASIDE,
@@ -46,6 +47,14 @@ elif kind == "old":
 elif kind == "part":
     with atomic_directory(target) as folder:
         (folder / "half").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+elif kind == "partial" and sys.argv[3] in ("none", "half", "some"):
+    from leanmoe.files.resuming import kept_folder
+    with kept_folder(target, "0123456789abcdef") as folder:
+        if sys.argv[3] != "none":
+            (folder / "first.part").write_text("half")
+        if sys.argv[3] == "some":
+            (folder / "first.part").rename(folder / "first")
         os.kill(os.getpid(), signal.SIGKILL)
 elif kind == "partial":
     from leanmoe.files import resuming
@@ -89,12 +98,27 @@ def test_leftovers_of_the_dead_are_removed_at_the_start(tmp_path, kind) -> None:
         ("done", ["out"]),
         ("cleaning", ["out"]),
         ("on", [".out.partial-0123456789ab"]),
+        # Of a search, which has no record: each file counts by itself.
+        ("none", []),
+        ("half", []),
+        ("some", [".out.partial-0123456789abcdef"]),
     ],
 )
 def test_work_to_go_on_with_stays_only_where_there_is_some(tmp_path, when, left) -> None:
     killed(tmp_path / "out", PARTIAL, when)
     remove_abandoned(tmp_path / "out")
     assert sorted(one.name for one in tmp_path.iterdir()) == left
+
+
+def test_an_interrupt_of_the_last_step_says_what_is_kept(tmp_path, monkeypatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resuming, "put_in_place", interrupted)
+    work = resuming.resumable_directory(tmp_path / "out", "0123456789ab")
+    with pytest.raises(KeyboardInterrupt, match="what is finished is kept in"), work as unfinished:
+        unfinished.commit(1, {})
+    assert [one.name for one in tmp_path.iterdir()] == [".out.partial-0123456789ab"]
 
 
 def test_an_output_that_was_moved_away_is_put_back(tmp_path) -> None:

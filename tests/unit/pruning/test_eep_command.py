@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from leanmoe.cli import main
 from leanmoe_pruning.checkpoints.opening import open_model
 from leanmoe_pruning.checkpoints.shards import ShardReader
+from leanmoe_pruning.cutting import cutter
 from leanmoe_pruning.data.tasks.loading import load_task
 from leanmoe_pruning.evaluation.resident import ResidentModel
 from leanmoe_pruning.evaluation.task_scoring import score_task
 from leanmoe_pruning.forward.stream import DecoderStream
+from leanmoe_pruning.methods.eep import store
 from leanmoe_pruning.methods.eep.fitness import Judge
 from leanmoe_pruning.methods.eep.individual import Individual
 from leanmoe_pruning.methods.eep.merged_model import Applied, stored_dtype
@@ -135,6 +138,38 @@ def test_a_killed_search_goes_on_to_the_same_bytes(folder, whole, tmp_path):
         assert main(command) == 0
     # Five evaluations were left of nine, then all nine were judged on held-out items.
     assert len(asked) == 5 + 9 and all(times == kept for times in asked)
+    assert weights(tmp_path / "out") == weights(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("evaluated", [0, 1, 9])
+def test_an_interrupt_says_what_is_kept_of_a_search(
+    folder, whole, tmp_path, capsys, monkeypatch, evaluated
+):
+    """In the first evaluation's file nothing; in the second's the first; of the checkpoint all."""
+    command, seen = arguments(folder, tmp_path / "out"), []
+    real, module = (store.write_tensors, store) if evaluated < 9 else (cutter.write_shard, cutter)
+
+    def stopped(path, *given):
+        seen.append(path)
+        path.write_text("half")
+        if len(seen) == (evaluated + 1 if evaluated < 9 else 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(path, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, real.__name__, stopped)
+        assert main(command) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    kept = list(tmp_path.iterdir())
+    if not evaluated:
+        assert kept == [] and "nothing half-written is left" in said
+        return
+    [left] = kept
+    assert f"what is finished is kept in {left}: run the same command again" in said
+    assert not list(left.glob("*.part"))
+    assert len(list(left.glob("train-*"))) == evaluated
+    assert main(command) == 0
     assert weights(tmp_path / "out") == weights(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -73,7 +73,8 @@ class Eep:
             try:
                 found, best, counts, redrawn = self._search(applied, store)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(kept_in(folder)) from None
+                kept = kept_in(folder) if any(folder.iterdir()) else ""
+                raise KeyboardInterrupt(kept) from None
         tensors, facts = _evidence(applied, found, best) if dump else ({}, {})
         return Decision(
             applied.plans(best.individual, self.inputs.shape.renormalize),
@@ -81,7 +82,7 @@ class Eep:
             facts,
             notes=(*self._notes(best), *counts.note()),
             record=_record(found, best, counts, redrawn),
-            finished=store.remove,
+            kept=folder,
         )
 
     def _search(

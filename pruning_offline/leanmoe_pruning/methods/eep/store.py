@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from leanmoe.errors import OutputError
 from leanmoe.files.resuming import kept_in
-from leanmoe.files.scratch import remove_folder
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.methods.eep.individual import Individual
 
@@ -50,14 +49,11 @@ class Store:
             write_tensors(partial, tensors)
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise OutputError(
                 f"could not write {path}: {error.strerror}; {kept_in(self.directory)}"
             ) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.safetensors"
-
-    def remove(self) -> None:
-        """All of it, when the result is written."""
-        remove_folder(self.directory)
