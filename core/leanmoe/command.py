@@ -16,11 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from leanmoe.errors import CheckError, LeanMoEError, OutputError
+from leanmoe.errors import CheckError, InputError, LeanMoEError, OutputError
 from leanmoe.extras import install_problem
 from leanmoe.process.interrupts import forget_interrupts, interrupt_requested
 
 Result = dict[str, Any]
+# Generators of 64 bits count parts of the work above those of the seed.
+MOST_SEED = (1 << 31) - 1
 # What a machine answers where a command is not at fault: no room, no right, no such place.
 _REFUSED = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
@@ -55,6 +57,12 @@ def parser_of(command: Command) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more on stderr")
     return parser
+
+
+def check_seed(seed: int) -> None:
+    """Raise ``InputError`` unless every generator takes it."""
+    if not 0 <= seed <= MOST_SEED:
+        raise InputError(f"--seed is {seed}, expected a number from 0 to {MOST_SEED}")
 
 
 def parse(command: Command, argv: Sequence[str]) -> argparse.Namespace:
@@ -100,6 +108,7 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
 
 
 def _run_and_print(command: Command, args: argparse.Namespace) -> None:
+    check_seed(args.seed)
     try:
         result = command.run(args)
     except CheckError as error:

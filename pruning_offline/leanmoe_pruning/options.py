@@ -21,7 +21,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from leanmoe.command import Command, Result
+from leanmoe.command import Command, Result, check_seed
 from leanmoe.errors import InputError
 from leanmoe.files.address import check_is_path
 from leanmoe_pruning.data.spec import DEFAULT_WINDOW, HELP
@@ -140,6 +140,8 @@ def checked(options: T) -> T:
         found: _Argument | None = one.metadata.get(_KEY)
         if _value_type(hints[one.name]) is Path and value is not None:
             values[one.name] = _path_or_paths(one, value)
+        if one.name == "seed":
+            check_seed(value)
         if found is not None and value is not None:
             _check_value(one.name, value, found)
     return replace(options, **values)  # type: ignore[type-var]

@@ -55,6 +55,14 @@ def test_every_command_has_help_with_an_example_and_the_common_options(words, ca
     assert "--json" in text and "--seed" in text
 
 
+@pytest.mark.parametrize("seed", ["-1", "2147483648", "9" * 30])
+def test_a_seed_that_generators_do_not_take_is_refused(seed, tmp_path, capsys):
+    """They said so in words of their own, or overflowed, once the work had come to them."""
+    assert main(["plan", str(tmp_path), f"--seed={seed}"]) == 2
+    said = f"leanmoe plan: --seed is {seed}, expected a number from 0 to 2147483647\n"
+    assert capsys.readouterr().err == said
+
+
 def test_every_command_is_called_what_the_command_line_calls_it():
     assert [LEANMOE.load(name).name for name in COMMANDS] == list(COMMANDS)
     for group in GROUPS:

@@ -12,7 +12,14 @@ import pytest
 from leanmoe.errors import InputError
 from leanmoe_pruning.commands import curve, distill, evaluate, plan, prune, report, score
 from leanmoe_pruning.methods.registry import METHODS
-from leanmoe_pruning.options import add_options, argument, option, own_options, read_options
+from leanmoe_pruning.options import (
+    add_options,
+    argument,
+    checked,
+    option,
+    own_options,
+    read_options,
+)
 
 COMMANDS = (curve, distill, evaluate, plan, prune, report, score)
 
@@ -58,6 +65,11 @@ def test_the_parser_refuses_what_is_missing_or_no_choice(words):
 def test_a_number_out_of_its_range_is_refused(count):
     with pytest.raises(InputError, match=f"--count is {count}, expected a number from 1 to 9"):
         read("m", "-o", "x", "--count", str(count))
+
+
+def test_a_seed_from_python_is_held_to_the_same_range():
+    with pytest.raises(InputError, match="--seed is -1, expected a number from 0 to 2147483647"):
+        checked(Sample(model=Path("m"), out=Path("x"), seed=-1))
 
 
 def test_an_address_is_no_path():
