@@ -260,14 +260,19 @@ class Cutter:
             for piece in pieces:
                 tensor = piece.read(self._source)
                 if not is_finite(tensor):
-                    raise InputError(
-                        f"{piece.info.name} would hold infinity: a constant of the plan is too "
-                        f"large for {piece.info.dtype}; correct the plan"
-                    )
+                    raise self._too_large(piece.info)
                 yield tensor
                 tick()
 
         return write_shard(path, [piece.info for piece in pieces], tensors())
+
+    def _too_large(self, info: TensorInfo) -> InputError:
+        what, advice = "a constant of the plan", "correct the plan"
+        if self._source is not self.reader:
+            what, advice = "a new value", "convert the model to a wider type first"
+        return InputError(
+            f"{info.name} would hold infinity: {what} is too large for {info.dtype}; {advice}"
+        )
 
     def _write_config(self, directory: Path) -> str:
         config = self._config()

@@ -64,6 +64,22 @@ def test_every_family_is_pruned_to_the_pattern_and_runs(name, method, ids, tmp_p
         assert sum(1 for _ in stream.layers()) == stream.n_layers
 
 
+def test_new_values_too_large_for_the_files_are_told_as_that(ids, tmp_path, capsys):
+    """Not as a constant of a plan, which there is none of."""
+    model = write_tiny(tmp_path / "model", "olmoe", dtype="float16")
+    tensors = {name: one.clone() for name, one in load_file(model / "model.safetensors").items()}
+    for name, one in tensors.items():
+        if name.endswith("down_proj.weight"):
+            tensors[name] = (one.float() / one.float().abs().max() * 65_000).half()
+    (model / "model.safetensors").unlink()
+    save_file(tensors, model / "model.safetensors")
+    how = ("--method", "sparsegpt", "--pattern", "8:32", "--data", ids)
+    assert prune(model, tmp_path / "out", *how) == 2
+    said = "would hold infinity: a new value is too large for float16; convert the model to a wider"
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def assert_outside_unchanged(model: Path, out: Path) -> None:
     """Whatever is no expert matrix is as it was."""
     checkpoint = open_model(model)
