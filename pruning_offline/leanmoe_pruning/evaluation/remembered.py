@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,6 +31,7 @@ from leanmoe_pruning.precision import default_precision
 
 _LOG = logging.getLogger(__name__)
 Found = TypeVar("Found")
+_HALF = re.compile(r"\.((?:hidden|tasks)-[0-9a-f]{32}\.[a-z]+)\.new-[0-9a-f]{8}")
 
 
 class Remembered:
@@ -41,6 +43,7 @@ class Remembered:
         try:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
+                _tidy(folder)
         except OSError as error:
             raise OutputError(f"could not make --remember {folder}: {error.strerror}") from None
         self._folder = folder
@@ -65,6 +68,13 @@ class Remembered:
             return None
         digest = bytes_digest(part.encode() + b"\n" for part in [*self._of, asked])
         return self._folder / f"{kind}-{digest.removeprefix('sha256:')[:32]}{suffix}"
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what killed runs left of answers that nobody may ask for again."""
+    for path in list(folder.iterdir()):
+        if found := _HALF.fullmatch(path.name):
+            remove_abandoned(folder / found[1])
 
 
 def _taken_up(

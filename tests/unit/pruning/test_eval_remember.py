@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 
 import pytest
 
 from leanmoe.cli import main
+from leanmoe.files.scratch import scratch_file
 from leanmoe_pruning.commands import evaluate
 from tests.tiny import write_tiny_mixtral
 
@@ -96,6 +98,19 @@ def test_what_cannot_be_kept_is_said_and_the_figures_come(models, tmp_path, caps
     assert caplog.text.count("File too large; it will be made anew") == 2
     assert list(memory.iterdir()) == []
     assert run(capsys, first, other, *asked, "--remember", str(memory)) == plain
+
+
+def test_what_a_killed_run_left_of_another_question_goes(models, tmp_path, capsys):
+    """Of a living one it stays."""
+    first, _, other = models
+    names = [f"hidden-{digit * 32}.safetensors" for digit in "ab"]
+    left = [scratch_file(tmp_path / name, 0o666) for name in names]
+    os.close(left[0][1])
+    (tmp_path / ".hidden-note.new-0123abcd").touch()
+    run(capsys, first, other, "--tasks", "builtin:facts:2", "--remember", str(tmp_path))
+    hidden = {path.name for path in tmp_path.glob(".*")}
+    assert hidden == {".hidden-note.new-0123abcd", left[1][0].name}
+    os.close(left[1][1])
 
 
 def test_what_was_damaged_is_made_anew(models, tmp_path, capsys, caplog):
