@@ -10,7 +10,7 @@ import torch
 from leanmoe import __version__
 from leanmoe.messages import HandshakeReport, LayerReport, SkipMode
 from leanmoe_runtime.compat import current_platform, vllm_version
-from leanmoe_runtime.device.alignment import device_supports_request_rows
+from leanmoe_runtime.device.alignment import request_rows_unavailable
 from leanmoe_runtime.experts import LeanRoutedExperts
 from leanmoe_runtime.layers import SharedOnly, layer_index
 from leanmoe_runtime.runner import LeanRunner
@@ -57,7 +57,7 @@ def _draft_layers(worker: Any, runners: dict[str, Any]) -> list[str]:
 
 def _request_levels_unavailable(vllm_config: Any) -> str | None:
     # On a CPU the API process knows by the arguments alone.
-    return None if current_platform.is_cpu() else device_supports_request_rows(vllm_config)
+    return None if current_platform.is_cpu() else request_rows_unavailable(vllm_config)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def device_supports_request_rows(vllm_config: Any) -> str | None:
+def request_rows_unavailable(vllm_config: Any) -> str | None:
     """Why single requests can have no level of their own under this ``VllmConfig``, or ``None``.
 
     The rows are laid out in the order of the model runner's step. What mixes, splits or adds

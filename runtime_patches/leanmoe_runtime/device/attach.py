@@ -12,7 +12,7 @@ from leanmoe_runtime.compat import (
     padding_mask,
     wrap_triton_call,
 )
-from leanmoe_runtime.device.alignment import device_supports_request_rows
+from leanmoe_runtime.device.alignment import request_rows_unavailable
 from leanmoe_runtime.device.assignment import with_blocks
 from leanmoe_runtime.device.layer import DeviceLayer, step_rows
 from leanmoe_runtime.device.routing import NotCoveredError, Routing, routing_of
@@ -31,7 +31,7 @@ def step_of(engine: Engine) -> StepRows:
     if engine.step is not None:
         return engine.step
     config = get_current_vllm_config()
-    aligned = device_supports_request_rows(config) is None
+    aligned = request_rows_unavailable(config) is None
     step = step_rows(config, device_of_worker(), aligned=aligned, least_union=least_union(config))
     engine.step, engine.state.device_union = step, step.union
     watch_device_requests()

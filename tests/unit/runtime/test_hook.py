@@ -7,7 +7,7 @@ import pytest
 
 from leanmoe.messages import LevelTable, Phases
 from leanmoe_runtime import hook
-from leanmoe_runtime.device.alignment import device_supports_request_rows
+from leanmoe_runtime.device.alignment import request_rows_unavailable
 from leanmoe_runtime.device.rows import StepRows
 from leanmoe_runtime.engine import Engine, engine_of
 from leanmoe_runtime.state import EXACT_ROW, LayerState
@@ -220,5 +220,5 @@ def test_what_mixes_tokens_is_named(changed, reason):
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(**parallel), speculative_config=speculative
     )
-    found = device_supports_request_rows(config)
+    found = request_rows_unavailable(config)
     assert found is None if reason is None else found.startswith(reason)
