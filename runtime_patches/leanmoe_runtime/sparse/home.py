@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from leanmoe.messages import SkipMode
 from leanmoe.sparse.packing import Overflow, Packed
 from leanmoe.sparse.scale_blocks import Blocks
-from leanmoe.sparse.sparse_format import GROUP, SparseFormat
+from leanmoe.sparse.sparse_format import GROUP, INPUT_ORDER, SparseFormat
 from leanmoe_runtime.compat import current_platform, device_of_worker, fused_experts
 from leanmoe_runtime.engine import current_engine
 from leanmoe_runtime.native import gpu_library
@@ -91,8 +91,13 @@ def home_of(how: SparseFormat) -> Home:
     return CpuHome(how) if current_platform.is_cpu() else GpuHome(how)
 
 
+def parameter_name(stack: str, end: str) -> str:
+    """Of what lies in ``stack`` under a name's ``end``: without a dot, as vLLM's w13_weight."""
+    return f"{stack}{end.replace('.', '_')}"
+
+
 def _orders(layer: Any) -> torch.Tensor | None:
-    return getattr(layer, "w13_weight_input_order", None)
+    return getattr(layer, parameter_name("w13", INPUT_ORDER), None)
 
 
 class CpuHome:

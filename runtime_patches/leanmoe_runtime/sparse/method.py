@@ -45,7 +45,7 @@ from leanmoe_runtime.compat import (
 )
 from leanmoe_runtime.sparse.arrivals import Arrivals, Arrived, Place
 from leanmoe_runtime.sparse.gpu import ACTIVATIONS
-from leanmoe_runtime.sparse.home import STACKS, Block, Held, Size, home_of
+from leanmoe_runtime.sparse.home import STACKS, Block, Held, Size, home_of, parameter_name
 from leanmoe_runtime.sparse.kernel import Scales
 from leanmoe_runtime.sparse.restored import RestoredLinearMethod
 
@@ -201,10 +201,10 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
             self._sizes[name] = (num_experts, rows, columns)
             self._add(layer, name, dtype)
             if self._how.is_float8:
-                self._register(layer, f"{name}{SCALE}", self._empty_scales(name, hidden))
+                self._register(layer, name, SCALE, self._empty_scales(name, hidden))
         if self._how.input_orders:
             orders_D = torch.arange(wide, dtype=torch.int32, device=self._home.device)
-            self._register(layer, f"w13{INPUT_ORDER}", orders_D.repeat(num_experts, 1))
+            self._register(layer, "w13", INPUT_ORDER, orders_D.repeat(num_experts, 1))
 
     def _check(self, layer: Any, wide: int, hidden: int, dtype: torch.dtype) -> None:
         where, parallel = layer.layer_name, self.moe.moe_parallel_config
@@ -232,14 +232,12 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         # Of what only passes through, a name to load it by.
         none = torch.empty(0, dtype=dtype, device="cpu")
         for end in {*PARTS[self._how.layout], *held, WEIGHT}:
-            self._register(layer, f"{name}{end}", held.get(end, none))
+            self._register(layer, name, end, held.get(end, none))
 
-    def _register(self, layer: Any, name: str, tensor: torch.Tensor) -> None:
-        # A parameter's name has no dot; vLLM's own are w13_weight and the like.
-        stem, end = name.split(".")
+    def _register(self, layer: Any, name: str, end: str, tensor: torch.Tensor) -> None:
         parameter = torch.nn.Parameter(tensor, requires_grad=False)
-        parameter.weight_loader = partial(self._load, f".{end}")  # type: ignore[attr-defined]
-        layer.register_parameter(f"{stem}_{end}", parameter)
+        parameter.weight_loader = partial(self._load, end)  # type: ignore[attr-defined]
+        layer.register_parameter(parameter_name(name, end), parameter)
 
     def _load(
         self,
@@ -279,7 +277,7 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         mine, whole = (first, first + hidden), (0, wide)
         spans = (mine, whole) if name == "w13" else (whole, mine)
         part = Blocks.of(self._how.inner).part(scale_RC, *spans)
-        held = layer.get_parameter(f"{name}{SCALE.replace('.', '_')}").data
+        held = _parameter(layer, name, SCALE)
         held[place[0], half or 0].copy_(torch.from_numpy(part))
 
     def _put(self, layer: Any, place: Place, arrived: Arrived) -> None:
@@ -300,15 +298,14 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         values, mask = self._held(layer, name)
         self._home.put(name, (values[expert], mask[expert]), part, half)
         if order is not None:
-            layer.get_parameter("w13_weight_input_order").data[expert].copy_(order)
+            _parameter(layer, "w13", INPUT_ORDER)[expert].copy_(order)
         if arrived.scale_RC is not None:
             self._put_scales(layer, place, arrived.scale_RC)
         if part.overflow is not None:
             self._overflow[expert, projection] = part.overflow
 
     def _held(self, layer: Any, name: str) -> Held:
-        values, mask = (layer.get_parameter(f"{name}_weight_{end}") for end in ("values", "mask"))
-        return values.data, mask.data
+        return _parameter(layer, name, VALUES), _parameter(layer, name, MASK)
 
     def _part(self, packed: Packed, projection: str, hidden: int) -> Packed:
         first = self.moe.moe_parallel_config.tp_rank * hidden
@@ -336,7 +333,7 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         blocks, hidden = Blocks.of(self._how.inner), layer.intermediate_size_per_partition
         return {
             name: Scales(
-                layer.get_parameter(f"{name}{SCALE.replace('.', '_')}").data,
+                _parameter(layer, name, SCALE),
                 blocks,
                 self._first(name, hidden),
             )
@@ -369,6 +366,11 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         """The experts' share of the block's output, ``[T, D]``."""
         assert self._block is not None, "weights are loaded first"
         return self._block(x, topk_weights, topk_ids)
+
+
+def _parameter(layer: Any, name: str, end: str) -> torch.Tensor:
+    held: torch.Tensor = layer.get_parameter(parameter_name(name, end)).data
+    return held
 
 
 def register_method() -> None:
