@@ -68,8 +68,10 @@ def every_run(training: str, steps: int) -> Iterator[Run]:
         yield _trained(_pruned(pattern, 50, permuted), training, steps)
     plain = [_pruned(pattern, 50, False, _CORRECTED) for pattern in (UNSTRUCTURED, "16:32")]
     yield from plain
+    permuted_run = _pruned("16:32", 50, True, _CORRECTED)
     yield from (_trained(run, training, steps) for run in plain)
-    yield _pruned("16:32", 50, True, _CORRECTED)
+    yield permuted_run
+    yield _trained(permuted_run, training, steps)
 
 
 def _pruned(pattern: str, kept: int, permuted: bool, method: str = SCORED) -> Run:
