@@ -348,10 +348,7 @@ class SkipControl(InForce):
             "leanmoe": __version__,
             "model": model.digest,
             "ready": self._readiness.ready,
-            "level": None if current is None else current.level,
-            "max_kld": None if current is None else policy.target.max_kld,
-            "rule": None if current is None else current.rule,
-            "betas": {} if current is None else {str(i): b for i, b in current.betas.items()},
+            **self._level_in_force(),
             "phases": policy.phases,
             "union_budget": None if union is None else union.experts,
             "union_mode": None if union is None else union.mode,
@@ -369,6 +366,17 @@ class SkipControl(InForce):
             answer["promise"] = _shown(model.curve.point_at(current.level))
         answer["curve"] = [_shown(point) for point in model.curve.points]
         return answer
+
+    def _level_in_force(self) -> dict[str, Any]:
+        current = self.current
+        if current is None:
+            return {"level": None, "max_kld": None, "rule": None, "betas": {}}
+        return {
+            "level": current.level,
+            "max_kld": self.policy.target.max_kld,
+            "rule": current.rule,
+            "betas": {str(layer): beta for layer, beta in current.betas.items()},
+        }
 
 
 def _shown(point: CurvePoint) -> dict[str, Any]:
