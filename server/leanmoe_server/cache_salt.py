@@ -9,6 +9,9 @@ from leanmoe.messages import Phases
 from leanmoe.policy import RequestLevel
 from leanmoe_server.in_force import InForce
 
+# Under which vLLM takes it, of a request and of a prompt.
+SALT = "cache_salt"
+
 
 def salt_of(secret: str, level: RequestLevel | None, given: str | None) -> str:
     """A salt of a level and the user's own that no other request can have, even by design."""

@@ -22,7 +22,7 @@ from leanmoe.errors import InputError
 from leanmoe.policy import EXACT, RequestLevel
 from leanmoe.wire import BUDGET_HEADER, CONTROL_PATH, LEVEL_HEADER, REQUEST_KEY, ROLLBACK_PATH
 from leanmoe_server.access import routed_path
-from leanmoe_server.cache_salt import salt_of, secret_of
+from leanmoe_server.cache_salt import SALT, salt_of, secret_of
 from leanmoe_server.error_shapes import input_error_response
 from leanmoe_server.level_span import LevelSpan
 from leanmoe_server.request_body import check_named_once, read_content
@@ -34,7 +34,7 @@ from leanmoe_server.tenants.tenants import SESSION
 from leanmoe_server.usage_echo import Statement, UsageEcho
 
 ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
-_EXTRA, _SALT = "vllm_xargs", "cache_salt"
+_EXTRA = "vllm_xargs"
 # vLLM's own bounds of a salt.
 _MAX_SALT, _FORBIDDEN_IN_SALT = 128, frozenset("@/\\\0")
 
@@ -117,7 +117,7 @@ def _translated(body: bytes, service: Service, path: str) -> tuple[RequestLevel 
     asked = _asked(content.pop(REQUEST_KEY), service)
     control = service.control
     content[_EXTRA] = {**_extra(content), control.request_key: asked.pack()}
-    content[_SALT] = salt_of(secret_of(control, asked), asked, _given_salt(content))
+    content[SALT] = salt_of(secret_of(control, asked), asked, _given_salt(content))
     return asked, json.dumps(content).encode()
 
 
@@ -170,14 +170,14 @@ def _extra(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _given_salt(content: Mapping[str, Any]) -> str | None:
     """The user's own salt, as vLLM takes it: what stands in its place is always good."""
-    given = content.get(_SALT)
+    given = content.get(SALT)
     if given is None:
         return None
     if not isinstance(given, str) or not given:
-        raise InputError(f"{_SALT!r} is not a non-empty string; send one or leave it out")
+        raise InputError(f"{SALT!r} is not a non-empty string; send one or leave it out")
     if len(given) > _MAX_SALT or _FORBIDDEN_IN_SALT & set(given):
         raise InputError(
-            f"{_SALT!r} is longer than {_MAX_SALT} characters or has '@', a slash, a backslash or "
+            f"{SALT!r} is longer than {_MAX_SALT} characters or has '@', a slash, a backslash or "
             "NUL in it; send another"
         )
     return given

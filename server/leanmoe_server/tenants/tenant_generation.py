@@ -11,13 +11,12 @@ from contextlib import aclosing
 from typing import Any
 
 from leanmoe.policy import RequestLevel
-from leanmoe_server.cache_salt import salt_of, secret_of
+from leanmoe_server.cache_salt import SALT, salt_of, secret_of
 from leanmoe_server.in_force import InForce
 from leanmoe_server.tenants.tenant_level import held_level
 from leanmoe_server.tenants.tenants import SESSION, Session
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
-_SALT = "cache_salt"
 # Of ``SamplingParams.output_kind``: every output holds all tokens before it too.
 _CUMULATIVE = "CUMULATIVE"
 _TOGETHER = 32
@@ -57,10 +56,10 @@ def _salted(prompt: Any, level: RequestLevel | None, session: Session, control: 
         return prompt
     if not isinstance(prompt, dict) or prompt.get("type") == "enc_dec":
         raise ValueError("prompts of this kind cannot be kept apart from those of other keys")
-    salt = prompt.get(_SALT)
+    salt = prompt.get(SALT)
     if level is not None:
         salt = salt_of(secret_of(control, level), level, salt)
-    return {**prompt, _SALT: salt if own is None else salt_of(own, None, salt)}
+    return {**prompt, SALT: salt if own is None else salt_of(own, None, salt)}
 
 
 async def _counted(
