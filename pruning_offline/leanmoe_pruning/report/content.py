@@ -241,6 +241,16 @@ def _cut_experts(checkpoint: OpenedModel, manifest: Manifest) -> bool:
 
 def _limits(checkpoint: OpenedModel, manifest: Manifest) -> Iterator[str]:
     """What this checkpoint does not save, and where it does not load."""
+    yield from _not_saved(checkpoint, manifest)
+    yield from _not_loaded(checkpoint)
+    if manifest.curve is not None:
+        yield (
+            "Skipping works in `leanmoe serve` only; it saves arithmetic and, at small batches, "
+            "reads of weights, and no memory."
+        )
+
+
+def _not_saved(checkpoint: OpenedModel, manifest: Manifest) -> Iterator[str]:
     routed = [own for own in checkpoint.layers.values() if not own.condensed]
     top_k = checkpoint.shape.top_k
     if checkpoint.packing is not None:
@@ -261,6 +271,10 @@ def _limits(checkpoint: OpenedModel, manifest: Manifest) -> Iterator[str]:
         )
     if manifest.method != NO_CUT:
         yield "Attention, embeddings and the KV cache are as large as the source's."
+
+
+def _not_loaded(checkpoint: OpenedModel) -> Iterator[str]:
+    """And, of stand-ins, what is not done with it."""
     if checkpoint.has_stand_ins:
         yield (
             "Removed experts have stand-ins, to which tokens are routed as to experts: a token may "
@@ -276,9 +290,4 @@ def _limits(checkpoint: OpenedModel, manifest: Manifest) -> Iterator[str]:
         yield (
             f"{len(checkpoint.layout.layers)} of its layers differ from the others, so stock vLLM "
             "and transformers do not load this checkpoint; `leanmoe serve` does."
-        )
-    if manifest.curve is not None:
-        yield (
-            "Skipping works in `leanmoe serve` only; it saves arithmetic and, at small batches, "
-            "reads of weights, and no memory."
         )
