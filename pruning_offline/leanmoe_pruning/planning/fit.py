@@ -53,10 +53,13 @@ def _total(row: Row) -> int:
 
 def _impossible(model: HeaderModel, row: Row, memory: int, kv_tokens: int) -> str:
     part = row.serving
+    packed = model.checkpoint.packing is not None
+    unseen = "; cuts with --compress, which may be smaller, are not laid out" if packed else ""
     how = f"{row.kind.words(row.budget)} by {row.kind.methods[0]}" if row.kind else "as it is"
     return (
         f"{model.checkpoint.path} cannot be made to fit {show_bytes(memory)}, of which vLLM uses "
         f"{USABLE:.0%}: the smallest cut ({how}) needs about {show_bytes(part.total)}: "
         f"{show_bytes(part.weights)} of weights, {show_bytes(part.kv)} for {kv_tokens} tokens of "
-        f"KV and {show_bytes(part.workspace)} to work in; give more memory, or several devices"
+        f"KV and {show_bytes(part.workspace)} to work in; give more memory, or several "
+        f"devices{unseen}"
     )

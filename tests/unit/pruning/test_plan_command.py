@@ -283,6 +283,15 @@ def test_what_cannot_be_planned(model, capsys, more, words):
     assert words in said and said.count("\n") == 1
 
 
+def test_smaller_cuts_of_a_packed_model_are_not_denied(tmp_path, capsys):
+    model, out = write_tiny(tmp_path / "model", "olmoe"), tmp_path / "packed"
+    assert main(["prune", str(model), "--method", "magnitude", "--compress", "-o", str(out)]) == 0
+    for path, unseen in ((out, True), (model, False)):
+        assert main(["plan", str(path), "--fit", "1MiB", "--tflops", "1"]) == 2
+        said = capsys.readouterr().err
+        assert ("cuts with --compress, which may be smaller, are not laid out" in said) == unseen
+
+
 def test_no_model(tmp_path, capsys):
     assert main(["plan", str(tmp_path)]) == 2
     assert "has no config.json" in capsys.readouterr().err
