@@ -113,8 +113,19 @@ def _remove_if_abandoned(path: Path, kind: str, target: Path) -> None:
 
 
 def discard(folder: Path, target: Path) -> None:
-    """Remove a folder that was kept beside ``target``; killed meanwhile, the next run goes on."""
+    """Remove a folder that was kept beside ``target``; killed meanwhile, the next run goes on.
+
+    An interrupt waits for it: the result is in place, and nobody would look for what is left.
+    """
     spent = target.parent / f".{target.name}.{PART}-{secrets.token_hex(4)}"
+    try:
+        _discard(folder, spent)
+    except KeyboardInterrupt:
+        _discard(folder, spent)
+        raise
+
+
+def _discard(folder: Path, spent: Path) -> None:
     with suppress(OSError):
         folder.rename(spent)
     remove_folder(spent if spent.exists() else folder)

@@ -20,6 +20,7 @@ from leanmoe.files.scratch import (
     PARTIAL,
     SPOOL,
     TEXT,
+    discard,
     remove_abandoned,
     scratch_folder,
 )
@@ -108,6 +109,23 @@ def test_work_to_go_on_with_stays_only_where_there_is_some(tmp_path, when, left)
     killed(tmp_path / "out", PARTIAL, when)
     remove_abandoned(tmp_path / "out")
     assert sorted(one.name for one in tmp_path.iterdir()) == left
+
+
+def test_an_interrupt_of_the_cleaning_waits_for_it(tmp_path, monkeypatch) -> None:
+    (tmp_path / ".out.partial-0123456789ab").mkdir()
+    (tmp_path / ".out.partial-0123456789ab" / "kept").touch()
+    real, asked = Path.rename, []
+
+    def rename(self: Path, to: Path) -> Path:
+        asked.append(to)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        discard(tmp_path / ".out.partial-0123456789ab", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_of_the_last_step_says_what_is_kept(tmp_path, monkeypatch) -> None:
