@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leanmoe.errors import InputError
-from leanmoe.files.digest import whole_number
+from leanmoe.files.digest import repeated_keys, whole_number
 from leanmoe.wire import REQUEST_KEY
 
 # Half a surrogate pair in UTF-8, which JSON's own decoder lets pass.
@@ -40,9 +40,7 @@ class JsonObject(dict[str, Any]):
 
 def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = JsonObject(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        found.repeated = tuple(sorted({key for key in keys if keys.count(key) > 1}))
+    found.repeated = tuple(sorted(repeated_keys(pairs)))
     return found
 
 

@@ -21,6 +21,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from leanmoe.errors import InputError
+from leanmoe.files.digest import repeated_keys
 from leanmoe.messages import Phases, UnionMode
 from leanmoe.policy import EXACT, TOP1_ONLY
 from leanmoe.wire import REQUEST_KEY
@@ -173,10 +174,9 @@ def parse_rollback(body: bytes) -> tuple[str | None, int | None]:
 
 def _json(body: bytes, expected: str) -> Any:
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found, keys = dict(pairs), [key for key, _ in pairs]
-        if twice := [key for key in found if keys.count(key) > 1]:
+        if twice := repeated_keys(pairs):
             raise InputError(f"the body names a key twice: {few(twice)}; {expected}")
-        return found
+        return dict(pairs)
 
     if not body.strip():
         raise InputError(f"the body is empty; {expected}")

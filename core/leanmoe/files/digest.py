@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,12 +29,16 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
-    return found
+    if twice := repeated_keys(pairs):
+        raise ValueError(f"the key {twice[0]!r} is there twice")
+    return dict(pairs)
+
+
+def repeated_keys(pairs: Sequence[tuple[str, Any]]) -> list[str]:
+    """Keys of a JSON object that are named more than once, in their order."""
+    if len(dict(pairs)) == len(pairs):
+        return []
+    return [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
 
 
 def _no_constant(name: str) -> NoReturn:

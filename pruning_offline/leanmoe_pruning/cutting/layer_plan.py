@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
-from leanmoe.files.digest import parse_json
+from leanmoe.files.digest import parse_json, repeated_keys
 from leanmoe.files.text import user_text
 from leanmoe.layout import LayerLayout
 
@@ -111,10 +111,10 @@ def read_plan(path: Path, checkpoint: Checkpoint) -> PrunePlan:
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse keys of which one would win in silence, ``"1"`` beside ``"01"`` too."""
-    keys = [key for key, _ in pairs]
-    for key in keys:
+    twice = repeated_keys(pairs)
+    for key, _ in pairs:
         plain = key.isidentifier() or (key.isdecimal() and str(int(key)) == key)
-        if not plain or keys.count(key) > 1:
+        if not plain or key in twice:
             raise ValueError(f"the key {key!r} is there twice or not written plainly")
     return dict(pairs)
 
