@@ -64,6 +64,17 @@ def test_every_family_is_pruned_to_the_pattern_and_runs(name, method, ids, tmp_p
         assert sum(1 for _ in stream.layers()) == stream.n_layers
 
 
+def test_a_model_without_routed_experts_is_not_pruned_for_show(tmp_path, capsys):
+    """It was copied, and a note told of zeros that there are none of."""
+    model, plan = write_tiny(tmp_path / "model", "qwen2_moe"), tmp_path / "plan.json"
+    bare = {"condense": {}, "shared_gate": 0.3}
+    plan.write_text(json.dumps({"layers": {"0": bare, "2": bare}}))
+    assert main(["prune", str(model), "--plan", str(plan), "-o", str(tmp_path / "bare")]) == 0
+    assert prune(tmp_path / "bare", tmp_path / "out", "--method", "magnitude") == 2
+    assert "has no routed experts left, whose weights --method mag" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_new_values_too_large_for_the_files_are_told_as_that(ids, tmp_path, capsys):
     """Not as a constant of a plan, which there is none of."""
     model = write_tiny(tmp_path / "model", "olmoe", dtype="float16")

@@ -243,6 +243,7 @@ def _opener(method: str) -> Callable[[Request, WeightOptions, Inputs], WeightPru
                 f"--method {method} zeroes single weights and removes no expert; drop --keep and "
                 "--ratio, give --sparsity or --pattern, and cut experts in a run of its own"
             )
+        _check_experts(inputs, method)
         check_changeable(inputs.checkpoint)
         pattern = read_pattern(options.sparsity, options.pattern)
         permute = _permutes(pattern, options.permute)
@@ -255,6 +256,16 @@ def _opener(method: str) -> Callable[[Request, WeightOptions, Inputs], WeightPru
         )
 
     return open_
+
+
+def _check_experts(inputs: Inputs, method: str) -> None:
+    """Raise where every layer was condensed to its shared expert, and nothing is to be zeroed."""
+    checkpoint = inputs.checkpoint
+    if not any(own.n_experts for own in checkpoint.layers.values()):
+        raise InputError(
+            f"{checkpoint.path} has no routed experts left, whose weights --method {method} "
+            "zeroes; take the model that it was cut from"
+        )
 
 
 def _permutes(pattern: Pattern, wanted: bool | None) -> bool:
