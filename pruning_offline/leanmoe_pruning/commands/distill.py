@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +177,7 @@ def _open(options: DistillOptions) -> _Run:
     _check_trained(student, options)
     source, teacher_files = checkpoint.digests, teacher.digests if teacher else {}
     ancestors = _ancestors(settings, checkpoint, teacher, teacher_files)
-    followed = {
-        "model": source,
-        "teacher": teacher_files,
-        "data": data.digest(),
-        "compute": str(student.compute),
-        **asdict(settings),
-    }
-    return _Run(
+    run = _Run(
         student=student,
         teacher=teacher,
         ancestors=ancestors,
@@ -192,10 +185,11 @@ def _open(options: DistillOptions) -> _Run:
         settings=settings,
         compute=options.compute,
         every=options.checkpoint_every,
-        state=_state(options, followed),
+        state=None,
         source=source,
         teacher_files=teacher_files,
     )
+    return replace(run, state=_state(options, run))
 
 
 def _models(options: DistillOptions, settings: Settings) -> tuple[OpenedModel, OpenedModel | None]:
@@ -209,10 +203,17 @@ def _models(options: DistillOptions, settings: Settings) -> tuple[OpenedModel, O
     return checkpoint, open_runnable_model(options.teacher) if options.teacher else None
 
 
-def _state(options: DistillOptions, followed: dict[str, Any]) -> StateFolder | None:
-    """Where the run is taken up from if it is stopped; ``followed`` is all that it follows from."""
+def _state(options: DistillOptions, run: _Run) -> StateFolder | None:
+    """Where ``run`` is taken up from if it is stopped; none where that was not asked for."""
     if options.checkpoint_every is None and not options.resume:
         return None
+    followed = {
+        "model": run.source,
+        "teacher": run.teacher_files,
+        "data": run.data.digest(),
+        "compute": str(run.student.compute),
+        **asdict(run.settings),
+    }
     return StateFolder(options.out, followed, options.resume)
 
 
