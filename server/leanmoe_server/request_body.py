@@ -18,7 +18,8 @@ from leanmoe.wire import REQUEST_KEY
 _HALF_PAIR = re.compile(rb"\xed[\xa0-\xbf]")
 # An integer of so many digits is no number (``whole_number``), and vLLM's own words of one
 # say nothing: "There was an error parsing the body".
-_LONG_NUMBER = re.compile(rb"[0-9]{309}")
+# Looked for from its first digit on: from each, a body of long numbers would take minutes.
+_LONG_NUMBER = re.compile(rb"(?<![0-9])[0-9]{309}")
 # Keys that a sentence names, and characters of each.
 _TOLD, _TOLD_LENGTH = 5, 40
 # Fields of which vLLM takes for granted that they are objects.
@@ -40,7 +41,8 @@ class JsonObject(dict[str, Any]):
 
 def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     found = JsonObject(pairs)
-    found.repeated = tuple(sorted(repeated_keys(pairs)))
+    if len(found) < len(pairs):
+        found.repeated = tuple(sorted(repeated_keys(pairs)))
     return found
 
 
