@@ -187,16 +187,16 @@ def _run(options: EvalOptions) -> Result:
 def _open(options: EvalOptions) -> _Run:
     """Refuse whatever can be refused before any work."""
     checkpoint = open_runnable_model(Path(options.model))
-    other = _open_other(options.against, checkpoint) if options.against else None
+    other = _open_other(options.against, checkpoint) if options.against is not None else None
     if options.remember is not None and other is None:
         raise InputError("--remember keeps what the model of --against said; give --against too")
     questions = _questions(options)
     if options.data is None and options.tasks is None and questions is None:
         raise InputError("nothing to judge by: give --data SPEC, --tasks TASKS or --long N")
     data = _data(options, checkpoint)
-    judge = (
-        make_judge(options.tasks, options.backend, options.include_path) if options.tasks else None
-    )
+    judge = None
+    if options.tasks is not None:
+        judge = make_judge(options.tasks, options.backend, options.include_path)
     level = _level(options, checkpoint)
     skipping = _skipping(checkpoint, level)
     memory = Remembered(options.remember, other.digest if other else "", options.compute)
@@ -221,7 +221,7 @@ def _open_other(place: str | Path, checkpoint: OpenedModel) -> OpenedModel:
 
 
 def _data(options: EvalOptions, checkpoint: OpenedModel) -> DataSet | None:
-    if not options.data:
+    if options.data is None:
         return None
     return load_data(options.data, checkpoint, "heldout", window=options.window, seed=options.seed)
 

@@ -121,6 +121,16 @@ def test_curve_refusals(model, capsys):
         assert not (model / "leanmoe.json").exists()
 
 
+def test_what_is_given_without_a_name_is_not_taken_as_left_out(model, capsys):
+    for arguments, words in (
+        (["--data", ""], "--data '' has an empty part"),
+        (["--tasks", ""], "--tasks '' names nothing"),
+        (["--data", CALIBRATION, "--against", ""], "has no config.json"),
+    ):
+        assert main(["eval", str(model), *arguments]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_interrupted_curve_leaves_the_old_manifest(lean, monkeypatch):
     before = (lean / "leanmoe.json").read_bytes()
 
