@@ -200,7 +200,8 @@ def _models(options: DistillOptions, settings: Settings) -> tuple[OpenedModel, O
     check_no_stand_ins(checkpoint, "`leanmoe distill`")
     if not settings.routers_alone:
         check_changeable(checkpoint)
-    return checkpoint, open_runnable_model(options.teacher) if options.teacher else None
+    teacher = None if options.teacher is None else open_runnable_model(options.teacher)
+    return checkpoint, teacher
 
 
 def _state(options: DistillOptions, run: _Run) -> StateFolder | None:

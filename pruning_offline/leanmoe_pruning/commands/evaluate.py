@@ -176,7 +176,7 @@ def _run(options: EvalOptions) -> Result:
         "model": str(options.model),
         "manifest_digest": manifest.digest() if manifest else None,
         "weights_digest": run.checkpoint.digest,
-        "against": str(options.against) if options.against else None,
+        "against": None if options.against is None else str(options.against),
         "against_weights_digest": run.other.digest if run.other else None,
         "skip_level": run.level,
         **judged,
