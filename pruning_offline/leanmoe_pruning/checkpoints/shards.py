@@ -204,11 +204,18 @@ class ShardReader:
             ) from None
 
     def _check_index(self) -> None:
+        """Raise unless the index, where there is one, lists what its shards hold."""
         for tensor, name in self._file_of.items():
             if tensor not in self.stored[name]:
                 raise CheckpointError(
                     f"{self.directory / INDEX_NAME} says that {name} holds {tensor} and it does "
                     "not; fetch index and shard from the same revision"
+                )
+        for name, held in self.stored.items() if self._file_of else ():
+            if unlisted := sorted(held.keys() - self._file_of.keys()):
+                raise CheckpointError(
+                    f"{self.directory / name} holds {_some(unlisted)} and {INDEX_NAME} does not "
+                    "list it; fetch index and shard from the same revision"
                 )
 
     def _check_parts(self) -> None:

@@ -130,6 +130,15 @@ def test_index_and_shard_of_different_revisions(sharded, refused):
     refused("extra", SHARD)
 
 
+def test_index_that_lists_less_than_its_shards_hold(sharded, refused):
+    index = json.loads((sharded / INDEX_NAME).read_text())
+    held = sorted(name for name, shard in index["weight_map"].items() if shard == SHARD)
+    for name in held[:2]:
+        del index["weight_map"][name]
+    (sharded / INDEX_NAME).write_text(json.dumps(index))
+    refused(f"{SHARD} holds {held[0]} and 1 more and {INDEX_NAME} does not list it")
+
+
 def test_manifest_whose_hash_does_not_match(model, refused):
     write_manifest(model, Manifest(family="mixtral", method="none"))
     path = model / "leanmoe.json"
