@@ -43,6 +43,7 @@ _TINY = 1e-9
 _OVER = 1e3
 # Losses of columns lie below 1; HiGHS holds rows to about 1e-7.
 _SCALE = 1e3
+_HELD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,9 @@ def _fair_to_domains(
 ) -> tuple[_Solved, float]:
     """Least loss while no domain loses more than its share, and that share, summed over layers.
 
-    It is the mean over domains of what the layers alone would lose; where whole columns or
-    domains at odds do not allow that, the least that the worst domain must lose, and a little.
+    It is the mean over domains of what the layers alone would lose; where domains at odds do not
+    allow that, the least that the worst domain must lose, and a little. Few layers may have no
+    whole columns within it: then the worst domain's least is that of whole ones.
     """
     base = sum(one.base_D for one in offers)
     losses_DN = np.concatenate([one.losses_CD for one in offers]).T
@@ -154,10 +156,16 @@ def _fair_to_domains(
     limit = max(float(lost_D.mean()), least * (1 + DOMAIN_SLACK)) + _TINY
     if lost_D.max() <= limit:
         return _Solved(alone), limit
-    # Few layers may have no whole columns within it: what is over costs more than all else.
-    costs = np.append(np.concatenate([one.losses_C for one in offers]), _OVER)
+    losses_N = np.concatenate([one.losses_C for one in offers])
+    # What is over the limit costs more than all else.
     bound = LinearConstraint(_less_one(losses_DN), ub=limit - base)
-    return _solve(offers, costs, [bound], _GAP, free=1), limit
+    solved = _solve(offers, np.append(losses_N, _OVER), [bound], _GAP, free=1)
+    worst = float(_domain_losses(offers, solved.columns).max())
+    if worst <= limit + _HELD:
+        return solved, limit
+    limit = worst * (1 + DOMAIN_SLACK)
+    bound = LinearConstraint(losses_DN, ub=limit - base)
+    return _solve(offers, losses_N, [bound], _GAP), limit
 
 
 def _less_one(rows_DN: Floats) -> Floats:
@@ -203,7 +211,8 @@ def _solve(
     starts = np.cumsum([len(one.losses_C) for one in offers])
     parts = np.split(_answer(found)[:n] > 0.5, starts[:-1])
     columns = tuple(tuple(np.flatnonzero(part).tolist()) for part in parts)
-    return _Solved(columns, found.mip_dual_bound / _SCALE)
+    base = math.fsum(one.base for one in offers)
+    return _Solved(columns, base + found.mip_dual_bound / _SCALE)
 
 
 def _answer(found: Any) -> Floats:
