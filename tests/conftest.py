@@ -1,14 +1,49 @@
-"""Which tests begin first where two files run at once, and an end where the disk is full."""
+"""Which files go together where two run at once, which begin, and an end on a full disk."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadFileScheduling
+
 _ROOM_GIB = 1.0
+# By a fixture that takes long to make, the files that use it: two processes would make two.
+TOGETHER = {
+    "distributions": {f"release/test_{name}" for name in ("distributions", "libraries", "smoke")},
+    "stock_eager": {f"integration/runtime/test_{name}" for name in ("device_path", "engine")},
+    "server": {
+        f"integration/server/test_{name}"
+        for name in (
+            *("clients", "console", "doc_snippets", "faults"),
+            *("hostile", "judged", "load", "serving"),
+        )
+    },
+}
+
+
+def unit_of(path: str) -> str:
+    """What a file of this path, as in a test's id, goes to a process with."""
+    name = path.removeprefix("tests/").removesuffix(".py")
+    return next((shared for shared, files in TOGETHER.items() if name in files), path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # other Pythons run tests without it
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(super()._split_scope(nodeid))
+
+    return Together(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
