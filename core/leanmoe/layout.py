@@ -7,7 +7,7 @@ loads in any engine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from leanmoe.errors import CheckpointError
+from leanmoe.files.records import One, read_record
 
 LAYOUT_KEY = "leanmoe"
 # The smallest mapped probability whose logarithm a router sees; float32 holds smaller ones.
@@ -95,7 +96,7 @@ class Layout(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: One = 1
     layers: dict[int, LayerLayout] = Field(default_factory=dict)
 
     def to_config(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def read_layout(config: Mapping[str, Any], where: str) -> Layout:
     if config.get(LAYOUT_KEY) is None:
         return NO_LAYOUT
     try:
-        return Layout.model_validate(config[LAYOUT_KEY])
+        return read_record(Layout, config[LAYOUT_KEY])
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([LAYOUT_KEY, *(str(part) for part in first["loc"])])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,7 @@ from leanmoe.curve import QualityCurve
 from leanmoe.errors import CheckpointError
 from leanmoe.files.digest import bytes_digest, file_digest, parse_json
 from leanmoe.files.output import TOKENIZER_FOLDERS, atomic_write_json
+from leanmoe.files.records import One, read_record
 
 MANIFEST_NAME = "leanmoe.json"
 # The method of a manifest that `leanmoe curve` began, since the checkpoint had none.
@@ -53,7 +54,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: One = 1
     family: str
     source: Source | None = None
     method: str = Field(description="pruning method, or 'none' where only a curve was added")
@@ -100,7 +101,7 @@ def read_manifest(directory: Path) -> Manifest | None:
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
         stated = content.pop("digest", None) if isinstance(content, dict) else None
-        manifest = Manifest.model_validate(content)
+        manifest = read_record(Manifest, content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the manifest"

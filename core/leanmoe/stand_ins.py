@@ -52,13 +52,19 @@ def read_constants(config: Mapping[str, Any], where: str) -> dict[int, tuple[int
     if stated is None:
         return {}
     try:
-        found = {int(layer): tuple(sorted(map(int, ids))) for layer, ids in stated.items()}
+        found = {int(layer): tuple(sorted(map(_number, ids))) for layer, ids in stated.items()}
     except (AttributeError, TypeError, ValueError):
         raise _wrong(where, f"it is {str(stated)[:80]!r}") from None
     for layer, ids in found.items():
         if len(set(ids)) < len(ids) or any(one < 0 for one in ids):
             raise _wrong(where, f"layer {layer} names {list(ids)}")
     return {layer: ids for layer, ids in found.items() if ids}
+
+
+def _number(stated: Any) -> int:
+    if type(stated) is not int:  # true would be expert 1
+        raise TypeError("no number of an expert")
+    return stated
 
 
 def _wrong(where: str, found: str) -> CheckpointError:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,7 @@ from pydantic import (
 from leanmoe.errors import CheckpointError, InputError
 from leanmoe.files.digest import bytes_digest, parse_json
 from leanmoe.files.output import TUNED_FOLDER, atomic_write_json, atomic_write_text
+from leanmoe.files.records import One, read_record, what_is_wrong
 
 _LOG = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Tiles(BaseModel):
     num_stages: PositiveInt
     num_ctas: PositiveInt | None = None
     # vLLM's kernel sets it to 1 whatever a table says.
-    SPLIT_K: Literal[1] | None = None
+    SPLIT_K: One | None = None
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> Self:
@@ -174,7 +175,7 @@ class TunedRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: One = 1
     tables: dict[str, TableRecord]
 
 
@@ -192,11 +193,11 @@ def _read_record(folder: Path) -> TunedRecord:
     if not path.exists():
         return TunedRecord(tables={})
     try:
-        return TunedRecord.model_validate(parse_json(path.read_text(encoding="utf-8")))
+        return read_record(TunedRecord, parse_json(path.read_text(encoding="utf-8")))
     except (ValueError, OSError) as error:
-        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise CheckpointError(
-            f"{path} is no record of tuned tables ({said}); remove the folder or measure again"
+            f"{path} is no record of tuned tables ({what_is_wrong(error)}); remove the folder or "
+            "measure again"
         ) from None
 
 

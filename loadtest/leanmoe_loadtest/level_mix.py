@@ -89,7 +89,7 @@ def _checked(value: dict[str, Any], text: str) -> dict[str, Any]:
         )
     if "level" in value:
         check_level(value["level"], f"a level in levels {text!r}")
-    elif not (isinstance(value["max_kld"], int | float) and 0 < value["max_kld"] < math.inf):
+    elif type(value["max_kld"]) not in (int, float) or not 0 < value["max_kld"] < math.inf:
         raise InputError(f"levels are {text!r}, max_kld is {value['max_kld']!r}, expected above 0")
     return value
 

@@ -120,7 +120,7 @@ def _text(path: Path) -> str:
 
 def _parse(model: type[_Model], text: str, where: str) -> _Model:
     try:
-        return model.model_validate_json(text)
+        return model.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -44,7 +44,7 @@ def test_records_hold_levels_as_json() -> None:
     [
         *("", "off,", "off:0", "off:-1", "off:x", "2", "-0.1", "nan", "high", "kld=0", "kld=x"),
         *('{"level": 0.4', '{"level": 2}', '{"lvl": 1}', '{"level": 0, "max_kld": 1}', "{}"),
-        *('{"max_kld": "a"}', '{"level": true}', "off:1:2", "off;0.5", "x=1"),
+        *('{"max_kld": "a"}', '{"max_kld": true}', '{"level": true}', "off:1:2", "off;0.5", "x=1"),
     ],
 )
 def test_what_is_no_mix_is_refused(text: str) -> None:

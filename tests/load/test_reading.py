@@ -99,9 +99,10 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
     done = run("--read", str(tmp_path))
     assert done.returncode == 2 and f"{tmp_path} is no run folder" in done.stderr
     shutil.copytree(SMALL_RUN, tmp_path / "run")
-    (tmp_path / "run" / "requests.jsonl").write_text('{"sent": "soon"}\n')
-    done = run("--read", str(tmp_path / "run"))
-    assert done.returncode == 2 and "requests.jsonl:1 is not a RequestRecord" in done.stderr
+    for sent in ('"soon"', "true"):
+        (tmp_path / "run" / "requests.jsonl").write_text(f'{{"sent": {sent}}}\n')
+        done = run("--read", str(tmp_path / "run"))
+        assert done.returncode == 2 and "requests.jsonl:1 is not a RequestRecord" in done.stderr
 
 
 def test_two_sides_are_compared(tmp_path):

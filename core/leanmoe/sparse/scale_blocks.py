@@ -35,7 +35,7 @@ class Blocks:
         match stated:
             case None:
                 return cls()
-            case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            case [rows, columns] if all(type(one) is int and one > 0 for one in (rows, columns)):
                 return cls(rows, columns)
         raise CheckpointError(
             f"config.json has the weight_block_size {stated!r}, expected two numbers, rows and "

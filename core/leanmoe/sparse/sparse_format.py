@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leanmoe.errors import CheckpointError, InputError
+from leanmoe.files.records import One
 
 QUANT_METHOD = "leanmoe_sparse"
 CONFIG_KEY = "quantization_config"
@@ -55,7 +56,7 @@ class SparseFormat(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     quant_method: Literal["leanmoe_sparse"] = "leanmoe_sparse"
-    schema_version: Literal[1] = 1
+    schema_version: One = 1
     keep: int = Field(ge=1, le=GROUP - 1)
     group: Literal[32] = 32
     layout: Layout = "bitmask"

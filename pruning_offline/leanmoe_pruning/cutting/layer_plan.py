@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
 from leanmoe.files.digest import parse_json, repeated_keys
+from leanmoe.files.records import One, read_record
 from leanmoe.files.text import user_text
 from leanmoe.layout import LayerLayout
 
@@ -85,7 +86,7 @@ class LayerPlan(_Strict):
 class PrunePlan(_Strict):
     """The whole file."""
 
-    schema_version: Literal[1] = 1
+    schema_version: One = 1
     note: str | None = None
     layers: dict[int, LayerPlan] = Field(min_length=1)
 
@@ -94,7 +95,7 @@ def read_plan(path: Path, checkpoint: Checkpoint) -> PrunePlan:
     """The plan in ``path``, checked against the model; ``InputError`` says what is wrong."""
     try:
         content = parse_json(user_text(path), object_pairs_hook=_unambiguous)
-        plan = PrunePlan.model_validate(content)
+        plan = read_record(PrunePlan, content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the plan"

@@ -55,7 +55,7 @@ class ModelTokenizer:
         path = self.directory / "config.json"
         config = read_object(path) if path.is_file() else {}
         end = config.get("eos_token_id")
-        return [end] if isinstance(end, int) else []
+        return [end] if type(end) is int else []
 
     def encode(self, text: str, where: str = "a text") -> list[int]:
         """Token ids of ``text``, which comes from ``where``."""

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file
 
 from leanmoe.errors import InputError, OutputError
 from leanmoe.files.digest import parse_json
 from leanmoe.files.output import atomic_write_text
+from leanmoe.files.records import read_record, what_is_wrong
 from leanmoe.files.scratch import discard, remove_folder
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.cutting.spool import WeightSpool
@@ -87,11 +88,11 @@ class StateFolder:
     def _read(self) -> TrainingState:
         path = self.directory / NAME
         try:
-            return TrainingState.model_validate(parse_json(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
-            line = str(error).splitlines()[0]
+            return read_record(TrainingState, parse_json(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"{path} is not the state of a training ({line}); remove {self.directory}"
+                f"{path} is not the state of a training ({what_is_wrong(error)}); remove "
+                f"{self.directory}"
             ) from None
 
     def _write(self) -> None:

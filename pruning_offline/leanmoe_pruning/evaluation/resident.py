@@ -119,7 +119,7 @@ class ResidentModel:
     def start_id(self) -> int:
         """What stands before a text without a prompt: the start token, an end token, or 0."""
         start = self.stream.checkpoint.config.get("bos_token_id")
-        return start if isinstance(start, int) else min(self.end_ids, default=0)
+        return start if type(start) is int else min(self.end_ids, default=0)
 
     @property
     def max_length(self) -> int:

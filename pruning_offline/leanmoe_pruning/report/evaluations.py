@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanmoe.errors import InputError
 from leanmoe.files.digest import parse_json
+from leanmoe.files.records import read_record
 from leanmoe.files.text import user_text
 
 
@@ -93,7 +94,7 @@ class Evaluation(_Figures):
 def read_evaluation(path: Path, weights: str) -> Evaluation:
     """Read one file; raise ``InputError`` unless it judged the model of this ``weights`` digest."""
     try:
-        found = Evaluation.model_validate(parse_json(user_text(path)))
+        found = read_record(Evaluation, parse_json(user_text(path)))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -25,6 +25,7 @@ from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
 from leanmoe.files.digest import bytes_digest, file_digest, parse_json, tool_versions
 from leanmoe.files.output import atomic_write_json
+from leanmoe.files.records import read_record, what_is_wrong
 from leanmoe_pruning.checkpoints.shards import write_tensors
 from leanmoe_pruning.data import DataSet
 from leanmoe_pruning.forward.routing import RouterRule
@@ -252,10 +253,11 @@ def _read_description(directory: Path) -> BundleDescription:
     try:
         content: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         stated = content.pop("digest", None)
-        description = BundleDescription.model_validate(content)
+        description = read_record(BundleDescription, content)
     except (ValueError, AttributeError, TypeError, OSError) as error:
-        line = str(error).splitlines()[0]
-        raise InputError(f"{path} is not a score description ({line}); score again") from None
+        raise InputError(
+            f"{path} is not a score description ({what_is_wrong(error)}); score again"
+        ) from None
     if stated != description.digest():
         raise InputError(f"{path} does not match its own digest: it was edited; score again")
     _check_whole(path, description)

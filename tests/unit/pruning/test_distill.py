@@ -363,9 +363,10 @@ def test_only_the_same_run_resumes(sparse, tmp_path, monkeypatch, capsys):
     assert "is of a run with seed 0" in capsys.readouterr().err
     assert distill(sparse, tmp_path / "out", *LOCAL, "--checkpoint-every", "1") == 2
     assert "pass --resume" in capsys.readouterr().err
-    (tmp_path / "out.training" / "training.json").write_text("{")
-    assert distill(sparse, tmp_path / "out", *LOCAL, "--resume") == 2
-    assert "is not the state of a training" in capsys.readouterr().err
+    for text, said in (("{", "Expecting"), ('{"run": {}, "step": true}', "step: Input should be")):
+        (tmp_path / "out.training" / "training.json").write_text(text)
+        assert distill(sparse, tmp_path / "out", *LOCAL, "--resume") == 2
+        assert f"is not the state of a training ({said}" in capsys.readouterr().err
 
 
 def test_experts_of_a_cut_model_learn_from_those_they_were(tmp_path):

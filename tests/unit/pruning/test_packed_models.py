@@ -289,6 +289,7 @@ def test_a_config_of_another_packing_is_refused(source, tmp_path):
         ("keep", "16", "keep is '16': Input should be a valid integer"),
         ("keep", 16.0, "keep is 16.0: Input should be a valid integer"),
         ("keep", True, "keep is True: Input should be a valid integer"),
+        ("schema_version", True, "schema_version is True: Input should be a valid integer"),
         ("keep", 32, "keep is 32: Input should be less than or equal to 31"),
         ("input_orders", "yes", "input_orders is 'yes': Input should be a valid boolean"),
     ],

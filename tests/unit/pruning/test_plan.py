@@ -77,6 +77,8 @@ def test_a_layer_that_cannot_be_cut_so(model, tmp_path, capsys, layer, words):
         ('{"layers": {"0": {"keep": [' + "1" * 5_000 + "]}}}", "(an integer of 5000 digits is too"),
         ("[]", "the plan: Input should be"),
         ({"layers": {}}, "at least 1 item"),
+        ({"schema_version": True, "layers": {"0": {"keep": [0, 1]}}}, "schema_version: Input"),
+        ({"layers": {"0": {"keep": [0, True]}}}, "layers.0.keep.1: Input"),
         ({"layers": {"7": {"keep": [0, 1]}}}, "layer 7 is no MoE layer"),
         ({"layers": {"x": {"keep": [0, 1]}}}, "layers.x"),
         ('{"layers": {"0": {"condense": {"0": NaN}}}}', "NaN is no number of JSON"),

@@ -237,6 +237,7 @@ def test_refusals_leave_everything_as_it_was(made, lean, tmp_path, capsys):
         (json.dumps({**result, "weights_digest": "sha256:0"}), "are not this checkpoint's"),
         (json.dumps({**result, "skip_level": float("nan")}), "NaN is no number of JSON"),
         (json.dumps({**result, "skip_level": "high"}), "skip_level"),
+        (json.dumps({**result, "skip_level": True}), "skip_level: Input should be a valid number"),
     ):
         bad.write_text(content)
         refused(text, "--eval", bad, "--html", page)

@@ -147,6 +147,8 @@ TOLD = {
     "which are no scores": {"layout": [[4, -32]]},
     "tells of MoE layers": {"moe_layers": [0]},
     "does not name effects-000.safetensors": {"effects": 0},
+    "top_k: Input should be a valid integer": {"top_k": True},
+    "layout.0.1: Input should be a valid integer": {"layout": [[4, True]]},
 }
 
 

@@ -213,7 +213,7 @@ def test_scales_that_are_missing_or_wrong(pair, tmp_path, capsys, change, said):
     assert scale in error and said in error
 
 
-@pytest.mark.parametrize("stated", ["128", [128], [0, 128], [128, "x"]])
+@pytest.mark.parametrize("stated", ["128", [128], [0, 128], [128, "x"], [128, True]])
 @pytest.mark.parametrize("name", ["qwen3_moe"])
 def test_a_block_size_that_is_none(pair, tmp_path, capsys, stated):
     small, _ = pair
