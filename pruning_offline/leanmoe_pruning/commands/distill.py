@@ -363,6 +363,8 @@ def _train_whole(run: _Run, spool: WeightSpool) -> dict[str, Any]:
             if run.state is not None and run.every and step % run.every == 0 and step < steps:
                 run.state.put_model(model)
             tick()
+    for layer in model.trained:
+        run.student.settle(layer)
     # Steps see different windows: only the first one's, seen again, say what training did.
     after = model.measure(next(batches(run.data.ids, run.settings, 0)))
     for layer in model.trained:

@@ -96,6 +96,7 @@ def _train(
                 step_back(loss)
         update(optimiser, settings.rate(step, scale))
         curve.append(float(loss.detach()))
+    student.settle(layer.index)
     after = float(course.loss(student, layer.index, probe))
     found = LayerCourse(before=before, after=after, curve=curve, unreached=course.unreached())
     return TrainedLayer(layer.index, student.stop(layer.index), found)

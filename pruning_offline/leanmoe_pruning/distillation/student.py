@@ -31,6 +31,10 @@ class StudentStream(DecoderStream):
         """Make them parameters."""
         return self.reader.start(self.trained(layer), exact=self._chosen is routers)
 
+    def settle(self, layer: int) -> None:
+        """Round them as the files will hold them, so that what is measured is what is written."""
+        self.reader.settle(self.trained(layer))
+
     def stop(self, layer: int) -> dict[str, torch.Tensor]:
         """What has become of them, in the dtype of the files."""
         return self.reader.stop(self.trained(layer))

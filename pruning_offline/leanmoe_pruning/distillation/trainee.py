@@ -65,6 +65,13 @@ class Trainee(ShardReader):
             started.append(self.values[name])
         return started
 
+    @torch.no_grad()
+    def settle(self, names: Iterable[str]) -> None:
+        """Round the trained values as the files will hold them."""
+        for name in names:
+            values = self.values[name]
+            values.copy_(values.to(self.info(name).dtype.torch))
+
     def stop(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The trained tensors in the dtype of the files; they are parameters no longer."""
         found = {name: self._dense(name, self.info(name).dtype.torch).detach() for name in names}

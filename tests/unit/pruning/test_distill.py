@@ -115,6 +115,28 @@ def test_whole_loss_falls_and_its_factor_is_that_of_the_first_step(sparse, tmp_p
     assert found["expert_factor"] == pytest.approx(before["text"] / before["experts"])
 
 
+@pytest.mark.parametrize(
+    "mode", [("--lr", "2e-5"), ("--local", "--lr", "2e-4"), ("--train", "routers", "--lr", "1e-4")]
+)
+def test_the_loss_after_is_that_of_what_was_written(mode, tmp_path):
+    """Steps too small for bfloat16 are lost in the file, so they are no gain to tell of."""
+    ids = torch.randint(0, 256, (4, 20), generator=torch.Generator().manual_seed(0))
+    save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
+    model = write_tiny(tmp_path / "model", "mixtral")
+    student = prune(model, tmp_path / "first", "--method", "magnitude", "--pattern", "2:4")
+    options = ("--teacher", str(model), *mode, "--batch", "4", "--compute", "float32")
+    found = []
+    for out, steps in (("second", "5"), ("third", "1")):
+        more = ("--steps", steps)
+        data = str(tmp_path / "ids.safetensors")
+        assert distill(student, tmp_path / out, *options, *more, data=data) == 0
+        student = tmp_path / out
+        found.append(settings_of(student))
+    assert found[0]["loss_before"] != found[0]["loss_after"]
+    for part, loss in found[0]["loss_after"].items():
+        assert loss == pytest.approx(found[1]["loss_before"][part], rel=1e-6), part
+
+
 def windows() -> torch.Tensor:
     file, tensor = CALIBRATION.split(":")
     return load_file(file)[tensor][:3]
