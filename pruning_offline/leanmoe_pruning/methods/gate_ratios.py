@@ -19,12 +19,15 @@ Ratios = dict[str, list[LayerRatios]]
 def measure_model_ratios(
     inputs: Inputs, run: str, choices: Sequence[LayerChoice], full: list[LayerRatios]
 ) -> Ratios:
-    """Ratios of the ``full`` model and, where there is data to run it on, of the cut one."""
+    """Ratios of the ``full`` model and, where there is data to run it on, of the cut one.
+
+    Both are of one text: what a bundle holds, beside other data with ``--replace``, is not.
+    """
     found: Ratios = {"full": full} if full else {}
     if inputs.data is None:
         return found
     stream, ids = inputs.stream(), inputs.data.ids
-    if not full:
+    if not full or inputs.bundle is not None:
         everything = tuple(range(inputs.shape.n_routed_experts))
         kept = dict.fromkeys(inputs.shape.moe_layers, everything)
         found["full"] = measure_ratios(stream, ids, kept)

@@ -196,6 +196,30 @@ def test_a_plan_may_keep_and_replace_in_single_layers(mixtral, tmp_path):
     assert main(["eval", str(out), *DATA]) == 0
 
 
+@pytest.fixture(scope="module")
+def scores(mixtral, tmp_path_factory) -> Path:
+    """Of other text than ``DATA``, and more of it."""
+    out = tmp_path_factory.mktemp("scores") / "s"
+    other = ("--data", "builtin:c:3", "--window", "64")
+    assert main(["score", str(mixtral), *other, "-o", str(out)]) == 0
+    return out
+
+
+def test_scores_of_other_text_do_not_lend_their_batches(mixtral, scores, tmp_path, capsys):
+    progressive = ("--method", "naee", "--variant", "progressive", "--scores", str(scores))
+    assert prune(mixtral, tmp_path / "out", *progressive, "--replace", "constant", *DATA) == 2
+    assert "leave --scores out" in capsys.readouterr().err
+
+
+def test_ratios_in_a_dump_are_of_one_text(mixtral, scores, tmp_path):
+    found = []
+    for name, more in (("plain", ()), ("beside", ("--scores", str(scores)))):
+        given = ("--method", "naee", "--replace", "constant", "--dump", str(tmp_path / name), *more)
+        assert prune(mixtral, tmp_path / f"{name}-out", *given, *DATA) == 0
+        found.append(load_file(tmp_path / name / "results.safetensors")["betas.full"])
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0)
+
+
 def test_families_that_stack_their_experts_are_refused(tmp_path, capsys):
     source = write_tiny(tmp_path / "source", "granitemoe")
     given = ("--method", "random", "--keep", "4", "--replace", "constant", *DATA)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from leanmoe.errors import InputError
 from leanmoe_pruning.data import batch_of_tokens
 from leanmoe_pruning.evaluation.ratios import LayerRatios
 from leanmoe_pruning.evaluation.redundancy import LayerSample
@@ -149,10 +150,19 @@ def _open(request: Request, options: NaeeOptions, inputs: Inputs) -> Chooser:
     keep = request.experts_to_keep(inputs.checkpoint)
     variant = request.variant_of(VARIANTS)
     if variant == "progressive":
-        inputs.need_data("the progressive variant runs the model again as it prunes")
+        _check_progressive(inputs)
     inputs.need_scores("naee")
     search = search_of(options, inputs.shape, [keep])
     return Naee(inputs, keep, variant, options.batch_size, search)
+
+
+def _check_progressive(inputs: Inputs) -> None:
+    inputs.need_data("the progressive variant runs the model again as it prunes")
+    if inputs.bundle is not None:
+        raise InputError(
+            "--variant progressive decides from --data alone, whose batches are not those of "
+            f"{inputs.bundle.directory}; leave --scores out"
+        )
 
 
 METHOD = Method(
