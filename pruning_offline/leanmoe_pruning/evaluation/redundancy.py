@@ -119,6 +119,8 @@ class Redundancy:
     similarity: tuple[float, ...]
     used: tuple[float, ...]
     n_experts: int
+    # Looked at in each layer.
+    tokens: int
     # Nats per token to expect, by the effects of experts; None where the scores hold none.
     divergence: float | None = None
 
@@ -140,7 +142,7 @@ class Redundancy:
         """For the manifest."""
         figures = {"loss": self.loss, "similarity": self.similarity, "used": self.used}
         return {
-            "tokens": TOKENS,
+            "tokens": self.tokens,
             "collapse_above": COLLAPSE,
             "mean_loss": round(self.mean_loss, 6),
             **self._expected(),
@@ -204,6 +206,7 @@ def redundancy(
         tuple(one.similarity() for one in samples),
         tuple(one.used() for one in samples),
         max(one.n_experts for one in samples),
+        max(len(one.logits_TE) for one in samples),
     )
 
 

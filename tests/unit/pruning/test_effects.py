@@ -383,13 +383,13 @@ CAUTION = {
 @pytest.mark.parametrize(("found", "said"), CAUTION.items(), ids=map(str, CAUTION))
 def test_outputs_that_change_are_no_alarm_where_predictions_do_not(found, said):
     loss, nats = found
-    note = Redundancy((0,), (loss,), (0.5,), (4.0,), 8, nats).warning()
+    note = Redundancy((0,), (loss,), (0.5,), (4.0,), 8, 256, nats).warning()
     assert said[0] in note
     assert said[1] not in note
 
 
 def test_a_small_change_of_both_is_not_talked_about():
-    assert Redundancy((0,), (0.02,), (0.5,), (4.0,), 8, 0.002).warning() is None
+    assert Redundancy((0,), (0.02,), (0.5,), (4.0,), 8, 256, 0.002).warning() is None
 
 
 DAMAGED = {

@@ -92,3 +92,11 @@ def test_merged_experts_are_no_cut(model, tmp_path):
 def test_keeping_everything_loses_nothing(model, tmp_path):
     found = cut(model, tmp_path / "out", 8)["redundancy"]
     assert found["mean_loss"] == pytest.approx(0, abs=1e-9)
+
+
+def test_it_says_how_many_tokens_it_looked_at(model, tmp_path):
+    ids, out = tmp_path / "ids.safetensors", tmp_path / "out"
+    save_file({"input_ids": torch.arange(96).view(3, 32)}, ids)
+    how = ["--method", "frequency", "--keep", "4", "--data", str(ids)]
+    assert main(["prune", str(model), *how, "-o", str(out)]) == 0
+    assert read_manifest(out).settings["redundancy"]["tokens"] == 96
