@@ -1,7 +1,8 @@
-"""torch, imported when it is first asked for something.
+"""torch and parts of SciPy, imported when they are first asked for something.
 
-What ``leanmoe plan`` stands on takes it from here: sizes come from headers, so that command works
-where torch is not installed, and starts without the seconds that its import takes.
+What ``leanmoe plan`` stands on takes torch from here: sizes come from headers, so that command
+works where it is not installed, and starts without the seconds that its import takes. The
+solvers of SciPy add a fifth to what importing torch takes, and most runs solve nothing.
 """
 
 from __future__ import annotations
@@ -18,5 +19,8 @@ class _Later(ModuleType):
 
 if TYPE_CHECKING:
     import torch as torch
+    from scipy import optimize as optimize
+    from scipy import sparse as sparse
 else:
     torch = _Later("torch")
+    optimize, sparse = _Later("scipy.optimize"), _Later("scipy.sparse")

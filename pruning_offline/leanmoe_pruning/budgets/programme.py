@@ -13,10 +13,9 @@ from math import fsum
 from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from leanmoe.errors import InputError, LeanMoEError
+from leanmoe_pruning.later import optimize, sparse
 
 Losses = Mapping[int, float]
 # HiGHS holds constraints to about 1e-7 and gaps to 1e-6: losses are scaled far above both.
@@ -76,14 +75,17 @@ class _Programme:
     def solve(self, costs_N: Any, at_most: float | None = None) -> tuple[int, ...]:
         """The counts of least cost, their losses summing to ``at_most``."""
         scaled_N = self.losses_N * (_SCALE / (np.abs(self.losses_N).max() or 1.0))
-        limits = [*self._one_per_layer(), LinearConstraint(self._count_N[None], ub=self._total)]
+        limits = [
+            *self._one_per_layer(),
+            optimize.LinearConstraint(self._count_N[None], ub=self._total),
+        ]
         if at_most is not None:
             bound = at_most * (_SCALE / (np.abs(self.losses_N).max() or 1.0))
-            limits.append(LinearConstraint(scaled_N[None], ub=bound))
-        found = milp(
+            limits.append(optimize.LinearConstraint(scaled_N[None], ub=bound))
+        found = optimize.milp(
             scaled_N if costs_N is self.losses_N else costs_N,
             integrality=np.ones(len(costs_N)),
-            bounds=Bounds(0, 1),
+            bounds=optimize.Bounds(0, 1),
             constraints=limits,
             options={"mip_rel_gap": 0.0},
         )
@@ -94,8 +96,8 @@ class _Programme:
         chosen_N = found.x > 0.5
         return tuple(int(count) for count in self._count_N[chosen_N])
 
-    def _one_per_layer(self) -> list[LinearConstraint]:
+    def _one_per_layer(self) -> list[optimize.LinearConstraint]:
         n = len(self._layer_N)
         entries = (np.ones(n), (self._layer_N, np.arange(n)))
-        matrix = csr_array(entries, shape=(len(self._losses), n))
-        return [LinearConstraint(matrix, lb=1.0, ub=1.0)]
+        matrix = sparse.csr_array(entries, shape=(len(self._losses), n))
+        return [optimize.LinearConstraint(matrix, lb=1.0, ub=1.0)]

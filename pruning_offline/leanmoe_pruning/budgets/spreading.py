@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import csr_array
 
 from leanmoe.errors import LeanMoEError
 from leanmoe_pruning.budgets.offers import Floats, Offer
+from leanmoe_pruning.later import optimize, sparse
 
 Rule = Literal["experts", "domains"]
 # Layers in which an expert may be kept more or less than the mean.
@@ -137,7 +136,12 @@ class _Solved:
 def _balanced(offers: Sequence[Offer], low: float, high: float) -> _Solved:
     members_EN = np.concatenate([one.members_CE for one in offers]).T
     losses_N = np.concatenate([one.losses_C for one in offers])
-    return _solve(offers, losses_N, [LinearConstraint(csr_array(members_EN), lb=low, ub=high)], 0.0)
+    return _solve(
+        offers,
+        losses_N,
+        [optimize.LinearConstraint(sparse.csr_array(members_EN), lb=low, ub=high)],
+        0.0,
+    )
 
 
 def _fair_to_domains(
@@ -158,13 +162,13 @@ def _fair_to_domains(
         return _Solved(alone), limit
     losses_N = np.concatenate([one.losses_C for one in offers])
     # What is over the limit costs more than all else.
-    bound = LinearConstraint(_less_one(losses_DN), ub=limit - base)
+    bound = optimize.LinearConstraint(_less_one(losses_DN), ub=limit - base)
     solved = _solve(offers, np.append(losses_N, _OVER), [bound], _GAP, free=1)
     worst = float(_domain_losses(offers, solved.columns).max())
     if worst <= limit + _HELD:
         return solved, limit
     limit = worst * (1 + DOMAIN_SLACK)
-    bound = LinearConstraint(losses_DN, ub=limit - base)
+    bound = optimize.LinearConstraint(losses_DN, ub=limit - base)
     return _solve(offers, losses_N, [bound], _GAP), limit
 
 
@@ -181,7 +185,7 @@ def _least_worst(offers: Sequence[Offer], losses_DN: Floats, base: float) -> flo
     """
     n = losses_DN.shape[1]
     rows = _less_one(losses_DN)
-    found = linprog(
+    found = optimize.linprog(
         np.append(np.zeros(n), 1.0),
         A_ub=rows,
         b_ub=np.full(len(rows), -base),
@@ -195,16 +199,16 @@ def _least_worst(offers: Sequence[Offer], losses_DN: Floats, base: float) -> flo
 def _solve(
     offers: Sequence[Offer],
     costs: Floats,
-    rules: list[LinearConstraint],
+    rules: list[optimize.LinearConstraint],
     gap: float,
     free: int = 0,
 ) -> _Solved:
     """Columns of least cost, per layer; the last ``free`` variables are none."""
     n = len(costs) - free
-    found = milp(
+    found = optimize.milp(
         costs * _SCALE,
         integrality=np.append(np.ones(n), np.zeros(free)),
-        bounds=Bounds(0, np.append(np.ones(n), np.full(free, np.inf))),
+        bounds=optimize.Bounds(0, np.append(np.ones(n), np.full(free, np.inf))),
         constraints=[_taken(offers, len(costs)), *rules],
         options={"mip_rel_gap": gap, "node_limit": max(100, _MOST_COLUMNS_TRIED // n)},
     )
@@ -222,7 +226,7 @@ def _answer(found: Any) -> Floats:
     return answer
 
 
-def _taken(offers: Sequence[Offer], n: int) -> LinearConstraint:
+def _taken(offers: Sequence[Offer], n: int) -> optimize.LinearConstraint:
     """As many columns of every layer as it says."""
     rows: list[int] = []
     columns: list[int] = []
@@ -234,8 +238,8 @@ def _taken(offers: Sequence[Offer], n: int) -> LinearConstraint:
             rows += [len(counts)] * len(group)
             counts.append(count)
         start += len(one.losses_C)
-    matrix = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(counts), n))
-    return LinearConstraint(matrix, lb=counts, ub=counts)
+    matrix = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(counts), n))
+    return optimize.LinearConstraint(matrix, lb=counts, ub=counts)
 
 
 def _kept_counts(offers: Sequence[Offer], columns: Sequence[Sequence[int]]) -> Floats:

@@ -8,6 +8,7 @@ import pytest
 from leanmoe.cli import COMMANDS, LEANMOE, main
 from leanmoe.dispatch import Group
 from leanmoe_bench.command import BENCHES
+from tests.tiny import write_tiny_mixtral
 
 EVERY = list(LEANMOE.every())
 GROUPS = [one for one in EVERY if isinstance(one, Group)]
@@ -78,3 +79,15 @@ def test_the_core_imports_neither_torch_nor_an_engine():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_cut_that_solves_nothing_imports_no_solver(tmp_path):
+    model, out = write_tiny_mixtral(tmp_path / "model", layers=1), tmp_path / "out"
+    code = (
+        "import sys; from leanmoe.cli import main; assert main(sys.argv[1:]) == 0; "
+        "print(any(name.partition('.')[0] == 'scipy' for name in sys.modules))"
+    )
+    words = ["prune", str(model), "--method", "random", "--keep", "6", "-o", str(out)]
+    run = [sys.executable, "-c", code, *words]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

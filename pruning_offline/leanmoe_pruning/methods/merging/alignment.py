@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from scipy.optimize import linear_sum_assignment
 
+from leanmoe_pruning.later import optimize
 from leanmoe_pruning.methods.merging.grouping import Grouping
 from leanmoe_pruning.methods.weights.layer_weights import LayerWeights
 
@@ -32,7 +32,7 @@ def matching(weights: LayerWeights, chief: int, expert: int) -> torch.Tensor:
         for left_FD, right_FD in zip(_rows(weights, chief), _rows(weights, expert), strict=True)
     )
     assert isinstance(likeness_FF, torch.Tensor)
-    _, found = linear_sum_assignment(likeness_FF.numpy(), maximize=True)
+    _, found = optimize.linear_sum_assignment(likeness_FF.numpy(), maximize=True)
     return torch.from_numpy(found)
 
 

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 
+from leanmoe_pruning.later import optimize
 from leanmoe_pruning.methods.weights.pattern import OfEvery
 
 # Rows that are counted, evenly spaced; more change little and cost time.
@@ -112,7 +112,7 @@ def _deal_(columns_G: np.ndarray, together_CC: np.ndarray, sums_GC: np.ndarray) 
     """Deal one column of each group anew, in place; how much less they meet."""
     # What each would meet in each group, the column that leaves it left out.
     meets_GG = sums_GC[:, columns_G].T - together_CC[np.ix_(columns_G, columns_G)]
-    of_G, to_G = linear_sum_assignment(meets_GG)
+    of_G, to_G = optimize.linear_sum_assignment(meets_GG)
     before_G = columns_G.copy()
     columns_G[to_G] = before_G
     moved = np.flatnonzero(columns_G != before_G)
