@@ -498,6 +498,36 @@ def test_every_command_tells_the_bytes_that_are_on_disk(pattern, in_float8, tmp_
     assert f"{on_disk / 1e6:.0f} MB of weights" in (out / "README.md").read_text()
 
 
+STORED = {
+    "experts cut": ("--method", "random", "--keep", "6"),
+    "zeros kept": ("--method", "magnitude", "--pattern", "16:32"),
+    "16:32": ("--method", "magnitude", "--pattern", "16:32", "--compress"),
+    "2:4": ("--method", "magnitude", "--pattern", "2:4", "--compress"),
+    "unstructured": ("--method", "magnitude", "--sparsity", "0.6", "--compress"),
+}
+
+
+@pytest.mark.parametrize("how", STORED.values(), ids=STORED)
+@pytest.mark.parametrize("model", ["source", "in_float8", "granitemoe"])
+def test_what_is_said_of_a_size_is_what_the_files_hold(model, how, request, tmp_path, capsys):
+    """By the command that writes it, by a plan of it and by its card and page."""
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    stacked = model == "granitemoe"
+    whole = write_tiny(tmp_path / "model", model) if stacked else request.getfixturevalue(model)
+    made = printed(capsys, "prune", whole, *how, "-o", out)
+    on_disk = bytes_of_tensors(out)
+    assert made["weight_bytes"] == on_disk
+    assert made["source_weight_bytes"] == bytes_of_tensors(whole)
+    assert made["loads_in_stock_vllm"] == ("--compress" not in how)
+    planned = printed(capsys, "plan", out, "--tflops", "1")
+    as_it_is = planned["rows"][0]
+    assert planned["weight_bytes"] == as_it_is["weight_bytes"] == on_disk
+    assert as_it_is["serve"]["weights_bytes"] == on_disk
+    assert run("report", out, "--html", page) == 0
+    for text in ((out / "README.md").read_text(), page.read_text()):
+        assert f"{on_disk / 1e6:.0f} MB" in text or f"{on_disk / 1e3:.0f} kB" in text
+
+
 @pytest.mark.parametrize(("pattern", "share"), [("8:32", 0.375), ("16:32", 0.625)])
 def test_codes_take_the_share_that_the_page_tells(pattern, share, in_float8, tmp_path):
     out = pruned(in_float8, tmp_path / "packed", "--pattern", pattern, "--compress")
