@@ -317,6 +317,8 @@ def _written(
             packer,
             None if replacement is None else replacement.rank,
         )
+        _say(cutter.size_notes)
+        decision = replace(decision, notes=(*decision.notes, *cutter.size_notes))
         with progress("checking shards", cutter.n_read) as tick:
             cutter.validate(tick)
         with _dumped(request, decision) as dump:

@@ -45,7 +45,7 @@ from leanmoe_pruning.cutting.carried_orders import carried_orders, check_summabl
 from leanmoe_pruning.cutting.layer_cut import LayerCut, StandInCut
 from leanmoe_pruning.cutting.layer_plan import LayerPlan, layouts
 from leanmoe_pruning.cutting.module_names import ModuleNames
-from leanmoe_pruning.cutting.packing import Order, Packer
+from leanmoe_pruning.cutting.packing import Order, PackedPart, Packer
 from leanmoe_pruning.cutting.pieces import Copied, Given, HeldTensors, Piece
 from leanmoe_pruning.cutting.spool import SpooledReader, WeightSpool
 from leanmoe_pruning.later import torch
@@ -236,6 +236,28 @@ class Cutter:
     def weight_bytes(self) -> int:
         """Bytes of weights the output will hold."""
         return sum(piece.info.nbytes for pieces in self.shards.values() for piece in pieces)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of weights it would hold with no matrix packed."""
+        infos = {
+            one.info.name: one.info
+            for pieces in self.shards.values()
+            for piece in pieces
+            for one in (piece.dense if isinstance(piece, PackedPart) else piece,)
+        }
+        return sum(info.nbytes for info in infos.values())
+
+    @property
+    def size_notes(self) -> tuple[str, ...]:
+        """What to say where packing makes the files larger: few zeros, and a mask for all."""
+        packed, dense = self.weight_bytes, self.dense_bytes
+        if packed <= dense:
+            return ()
+        return (
+            f"packed it takes {packed / 1e6:.1f} MB of weights and dense {dense / 1e6:.1f} MB: too "
+            "few weights are zero for what it takes to say which; keep it dense",
+        )
 
     def write(self, directory: Path, tick: Tick) -> dict[str, str]:
         """Write the lean checkpoint without its manifest; return the digest of each file."""

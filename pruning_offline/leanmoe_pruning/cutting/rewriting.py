@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from leanmoe.command import Result
@@ -14,6 +15,8 @@ from leanmoe_pruning.cutting.packing import Packer
 from leanmoe_pruning.cutting.record import cut_manifest
 from leanmoe_pruning.progress import progress
 
+_LOG = logging.getLogger(__name__)
+
 
 def rewrite(
     model: OpenedModel, out: Path, force: bool, method: str, packer: Packer | None
@@ -22,6 +25,8 @@ def rewrite(
     settings = {} if packer is None else {"format": packer.how.text}
     with stop_on_signals():
         cutter = Cutter(model, {}, packer=packer)
+        for note in cutter.size_notes:
+            _LOG.warning("%s", note)
         with progress("checking shards", cutter.n_read) as tick:
             cutter.validate(tick)
         with atomic_directory(out, force) as directory:
@@ -32,6 +37,7 @@ def rewrite(
     return {
         "out": str(out),
         **settings,
+        "notes": list(cutter.size_notes),
         "weight_bytes": cutter.weight_bytes,
         "source_weight_bytes": model.reader.weight_bytes,
         "loads_in_stock_vllm": cutter.loads_in_stock,

@@ -498,6 +498,25 @@ def test_every_command_tells_the_bytes_that_are_on_disk(pattern, in_float8, tmp_
     assert f"{on_disk / 1e6:.0f} MB of weights" in (out / "README.md").read_text()
 
 
+@pytest.mark.parametrize("model", ["source", "granitemoe"])
+def test_packed_files_larger_than_dense_ones_are_told(model, request, tmp_path, capsys, caplog):
+    stacked = model == "granitemoe"
+    whole = write_tiny(tmp_path / "model", model) if stacked else request.getfixturevalue(model)
+    few, dense = ("--method", "magnitude", "--sparsity", "0.03"), tmp_path / "dense"
+    assert run("prune", whole, *few, "-o", dense) == 0
+    capsys.readouterr()
+    said = f"dense {bytes_of_tensors(dense) / 1e6:.1f} MB: too few weights are zero"
+    for command in (("prune", whole, *few, "--compress"), ("pack", dense)):
+        out = tmp_path / command[0]
+        (note,) = printed(capsys, *command, "-o", out)["notes"]
+        assert said in note and caplog.messages[-1] == note
+        assert f"packed it takes {bytes_of_tensors(out) / 1e6:.1f} MB" in note
+        assert bytes_of_tensors(out) > bytes_of_tensors(dense)
+    assert printed(capsys, "unpack", out, "-o", tmp_path / "again")["notes"] == []
+    half = ("--method", "magnitude", "--sparsity", "0.5", "--compress")
+    assert printed(capsys, "prune", whole, *half, "-o", tmp_path / "half")["notes"] == []
+
+
 STORED = {
     "experts cut": ("--method", "random", "--keep", "6"),
     "zeros kept": ("--method", "magnitude", "--pattern", "16:32"),
