@@ -17,6 +17,7 @@ import pytest
 
 from leanmoe.manifest import read_manifest
 from tests.chart.rendering import CHART, Document, containers, one, rendered_with, variables
+from tests.docs.forked import forked_leanmoe
 from tests.tiny import write_tiny_mixtral
 
 FILES = CHART / "files"
@@ -137,7 +138,15 @@ def _run_step(step: Document) -> subprocess.CompletedProcess[str]:
     return _run("prepare.sh", name, *step["args"], **variables(step), JOB="prepare-1")
 
 
-def test_the_job_leaves_a_lean_checkpoint_with_a_curve(tmp_path):
+@pytest.fixture
+def forked_commands(tmp_path_factory, monkeypatch):
+    """The ``leanmoe`` of the scripts, which would import torch and transformers step by step."""
+    with forked_leanmoe(tmp_path_factory.mktemp("forked")) as folder:
+        monkeypatch.setattr(sys.modules[__name__], "PATH", f"{folder}:{PATH}")
+        yield
+
+
+def test_the_job_leaves_a_lean_checkpoint_with_a_curve(forked_commands, tmp_path):
     write_tiny_mixtral(tmp_path / "tiny")
     steps = _job(tmp_path)
     output = Path(variables(steps[0])["OUTPUT"])
