@@ -14,6 +14,7 @@ from leanmoe.errors import CheckpointError, InputError, LeanMoEError
 from leanmoe.manifest import check_files
 from leanmoe.policy import check_level
 from leanmoe.skip_rule import SkipRule
+from leanmoe.sparse.scale_blocks import Blocks
 from leanmoe.sparse.sparse_format import lost_settings
 from leanmoe.sparse.stored_parts import packed_tensor
 from leanmoe_server.audit.journal import Journal
@@ -46,7 +47,10 @@ def _open_model(model: str, rest: Sequence[str]) -> Checkpoint:
 
 def _check_packing(checkpoint: Checkpoint) -> None:
     """Raise where shards are packed and config.json does not say how: vLLM knows no such names."""
-    if checkpoint.packing is None and (found := packed_tensor(checkpoint.path)) is not None:
+    how = checkpoint.packing
+    if how is not None:
+        Blocks.of(how.inner, str(checkpoint.path / "config.json"))
+    elif (found := packed_tensor(checkpoint.path)) is not None:
         raise lost_settings(f"tensor {found}", checkpoint.path)
 
 

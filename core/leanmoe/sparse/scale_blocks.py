@@ -29,8 +29,11 @@ class Blocks:
     columns: int = 128
 
     @classmethod
-    def of(cls, quantization: Mapping[str, Any] | None) -> Self:
-        """As a source's ``quantization_config`` states, or 128 x 128 where it says nothing."""
+    def of(cls, quantization: Mapping[str, Any] | None, where: str = "config.json") -> Self:
+        """As a source's ``quantization_config`` states, or 128 x 128 where it says nothing.
+
+        Raises ``CheckpointError``, naming ``where``, for what are no blocks.
+        """
         stated = None if quantization is None else quantization.get("weight_block_size")
         match stated:
             case None:
@@ -38,7 +41,7 @@ class Blocks:
             case [rows, columns] if all(type(one) is int and one > 0 for one in (rows, columns)):
                 return cls(rows, columns)
         raise CheckpointError(
-            f"config.json has the weight_block_size {stated!r}, expected two numbers, rows and "
+            f"{where} has the weight_block_size {stated!r}, expected two numbers, rows and "
             "columns; take the config of the original model"
         )
 

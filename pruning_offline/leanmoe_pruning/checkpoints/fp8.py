@@ -6,9 +6,7 @@ config says, is multiplied by. A cut copies both; whoever computes gets their pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.sparse.scale_blocks import Blocks
 from leanmoe.sparse.sparse_format import own_quantization
@@ -21,9 +19,9 @@ SCALE = "_scale_inv"
 Block = tuple[int, int]
 
 
-def block_of(config: Mapping[str, Any]) -> Block:
+def block_of(checkpoint: Checkpoint) -> Block:
     """Rows and columns of a block, (128, 128) where the config says nothing."""
-    blocks = Blocks.of(own_quantization(config))
+    blocks = Blocks.of(own_quantization(checkpoint.config), str(checkpoint.path / "config.json"))
     return blocks.rows, blocks.columns
 
 

@@ -157,7 +157,7 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
     _check_no_other_expert(checkpoint, reader)
     _check_packing(checkpoint, reader)
     _check_float8(checkpoint, reader)
-    check_scales(reader, block_of(checkpoint.config))
+    check_scales(reader, block_of(checkpoint))
     _check_orders(checkpoint, reader)
 
 

@@ -120,7 +120,7 @@ class DecoderStream:
         self.config, self._rotary = parts.config, parts.rotary
         self._scales, self._windows = parts.scales, parts.windows
         self.compute: torch.dtype = getattr(torch, compute or self._default_precision())
-        self.weights = Weights(self.reader, self.compute, block_of(checkpoint.config))
+        self.weights = Weights(self.reader, self.compute, block_of(checkpoint))
 
     def _from_transformers(self) -> Parts:
         try:

@@ -122,8 +122,11 @@ class LeanSparseConfig(QuantizationConfig):  # type: ignore[misc]
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
         """Find how a dense checkpoint was pruned: vLLM was told to pack it while loading."""
-        if self.how is not None:
-            return
+        if self.how is None:
+            self.how = self._as_pruned(model_name)
+        Blocks.of(self.how.inner, f"{model_name}/config.json")  # later nobody knows the folder
+
+    def _as_pruned(self, model_name: str) -> SparseFormat:
         folder = Path(model_name)
         manifest = read_manifest(folder) if folder.is_dir() else None
         pattern = None if manifest is None else pattern_of(manifest.settings)
@@ -135,7 +138,7 @@ class LeanSparseConfig(QuantizationConfig):  # type: ignore[misc]
         how = SparseFormat.of_pattern(pattern, "bfloat16")
         if self._dense_inner is not None:
             how = how.model_copy(update={"dtype": "float8_e4m3fn", "inner": self._dense_inner})
-        self.how = how
+        return how
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
         assert self.how is not None, "vLLM updates a config before it builds layers"

@@ -217,6 +217,15 @@ def test_experts_that_float8_settings_leave_plain_are_read_as_such():
     assert config.how.inner == left
 
 
+def test_blocks_that_are_none_are_told_with_the_model_that_vllm_loads():
+    """It hands over the settings alone, and the folder by its own later call."""
+    inner = {"quant_method": "fp8", "weight_block_size": [128]}
+    told = SparseFormat(keep=16, dtype="float8_e4m3fn").to_config() | {"inner": inner}
+    config = LeanSparseConfig.from_config(told)
+    with pytest.raises(CheckpointError, match=r"some/model/config\.json has the weight_block_size"):
+        config.maybe_update_config("some/model")
+
+
 KEPT_16 = SparseFormat(keep=16)
 
 

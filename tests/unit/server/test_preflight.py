@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def test_packed_shards_that_the_config_is_silent_about_stop_before_vllm(copied_m
     save_file({name: np.zeros((4, 16), np.float32)}, copied_model / "model-2.safetensors")
     (copied_model / "model-3.safetensors").write_bytes(b"no such file")
     with pytest.raises(CheckpointError, match=r"w1.weight_values in .* is packed and its config"):
+        configure(copied_model)
+
+
+def test_blocks_that_are_none_are_told_with_their_folder(copied_model: Path) -> None:
+    inner = {"quant_method": "fp8", "weight_block_size": [128]}
+    packed = {"quant_method": "leanmoe_sparse", "keep": 16, "dtype": "float8_e4m3fn"}
+    config = json.loads((copied_model / "config.json").read_text())
+    config["quantization_config"] = {**packed, "inner": inner}
+    (copied_model / "config.json").write_text(json.dumps(config))
+    said = rf"{re.escape(str(copied_model))}/config\.json has the weight_block_size \[128\]"
+    with pytest.raises(CheckpointError, match=said):
         configure(copied_model)
 
 

@@ -115,7 +115,7 @@ def read_layer(reader: ShardReader, checkpoint: Checkpoint, layer: int) -> Layer
         tensors,
         {projection: [tensors[name] for name in held] for projection, held in names.items()},
         {projection: _scales(reader, held) for projection, held in names.items()},
-        block_of(checkpoint.config),
+        block_of(checkpoint),
     )
 
 
