@@ -25,6 +25,7 @@ from leanmoe_pruning.methods.selection import complement, pruned_subsets
 from leanmoe_pruning.scores.gram import centred_gram
 from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 from tests.layer_scores import bare_scores
+from tests.tiny import write_tiny_mixtral
 
 KEPT = [complement(gone, 4) for gone in pruned_subsets(4, 2)]
 
@@ -296,3 +297,24 @@ def test_one_source_is_enough_for_balance_over_experts(tmp_path):
     options = ["--method", "reap", "--data", CALIBRATION, "--spread", "experts"]
     assert prune(tmp_path / "out", *options) == 0
     assert "identity" not in read_manifest(tmp_path / "out").settings["spread"]
+
+
+def test_one_expert_of_many_is_chosen_as_from_every_subset(tmp_path):
+    """Greedily nothing can be said of a layer's only one: without it no token has an expert."""
+    model = write_tiny_mixtral(
+        tmp_path / "model", layers=3, experts=13, top_k=1, hidden=64, ffn=32, dtype="float32"
+    )
+    parts = []
+    for name in "ab":
+        parts.append(str(tmp_path / f"{name}.safetensors"))
+        save_file({"input_ids": torch.randint(0, 256, (2, 30))}, parts[-1])
+    scores = str(tmp_path / "scores")
+    assert main(["score", str(model), "--data", ",".join(parts), "-o", scores]) == 0
+    for rule in ("experts", "domains"):
+        found = []
+        for search in ("greedy", "enumerate"):
+            how = ["--method", "naee", "--keep", "1", "--spread", rule, "--search", search]
+            out = tmp_path / f"{rule}-{search}"
+            assert main(["prune", str(model), *how, "--scores", scores, "-o", str(out)]) == 0
+            found.append(read_manifest(out).settings["spread"])
+        assert found[0] == found[1]

@@ -73,7 +73,8 @@ class SpreadNaee:
 
     def _offer(self, scores: LayerScores, domains: Domains) -> Offer:
         batch_of_T = batch_of_tokens(self.inputs.layout, self.batch_size)
-        if self.search.kind == "enumerate":
+        # Single experts are few sets, and without the only one there is no loss to compare with.
+        if self.search.kind == "enumerate" or self.keep == 1:
             return offer_of_subsets(scores, self.keep, batch_of_T, domains)
         return offer_of_marginals(scores, self.keep, batch_of_T, domains, self.search)
 
