@@ -122,10 +122,15 @@ def _notes(options: PlanOptions, model: HeaderModel, rows: list[Row]) -> list[st
             "Its layers differ: methods that choose experts take models whose layers are alike; "
             "it can be cut by --plan."
         )
-    if model.checkpoint.packing is not None:
+    if (how := model.checkpoint.packing) is not None:
+        besides = (
+            "how large --compress makes them, headers alone do not tell."
+            if how.layout == "overflow"
+            else "those named packed are as --compress writes them."
+        )
         notes.append(
-            "Its experts are packed. Cuts are laid out as they are written without --compress: "
-            "dense, zeros included."
+            "Its experts are packed. Cuts are laid out as they are written without --compress, "
+            f"dense, zeros included; {besides}"
         )
     if len(model.expert_types) > 1:
         named = ", ".join(one.name for one in model.expert_types)

@@ -53,8 +53,9 @@ def _total(row: Row) -> int:
 
 def _impossible(model: HeaderModel, row: Row, memory: int, kv_tokens: int) -> str:
     part = row.serving
-    packed = model.checkpoint.packing is not None
-    unseen = "; cuts with --compress, which may be smaller, are not laid out" if packed else ""
+    packing = model.checkpoint.packing
+    listed = packing is not None and packing.layout == "overflow"
+    unseen = "; cuts with --compress, which may be smaller, are not laid out" if listed else ""
     how = f"{row.kind.words(row.budget)} by {row.kind.methods[0]}" if row.kind else "as it is"
     return (
         f"{model.checkpoint.path} cannot be made to fit {show_bytes(memory)}, of which vLLM uses "

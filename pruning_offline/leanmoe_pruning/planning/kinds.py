@@ -116,6 +116,24 @@ class Keeping(Kind):
         return {"keep": budget}
 
 
+class KeepingPacked(Keeping):
+    """The same of a packed model, written with ``--compress``: packed as it is."""
+
+    def packer(self, model: HeaderModel, budget: int) -> Packer | None:
+        return packer_of(model.checkpoint, None)
+
+    def applies(self, model: HeaderModel) -> bool:
+        """Lists of weights beyond a format are made anew, from weights and not from headers."""
+        how = model.checkpoint.packing
+        return how is not None and how.layout != "overflow"
+
+    def words(self, budget: int) -> str:
+        return f"keep {budget} packed"
+
+    def facts(self, budget: int) -> dict[str, int | str]:
+        return {"keep": budget, "packed": True}
+
+
 class Merging(Keeping):
     """Every layer's experts are summed into fewer, their probabilities as well."""
 
@@ -242,6 +260,9 @@ _ALL: tuple[Kind, ...] = (
     Keeping("no data", ("random",), nothing),
     Keeping("scores", _RANKED, scores),
     Keeping("subsets", ("naee",), subsets),
+    KeepingPacked("no data, packed", ("random",), nothing),
+    KeepingPacked("scores, packed", _RANKED, scores),
+    KeepingPacked("subsets, packed", ("naee",), subsets),
     Merging("merging", ("m-smoe",), merged_scores),
     Merging("evolution", ("eep",), evolution),
     Condensing("condensing", ("cd-moe",), condensing),

@@ -75,7 +75,8 @@ def _budget(row: Facts) -> str:
         return f"{budget['condensed_layers']} layers"
     if "pattern" in budget:
         return f"{budget['pattern']} packed"
-    return f"keep {budget['keep']}" if budget else ""
+    packed = " packed" if "packed" in budget else ""
+    return f"keep {budget['keep']}{packed}" if budget else ""
 
 
 def _span(numbers: list[int]) -> str:

@@ -283,9 +283,33 @@ def test_what_cannot_be_planned(model, capsys, more, words):
     assert words in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("family", ["olmoe", "granitemoe"])
+def test_cuts_of_a_packed_model_are_laid_out_dense_and_packed(family, tmp_path, capsys):
+    model, packed = write_tiny(tmp_path / "model", family), tmp_path / "packed"
+    how = ["--method", "magnitude", "--pattern", "16:32", "--compress"]
+    assert main(["prune", str(model), *how, "-o", str(packed)]) == 0
+    capsys.readouterr()
+    found = planned(packed, capsys, "--keep", "6")
+    assert "those named packed are as --compress writes them" in found["notes"][0]
+    for more, budget, where in (
+        ((), {"keep": 6}, "vllm"),
+        (("--compress",), {"keep": 6, "packed": True}, "leanmoe serve"),
+    ):
+        out = tmp_path / where
+        keep = ["--method", "random", "--keep", "6", *more]
+        assert main(["prune", str(packed), *keep, "-o", str(out)]) == 0
+        capsys.readouterr()
+        row = row_of(found, "random", **budget)
+        assert row["weight_bytes"] == row["serve"]["weights_bytes"] == weight_bytes(out)
+        assert row["loads_in"] == where
+    assert main(["plan", str(packed), "--tflops", "1", "--method", "naee"]) == 0
+    assert "keep 6 packed" in capsys.readouterr().out
+
+
 def test_smaller_cuts_of_a_packed_model_are_not_denied(tmp_path, capsys):
     model, out = write_tiny(tmp_path / "model", "olmoe"), tmp_path / "packed"
-    assert main(["prune", str(model), "--method", "magnitude", "--compress", "-o", str(out)]) == 0
+    few = ["--method", "magnitude", "--sparsity", "0.5", "--compress"]
+    assert main(["prune", str(model), *few, "-o", str(out)]) == 0
     for path, unseen in ((out, True), (model, False)):
         assert main(["plan", str(path), "--fit", "1MiB", "--tflops", "1"]) == 2
         said = capsys.readouterr().err
