@@ -59,9 +59,9 @@ class Paired:
         sizes = first * (self.total - first) * second * (self.total - second)
         if sizes == 0:
             return 0.0
-        product = self.both * self.neither - self.only_first * self.only_second
+        product = float(self.both * self.neither - self.only_first * self.only_second)
         if product > 0:
-            product = max(0, product - self.total // 2)
+            product = max(0.0, product - self.total / 2)
         return product / math.sqrt(sizes)
 
     def mcnemar(self) -> float:

@@ -16,6 +16,17 @@ COUNTS = st.integers(0, 60)
 TABLES = st.builds(Paired, COUNTS, COUNTS, COUNTS, COUNTS).filter(lambda table: table.total > 0)
 
 
+def _by_hand(first: int, second: int, total: int, phi: float) -> tuple[float, float]:
+    """The interval of the difference of two shares whose answers correlate so."""
+    (low_1, high_1), (low_2, high_2) = (
+        binomtest(right, total).proportion_ci(method="wilson") for right in (first, second)
+    )
+    one, two = first / total, second / total
+    below = (one - low_1) ** 2 - 2 * phi * (one - low_1) * (high_2 - two) + (high_2 - two) ** 2
+    above = (high_1 - one) ** 2 - 2 * phi * (high_1 - one) * (two - low_2) + (two - low_2) ** 2
+    return one - two - below**0.5, one - two + above**0.5
+
+
 @given(st.integers(1, 500), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
 def test_wilson_equals_scipy(total, data, confidence):
     right = data.draw(st.integers(0, total))
@@ -39,6 +50,19 @@ def test_the_difference_lies_inside_and_turns_with_the_models(table):
     assert table.difference <= high + 1e-12 <= 1.0 + 1e-12
     turned = Paired(table.both, table.only_second, table.only_first, table.neither)
     assert turned.interval() == pytest.approx((-high, -low), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("cells", "limits"),
+    [
+        # Newcombe's own example (table II, method 10), answers against each other.
+        ((36, 12, 2, 0), (0.0569, 0.3404)),
+        # By hand, with an odd number: phi is (10 * 7 - 3 * 1 - 10.5) / sqrt(13 * 8 * 11 * 10).
+        ((10, 3, 1, 7), _by_hand(13, 11, 21, 56.5 / (13 * 8 * 11 * 10) ** 0.5)),
+    ],
+)
+def test_paired_intervals_of_known_tables(cells, limits):
+    assert Paired(*cells).interval() == pytest.approx(limits, abs=6e-5)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
