@@ -140,6 +140,8 @@ def checked(options: T) -> T:
         found: _Argument | None = one.metadata.get(_KEY)
         if _value_type(hints[one.name]) is Path and value is not None:
             values[one.name] = _path_or_paths(one, value)
+        if _value_type(hints[one.name]) in (int, float):
+            _check_no_boolean(one.name, value)
         if one.name == "seed":
             check_seed(value)
         if found is not None and value is not None:
@@ -153,6 +155,13 @@ def _path_or_paths(one: Field[Any], value: Any) -> Any:
         return tuple(_path_or_paths(one, single) for single in value)
     check_is_path(value, one.name.upper() if _has_place(one) else flag(one.name))
     return Path(value)
+
+
+def _check_no_boolean(name: str, value: Any) -> None:
+    """Raise where true or false, which Python counts with, is given for a number or among them."""
+    given = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(one, bool) for one in given):
+        raise InputError(f"{flag(name)} is {value}, expected a number")
 
 
 def _check_value(name: str, value: Any, found: _Argument) -> None:

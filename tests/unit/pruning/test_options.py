@@ -72,6 +72,12 @@ def test_a_seed_from_python_is_held_to_the_same_range():
         checked(Sample(model=Path("m"), out=Path("x"), seed=-1))
 
 
+@pytest.mark.parametrize("name", ["count", "share", "seed"])
+def test_true_from_python_is_no_number(name):
+    with pytest.raises(InputError, match=f"--{name} is True, expected a number"):
+        checked(Sample(**{"model": Path("m"), "out": Path("x"), name: True}))
+
+
 def test_an_address_is_no_path():
     """A Path writes its two slashes as one, and an output made a folder of them."""
     for words, name in (
