@@ -1,7 +1,7 @@
 """Which of a token's routed experts are skipped: three rules behind the same levels.
 
-A layer's beta lies in [0, 1] under every rule; at 0 every expert stays, at 1 one does. Of a token
-with weights w and k routed experts,
+A layer's beta lies in [0, 1] under every rule; at 0 every expert stays, at 1 one does, and under
+``ratio`` and ``norm`` whatever equals it. Of a token with weights w and k routed experts,
 
 - ``ratio`` keeps expert j when w_j >= beta * w_max (NAEE, arXiv 2402.14800);
 - ``topk`` keeps the k' largest weights, k' = k - round(beta * (k - 1)), whatever they are;
