@@ -16,7 +16,11 @@ _ROOM_GIB = 1.0
 # By a fixture that takes long to make, the files that use it: two processes would make two.
 TOGETHER = {
     "distributions": {f"release/test_{name}" for name in ("distributions", "libraries", "smoke")},
-    "stock_eager": {f"integration/runtime/test_{name}" for name in ("device_path", "engine")},
+    "stock_eager": {
+        f"integration/runtime/test_{name}"
+        # The last for the process off which engines fork that interpret kernels.
+        for name in ("device_path", "engine", "stand_ins")
+    },
     "server": {
         f"integration/server/test_{name}"
         for name in (

@@ -82,11 +82,14 @@ def _adopt(orphans: bool) -> None:
 
 
 @contextmanager
-def forking() -> Iterator[type[Forked]]:
-    """``Forked``, with the process that it forks off started, and ended with the block."""
+def forking(**settings: str) -> Iterator[type[Forked]]:
+    """``Forked``, with the process that it forks off started, and ended with the block.
+
+    ``settings`` are what must be in the environment where things are imported.
+    """
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-m", "tests.forked", str(theirs.fileno())]
-    environment = engine_environment(plugin=False)
+    environment = {**engine_environment(plugin=False), **settings}
     with theirs:
         process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
     with process, ours:  # it ends when the other end is closed

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,16 +29,20 @@ def forked() -> Iterator[type[Forked]]:
         yield popen
 
 
-@pytest.fixture(scope="package")
-def forked_arms(forked: type[Forked]) -> Iterator[None]:
-    """The engines of ``RemoteArm``s fork off one process: imports take most of a start.
+@pytest.fixture(scope="session")
+def interpreted() -> Iterator[Callable[[], type[Forked]]]:
+    """The same for engines that interpret kernels, which Triton wants to know when imported."""
+    with ExitStack() as stack:
+        yield cache(lambda: stack.enter_context(forking(TRITON_INTERPRET="1")))
 
-    But for those that interpret kernels, which Triton wants to know when it is imported.
-    """
+
+@pytest.fixture(scope="package")
+def forked_arms(forked: type[Forked], interpreted: Callable[[], type[Forked]]) -> Iterator[None]:
+    """The engines of ``RemoteArm``s fork off one process: imports take most of a start."""
 
     class ForkedGroup(ProcessGroup):
         def __init__(self, command, *, env, output, **options) -> None:
-            start = subprocess.Popen if "TRITON_INTERPRET" in env else forked
+            start = interpreted() if "TRITON_INTERPRET" in env else forked
             self.process = start(
                 command, env=env, stdout=output, stderr=output, start_new_session=True, **options
             )
