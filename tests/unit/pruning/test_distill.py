@@ -56,10 +56,18 @@ LOCAL = (*TEACHER, "--local", "--steps", "12", "--batch", "4", "--lr", "3e-3")
 WHOLE = (*TEACHER, "--steps", "12", "--batch", "4", "--lr", "3e-3", "--weight-decay", "0.1")
 
 
+@pytest.fixture(scope="module")
+def learnt(sparse, tmp_path_factory) -> dict[tuple[str, ...], Path]:
+    """What each of these comes to, never stopped."""
+    found = {options: tmp_path_factory.mktemp("learnt") / "out" for options in (LOCAL, WHOLE)}
+    for options, out in found.items():
+        assert distill(sparse, out, *options) == 0
+    return found
+
+
 @pytest.mark.parametrize("options", [LOCAL, WHOLE])
-def test_zeros_stay_zero_experts_move_and_nothing_else_does(options, sparse, tmp_path):
-    assert distill(sparse, tmp_path / "out", *options) == 0
-    before, after = load_file(sparse / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
+def test_zeros_stay_zero_experts_move_and_nothing_else_does(options, sparse, learnt):
+    before, after = load_file(sparse / WEIGHTS), load_file(learnt[options] / WEIGHTS)
     assert list(before) == list(after)
     for name, old in before.items():
         new = after[name]
@@ -71,9 +79,8 @@ def test_zeros_stay_zero_experts_move_and_nothing_else_does(options, sparse, tmp
         assert not torch.equal(new, old), name
 
 
-def test_local_loss_falls_in_every_layer_and_is_recorded(sparse, tmp_path):
-    assert distill(sparse, tmp_path / "out", *LOCAL) == 0
-    found = settings_of(tmp_path / "out")
+def test_local_loss_falls_in_every_layer_and_is_recorded(learnt):
+    found = settings_of(learnt[LOCAL])
     assert set(found["loss_before"]) == {"0", "1"}
     for layer, before in found["loss_before"].items():
         assert found["loss_after"][layer] < 0.9 * before
@@ -107,9 +114,8 @@ def test_without_a_rate_the_weights_of_a_layer_say_how_large_steps_are(tmp_path)
     assert abs(losses[0] - losses[1]) < 0.15
 
 
-def test_whole_loss_falls_and_its_factor_is_that_of_the_first_step(sparse, tmp_path):
-    assert distill(sparse, tmp_path / "out", *WHOLE) == 0
-    found = settings_of(tmp_path / "out")
+def test_whole_loss_falls_and_its_factor_is_that_of_the_first_step(learnt):
+    found = settings_of(learnt[WHOLE])
     before, after = found["loss_before"], found["loss_after"]
     assert after["text"] < before["text"] and after["experts"] < before["experts"]
     assert found["expert_factor"] == pytest.approx(before["text"] / before["experts"])
@@ -305,9 +311,10 @@ def files_of(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("options", [LOCAL, WHOLE])
-def test_a_stopped_run_resumes_to_the_same_bytes(options, sparse, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes_to_the_same_bytes(
+    options, sparse, learnt, tmp_path, monkeypatch, capsys
+):
     every = "1" if "--local" in options else "5"
-    assert distill(sparse, tmp_path / "straight" / "out", *options) == 0
     out = tmp_path / "stopped" / "out"
     with monkeypatch.context() as patch:
         stop_at_second_layer_or_eighth_step(patch)
@@ -316,7 +323,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(options, sparse, tmp_path, monk
     assert [path.name for path in out.parent.iterdir()] == ["out.training"]
     assert distill(sparse, out, *options, "--resume", "--checkpoint-every", every) == 0
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-    assert files_of(out) == files_of(tmp_path / "straight" / "out")
+    assert files_of(out) == files_of(learnt[options])
 
 
 def stop_at_second_layer_or_eighth_step(patch: pytest.MonkeyPatch) -> None:
