@@ -1,4 +1,4 @@
-"""Which files go together where two run at once, which begin, and an end on a full disk."""
+"""Files that share a process where two run, which begin, no deadlines, an end on a full disk."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
+
+# How long one example takes is the machine's matter.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 _ROOM_GIB = 1.0
 # By a fixture that takes long to make, the files that use it: two processes would make two.

@@ -25,7 +25,7 @@ KINDS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(KINDS, SECONDS, SEEDS)
 def test_times_are_sorted_within_the_duration_and_repeat_for_a_seed(
     text: str, seconds: float, seed: int
@@ -36,7 +36,7 @@ def test_times_are_sorted_within_the_duration_and_repeat_for_a_seed(
     assert times == parse_arrivals(text).times(seconds, seed)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.floats(2.0, 100.0), st.integers(0, 1000))
 def test_poisson_gaps_have_the_mean_and_spread_of_the_rate(rate: float, seed: int) -> None:
     seconds = 4000 / rate

@@ -52,14 +52,14 @@ def test_what_is_no_mix_is_refused(text: str) -> None:
         parse_levels(text)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.text(max_size=40))
 def test_any_text_is_a_mix_or_refused(text: str) -> None:
     with contextlib.suppress(InputError):
         assert parse_levels(text)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(["64", "uniform:10,90", "normal:50,20", "lognormal:50,0.7"]),
     st.integers(0, 1000),

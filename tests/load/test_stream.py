@@ -57,7 +57,7 @@ def test_events_survive_every_cut_of_the_bytes(chunk_bytes: int) -> None:
     assert set(found) == {str(EVENTS)}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.binary(min_size=1).filter(lambda data: not {*b"\r\n "} & {*data})))
 def test_any_data_comes_through(pieces: list[bytes]) -> None:
     parser = SSEParser()

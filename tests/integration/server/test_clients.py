@@ -180,7 +180,6 @@ def _draw(operation: schemathesis.APIOperation, client: httpx.Client) -> None:
 
     @settings(
         max_examples=4,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate],

@@ -34,7 +34,7 @@ def budgets(losses, total):
 
 
 @given(tables())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_budget_within_the_total_has_a_smaller_sum(case):
     losses, total = case
     found = allot(losses, total)
@@ -44,7 +44,7 @@ def test_no_budget_within_the_total_has_a_smaller_sum(case):
 
 
 @given(tables())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_never_worse_than_the_same_number_everywhere(case):
     losses, total = case
     even = total // len(losses)
@@ -56,7 +56,7 @@ def test_never_worse_than_the_same_number_everywhere(case):
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_budgets_that_lose_alike_go_to_the_even_one(layers, even, width):
     table = dict.fromkeys(range(max(1, even - width), even + width + 1), 1.0)
     assert allot([table] * layers, even * layers) == (even,) * layers

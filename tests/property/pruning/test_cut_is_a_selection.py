@@ -29,7 +29,7 @@ def nothing() -> None:
         )
     )
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @torch.inference_mode()
 def test_cut_then_load_is_the_selection_and_runs_like_the_masked_model(sets):
     kept = {layer: sorted(chosen) for layer, chosen in enumerate(sets)}

@@ -65,7 +65,7 @@ def direct_output(shape, experts, logits, x, kept=None) -> torch.Tensor:
 
 
 @given(blocks(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_subset_loss_equals_a_direct_re_run(block, data):
     shape, experts, logits, x = block
     keep = data.draw(st.integers(shape.top_k, shape.n_routed_experts))
@@ -84,7 +84,7 @@ def test_every_subset_loss_equals_a_direct_re_run(block, data):
 
 
 @given(blocks())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_routed_equals_the_mix_of_every_output(block):
     shape, experts, logits, x = block
     routing = route(logits, RouterRule.of(shape))
@@ -94,7 +94,7 @@ def test_routed_equals_the_mix_of_every_output(block):
 
 
 @given(blocks())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_keeping_all_loses_nothing(block):
     shape, experts, logits, x = block
     exact = direct_output(shape, experts, logits, x).float()

@@ -60,7 +60,7 @@ def direct(scores, batches, kept) -> float:
 
 
 @given(layers())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_removal_loses_what_the_subset_loses(layer):
     scores, batches, _ = layer
     removals = Removals(scores, batches)
@@ -74,7 +74,7 @@ def test_a_removal_loses_what_the_subset_loses(layer):
 
 
 @given(layers(), st.sampled_from([Search("greedy"), Search("beam", 3)]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_single_swap_improves_what_was_found(layer, search):
     scores, batches, keep = layer
     choice = chooser_of(scores, batches, search)(keep)

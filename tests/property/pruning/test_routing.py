@@ -70,14 +70,14 @@ def spread(routing: Routing, n_experts: int = 16) -> torch.Tensor:
 
 
 @given(cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_weights_are_vllm_s(case):
     rule, logits = case
     torch.testing.assert_close(spread(route(logits, rule)), vllm_s(rule, logits))
 
 
 @given(cases(), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_masked_expert_might_as_well_be_absent(case, data):
     rule, logits = case
     size = 16 // rule.n_groups
@@ -96,7 +96,7 @@ def test_a_masked_expert_might_as_well_be_absent(case, data):
 
 
 @given(cases(), st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_first_choice_weighs_most_and_stays(case, beta):
     rule, logits = case
     routing = route(logits, rule)
@@ -108,7 +108,7 @@ def test_the_first_choice_weighs_most_and_stays(case, beta):
 
 
 @given(st.booleans(), st.integers(1, 4), st.integers(0, 2**31))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_mapped_probabilities_are_routed_as_served_where_they_are_positive(renormalize, k, seed):
     """Clamped logarithms, as the runtime's gate gives, and the published form."""
     generator = torch.Generator().manual_seed(seed)

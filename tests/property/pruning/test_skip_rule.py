@@ -33,7 +33,7 @@ def routings(draw):
 
 
 @given(routings(), st.floats(0.0, 1.0))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_top1_always_survives_and_the_rule_holds(routing, beta):
     keep = routing.kept(beta)
     assert bool(keep[:, 0].all())
@@ -42,7 +42,7 @@ def test_top1_always_survives_and_the_rule_holds(routing, beta):
 
 
 @given(routings())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_level_zero_keeps_everything_and_renormalises_as_before(routing):
     keep = routing.kept(0.0)
     assert bool(keep.all())
@@ -50,7 +50,7 @@ def test_level_zero_keeps_everything_and_renormalises_as_before(routing):
 
 
 @given(routings(), st.floats(0.0, 1.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_applied_weights(routing, beta):
     keep = routing.kept(beta)
     weights = routing.applied(keep)
@@ -62,7 +62,7 @@ def test_applied_weights(routing, beta):
 
 
 @given(routings())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_betas_rise_from_0_to_1_and_the_middle_is_the_median(routing):
     betas = Betas(variants_of([SkipRule.RATIO], level_grid(11)))
     betas.add(3, routing)
@@ -76,7 +76,7 @@ def test_betas_rise_from_0_to_1_and_the_middle_is_the_median(routing):
 
 
 @given(routings(), st.floats(0.01, 0.99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_level_skips_its_share_of_the_calibration_assignments(routing, level):
     ratios = weight_ratios(routing)
     if len(ratios) == 0:
@@ -86,7 +86,7 @@ def test_a_level_skips_its_share_of_the_calibration_assignments(routing, level):
 
 
 @given(routings(), st.sampled_from(SkipRule), st.floats(0, 1, width=32), st.integers(0, 999))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_every_rule_keeps_offline_what_it_keeps_when_served(routing, rule, beta, seed):
     n_experts, top_k = int(routing.ids_TK.max()) + 1, routing.weights_TK.shape[1]
     factors_E = 0.1 + torch.rand(n_experts, generator=torch.Generator().manual_seed(seed))
@@ -101,7 +101,7 @@ def test_every_rule_keeps_offline_what_it_keeps_when_served(routing, rule, beta,
 
 
 @given(routings(), st.floats(0.01, 0.99), st.integers(0, 999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_level_of_the_norm_rule_skips_its_share(routing, level, seed):
     random = np.random.default_rng(seed)
     factors = (0.1 + random.random(int(routing.ids_TK.max()) + 1)).tolist()
@@ -114,7 +114,7 @@ def test_a_level_of_the_norm_rule_skips_its_share(routing, level, seed):
 
 
 @given(st.integers(2, 16), st.integers(1, 48), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_level_of_the_static_rule_skips_its_share_over_the_layers(top_k, layers, one, other):
     def skipped(level: float) -> list[int]:
         betas = [static_beta(level, top_k, place, layers) for place in range(layers)]

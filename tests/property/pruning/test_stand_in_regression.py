@@ -37,14 +37,14 @@ def error(found: LowRank, case) -> float:
     return float((gate_N.double().square() * wrong_N).sum())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases(), st.integers(1, WIDTH), st.sampled_from([0.0, 0.01, 1.0]))
 def test_a_map_never_errs_more_than_the_constant(case, rank, ridge):
     constant = error(fitted(case, 0), case)
     assert error(fitted(case, rank, ridge=ridge), case) <= constant * (1 + 1e-4) + 1e-5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases())
 def test_the_constant_is_the_mean_weighed_by_the_squared_gates(case):
     _, y_ND, gate_N = case
@@ -52,7 +52,7 @@ def test_the_constant_is_the_mean_weighed_by_the_squared_gates(case):
     torch.testing.assert_close(fitted(case, 0).constant_D, expected, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cases(), st.integers(0, WIDTH))
 def test_tokens_may_come_in_parts(case, rank):
     whole, parts = fitted(case, rank, ridge=0.1), fitted(case, rank, parts=3, ridge=0.1)
@@ -60,7 +60,7 @@ def test_tokens_may_come_in_parts(case, rank):
     torch.testing.assert_close(parts.output(probe), whole.output(probe), rtol=1e-3, atol=1e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, WIDTH))
 def test_a_linear_expert_of_that_rank_is_found_again(seed, rank):
     generator = torch.Generator().manual_seed(seed)

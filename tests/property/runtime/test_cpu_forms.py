@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from leanmoe_runtime.skip.cpu import REDIRECT_MAX_ROWS, SHAPES_STAY, Plan, Planner, run
@@ -44,7 +44,6 @@ def output(x, weights, ids, plan: Plan | None, kernel=None):
     return kernel(x, weights, ids) if plan is None else run(kernel, x, plan)
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 50),
     st.integers(1, 4),
@@ -62,7 +61,6 @@ def test_same_sum_as_weight_zero(tokens, k, beta, seed, renormalize, redirect_ma
     torch.testing.assert_close(output(x, weights, ids, plan), expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 50), st.floats(0, 1), st.integers(0, 999))
 def test_only_kept_pairs_reach_the_kernel(tokens, beta, seed):
     x, weights, ids = routed(tokens, 3, seed)
@@ -72,7 +70,6 @@ def test_only_kept_pairs_reach_the_kernel(tokens, beta, seed):
     assert kernel.pairs == ids.numel() - skipped
 
 
-@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 4), st.floats(0, 1), st.integers(0, 999))
 def test_shapes_stay_where_other_ranks_expect_them(tokens, k, beta, seed):
     _, weights, ids = routed(tokens, k, seed)
@@ -125,7 +122,6 @@ def test_what_just_reaches_the_threshold_is_kept():
     assert plan_of(PLANNER, weights[:1], ids[:1], 1.0, True) == (0, None)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(0, 999), st.booleans())
 def test_every_token_follows_its_own_row_of_the_table(tokens, seed, renormalize):
     x, weights, ids = routed(tokens, 3, seed)
@@ -159,7 +155,6 @@ def test_a_token_whose_weights_are_no_numbers_keeps_all_and_is_counted(wrong, pl
     assert plan.weights.isfinite().flatten().tolist()[-1]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 50), st.floats(0, 1), st.integers(0, 999))
 def test_the_counters_know_tokens_experts_read_and_gate_weight_left_out(tokens, beta, seed):
     _, weights, ids = routed(tokens, 3, seed)

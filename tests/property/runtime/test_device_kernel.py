@@ -114,7 +114,7 @@ def steps(draw):
     )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(step=steps(), renormalize=st.booleans(), mode=st.sampled_from(MODES))
 def test_kernel_and_reference_agree(kernel, step, renormalize, mode):
     *tensors, experts, factors = step

@@ -111,7 +111,7 @@ PASSES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(BETAS, PASSES)
 def test_outputs_are_equal_to_the_bit_and_counters_to_the_last(layers, betas, passes):
     found = {}

@@ -25,7 +25,7 @@ def run(layer: Layer, way: Way, per_item: int, step: tuple[torch.Tensor, ...]) -
 
 
 @pytest.mark.parametrize("pattern", GATHERED)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), GROUPS, GROUPS, st.booleans(), st.booleans())
 def test_values_gathered_on_cuda_cores(pattern, seed, tokens, wide, hidden, ordered, half):
     layer = Layer(pattern, 32 * wide, 32 * hidden, BOTH[half], ordered=ordered, seed=seed)
@@ -34,7 +34,7 @@ def test_values_gathered_on_cuda_cores(pattern, seed, tokens, wide, hidden, orde
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 20),
@@ -55,7 +55,7 @@ BLOCKS = st.sampled_from([Blocks(128, 128), Blocks(32, 64), Blocks(64, 32), Bloc
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 12),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -18,8 +18,6 @@ WEIGHTS = SHAPES.flatmap(
 )
 BETAS = st.floats(0.0, 1.0, width=32)
 PLANNER = Planner()
-# How long one example takes is the machine's matter.
-without_deadline = settings(deadline=None)
 
 
 def slots(weights):
@@ -46,7 +44,6 @@ def on_host(weights, beta, renormalize=True, factors=()):
     return kept
 
 
-@without_deadline
 @given(WEIGHTS, BETAS)
 def test_keeps_exactly_what_reaches_beta_times_the_largest(weights, beta):
     _, keep = on_device(weights, beta)
@@ -55,21 +52,18 @@ def test_keeps_exactly_what_reaches_beta_times_the_largest(weights, beta):
         assert kept.tolist() == [bool(w >= threshold) for w in row]
 
 
-@without_deadline
 @given(WEIGHTS, BETAS)
 def test_the_largest_always_survives(weights, beta):
     _, keep = on_device(weights, beta)
     assert keep[np.arange(len(weights)), weights.argmax(axis=1)].all()
 
 
-@without_deadline
 @given(WEIGHTS)
 def test_level_zero_keeps_everything(weights):
     assert on_device(weights, 0.0)[1].all()
     assert (on_host(weights, 0.0) == weights).all()
 
 
-@without_deadline
 @given(WEIGHTS, BETAS)
 def test_renormalising_keeps_the_sum_and_not_renormalising_keeps_the_weights(weights, beta):
     renormalised, keep = on_device(weights, beta, renormalize=True)
@@ -82,7 +76,6 @@ def test_renormalising_keeps_the_sum_and_not_renormalising_keeps_the_weights(wei
 EIGHT = st.lists(st.sampled_from(FACTORS.tolist()), min_size=8, max_size=8)
 
 
-@without_deadline
 @given(WEIGHTS, st.sampled_from(SkipRule), BETAS, EIGHT, st.booleans())
 def test_device_and_host_agree(weights, rule, beta, factors, renormalize):
     threshold = threshold_of(rule, beta, weights.shape[1])
@@ -92,7 +85,6 @@ def test_device_and_host_agree(weights, rule, beta, factors, renormalize):
     np.testing.assert_allclose(host, device, rtol=1e-5)
 
 
-@without_deadline
 @given(WEIGHTS, BETAS, EIGHT)
 def test_the_norm_rule_is_the_published_one_on_weights_times_factors(weights, beta, factors):
     judged = weights * np.array(factors, dtype=np.float32)[: weights.shape[1]]
@@ -101,7 +93,6 @@ def test_the_norm_rule_is_the_published_one_on_weights_times_factors(weights, be
     assert keep[np.arange(len(weights)), judged.argmax(axis=1)].all()
 
 
-@without_deadline
 @given(WEIGHTS, BETAS)
 def test_the_static_rule_keeps_equally_many_of_every_token_and_the_largest(weights, beta):
     k = weights.shape[1]
@@ -112,7 +103,6 @@ def test_the_static_rule_keeps_equally_many_of_every_token_and_the_largest(weigh
         assert row[kept_row].min() >= row[~kept_row].max(initial=0.0)
 
 
-@without_deadline
 @given(WEIGHTS, st.sampled_from(SkipRule), EIGHT)
 def test_the_ends_are_the_same_by_every_rule(weights, rule, factors):
     k = weights.shape[1]

@@ -128,7 +128,7 @@ def compare(seed, tokens, groups, keep, share, dtype, isa, activation="silu", or
 
 
 @pytest.mark.parametrize(("dtype", "isa"), KINDS, ids=str)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(0, 13),
@@ -187,7 +187,7 @@ BLOCKS = st.sampled_from([(128, 128), (32, 64), (64, 32), (32, 20), (96, 500)])
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(0, 13),
@@ -213,7 +213,7 @@ AROUND = st.sampled_from([4, 5, 8, 9, 31, 32, 33, 36, 37, 70])
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(0, 2**32 - 1),
     AROUND,
@@ -244,7 +244,7 @@ WIDE = st.sampled_from([1, 32, 33, 66])
 
 
 @pytest.mark.parametrize(("dtype", "isa"), KINDS, ids=str)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 2**32 - 1), AROUND, st.tuples(WIDE, WIDE), st.integers(1, 31), st.booleans())
 def test_a_token_gets_the_same_bits_alone_and_among_many(
     dtype, isa, seed, tokens, groups, keep, ordered

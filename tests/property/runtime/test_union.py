@@ -38,7 +38,7 @@ def expected(logits, weights, ids, beta, budget, bound, moves, renormalize, fact
     return (found * scale[:, None]).astype(np.float32), int((found > 0).any(0).sum()), moved
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.integers(1, 30),
     st.integers(1, 4),

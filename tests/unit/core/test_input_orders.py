@@ -27,7 +27,7 @@ def test_an_order_is_named_by_its_expert():
         order_name(GRANITEMOE, 0, 3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(orders=st.lists(st.permutations(range(8)), max_size=4))
 def test_what_is_written_is_read(orders, tmp_path_factory):
     folder = tmp_path_factory.mktemp("orders")

@@ -209,7 +209,7 @@ def test_a_vector_that_overflowed_is_as_far_as_can_be():
 
 
 @given(st.integers(0, 1000), st.floats(0.0, 8.0))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_divergence_is_jensen_shannon_over_channels(seed, spread):
     generator = torch.Generator().manual_seed(seed)
     a_TD = torch.randn(5, 24, generator=generator)
@@ -225,7 +225,7 @@ def test_divergence_is_jensen_shannon_over_channels(seed, spread):
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(2, 50)), min_size=1, max_size=5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_every_document_is_in_one_wave_and_counts_once(sources):
     ids = [torch.full((count, length), length) for count, length in sources]
     documents = documents_of(ids)

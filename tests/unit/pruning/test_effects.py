@@ -240,7 +240,7 @@ def layers_of(seed: int, count: int = 3, experts: int = 4) -> list[LayerEffects]
     return found
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 10_000), st.sampled_from([(0.0, divergence), (1.0, log_loss)]))
 def test_no_single_swap_of_any_layer_improves_the_choice(seed, aim):
     layers, (pull, expected) = layers_of(seed), aim

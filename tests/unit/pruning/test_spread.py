@@ -49,7 +49,7 @@ LOSS = st.floats(0.0, 1.0, width=16)
 TABLES = st.lists(st.lists(LOSS, min_size=6, max_size=6), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TABLES)
 def test_the_balanced_choice_is_the_best_of_all_balanced_ones(losses):
     chosen = spread(offers(losses), "experts", ONE, layers_off=0.5)
@@ -64,7 +64,7 @@ def test_the_balanced_choice_is_the_best_of_all_balanced_ones(losses):
     assert chosen.facts()["loss"] == pytest.approx(best, abs=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(TABLES)
 def test_without_a_rule_every_layer_decides_alone_the_first_of_equal_sets(losses):
     firsts = [KEPT[min(range(6), key=row.__getitem__)] for row in losses]
@@ -88,7 +88,7 @@ def test_by_hand():
     assert facts["loss_of_layers_alone"] == pytest.approx(0.6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10_000))
 def test_no_domain_loses_more_than_its_share(seed):
     """Two domains, of which layers alone look at the first; all choices of four layers are tried.

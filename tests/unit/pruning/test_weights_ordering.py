@@ -52,7 +52,7 @@ def uneven(rows: int, columns: int, seed: int) -> torch.Tensor:
     return torch.rand(rows, columns, generator=generator) * strength
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 99),
     groups=st.integers(1, 6),

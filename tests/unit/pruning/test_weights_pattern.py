@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from leanmoe.errors import CheckpointError, InputError
@@ -25,7 +25,6 @@ def small_matrix(data: st.DataObject, columns: int) -> torch.Tensor:
     return torch.tensor(data.draw(numbers), dtype=torch.float32).view(rows, columns)
 
 
-@settings(deadline=None)
 @given(data=st.data(), columns=st.integers(1, 12), sparsity=st.floats(0.01, 0.99))
 def test_unstructured_zeroes_the_lowest_of_each_row(data, columns, sparsity):
     score = small_matrix(data, columns)
@@ -36,7 +35,6 @@ def test_unstructured_zeroes_the_lowest_of_each_row(data, columns, sparsity):
         assert keep[row].tolist() == [place not in dropped for place in range(columns)]
 
 
-@settings(deadline=None)
 @given(data=st.data(), groups=st.integers(1, 3), group=st.integers(2, 12))
 def test_of_every_group_the_lowest_go(data, groups, group):
     kept = data.draw(st.integers(1, group - 1))

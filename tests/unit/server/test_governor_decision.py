@@ -103,7 +103,7 @@ def test_recorded_loads_do_not_make_it_oscillate(name: str, speed: float) -> Non
     assert max(run.rungs, default=0) <= len(LADDER.levels)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rate=st.floats(0.2, 30.0),
     saves=st.floats(-0.3, 0.7),
@@ -139,7 +139,7 @@ OBSERVATIONS = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seen=st.lists(OBSERVATIONS, max_size=60), budgets=st.booleans())
 def test_whatever_it_sees_it_stays_on_the_ladder_and_keeps_the_dwell_time(seen, budgets) -> None:
     ladder = Ladder(LADDER.levels, budget_rungs(64, 16) if budgets else ())
