@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -13,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Protocol
 
+from leanmoe.process.ports import free_port
 from tree import Mount, enter
 
 START_SECONDS = 600.0
@@ -32,12 +32,6 @@ class ImageLike(Protocol):
     folder: str
     entrypoint: list[str]
     health: list[str]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _serve_line(image: ImageLike, model: Path, port: int) -> list[str]:
@@ -109,7 +103,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) ->
 
 def try_image(image: ImageLike, model: Path, log: Path) -> dict[str, Any]:
     """What was found: seconds to ready, the health check before and after, an answer, the exit."""
-    port = _free_port()
+    port = free_port()
     with log.open("wb") as out:
         process = subprocess.Popen(_serve_line(image, model, port), stdout=out, stderr=out)
     try:
