@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from leanmoe.errors import CheckpointError
-from leanmoe.files.records import One, read_record
+from leanmoe.files.records import One, first_fault, read_record
 
 LAYOUT_KEY = "leanmoe"
 # The smallest mapped probability whose logarithm a router sees; float32 holds smaller ones.
@@ -114,8 +114,6 @@ def read_layout(config: Mapping[str, Any], where: str) -> Layout:
     try:
         return read_record(Layout, config[LAYOUT_KEY])
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([LAYOUT_KEY, *(str(part) for part in first["loc"])])
-        raise CheckpointError(
-            f"{where}: {place}: {first['msg'].removeprefix('Value error, ')}; cut the model again"
-        ) from None
+        fault = first_fault(error)
+        place = f"{LAYOUT_KEY}.{fault.place}".removesuffix(".")
+        raise CheckpointError(f"{where}: {place}: {fault.said}; cut the model again") from None

@@ -24,7 +24,7 @@ from leanmoe.curve import QualityCurve
 from leanmoe.errors import CheckpointError
 from leanmoe.files.digest import bytes_digest, file_digest, parse_json
 from leanmoe.files.output import TOKENIZER_FOLDERS, atomic_write_json
-from leanmoe.files.records import One, read_record
+from leanmoe.files.records import One, read_record, what_is_wrong
 
 MANIFEST_NAME = "leanmoe.json"
 # The method of a manifest that `leanmoe curve` began, since the checkpoint had none.
@@ -103,9 +103,8 @@ def read_manifest(directory: Path) -> Manifest | None:
         stated = content.pop("digest", None) if isinstance(content, dict) else None
         manifest = read_record(Manifest, content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the manifest"
-        raise CheckpointError(f"{path}: {place}: {first['msg']}; cut again") from None
+        reason = what_is_wrong(error, "the manifest")
+        raise CheckpointError(f"{path}: {reason}; cut again") from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as a manifest ({error}); cut again") from None
     if stated != manifest.digest():

@@ -22,7 +22,6 @@ from pydantic import (
     ConfigDict,
     PositiveInt,
     TypeAdapter,
-    ValidationError,
     model_validator,
 )
 
@@ -129,13 +128,9 @@ def parse_table(text: str, where: str) -> Table:
         if isinstance(content, dict):
             content.pop("triton_version", None)
         table = _TABLE.validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the file"
-        said = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where} is not one of vLLM's tuned tables: {place}: {said}") from None
     except ValueError as error:
-        raise InputError(f"{where} is not one of vLLM's tuned tables: {error}") from None
+        reason = what_is_wrong(error, "the file")
+        raise InputError(f"{where} is not one of vLLM's tuned tables: {reason}") from None
     if not table:
         raise InputError(f"{where} is a tuned table without a row; measure it again")
     return table

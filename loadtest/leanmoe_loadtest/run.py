@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanmoe.errors import InputError
 from leanmoe.files.output import atomic_write_text
+from leanmoe.files.records import what_is_wrong
 from leanmoe_loadtest.record import RequestRecord
 
 RUN_FILE, REQUESTS_FILE, METRICS_FILE = "run.json", "requests.jsonl", "metrics.jsonl"
@@ -122,8 +123,4 @@ def _parse(model: type[_Model], text: str, where: str) -> _Model:
     try:
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(
-            f"{where} is not a {model.__name__}: {place + ': ' if place else ''}{first['msg']}"
-        ) from None
+        raise InputError(f"{where} is not a {model.__name__}: {what_is_wrong(error)}") from None

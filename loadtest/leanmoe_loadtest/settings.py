@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanmoe.errors import InputError
+from leanmoe.files.records import first_fault
 from leanmoe_loadtest.jsonl import read_text
 
 _DAY = 86_400.0
@@ -130,10 +131,10 @@ def _check(content: Mapping[str, Any], where: str, *, as_option: bool) -> Settin
     try:
         return Settings(**content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
+        fault = first_fault(error)
+        key = fault.place.partition(".")[0]
         name = _option(key) if as_option else key.replace("_", "-")
-        raise InputError(f"{where}{name} is {first['input']!r}: {_lower(first['msg'])}") from None
+        raise InputError(f"{where}{name} is {fault.value!r}: {_lower(fault.said)}") from None
 
 
 def _lower(message: str) -> str:

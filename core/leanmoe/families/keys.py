@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from leanmoe.families.base import Config, MoEShape
+from leanmoe.files.records import first_fault
 
 # Sizes past which no model is one, and numbers no longer fit a tensor's.
 MOST = 1 << 24
@@ -108,14 +109,13 @@ def read_keys(kind: type[Keys], config: Config) -> Keys:
     try:
         return kind.model_validate(_respelled(config, getattr(kind, "other_spellings", {})))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise ValueError(f"it has no key {where!r}") from None
-        found = f"{where} is {first['input']!r}: " if where else ""
-        object_wanted = first["type"] == "model_type"  # whose message names a class of ours
-        said = "Input should be an object" if object_wanted else first["msg"]
-        raise ValueError(found + said.removeprefix("Value error, ")) from None
+        fault = first_fault(error)
+        if fault.type == "missing":
+            raise ValueError(f"it has no key {fault.place!r}") from None
+        found = f"{fault.place} is {fault.value!r}: " if fault.place else ""
+        object_wanted = fault.type == "model_type"  # whose message names a class of ours
+        said = "Input should be an object" if object_wanted else fault.said
+        raise ValueError(found + said) from None
 
 
 def _respelled(config: Config, others: Mapping[str, str]) -> dict[str, Any]:

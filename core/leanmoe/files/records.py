@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import PydanticCustomError
@@ -19,14 +19,32 @@ def read_record(kind: type[Record], content: Any) -> Record:
     return kind.model_validate_json(json.dumps(content), strict=True)
 
 
-def what_is_wrong(error: Exception) -> str:
-    """An error of reading a file in some words; of a record's, its first with the place."""
+class Fault(NamedTuple):
+    """Why a record is refused: where in it, what is said of that, the value, pydantic's type."""
+
+    place: str
+    said: str
+    value: Any
+    type: str
+
+
+def first_fault(error: ValidationError) -> Fault:
+    """The first of a record's faults, whose place is empty where it is wrong as a whole."""
+    first = error.errors()[0]
+    # After a key that is wrong itself pydantic says so.
+    place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    return Fault(place, first["msg"].removeprefix("Value error, "), first["input"], first["type"])
+
+
+def what_is_wrong(error: Exception, whole: str = "") -> str:
+    """An error of reading a file in some words; of a record's, its first fault after its place.
+
+    ``whole`` is what a record is called that is wrong as a whole.
+    """
     if not isinstance(error, ValidationError):
         return str(error)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    said = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {said}" if place else said
+    fault = first_fault(error)
+    return f"{fault.place or whole}: {fault.said}".removeprefix(": ")
 
 
 def _whole(value: Any) -> Any:

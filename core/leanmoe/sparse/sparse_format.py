@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leanmoe.errors import CheckpointError, InputError
-from leanmoe.files.records import One
+from leanmoe.files.records import One, first_fault
 
 QUANT_METHOD = "leanmoe_sparse"
 CONFIG_KEY = "quantization_config"
@@ -130,10 +130,9 @@ def read_sparse_format(config: Mapping[str, Any], where: str) -> SparseFormat | 
     try:
         how = SparseFormat.model_validate(stated)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([CONFIG_KEY, *(str(part) for part in first["loc"])])
-        said = f"{first['input']!r:.60}: {first['msg'].removeprefix('Value error, ')}"
-        found = "missing" if first["type"] == "missing" else said
+        fault = first_fault(error)
+        place = f"{CONFIG_KEY}.{fault.place}".removesuffix(".")
+        found = "missing" if fault.type == "missing" else f"{fault.value!r:.60}: {fault.said}"
         raise CheckpointError(f"{where}: {place} is {found}; pack the model again") from None
     _check_inner(how, where)
     return how

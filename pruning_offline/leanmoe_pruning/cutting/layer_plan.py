@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from leanmoe.checkpoint import Checkpoint
 from leanmoe.errors import InputError
 from leanmoe.files.digest import parse_json, repeated_keys
-from leanmoe.files.records import One, read_record
+from leanmoe.files.records import One, read_record, what_is_wrong
 from leanmoe.files.text import user_text
 from leanmoe.layout import LayerLayout
 
@@ -97,10 +97,7 @@ def read_plan(path: Path, checkpoint: Checkpoint) -> PrunePlan:
         content = parse_json(user_text(path), object_pairs_hook=_unambiguous)
         plan = read_record(PrunePlan, content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the plan"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: {place}: {reason}; correct the plan") from None
+        raise InputError(f"{path}: {what_is_wrong(error, 'the plan')}; correct the plan") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a plan ({error}); give a JSON file") from None
     for layer, wanted in plan.layers.items():

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanmoe.errors import InputError
 from leanmoe.files.digest import parse_json
-from leanmoe.files.records import read_record
+from leanmoe.files.records import read_record, what_is_wrong
 from leanmoe.files.text import user_text
 
 
@@ -96,11 +96,9 @@ def read_evaluation(path: Path, weights: str) -> Evaluation:
     try:
         found = read_record(Evaluation, parse_json(user_text(path)))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        reason = what_is_wrong(error, "the file")
         raise InputError(
-            f"{path} is not what `leanmoe eval --json` writes ({place}: {first['msg']}); judge the "
-            "model again"
+            f"{path} is not what `leanmoe eval --json` writes ({reason}); judge the model again"
         ) from None
     except (ValueError, OSError) as error:
         raise InputError(
