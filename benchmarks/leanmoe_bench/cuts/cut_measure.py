@@ -6,6 +6,7 @@ which is what the cut checkpoint computes.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -124,15 +125,29 @@ def finished(runs: Sequence[Run], held_out: int, work: Path) -> list[Row]:
 
 def _judged(run: Run, text: Text, work: Path, bundles: Mapping[str, str]) -> Row:
     started = time.monotonic()
-    kept = _kept(run, text, work, bundles)
-    healed = _healed(run, work) if run.heal else None
+    kept, own = _made(run, text, work, bundles)
     seconds = round(time.monotonic() - started, 1)
-    path, masked = (healed, {}) if healed else (work / "reference", kept)
+    path, masked = (own, {}) if own else (work / "reference", kept)
     found = losses(path, masked, windows_of(text.held_out))
+    if run.writes:
+        shutil.rmtree(path)
     told = {**asdict(run), "command": " ".join(run.command), "seconds": seconds}
     if run.heal:
         told["healing"] = " ".join(run.healing)
     return {**told, "kept": list(kept.values()), "losses": found}
+
+
+def _made(
+    run: Run, text: Text, work: Path, bundles: Mapping[str, str]
+) -> tuple[dict[int, list[int]], Path | None]:
+    """The experts that stay, and what is judged where the source without the others is not it."""
+    if not run.writes:
+        kept = _kept(run, text, work, bundles)
+        return kept, _healed(run, work) if run.heal else None
+    out = work / f"{run.name}.model"
+    if not out.exists():
+        _decide(run, text, work, bundles, out)
+    return {}, out
 
 
 def _healed(run: Run, work: Path) -> Path:
@@ -154,11 +169,16 @@ def _kept(run: Run, text: Text, work: Path, bundles: Mapping[str, str]) -> dict[
         layers = open_model(model).shape.moe_layers
         return kept_by_pairs(layers, run.keep, run.method, run.seed)
     if not plan.exists():
-        asked = [one for one in bundles if f"{{{one}}}" in run.command]
-        scores = {one: _scores(work, bundles[one], text, run.sample) for one in asked}
-        leanmoe(*(part.format(model=model, out=plan, **scores) for part in run.command))
+        _decide(run, text, work, bundles, plan)
     read = read_plan(plan, open_model(model))
     return {layer: list(own.kept) for layer, own in read.layers.items()}
+
+
+def _decide(run: Run, text: Text, work: Path, bundles: Mapping[str, str], out: Path) -> None:
+    """Run its command, which leaves a plan or a model in ``out``."""
+    asked = [one for one in bundles if f"{{{one}}}" in run.command]
+    scores = {one: _scores(work, bundles[one], text, run.sample) for one in asked}
+    leanmoe(*(part.format(model=work / "reference", out=out, **scores) for part in run.command))
 
 
 @torch.inference_mode()

@@ -87,6 +87,8 @@ def _cost(losses: Losses, full: Losses) -> str:
 
 
 def _layers(row: Row, experts: int) -> str:
-    """The fewest and the most layers that keep one expert."""
+    """The fewest and the most layers that keep one expert; of merged experts nothing."""
+    if not row["kept"]:
+        return ""
     counts = [sum(expert in kept for kept in row["kept"]) for expert in range(experts)]
     return f"{min(counts)} to {max(counts)}"

@@ -22,7 +22,16 @@ HEALED_AT_ONCE = 4
 # Of the model whose experts are pairs, and decided here instead of by a command.
 PAIRED = (APART, TOGETHER)
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
-_RANKINGS = ("frequency", "soft-activation", "ean", "msan", "weighted-ean", "coverage", "pairwise")
+_RANKINGS = (
+    "frequency",
+    "soft-activation",
+    "ean",
+    "man",
+    "msan",
+    "weighted-ean",
+    "coverage",
+    "pairwise",
+)
 _BY_EFFECTS, _BY_TEXT = "naee, spread", "naee, spread, by text"
 # What experts do to predictions and to the log loss of the text decides these.
 _EFFECTS = {_BY_EFFECTS: "{predictions}", _BY_TEXT: "{text}"}
@@ -30,13 +39,17 @@ _RULES = {
     _BY_EFFECTS: ("--method", "naee", "--spread"),
     _BY_TEXT: ("--method", "naee", "--spread"),
     "naee": ("--method", "naee"),
+    "naee, adaptive": ("--method", "naee", "--budget", "adaptive"),
     "naee, spread over experts": ("--method", "naee", "--spread", "experts"),
     "naee, spread over domains": ("--method", "naee", "--spread", "domains"),
     "reap, spread": ("--method", "reap", "--spread"),
     "reap": ("--method", "reap"),
     **{name: ("--method", name) for name in _RANKINGS},
     **{f"{name}, spread": ("--method", name, "--spread") for name in ("coverage", "frequency")},
+    "m-smoe": ("--method", "m-smoe"),
 }
+# What merges experts leaves other weights than the source's.
+_MERGING = ("m-smoe",)
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class Run:
     sample: int = 0
     # Steps of router distillation after the cut.
     heal: int = 0
+    # Whether the command writes the model to judge instead of a plan.
+    writes: bool = False
 
     @property
     def name(self) -> str:
@@ -96,7 +111,10 @@ def _scored(name: str, keep: int, sample: int = 0) -> Run:
     scores = _EFFECTS.get(name, "{scores}")
     # As published: rules that know nothing of super experts may take them.
     command = _decide(keep, *_RULES[name], "--super-experts", "warn", "--scores", scores)
-    return Run(name, keep, 0, command, sample)
+    writes = name in _MERGING
+    if writes:
+        command = tuple(part for part in command if part != "--plan-only")
+    return Run(name, keep, 0, command, sample, writes=writes)
 
 
 def _decide(keep: int, *options: str) -> tuple[str, ...]:

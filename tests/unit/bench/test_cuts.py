@@ -25,13 +25,16 @@ from tests.golden.naee_data import CALIBRATION, CHECKPOINT
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNS = [run for model in KEEPS for run in every_run(model)]
+OF_EACH_METHOD = {run.method: run for run in RUNS if run.command}
 
 
-@pytest.mark.parametrize("run", RUNS[:11], ids=lambda run: run.name)
+@pytest.mark.parametrize("run", OF_EACH_METHOD.values(), ids=lambda run: run.method)
 def test_every_command_line_is_one_that_leanmoe_takes(run):
     name, *arguments = run.command
     parse(import_module(COMMANDS[name][0]).COMMAND, arguments)
     assert run.command[-1] == "{out}"
+    # Merged experts are judged as they are written: no mask over the source gives them.
+    assert run.writes == (run.method == "m-smoe") == ("--plan-only" not in run.command)
 
 
 def test_the_first_cut_is_healed_by_a_command_that_leanmoe_takes():
@@ -86,6 +89,12 @@ def test_the_table_holds_every_method_against_chance():
     # Against chance 0.11 and 0.15 less in both domains.
     assert f"| {math.expm1(-0.13):+.1%} (" in naee
     assert chance.startswith("| random, mean of 2 seeds | +25.9% (") and "|  |" in chance
+
+
+def test_of_merged_experts_no_layers_are_counted():
+    merged = row("m-smoe", [1.1, 1.3]) | {"kept": []}
+    line = COMMAND.show({"rows": [*ROWS, merged]}).splitlines()[5]
+    assert line.startswith("| m-smoe | +10.5%") and line.endswith("|  |")
 
 
 def test_pairs_lose_one_expert_or_both():
