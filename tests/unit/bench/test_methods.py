@@ -78,8 +78,8 @@ def test_findings_say_what_holds_and_what_lies_within_the_intervals():
     least, domain, task, pair, regained = lines[-5:]
     assert "keep 4: holds. NAEE +10.0% (+9.3% to +10.7%); reap +20.0%, random +39.6%" in least
     assert "keep 4: holds. On `c`" in domain
-    assert "does not hold, within the intervals. `arith`" in task
-    assert "ahead, within the intervals. +21.0%" in pair
+    assert "does not hold, not told apart here. `arith`" in task
+    assert "ahead, not told apart here. +21.0%" in pair
     assert "50 % lost: holds. +21.0%" in regained and "55% of the log loss" in regained
 
 
