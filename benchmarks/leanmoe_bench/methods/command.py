@@ -32,12 +32,14 @@ _INTRO = f"""# Results on the reference model
 `leanmoe bench methods --work DIR` made this page (with `--json`:
 `benchmarks/results/methods.json`, where every row's command lines stand too).
 
-**Which cut loses least is told by [Cuts](#cuts)**: from all text that ships, on 112 windows, window by window against
-chance. The tables before it are smaller and older, and hold what that has not: tasks, times, and methods that change weights.
+**Which cut loses least is told by [Cuts](#cuts)**: from all text that ships, on 112 windows,
+window by window against chance. The tables before it are smaller and older, and hold what that has
+not: tasks, times, and methods that change weights.
 
 - Perplexity and KLD: held-out windows `{JUDGING.data}`. Cells are changes against the full model,
-  paired window by window, with 95 % intervals; "all" is their geometric mean. Two rows whose intervals overlap are
-  "not told apart here", which does not make them alike: their windows are the same, and the interval of their difference is narrower.
+  paired window by window, with 95 % intervals; "all" is their geometric mean. Two rows whose
+  intervals overlap are "not told apart here", which does not make them alike: their windows are the
+  same, and the interval of their difference is narrower.
 - "top-1 same" is the [top-1 agreement](glossary.md#top-1-agreement) with the full model.
 - Tasks: `{JUDGING.tasks}`: accuracy, and the interval of
   its difference from the full model's.

@@ -51,11 +51,15 @@ class ModelTokenizer:
 
     @cached_property
     def separator(self) -> list[int]:
-        """The id put between two documents: the model's end token, where its config names one."""
+        """The id put between two documents: the model's end token, where its config names one.
+
+        Of several the first: families that list them begin with the end of a text, not of a turn.
+        """
         path = self.directory / "config.json"
         config = read_object(path) if path.is_file() else {}
-        end = config.get("eos_token_id")
-        return [end] if type(end) is int else []
+        ends = config.get("eos_token_id")
+        first = ends[:1] if isinstance(ends, list) else [ends]
+        return [end for end in first if type(end) is int]
 
     def encode(self, text: str, where: str = "a text") -> list[int]:
         """Token ids of ``text``, which comes from ``where``."""

@@ -165,6 +165,19 @@ def test_plain_text_and_json_lines_are_cut_into_windows(with_tokenizer, tmp_path
     assert data.ids[1].flatten()[8] == 2
 
 
+@pytest.mark.parametrize(
+    ("stated", "between"), [(2, [2]), ([5, 7], [5]), ([], []), (None, []), ("</s>", [])]
+)
+def test_documents_are_joined_by_the_first_end_token(stated, between, with_tokenizer, tmp_path):
+    path = with_tokenizer.path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": stated}))
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"text": "abcd"}\n{"text": "efghij"}\n')
+    data = load_data(str(lines), open_checkpoint(with_tokenizer.path), "calibration", window=8)
+    assert data.ids[0].flatten()[4 : 4 + len(between)].tolist() == between
+    assert data.ids[0].flatten()[4 + len(between)] == ord("e")
+
+
 def test_too_little_text(with_tokenizer, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("abc")
