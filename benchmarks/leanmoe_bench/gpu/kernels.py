@@ -5,28 +5,24 @@ The module is also what the process runs that holds the kernels, the only one th
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from typing import Any
+from collections.abc import Iterator
+
+from leanmoe_bench.gpu.deadline import OutOfTime
+from leanmoe_bench.gpu.trials import Trials
+from leanmoe_bench.printed import Row
 
 
-def check(device: str) -> dict[str, Any]:
-    """``passed``, ``cases`` and the names of those that ``failed``."""
+def check(device: str) -> Iterator[Row]:
+    """One row: how many cases, which failed and why; also of a run that is cut off."""
     interpreted = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, device],
-        env={**os.environ, **interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    on = "interpreter" if interpreted else device
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        return {"status": "failed", "on": on, "reason": lines[-1] if lines else "no output"}
-    return {"status": "ran", "on": on, **json.loads(done.stdout.splitlines()[-1])}
+    on, found = "interpreter" if interpreted else device, Trials()
+    try:
+        found.collect(__name__, device, env={**os.environ, **interpreted})
+    except OutOfTime:
+        yield {"row": "kernels", "on": on, **found.told()}
+        raise
+    yield {"row": "kernels", "on": on, **found.told()}
 
 
 if __name__ == "__main__":

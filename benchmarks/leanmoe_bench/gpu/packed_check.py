@@ -1,14 +1,16 @@
 """Packed experts on a GPU against the sum over experts, on small layers of every pattern.
 
-``packed_part.py`` runs it in a process of its own: it prints one JSON object. What is written out
-dense is compared to the bit, products in float64, and a captured graph must follow ids that change.
+``packed_part.py`` runs it in a process of its own (trials.py); its argument is the first case. What
+is written out dense is compared to the bit, products in float64, and a captured graph must follow
+ids that change.
 """
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, lru_cache, partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch.nn.functional import silu
 
 from leanmoe.sparse.packing import pack_by
 from leanmoe.sparse.sparse_format import GROUP, SparseFormat
+from leanmoe_bench.gpu.trials import Case, run
 from leanmoe_bench.kernel.card_packed import dense_on_map
 from leanmoe_runtime.native import gpu_library
 from leanmoe_runtime.sparse.gpu import Kernels, PackedBlock, PackedMatrix
@@ -142,24 +145,33 @@ class Trial:
 
 
 def cases(
-    device: torch.device, kernels: Kernels, dense: Dense | None = None
-) -> Iterator[tuple[str, bool]]:
-    """Every case by name, and whether it passed."""
-    for pattern in PATTERNS:
-        for size in SIZES if device.type == "cuda" else SIZES[:1]:
-            for dtype in (torch.bfloat16, torch.float16):
-                trial = Trial(pattern, size, dtype, device, kernels, dense)
-                named = f"{pattern} {size} {dtype}"
-                yield f"dense {named}", trial.writes()
-                for tokens in TOKENS:
-                    yield f"{tokens} tokens {named}", trial.computes(tokens)
-                if device.type == "cuda":
-                    yield f"graph {named}", trial.follows()
+    device: torch.device, kernels: Callable[[], Kernels], dense: Dense | None = None
+) -> Iterator[Case]:
+    """Every case by name, and what tries it; nothing is built or packed before."""
+
+    @lru_cache(1)
+    def trial(pattern: str, size: tuple[int, int], dtype: torch.dtype) -> Trial:
+        return Trial(pattern, size, dtype, device, kernels(), dense)
+
+    sizes = SIZES if device.type == "cuda" else SIZES[:1]
+    for about in product(PATTERNS, sizes, (torch.bfloat16, torch.float16)):
+        named = " ".join(map(str, about))
+        yield from _of_layer(named, partial(trial, *about), graphs=device.type == "cuda")
+
+
+def _of_layer(named: str, layer: Callable[[], Trial], *, graphs: bool) -> Iterator[Case]:
+    yield f"dense {named}", lambda: layer().writes()
+    for tokens in TOKENS:
+        yield f"{tokens} tokens {named}", partial(lambda count: layer().computes(count), tokens)
+    if graphs:
+        yield f"graph {named}", lambda: layer().follows()
+
+
+@cache
+def _library() -> Kernels:
+    return Kernels(gpu_library())
 
 
 def main() -> None:
     """On the current GPU."""
-    device = torch.device("cuda", torch.cuda.current_device())
-    found = dict(cases(device, Kernels(gpu_library())))
-    failed = [name for name, passed in found.items() if not passed]
-    print(json.dumps({"passed": not failed, "cases": len(found), "failed": failed}))
+    run(cases(torch.device("cuda", torch.cuda.current_device()), _library), int(sys.argv[1]))

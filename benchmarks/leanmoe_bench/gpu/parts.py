@@ -49,7 +49,7 @@ class Part:
 
 def _kernels(context: Context, deadline: Deadline) -> Iterator[Row]:
     device = "cpu" if context.settings.rehearses else "cuda"
-    yield {"row": "kernels", **kernels.check(device)}
+    yield from kernels.check(device)
 
 
 def _layers(cell: cells.Cell, context: Context, deadline: Deadline) -> Iterator[Row]:

@@ -1,12 +1,11 @@
 """The kernels against their references on random steps, on a GPU or under Triton's interpreter.
 
-``kernels.py`` runs it in a process of its own: it prints one JSON object. Its argument is the
-device; ``TRITON_INTERPRET=1`` in its environment runs it on the CPU.
+``kernels.py`` runs it in a process of its own (trials.py). Its arguments are the device and the
+first case; ``TRITON_INTERPRET=1`` in its environment runs it on the CPU.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from leanmoe.messages import SkipMode, UnionBudget, UnionMode
+from leanmoe_bench.gpu.trials import run
 from leanmoe_bench.soak.recount import decide as decide_budget
 from leanmoe_runtime.device.blocks import empty_blocks, may_lay_out
 from leanmoe_runtime.device.launch import Step, decide, route, spend
@@ -279,6 +279,5 @@ def _case(check: Callable[..., bool], *arguments: Any) -> Callable[[], bool]:
 
 
 def main() -> None:
-    found = {name: check() for name, check in cases(sys.argv[1])}
-    failed = [name for name, passed in found.items() if not passed]
-    print(json.dumps({"passed": not failed, "cases": len(found), "failed": failed}))
+    device, first = sys.argv[1:]
+    run(cases(device), int(first))

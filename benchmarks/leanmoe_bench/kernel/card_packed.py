@@ -1,9 +1,10 @@
 """Times packed experts beside vLLM's Triton experts on a GPU, every way a replayed CUDA graph.
 
-``command.py`` and ``gpu_check`` run it in a process of its own: it prints one JSON list of raw
-seconds, as ``packed.py`` does. Weights and masks are random, every group balanced, inputs in an
-order of each expert's own; routing is uniform. A graph holds several steps of other experts, so
-that weights come from memory and not from the cache that the step before filled.
+``command.py`` and ``gpu_check`` run it in a process of its own: it prints raw seconds, an object of
+JSON for each number of tokens, as ``packed.py`` does. Weights and masks are random, every group
+balanced, inputs in an order of each expert's own; routing is uniform. A graph holds several steps
+of other experts, so that weights come from memory and not from the cache that the step before
+filled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from leanmoe.sparse.sparse_format import GROUP, SparseFormat
+from leanmoe_bench.printed import put
 from leanmoe_runtime.compat import fused_experts
 from leanmoe_runtime.native import gpu_library
 from leanmoe_runtime.sparse.gpu import Kernels, PackedBlock, PackedMatrix
@@ -205,7 +207,7 @@ def measured(layer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Arguments: one JSON object with experts, top_k, hidden, ffn, rounds, seed, patterns."""
-    print(json.dumps(list(measured(json.loads(sys.argv[1])))))
+    put(measured(json.loads(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from statistics import median
 from types import ModuleType
 from typing import Any
 
 from leanmoe.command import Command, Result
-from leanmoe.errors import InputError, LeanMoEError
+from leanmoe.errors import InputError
 from leanmoe.process.environment import engine_environment
 from leanmoe.process.interrupts import stop_on_signals
 from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe_bench import options
 from leanmoe_bench.gpu.fit import find_card
 from leanmoe_bench.machine import environment
+from leanmoe_bench.printed import printed
 from leanmoe_bench.ratio import paired_ratio
 from leanmoe_bench.shapes import SHAPES, Shape
 
@@ -80,36 +80,40 @@ def measure(
     shape: Shape, rounds: int, seed: int, patterns: list[str], device: str, *, float8: bool = False
 ) -> list[dict[str, Any]]:
     """What the ways take at each number of rows, timed in a process of its own."""
-    from leanmoe_bench.kernel import card_packed, crossover, packed
+    from leanmoe_bench.kernel import crossover
 
-    layer = {
+    if patterns:
+        return list(packed_rows(shape, rounds, seed, patterns, device, float8=float8))
+    layer = _layer(shape, rounds, seed)
+    return [_row(shape.name, row) for row in _timed(crossover, layer)]
+
+
+def packed_rows(
+    shape: Shape, rounds: int, seed: int, patterns: list[str], device: str, *, float8: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Packed experts beside dense ones, a number of rows as soon as it is timed."""
+    from leanmoe_bench.kernel import card_packed, packed
+
+    more = {"patterns": patterns, "float8": FLOAT8 if float8 else ""}
+    layer = {**_layer(shape, rounds, seed), **more}
+    for row in _timed(packed if device == "cpu" else card_packed, layer):
+        yield _packed_row(shape.name, row, patterns)
+
+
+def _layer(shape: Shape, rounds: int, seed: int) -> dict[str, Any]:
+    return {
         "experts": shape.experts,
         "top_k": shape.top_k,
         "hidden": shape.hidden,
         "ffn": shape.ffn,
         "rounds": rounds,
         "seed": seed,
-        "patterns": patterns,
-        "float8": FLOAT8 if float8 else "",
     }
-    if patterns:
-        timed = _timed(packed if device == "cpu" else card_packed, layer)
-        return [_packed_row(shape.name, row, patterns) for row in timed]
-    return [_row(shape.name, row) for row in _timed(crossover, layer)]
 
 
-def _timed(module: ModuleType, layer: dict[str, Any]) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", module.__name__, json.dumps(layer)],
-        env=engine_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise LeanMoEError(f"the kernel measurement ended with code {done.returncode}")
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def _timed(module: ModuleType, layer: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    what = f"the kernel measurement of {layer['experts']} experts"
+    return printed(module.__name__, json.dumps(layer), env=engine_environment(), what=what)
 
 
 def _row(shape: str, row: dict[str, Any]) -> dict[str, Any]:

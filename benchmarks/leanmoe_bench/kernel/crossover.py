@@ -1,7 +1,7 @@
 """Times the ways of leaving assignments out against the full kernel.
 
-``command.py`` runs it in a process with the engine's environment: it prints one JSON list of raw
-seconds.
+``command.py`` runs it in a process with the engine's environment: it prints raw seconds, a JSON
+object for each number of rows.
 Weights are random and larger than the caches; half the tokens lose their weakest
 experts: one, half, or all but one. The ways are timed in turns.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from leanmoe_bench.printed import put
 from leanmoe_runtime.compat import cpu_fused_moe, cpu_prepack_moe_weight
 from leanmoe_runtime.skip.cpu import Kernel, Planner, run
 from leanmoe_runtime.state import LayerState
@@ -86,15 +87,13 @@ def main() -> None:
     layer: dict[str, Any] = json.loads(sys.argv[1])
     torch.manual_seed(layer["seed"])
     kernel = dense_kernel(layer["experts"], layer["hidden"], layer["ffn"])
-    results = []
     top_k = layer["top_k"]
     for lost in sorted({1, top_k // 2, top_k - 1} - {0}):
         for rows in ROWS:
             ways = _ways(kernel, rows, layer["experts"], top_k, layer["hidden"], lost)
             seconds = seconds_per_way(ways, layer["rounds"])
             skipped = (rows + 1) // 2 * lost / (rows * top_k)
-            results.append({"rows": rows, "skipped": round(skipped, 4), "seconds": seconds})
-    print(json.dumps(results))
+            put([{"rows": rows, "skipped": round(skipped, 4), "seconds": seconds}])
 
 
 if __name__ == "__main__":

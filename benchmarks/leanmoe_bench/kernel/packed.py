@@ -1,8 +1,9 @@
 """Times packed experts against vLLM's dense CPU kernel, threads and all.
 
-``command.py`` runs it in a process with the engine's environment: it prints one JSON list of raw
-seconds. Weights and masks are random and larger than the caches, every group balanced; routing is
-uniform. What memory can do is timed in the same turns: a large copy, which reads and writes.
+``command.py`` runs it in a process with the engine's environment: it prints raw seconds, a
+JSON object for each number of rows. Weights and masks are random and larger than the caches, every
+group balanced; routing is uniform. What memory can do is timed in the same turns: a large copy,
+which reads and writes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from leanmoe.sparse.scale_blocks import Blocks
 from leanmoe.sparse.sparse_format import GROUP, SparseFormat
 from leanmoe_bench.kernel.crossover import ROWS, dense_kernel, seconds_per_way
+from leanmoe_bench.printed import put
 from leanmoe_runtime.sparse.kernel import PackedExperts, PackedProjection, Scales
 from leanmoe_runtime.sparse.storage import empty_pages
 
@@ -94,7 +96,7 @@ def main() -> None:
         kernels[pattern] = _packed(layer, keep, float8=False)
         if layer["float8"]:
             kernels[pattern + layer["float8"]] = _packed(layer, keep, float8=True)
-    print(json.dumps([_row(layer, rows, kernels) for rows in ROWS]))
+    put(_row(layer, rows, kernels) for rows in ROWS)
 
 
 if __name__ == "__main__":

@@ -119,8 +119,9 @@ def test_the_rehearsed_kernels_are_checked_and_layer_checks_say_why_they_did_not
 
 def test_a_kernel_that_does_not_even_run_is_a_failure(monkeypatch):
     monkeypatch.setattr(kernel_part, "__name__", "leanmoe_bench.no_such_module")
-    found = kernel_part.check("cpu")
+    (found,) = kernel_part.check("cpu")
     assert found["status"] == "failed" and "no_such_module" in found["reason"]
+    assert found["row"] == "kernels" and found["on"] == "interpreter" and not found["passed"]
 
 
 # Parts under their deadlines

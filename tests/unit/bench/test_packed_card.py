@@ -1,12 +1,15 @@
 """What measures packed experts on a GPU, as far as a CPU can tell: steps, weights, rows."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 
 from leanmoe.cli import main
+from leanmoe.errors import LeanMoEError
 from leanmoe.sparse.sparse_format import SparseFormat
-from leanmoe_bench.gpu import packed_part
+from leanmoe_bench.gpu import packed_check, packed_part
 from leanmoe_bench.gpu.deadline import Deadline
 from leanmoe_bench.gpu.models import MODELS, PACKED, PACKED_SHARE
 from leanmoe_bench.gpu.packed_check import Trial
@@ -56,7 +59,7 @@ def test_random_layers_hold_their_pattern_and_agree_with_themselves_dense(patter
 
 def test_rows_of_a_card_say_ratio_share_of_a_copy_way_and_target(monkeypatch):
     monkeypatch.setattr(kernel_command, "_timed", lambda module, layer: [TIMED])
-    monkeypatch.setattr(packed_part, "check", lambda: {"status": "ran", "passed": True})
+    monkeypatch.setattr(packed_part, "check", lambda: iter([{"row": "check", "passed": True}]))
     monkeypatch.setattr(packed_part, "PATTERNS", ("16:32",))
     check, mixtral, qwen3 = packed_part.kernels(3, 0, Deadline(600))
     assert check["passed"]
@@ -68,8 +71,38 @@ def test_rows_of_a_card_say_ratio_share_of_a_copy_way_and_target(monkeypatch):
 
 def test_a_check_that_does_not_even_run_is_a_failure(monkeypatch):
     monkeypatch.setattr(packed_part, "__name__", "leanmoe_bench.no_such_module")
-    found = packed_part.check()
+    (found,) = packed_part.check()
     assert found["status"] == "failed" and "no_such_module" in found["reason"]
+    assert found["check"] == "packed_kernels" and not found["passed"]
+
+
+def test_every_case_of_a_card_is_named_before_a_kernel_is_built(monkeypatch):
+    def no_kernels():
+        raise AssertionError("a kernel was built to name its cases")
+
+    device = torch.device("cuda")
+    names = [name for name, _ in packed_check.cases(device, no_kernels)]
+    layers = len(packed_check.PATTERNS) * len(packed_check.SIZES) * 2
+    assert len(set(names)) == len(names) == layers * (len(packed_check.TOKENS) + 2)
+    named = packed_check.cases(CPU, lambda: Kernels(host_library()), dense)
+    (first, writes), (second, computes) = islice(named, 2)
+    assert first.startswith("dense 16:32") and writes()
+    assert second.startswith("1 tokens 16:32") and computes()
+
+
+def test_times_that_fail_for_one_shape_leave_the_other_s(monkeypatch):
+    def timed(module, layer):
+        yield TIMED
+        if layer["experts"] == 8:
+            raise LeanMoEError("the kernel measurement ended with code 1\nCUDA error")
+
+    monkeypatch.setattr(kernel_command, "_timed", timed)
+    monkeypatch.setattr(packed_part, "check", lambda: iter(()))
+    monkeypatch.setattr(packed_part, "PATTERNS", ("16:32",))
+    mixtral, failed, qwen3 = packed_part.kernels(3, 0, Deadline(600))
+    assert (mixtral["shape"], qwen3["shape"]) == ("mixtral", "qwen3")
+    assert failed["check"] == "packed_times_mixtral" and not failed["passed"]
+    assert "CUDA error" in failed["reason"]
 
 
 def test_the_packed_model_says_so_and_takes_fewer_bytes():
