@@ -39,8 +39,8 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 class Arrivals:
     """The parts of a layer's matrices; ``put`` gets each that is whole.
 
-    ``dtype`` is that of values: other numbers are converted to it, but for float8, which has to
-    come as it is, with scales.
+    ``dtype`` is that of the values that are put. Packed numbers come in the type that ``how``
+    states and, like dense ones, are converted; float8 has to come as it is, with scales.
     """
 
     def __init__(self, how: SparseFormat, dtype: torch.dtype, where: str, put: Put) -> None:
@@ -103,6 +103,10 @@ class Arrivals:
         return scale_RC
 
     def _packed(self, place: Place, held: dict[str, torch.Tensor]) -> Packed:
+        stored = getattr(torch, self._how.dtype)
+        for tensor in (held[end] for end in NUMBERS if end in held):
+            if tensor.dtype != stored:  # converted, its bits would be other numbers
+                raise self._mistyped(place, tensor, stored)
         parts = {
             end: self._words(place, tensor) if end in NUMBERS else tensor.numpy()
             for end, tensor in held.items()
@@ -117,13 +121,18 @@ class Arrivals:
         self, place: Place, tensor: torch.Tensor
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
         if torch.float8_e4m3fn in {tensor.dtype, self._dtype} and tensor.dtype != self._dtype:
-            raise CheckpointError(
-                f"{self.name(place)} holds {tensor.dtype}, expected {self._dtype} by config.json; "
-                "config and shards are of different models"
-            )
+            raise self._mistyped(place, tensor, self._dtype)
         numbers = tensor.to(self._dtype).contiguous()
         words = numbers.view(_WORDS[self._dtype.itemsize]).numpy()
         return words.view(f"u{self._dtype.itemsize}")
+
+    def _mistyped(
+        self, place: Place, tensor: torch.Tensor, expected: torch.dtype
+    ) -> CheckpointError:
+        return CheckpointError(
+            f"{self.name(place)} holds {tensor.dtype}, expected {expected} by config.json; "
+            "config and shards are of different models"
+        )
 
     def name(self, place: Place) -> str:
         """A matrix as a person finds it."""

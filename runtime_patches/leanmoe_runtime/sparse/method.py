@@ -288,16 +288,9 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         expert, projection = place
         packed, order = arrived.packed, arrived.order
         name, half = _STACKS[projection]
-        _, rows, columns = self._sizes[name]
-        part = self._part(packed, projection, layer.intermediate_size_per_partition)
-        size = [rows if half is None else rows // 2, self._how.values_per_row(columns)]
-        if list(part.values_RV.shape) != size:
-            assert self._arrivals is not None, "it is they that put"
-            raise CheckpointError(
-                f"{self._arrivals.name(place)}: its values are "
-                f"{list(part.values_RV.shape)}, expected {size} from config.json; config and "
-                "shards are of different models"
-            )
+        hidden = layer.intermediate_size_per_partition
+        self._check_size(place, packed, hidden)
+        part = self._part(packed, projection, hidden)
         values, mask = self._held(layer, name)
         self._home.put(name, (values[expert], mask[expert]), part, half)
         if order is not None:
@@ -306,6 +299,19 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
             self._put_scales(layer, place, arrived.scale_RC)
         if part.overflow is not None:
             self._overflow[expert, projection] = part.overflow
+
+    def _check_size(self, place: Place, packed: Packed, hidden: int) -> None:
+        """Raise unless a matrix is as large as config.json says: a part of a larger one fits too."""
+        wide, whole = self._sizes["w2"][1], hidden * self.moe.moe_parallel_config.tp_size
+        rows, columns = (wide, whole) if place[1] == "w2" else (whole, wide)
+        size = [rows, self._how.values_per_row(columns)]
+        if list(packed.values_RV.shape) != size:
+            assert self._arrivals is not None, "it is they that put"
+            raise CheckpointError(
+                f"{self._arrivals.name(place)}: its values are "
+                f"{list(packed.values_RV.shape)}, expected {size} from config.json; config and "
+                "shards are of different models"
+            )
 
     def _held(self, layer: Any, name: str) -> Held:
         return _parameter(layer, name, VALUES), _parameter(layer, name, MASK)

@@ -89,6 +89,25 @@ def test_a_mask_of_other_values_never_reaches_the_kernel():
     assert not came
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float16, torch.float32])
+@pytest.mark.parametrize("end", [".weight_values", ".weight_overflow_values"])
+def test_packed_numbers_of_another_type_are_not_converted(end, dtype):
+    """What a header calls integers or another half precision has the bits of other numbers."""
+    held = parts("w2")
+    none = {"rows": torch.zeros(ROWS + 1, dtype=torch.int32), "columns": torch.zeros(0).short()}
+    held |= {f".weight_overflow_{name}": tensor for name, tensor in none.items()}
+    held[".weight_overflow_values"] = torch.zeros(0, dtype=torch.bfloat16)
+    waiting, came = arrivals(SparseFormat(keep=16, layout="overflow"))
+    for name, tensor in held.items():
+        waiting.take((0, "w2"), name, tensor)
+    assert len(came) == 1
+    held[end] = held[end].to(dtype)
+    with pytest.raises(CheckpointError, match=f"holds {dtype}, expected torch.bfloat16 by config"):
+        for name, tensor in held.items():
+            waiting.take((1, "w2"), name, tensor)
+    assert len(came) == 1
+
+
 FLOAT8 = SparseFormat(keep=16, dtype="float8_e4m3fn", inner={"weight_block_size": [2, 32]})
 
 

@@ -136,6 +136,23 @@ def test_loaded_from_files_they_compute_their_sum(pattern, ordered, on_a_gpu):
     assert packed_experts_fake(*step, 0).shape == step[0].shape
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_experts_wider_than_config_json_says_are_not_taken_in_part(ranks, on_a_gpu):
+    source = Layer("16:32", 64, 128)
+    how, hidden = source.how, 64 // ranks
+    of_layer, layer = sparse_method(how, ranks), routed(hidden)
+    of_layer.create_weights(layer, 3, source.wide, hidden, source.dtype)
+    gate, down = source.gate_up[0].chunk(2)[0], source.down[0]
+    for shard, weight, size in (("w1", gate, r"\[64, 32\]"), ("w2", down, r"\[64, 32\]")):
+        held = parts(pack_by(how, words_of(weight.contiguous()), "w"), how, weight.dtype)
+        said = rf"{shard}: its values are .*, expected {size} from config.json; config and shards"
+        with pytest.raises(CheckpointError, match=said):
+            for end, tensor in held.items():
+                name = f"{'w2' if shard == 'w2' else 'w13'}_{end[1:]}"
+                parameter = layer.get_parameter(name)
+                parameter.weight_loader(parameter, tensor, name, shard, 0)
+
+
 def test_parts_of_tensor_parallelism_add_up(on_a_gpu):
     source = Layer("0.5", 64, 128, ordered=True)
     both = [loaded(source, 2, rank) for rank in range(2)]
