@@ -12,6 +12,7 @@ from leanmoe_pruning.checkpoints.opening import OpenedModel, check_uniform
 from leanmoe_pruning.cutting.cutter import Cutter
 from leanmoe_pruning.cutting.layer_plan import LayerPlan
 from leanmoe_pruning.methods.request import Request
+from leanmoe_pruning.replacing.replacement import Replacement
 
 _MARKER_BYTES = 8  # of the tensor that marks a layer with a count of its own
 
@@ -44,8 +45,9 @@ def allowed_counts(shape: MoEShape) -> list[int]:
     return list(range(shape.least_keep, shape.n_routed_experts + 1, shape.n_groups))
 
 
-def budget_of(request: Request, checkpoint: OpenedModel) -> Budget:
-    """The budget that was asked for; raise where the router cannot serve it."""
+def budget_of(request: Request, checkpoint: OpenedModel, merged: bool = False) -> Budget:
+    """The budget that was asked for, of ``merged`` experts where they are not simply kept; raise
+    where the router cannot serve it."""
     if request.total_bytes is None:
         budget = Budget.uniform(request.experts_to_keep(checkpoint), checkpoint.shape)
         return Budget(None, budget.total) if request.adaptive else budget
@@ -54,29 +56,46 @@ def budget_of(request: Request, checkpoint: OpenedModel) -> Budget:
     if request.keep is not None or request.ratio is not None:
         raise InputError("--total-bytes and --keep or --ratio both say how much stays; drop one")
     check_uniform(checkpoint)
-    return Budget(None, _affordable(checkpoint, request.total_bytes))
+    return Budget(None, _affordable(_Sizes(checkpoint, request, merged), request.total_bytes))
 
 
-def _affordable(checkpoint: OpenedModel, size: str) -> int:
+def _affordable(sizes: _Sizes, size: str) -> int:
     """Experts over all layers that ``size`` has room for."""
-    limit, shape = parse_bytes(size, "--total-bytes"), checkpoint.shape
+    limit, shape = parse_bytes(size, "--total-bytes"), sizes.shape
     counts, layers = allowed_counts(shape), len(shape.moe_layers)
-    whole, less = (_bytes_with(checkpoint, count) for count in (counts[-1], counts[0]))
     if len(counts) == 1:
         return counts[0] * layers
-    each = (whole - less) // ((counts[-1] - counts[0]) * layers)
+    # Between these two an expert costs the same: a whole layer has nothing that says what it lacks.
+    more, less = (sizes.with_each(count) for count in (counts[1], counts[0]))
+    each = (more - less) // ((counts[1] - counts[0]) * layers)
     fixed = less - each * counts[0] * layers + _MARKER_BYTES * layers
     if limit < fixed + each * counts[0] * layers:
         raise InputError(
-            f"--total-bytes {size} is too small for {checkpoint.path}: with the {counts[0]} "
+            f"--total-bytes {size} is too small for {sizes.checkpoint.path}: with the {counts[0]} "
             f"experts per layer that its router needs it has {show_bytes(less)} of weights"
         )
     return min((limit - fixed) // each, counts[-1] * layers)
 
 
-def _bytes_with(checkpoint: OpenedModel, count: int) -> int:
-    shape = checkpoint.shape
-    size, share = shape.n_routed_experts // shape.n_groups, count // shape.n_groups
-    kept = [group * size + place for group in range(shape.n_groups) for place in range(share)]
-    plan = LayerPlan(keep=tuple(kept))
-    return Cutter(checkpoint, dict.fromkeys(shape.moe_layers, plan)).weight_bytes
+class _Sizes:
+    """Bytes of weights of a cut, with what stands in for removed experts or maps merged ones."""
+
+    def __init__(self, checkpoint: OpenedModel, request: Request, merged: bool) -> None:
+        self.checkpoint, self.shape, self._merged = checkpoint, checkpoint.shape, merged
+        replacement = Replacement.of(request.replace, checkpoint)
+        self._rank = None if replacement is None else replacement.rank
+
+    def with_each(self, count: int) -> int:
+        """With as many experts in every layer."""
+        shape = self.shape
+        size, share = shape.n_routed_experts // shape.n_groups, count // shape.n_groups
+        kept = [group * size + place for group in range(shape.n_groups) for place in range(share)]
+        plans = dict.fromkeys(shape.moe_layers, LayerPlan(keep=tuple(kept)))
+        cut = Cutter(self.checkpoint, plans, rank=self._rank).weight_bytes
+        return cut + (self._of_maps(count) if self._merged else 0)
+
+    def _of_maps(self, count: int) -> int:
+        """The rows that routers keep, and the map of each, float32 ``[count, E]``."""
+        model, whole = self.checkpoint, self.shape.n_routed_experts
+        gates = [model.reader.info(model.family.gate_name(i)) for i in self.shape.moe_layers]
+        return sum(one.nbytes // whole * (whole - count) + 4 * count * whole for one in gates)

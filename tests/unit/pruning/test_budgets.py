@@ -109,6 +109,21 @@ def test_total_bytes_is_used_up_and_not_passed(bundle, tmp_path):
     assert weight_bytes(out) <= limit < weight_bytes(out) + 2 * expert
 
 
+@pytest.mark.parametrize(
+    ("method", "replace"),
+    [("reap", "none"), ("reap", "constant"), ("reap", "lowrank:24"), ("m-smoe", "none")],
+)
+def test_total_bytes_hold_what_stands_beside_experts(method, replace, bundle, tmp_path):
+    """Router rows that stay, stand-ins and maps: whatever the limit, it is not passed."""
+    whole = weight_bytes(CHECKPOINT)
+    for step in range(5):
+        out, limit = tmp_path / f"{step}", whole - (3 * step + 1) * whole // 40
+        arguments = ["--method", method, "--budget", "adaptive", "--total-bytes", f"{limit}B"]
+        fitted = [] if replace == "none" else ["--replace", replace, "--data", CALIBRATION]
+        assert prune(out, *arguments, "--scores", bundle, *fitted) == 0
+        assert weight_bytes(out) <= limit
+
+
 def test_groups_stay_equally_large_in_every_layer(tmp_path):
     from leanmoe_pruning.budgets.budget import allowed_counts
 

@@ -135,7 +135,7 @@ def _open(request: Request, options: MergingOptions, inputs: Inputs) -> Merging:
     if not options.align:
         check_summable(inputs.checkpoint)
     check_sums(inputs.checkpoint, request.compress)
-    budget = budget_of(request, inputs.checkpoint)
+    budget = budget_of(request, inputs.checkpoint, merged=True)
     inputs.need_scores("m-smoe")
     return Merging(inputs, budget, options.merge_router, options.align, request.out)
 
