@@ -204,7 +204,9 @@ def _model_facts(path: Path, model: HeaderModel) -> dict[str, Any]:
         "weight_bytes": model.weight_bytes,
         "largest_layer_bytes": model.largest_layer_bytes,
         "kv_bytes_per_1k_tokens": 1000 * model.kv_bytes_per_token,
-        "tensor_parallel": tensor_parallel(model.checkpoint),
+        "tensor_parallel": tensor_parallel(
+            model.checkpoint, packed=model.checkpoint.packing is not None
+        ),
     }
 
 

@@ -2,7 +2,8 @@
 
 vLLM splits attention heads and every expert's hidden width over tensor-parallel ranks, and
 copies key/value heads only where ranks are a multiple of them. Whole experts go to
-expert-parallel ranks, the same number to each where the size divides every layer's count.
+expert-parallel ranks, the same number to each where the size divides every layer's count. Packed
+experts are split in whole groups, and neither they nor stand-ins are shared out whole.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from leanmoe.checkpoint import Checkpoint
+from leanmoe.sparse.sparse_format import GROUP
 
 MOST_RANKS = 64
 
 
-def tensor_parallel(checkpoint: Checkpoint) -> list[int]:
-    """Sizes that divide heads and widths, up to 64."""
+def tensor_parallel(checkpoint: Checkpoint, packed: bool) -> list[int]:
+    """Sizes that divide heads and widths, up to 64; those of ``packed`` experts by groups."""
     config, shape = checkpoint.config, checkpoint.shape
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
@@ -28,6 +30,7 @@ def tensor_parallel(checkpoint: Checkpoint) -> list[int]:
         if heads % size == 0
         and (kv_heads % size == 0 or size % kv_heads == 0)
         and all(width % size == 0 for width in widths)
+        and not (packed and shape.expert_ffn_size // size % GROUP)
     ]
 
 

@@ -44,6 +44,8 @@ class Row:
     budget: int
     weight_bytes: int
     layouts: dict[int, LayerLayout]
+    is_packed: bool
+    has_stand_ins: bool
     needs_runtime: bool
     serving: Serving
 
@@ -63,8 +65,9 @@ def row_of(model: HeaderModel, kind: Kind | None, budget: int, kv_tokens: int) -
     held = written if kept_packed else cutter.weight_bytes
     kv = kv_tokens * model.kv_bytes_per_token
     serving = Serving(int(held * model.served_share), kv, workspace(model))
-    own_runtime = cutter.has_layout or cutter.is_packed or cutter.has_stand_ins or kept_packed
-    return Row(kind, budget, written, cutter.layouts, own_runtime, serving)
+    packed, stand_ins = cutter.is_packed or kept_packed, cutter.has_stand_ins
+    own_runtime = cutter.has_layout or packed or stand_ins
+    return Row(kind, budget, written, cutter.layouts, packed, stand_ins, own_runtime, serving)
 
 
 def workspace(model: HeaderModel) -> int:
@@ -84,6 +87,13 @@ def reachable_top_k(model: HeaderModel, row: Row) -> list[int]:
     return [most] if model.checkpoint.family.fixed_top_k else list(range(1, most + 1))
 
 
+def _expert_parallel(row: Row) -> list[int]:
+    """Sizes that share out whole experts; our runtime takes one where it holds them its own way."""
+    if row.is_packed or row.has_stand_ins:
+        return [1]
+    return expert_parallel(own.n_experts for own in row.layouts.values())
+
+
 def facts_of(model: HeaderModel, row: Row, tokens: int, rate: float | None) -> dict[str, Any]:
     """A row as ``--json`` prints it."""
     facts: dict[str, Any] = {
@@ -95,8 +105,8 @@ def facts_of(model: HeaderModel, row: Row, tokens: int, rate: float | None) -> d
         "serve": row.serving.facts(),
         "reachable_top_k": reachable_top_k(model, row),
         "loads_in": row.loads_in,
-        "tensor_parallel": tensor_parallel(model.checkpoint),
-        "expert_parallel": expert_parallel(own.n_experts for own in row.layouts.values()),
+        "tensor_parallel": tensor_parallel(model.checkpoint, row.is_packed),
+        "expert_parallel": _expert_parallel(row),
     }
     if row.kind is not None:
         facts["make"] = _making(model, row, row.kind, tokens, rate)

@@ -90,13 +90,21 @@ def _rate(result: Facts) -> str:
     return f" at {result['tflops']:.3g} TFLOP/s ({result['tflops_from']})" if known else ""
 
 
+def _tensor_parallel(result: Facts) -> str:
+    """Those of the model, and of rows that are packed where these are fewer."""
+    own = result["tensor_parallel"]
+    fewer = [row["tensor_parallel"] for row in result["rows"] if row["tensor_parallel"] < own]
+    packed = f" (packed: {show_numbers(fewer[0])})" if fewer else ""
+    return f"{show_numbers(own)}{packed}"
+
+
 def _foot(result: Facts) -> str:
     lines = [
         f"* estimates. RAM, disk, time: to make it from {result['tokens']} tokens{_rate(result)}; "
         "files are read and written beside that.",
         f"  serve: weights, {show_bytes(result['kv_bytes_per_1k_tokens'])} of KV per 1,000 tokens "
         f"of a sequence, for {result['kv_tokens']} tokens in all, and room to work in.",
-        f"tensor-parallel sizes: {show_numbers(result['tensor_parallel'])}. EP: expert-parallel "
+        f"tensor-parallel sizes: {_tensor_parallel(result)}. EP: expert-parallel "
         "sizes that divide every layer's experts. top-k: what a plan may lower it to.",
         *result["notes"],
         *(preview_lines(result["preview"]) if "preview" in result else ()),

@@ -239,6 +239,32 @@ def test_what_fits_is_the_largest_that_does(model, capsys):
     assert [row["kind"] for row in whole["rows"]] == ["as it is"]
 
 
+@pytest.mark.parametrize("how", ["constant", "lowrank:2"])
+def test_stand_ins_are_not_shared_out_by_expert_parallelism(tmp_path, capsys, how):
+    model, out = write_tiny(tmp_path / "model", "mixtral"), tmp_path / "out"
+    text = ("--data", "builtin:gen:1", "--window", "32")
+    cut = ("--method", "random", "--keep", "4", "--replace", how, *text)
+    assert main(["prune", str(model), *cut, "-o", str(out)]) == 0
+    capsys.readouterr()
+    (row,) = planned(out, capsys)["rows"]
+    assert row["expert_parallel"] == [1] and row["tensor_parallel"] == [1, 2, 4]
+
+
+def test_packed_experts_are_split_in_whole_groups_alone(tmp_path, capsys):
+    """Experts 64 wide: 32 weights to each of two processes, none of 16."""
+    model, packed = write_tiny(tmp_path / "model", "qwen3_moe"), tmp_path / "packed"
+    rows = planned(model, capsys, "--method", "wanda")["rows"]
+    split = {row["loads_in"]: (row["tensor_parallel"], row["expert_parallel"]) for row in rows}
+    assert split == {"vllm": ([1, 2, 4], [1, 2, 4, 8]), "leanmoe serve": ([1, 2], [1])}
+    assert main(["plan", str(model), "--tflops", "1", "--method", "wanda"]) == 0
+    assert "tensor-parallel sizes: 1, 2, 4 (packed: 1, 2)" in capsys.readouterr().out
+    how = ("--method", "magnitude", "--pattern", "16:32", "--compress")
+    assert main(["prune", str(model), *how, "-o", str(packed)]) == 0
+    capsys.readouterr()
+    found = planned(packed, capsys)
+    assert found["tensor_parallel"] == [1, 2] and found["rows"][0]["expert_parallel"] == [1]
+
+
 def test_a_layout_is_served_by_leanmoe_and_cut_by_plans(model, tmp_path, capsys):
     file, out = tmp_path / "plan.json", tmp_path / "out"
     file.write_text(json.dumps({"layers": {"1": {"keep": [0, 1, 2]}}}))
