@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ def serve(arm_class: Callable[..., Any]) -> int:
             else:
                 answer = getattr(arm, operation)(**command)
         except Exception as error:
+            traceback.print_exc()  # into the log, whose end is told with the error
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
     return 0

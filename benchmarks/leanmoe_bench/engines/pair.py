@@ -62,16 +62,21 @@ class RemoteArm:
     def send(self, operation: str, **arguments: Any) -> None:
         commands = self.group.process.stdin
         assert commands is not None
-        commands.write(json.dumps({"op": operation, **arguments}) + "\n")
-        commands.flush()
+        try:
+            commands.write(json.dumps({"op": operation, **arguments}) + "\n")
+            commands.flush()
+        except BrokenPipeError:
+            raise self._failed("the engine process ended") from None
 
     def answer(self) -> dict[str, Any]:
         line = self._answers.readline()
         answer = json.loads(line) if line else {"error": "the engine process ended"}
         if "error" in answer:
-            tail = last_lines(self._log)
-            raise LeanMoEError(f"{self.name} engine failed: {answer['error']}\n{tail}")
+            raise self._failed(answer["error"])
         return dict(answer)
+
+    def _failed(self, error: str) -> LeanMoEError:
+        return LeanMoEError(f"{self.name} engine failed: {error}\n{last_lines(self._log)}")
 
     def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         self.send(operation, **arguments)

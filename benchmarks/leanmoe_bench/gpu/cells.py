@@ -119,4 +119,5 @@ def probe(arm: RemoteArm, cell: Cell) -> dict[str, Any]:
         return {"status": "failed", "reason": str(error), "passed": False}
     found = json.loads(answer["results"][0])
     passed = all(result["passed"] for result in found["checks"].values())
+    passed = passed and "error" not in found["routing_us"]
     return {"status": "ran", "passed": passed, **found}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from leanmoe.errors import InputError, LeanMoEError
+from leanmoe.errors import InputError
 from leanmoe_bench.gpu import cells, kernels, packed_part, profiles, speed, tokens
 from leanmoe_bench.gpu.deadline import Deadline
 from leanmoe_bench.gpu.fit import GIB, engine_bytes
@@ -61,8 +61,7 @@ def _layers(cell: cells.Cell, context: Context, deadline: Deadline) -> Iterator[
 
 
 def _tokens(model: GpuModel, context: Context, deadline: Deadline) -> Iterator[Row]:
-    session = context.engines.session(context.settings.model(model))
-    yield from tokens.check(session)
+    yield from tokens.check(context.engines, context.settings.model(model))
 
 
 def _speed(model: GpuModel, context: Context, deadline: Deadline) -> Iterator[Row]:
@@ -71,13 +70,7 @@ def _speed(model: GpuModel, context: Context, deadline: Deadline) -> Iterator[Ro
 
 
 def _budget(model: GpuModel, context: Context, deadline: Deadline) -> Iterator[Row]:
-    try:
-        session = context.engines.session(context.settings.model(model), budget=True)
-    except LeanMoEError as error:
-        context.engines.close()
-        refusal = {"status": "cannot run", "reason": str(error)}
-        yield {"row": "speed", "case": "budget", **refusal}
-        return
+    session = context.engines.session(context.settings.model(model), budget=True)
     yield from speed.compare(session, session.model.budget_cases, deadline)
 
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from leanmoe.errors import LeanMoEError
 from leanmoe_bench.engines.cases import Case
 from leanmoe_bench.engines.control import Betas, PairControl
 from leanmoe_bench.engines.measures import Counted, Measure
@@ -19,7 +20,7 @@ from leanmoe_bench.gpu.models import PACKED_SHARE, GpuModel
 from leanmoe_bench.gpu.settings import ENVIRONMENT, Settings
 
 _GRACE_SECONDS = 8.0
-_BANDWIDTH_BYTES = 1 << 29
+_BANDWIDTH_BYTES, _SMALL_BYTES = 1 << 29, 1 << 20
 _GATE_TOKENS = 256
 _GATE_SHARES = [0.25, 0.4]
 NO_PYTHON = "no router was called from Python, as where the whole model is compiled"
@@ -68,6 +69,11 @@ class Session:
             arm, "profile", what=measure.operation, turn=turn, **measure.arguments
         )
         return [(str(name), float(us), int(count)) for name, us, count in answer["kernels"]]
+
+    def compute(self) -> None:
+        """Let both engines' devices compute something small."""
+        for arm in (self.pair.stock, self.pair.ours):
+            self.pair.alone(arm, "bandwidth", size=_SMALL_BYTES)
 
     def bandwidth(self) -> Row:
         """What the device's memory gives; the larger of a copy and a sum is what counts."""
@@ -128,6 +134,14 @@ class Engines:
             self._key = (model.name, experts, packed)
         assert self._session is not None
         return self._session
+
+    def close_if_broken(self) -> None:
+        """End a pair of which an engine ended, or has a device that computes nothing any more."""
+        try:
+            if self._session is not None:
+                self._session.compute()
+        except LeanMoEError:
+            self.close()
 
     def close(self) -> None:
         """End what runs, also in the middle of something."""

@@ -11,7 +11,8 @@ from leanmoe.errors import LeanMoEError
 from leanmoe.messages import LayerCounts, LevelTable
 from leanmoe_bench.engines.cases import Case
 from leanmoe_bench.engines.control import Betas
-from leanmoe_bench.gpu.session import NO_PYTHON, Row, Session
+from leanmoe_bench.gpu.models import GpuModel
+from leanmoe_bench.gpu.session import NO_PYTHON, Engines, Row, Session
 
 _PROMPTS, _PROMPT_TOKENS = 9, 6
 _EXACT_TOKENS, _MIXED_TOKENS = 24, 16
@@ -23,18 +24,23 @@ _EXACT = Case("level0")
 Ids = list[list[int]]
 
 
-def check(session: Session) -> Iterator[Row]:
-    """One row for each check; ``passed`` says whether it holds."""
+def check(engines: Engines, model: GpuModel) -> Iterator[Row]:
+    """One row for each check; ``passed`` says whether it holds.
+
+    A check that failed by an error leaves no engine to the next one that does not compute any more.
+    """
     for name, one in (
         ("level0_tokens_equal_stock", _exact),
         ("requests_keep_their_level", _mixed),
         ("counters_equal_recount", _recounted),
         ("levels_change_quietly", _quiet),
     ):
+        session = engines.session(model)
         try:
             found = one(session)
         except LeanMoEError as error:
-            found = {"passed": False, "reason": str(error).splitlines()[0]}
+            found = {"passed": False, "reason": str(error)}
+            engines.close_if_broken()
         yield {"row": "check", "check": name, **found}
 
 

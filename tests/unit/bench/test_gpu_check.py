@@ -6,6 +6,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,17 @@ from leanmoe.errors import InputError, LeanMoEError
 from leanmoe.messages import LayerCounts
 from leanmoe_bench.engines.cases import Case
 from leanmoe_bench.engines.measures import Counted, decode, prefill
-from leanmoe_bench.gpu import cells, command, fit, parts, profiles, speed, tokens
+from leanmoe_bench.gpu import (
+    cells,
+    command,
+    fit,
+    layer_probe,
+    parts,
+    profiles,
+    session,
+    speed,
+    tokens,
+)
 from leanmoe_bench.gpu import kernels as kernel_part
 from leanmoe_bench.gpu import run as whole
 from leanmoe_bench.gpu.deadline import Deadline, OutOfTime, TooLateError
@@ -234,11 +245,22 @@ def test_a_cell_that_neither_starts_cannot_run_and_one_that_only_stock_starts_fa
 
 def test_a_cell_passes_when_all_its_checks_do():
     cell = cells.CELLS["triton-bf16"]
+    told = {"mode": "mask", "routing_us": {"1": {"stock_us": 2.0}}}
     for good in (True, False):
-        arm = Arm({"mode": "mask", "checks": {"a": {"passed": True}, "b": {"passed": good}}})
+        arm = Arm({**told, "checks": {"a": {"passed": True}, "b": {"passed": good}}})
         found = cells.probe(arm, cell)
         assert (found["status"], found["passed"], found["mode"]) == ("ran", good, "mask")
+    untimed = {**told, "checks": {"a": {"passed": True}}, "routing_us": {"error": "CUDA error"}}
+    assert not cells.probe(Arm(untimed), cell)["passed"]
     assert not cells.probe(Arm(fails="rpc"), cell)["passed"]
+
+
+def test_a_device_that_a_check_broke_leaves_the_checks_told():
+    class Broken:
+        def inputs(self, tokens, seed):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert "illegal memory access" in layer_probe.routing_times(Broken())["error"]
 
 
 def test_the_checked_model_has_a_path_without_alignment():
@@ -402,24 +424,53 @@ class Refusing(Idle):
 class Refused:
     """Engines that do not start."""
 
-    closed = 0
-
     def session(self, model, *, budget=False):
-        raise LeanMoEError("ours engine failed: unknown key union_budget")
-
-    def close(self):
-        self.closed += 1
+        raise LeanMoEError("ours engine failed: CompilationError in weigh_kernel")
 
 
 def test_a_budget_that_ours_does_not_take_is_a_row_with_the_reason():
     rows = list(speed.compare(Refusing(QWEN3), QWEN3.budget_cases[1:], Deadline(60)))
     told = "ours engine failed: no budget here"
     assert rows == [{"row": "speed", "case": "budget", "status": "cannot run", "reason": told}]
+    assert "cannot run" in show([{**rows[0], "part": "budget"}])
+
+
+def test_engines_that_do_not_start_with_a_budget_are_a_failure():
     context = parts.Context(REHEARSAL, Refused(), Path("work"))
-    (row,) = PARTS["budget:qwen3-30b-a3b"].run(context, Deadline(60))
-    assert row["status"] == "cannot run" and "union_budget" in row["reason"]
-    assert context.engines.closed == 1
-    assert "cannot run" in show([{**row, "part": "budget"}])
+    with pytest.raises(LeanMoEError, match="weigh_kernel"):
+        list(PARTS["budget:qwen3-30b-a3b"].run(context, Deadline(60)))
+
+
+class Ended:
+    """A session whose pair's ours has ended, or answers everything with its device's error."""
+
+    settings, model = REHEARSAL, QWEN3.tiny()
+    control = SimpleNamespace(
+        report=SimpleNamespace(request_levels_unavailable=None), update=lambda betas: betas
+    )
+
+    def policy(self, case):
+        raise LeanMoEError("ours engine failed: CUDA error: an illegal memory access\nits log")
+
+    def compute(self):
+        self.policy(None)
+
+
+def test_a_check_that_broke_its_engines_leaves_new_ones_to_the_next(monkeypatch):
+    engines, started = session.Engines(REHEARSAL, print), []
+
+    def start(model, budget, packed):
+        started.append(model.name)
+        engines._session = Ended()
+
+    monkeypatch.setattr(engines, "_start", start)
+    rows = list(tokens.check(engines, QWEN3.tiny()))
+    assert [row["passed"] for row in rows] == [False] * 4
+    assert all("illegal memory access\nits log" in row["reason"] for row in rows)
+    assert len(started) == 4 and engines._session is None
+    monkeypatch.setattr(Ended, "compute", lambda self: None)  # only the check was refused
+    list(tokens.check(engines, QWEN3.tiny()))
+    assert len(started) == 5
 
 
 def test_a_budget_that_is_not_held_fails_where_it_could_be():
