@@ -1,6 +1,8 @@
 """vLLM's fused experts on the card: random weights of one shape, timed inside CUDA graphs.
 
-The only module of the bench that imports vLLM's kernels. Every graph holds several passes over
+As the plugin serves them: with its sum over computed rows, and tiles narrowed where one expert
+would leave the card idle. The only module of the bench that imports vLLM's kernels. Every graph
+holds several passes over
 different experts and, where a layer is small, different layers, so that weights come from memory
 and not from the cache that the pass before filled.
 """
@@ -37,6 +39,9 @@ from leanmoe.tuned_tables import Tiles
 from leanmoe_bench.tune.choice import Kept
 from leanmoe_bench.tune.kernel_shapes import TuneShape
 from leanmoe_bench.tune.loop import TilesError
+from leanmoe_runtime.compat import wrap_triton_call
+from leanmoe_runtime.device.masking import sum_of_computed
+from leanmoe_runtime.device.tiles import with_finer_tiles
 
 TABLES = Path(vllm.__file__).parent / "model_executor/layers/fused_moe/configs"
 VERSIONS = {"vllm": vllm.__version__, "triton": triton.__version__, "torch": torch.__version__}
@@ -99,9 +104,9 @@ class ExpertsBench:
         self.shape, self._device = shape, torch.device(device)
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._dtype = getattr(torch, shape.weights.dtype)
+        _narrow_tiles(self._device)
         with _quiet_vllm():
             self._layers = [self._layer() for _ in range(self._copies())]
-        self._map = torch.arange(shape.experts, dtype=torch.int32, device=self._device)
         self._batch: int | None = None
 
     def _copies(self) -> int:
@@ -136,7 +141,9 @@ class ExpertsBench:
             moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(),
             in_dtype=self._dtype,
         )
-        return Layer(gate_up, down, TritonExperts(config, self._quantisation()))
+        experts: Any = TritonExperts(config, self._quantisation())
+        experts.moe_sum = sum_of_computed(experts.moe_sum)
+        return Layer(gate_up, down, experts)
 
     def _random(self, rows: int, columns: int) -> torch.Tensor:
         """Weights of about unit gain, made an expert at a time: fp8 keeps its gain in scales."""
@@ -250,8 +257,6 @@ class ExpertsBench:
         """What vLLM's modular kernel does with routed tokens, at ``number``'s choice of experts."""
         inputs, layer = self._inputs, self._layers[number % len(self._layers)]
         ids = inputs.ids[kept][number]
-        # As the plugin does it: the path without alignment zeroes left-out rows and takes no map.
-        is_naive = ids.numel() * 4 <= self.shape.experts
         layer.experts.apply(
             output=inputs.output,
             hidden_states=inputs.hidden,
@@ -261,7 +266,7 @@ class ExpertsBench:
             topk_ids=ids,
             activation=MoEActivation.SILU,
             global_num_experts=self.shape.experts,
-            expert_map=None if is_naive else self._map,
+            expert_map=None,
             a1q_scale=inputs.scale,
             a2_scale=None,
             workspace13=inputs.workspaces[0],
@@ -287,6 +292,12 @@ class ExpertsBench:
     def _passes(self, kept: Kept) -> None:
         for number in range(_PASSES):
             self._pass(number, kept)
+
+
+def _narrow_tiles(device: torch.device) -> None:
+    """Let the kernel take a table's tiles as it does beside the plugin."""
+    if device.type == "cuda":
+        wrap_triton_call("invoke_fused_moe_triton_kernel", with_finer_tiles)
 
 
 @contextmanager

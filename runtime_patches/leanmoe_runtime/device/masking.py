@@ -90,7 +90,7 @@ class SkipExpertsMixin:
             experts = self.quant_method.moe_kernel.fused_experts
             experts.__dict__.pop("moe_sum", None)
             if masks:
-                experts.moe_sum = _sum_of(experts.moe_sum)
+                experts.moe_sum = sum_of_computed(experts.moe_sum)
 
     def before_experts(self) -> None:
         """Fit a kernel that vLLM has made anew, as it does when weights are loaded again."""
@@ -124,7 +124,7 @@ class SkipExpertsMixin:
         return is_naive(experts, tokens, self.top_k, self.local_num_experts)
 
 
-def _sum_of(stock: Any) -> Any:
+def sum_of_computed(stock: Any) -> Any:
     """``TritonExperts.moe_sum`` over computed rows; with a map, stock leaves them out itself."""
 
     def moe_sum(

@@ -27,6 +27,8 @@ from leanmoe_bench.tune.loop import OTHER_BITS, TilesError, measure_batch
 from leanmoe_bench.tune.rows import RowsFile
 from leanmoe_bench.tune.space import candidates
 from leanmoe_bench.tune.tuning import Place, Wanted, run
+from leanmoe_runtime.device import sum_kernel
+from leanmoe_runtime.device.tiles import with_finer_tiles
 from tests.tiny import write_json
 from tests.unit.server.test_table_folder import give_manifest, write_config
 
@@ -454,6 +456,23 @@ def test_the_layer_is_vllm_s_own_class_over_weights_of_the_shape(bench):
     assert type(layer.experts).__name__ == "TritonExperts"
     assert 0.9 < layer.gate_up.float().std() * 8 < 1.1
     assert layer.gate_up.nbytes + layer.down.nbytes == bench.shape.layer_bytes
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_what_is_timed_is_what_the_plugin_serves(bench, batch, monkeypatch):
+    """Its own sum instead of a map, and a table's tiles as it narrows them."""
+    (layer,), given, summed, wrapped = bench._layers, [], [], []
+    monkeypatch.setattr(layer.experts, "apply", lambda **named: given.append(named))
+    monkeypatch.setattr(sum_kernel, "sum_computed", lambda *rows: summed.append(rows))
+    bench._use(batch)
+    bench._pass(0, Kept.TOP1)
+    assert given[0]["expert_map"] is None
+    ids, rows = given[0]["topk_ids"], torch.zeros(batch, 3, 64)
+    layer.experts.moe_sum(rows, torch.zeros(batch, 64), ids, None)
+    assert len(summed) == 1 and torch.equal(summed[0][2], ids)
+    monkeypatch.setattr(card, "wrap_triton_call", lambda *call: wrapped.append(call))
+    card._narrow_tiles(torch.device("cuda"))
+    assert wrapped == [("invoke_fused_moe_triton_kernel", with_finer_tiles)]
 
 
 def test_tiles_that_fail_leave_vllm_s_choice_as_it_was():
