@@ -301,7 +301,7 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
             self._overflow[expert, projection] = part.overflow
 
     def _check_size(self, place: Place, packed: Packed, hidden: int) -> None:
-        """Raise unless a matrix is as large as config.json says: a part of a larger one fits too."""
+        """Raise unless a matrix is as large as config.json says: part of a larger one fits too."""
         wide, whole = self._sizes["w2"][1], hidden * self.moe.moe_parallel_config.tp_size
         rows, columns = (wide, whole) if place[1] == "w2" else (whole, wide)
         size = [rows, self._how.values_per_row(columns)]
