@@ -53,6 +53,11 @@ class Arrivals:
 
     def take(self, place: Place, end: str, tensor: torch.Tensor) -> None:
         """Take one tensor of a file, by the end of its name."""
+        if end not in {WEIGHT, *self._whole(place, dense=False)}:
+            raise CheckpointError(
+                f"{self.name(place)} holds {end.removeprefix('.')}, which config.json says nothing "
+                "of; config and shards are of different models"
+            )
         held = self._waiting.setdefault(place, {})
         held[end] = tensor.cpu()
         if set(held) == self._whole(place, dense=WEIGHT in held):
@@ -69,6 +74,11 @@ class Arrivals:
         }
 
     def _finish(self, place: Place, held: dict[str, torch.Tensor]) -> None:
+        if place in self.done:
+            raise CheckpointError(
+                f"{self.name(place)} stands in the checkpoint twice, so it is not clear which it "
+                "is; fetch or pack the model again"
+            )
         is_dense = WEIGHT in held
         packed = self._packed_dense(place, held[WEIGHT]) if is_dense else self._packed(place, held)
         check(packed, self._how.keep, self.name(place))

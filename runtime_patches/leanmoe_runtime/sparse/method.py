@@ -55,6 +55,8 @@ _STACKS: dict[str, tuple[str, int | None]] = {
     "w3": ("w13", 1),
     "w2": ("w2", None),
 }
+# Of names of tensors that any format has for an expert's matrix.
+_ENDS = {WEIGHT, SCALE, INPUT_ORDER, *(end for parts in PARTS.values() for end in parts)}
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -232,9 +234,10 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         held = dict(
             zip((VALUES, MASK), self._home.empty(name, self._sizes[name], dtype), strict=True)
         )
-        # Of what only passes through, a name to load it by.
+        # Of what only passes through, a name to load it by; of what does not belong here, one to
+        # refuse it by: vLLM stops at names that it does not know and says nothing of the config.
         none = torch.empty(0, dtype=dtype, device="cpu")
-        for end in {*PARTS[self._how.layout], *held, WEIGHT}:
+        for end in {*_ENDS, *held}:
             self._register(layer, name, end, held.get(end, none))
 
     def _register(self, layer: Any, name: str, end: str, tensor: torch.Tensor) -> None:

@@ -206,6 +206,18 @@ def test_a_checkpoint_that_lacks_a_part_is_named(ours, tmp_path):
         start(ours, lacking, FLAGS)
 
 
+def test_a_config_that_lost_a_word_of_its_packing_is_named(ours, tmp_path):
+    """Not as vLLM names tensors that it does not know."""
+    source = write_tiny(tmp_path / "source", "mixtral", dtype="float32")
+    packed = pack(prune(source, tmp_path / "dense", "--pattern", "16:32"), tmp_path / "packed")
+    config = json.loads((packed / "config.json").read_text())
+    del config["quantization_config"]["input_orders"]
+    (packed / "config.json").write_text(json.dumps(config))
+    said = r"expert 0 of .*layers\.0\..*, w1 holds weight_input_order, which config.json says nothi"
+    with pytest.raises(LeanMoEError, match=said):
+        start(ours, packed, FLAGS)
+
+
 def drop(file: Path, end: str) -> None:
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     del tensors[f"model.layers.0.block_sparse_moe.{end}"]

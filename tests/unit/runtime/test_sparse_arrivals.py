@@ -108,6 +108,34 @@ def test_packed_numbers_of_another_type_are_not_converted(end, dtype):
     assert len(came) == 1
 
 
+NOT_TOLD = {
+    "an order": (SparseFormat(keep=16), "w1", ".weight_input_order"),
+    "an order of a down projection": (ORDERED, "w2", ".weight_input_order"),
+    "indices": (SparseFormat(keep=16), "w2", ".weight_indices"),
+    "a mask": (SparseFormat(keep=16, layout="indices"), "w2", ".weight_mask"),
+    "overflow": (ORDERED, "w1", ".weight_overflow_rows"),
+    "scales": (ORDERED, "w1", ".weight_scale_inv"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_TOLD)
+def test_parts_that_the_config_says_nothing_of_are_refused(what):
+    how, projection, end = NOT_TOLD[what]
+    waiting, _ = arrivals(how)
+    said = f"expert 5 of layer 3, {projection} holds {end[1:]}, which config.json says nothing of"
+    with pytest.raises(CheckpointError, match=said):
+        waiting.take((5, projection), end, torch.zeros(1))
+
+
+def test_a_matrix_that_comes_packed_and_dense_is_refused():
+    waiting, came = arrivals()
+    for end, tensor in parts("w2").items():
+        waiting.take((0, "w2"), end, tensor)
+    with pytest.raises(CheckpointError, match="w2 stands in the checkpoint twice"):
+        waiting.take((0, "w2"), ".weight", torch.zeros(ROWS, COLUMNS, dtype=torch.bfloat16))
+    assert len(came) == 1
+
+
 FLOAT8 = SparseFormat(keep=16, dtype="float8_e4m3fn", inner={"weight_block_size": [2, 32]})
 
 
