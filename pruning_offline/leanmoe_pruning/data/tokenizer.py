@@ -80,8 +80,9 @@ class ModelTokenizer:
         self, messages: list[dict[str, Any]], where: str, answer: bool = False
     ) -> list[int]:
         """Token ids of a chat in the model's own template; ``answer``: up to where it answers."""
+        tokenizer = self._chat
         try:
-            text = self._chat.apply_chat_template(
+            text = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=answer
             )
         except Exception as error:  # template errors are of many kinds
@@ -92,7 +93,14 @@ class ModelTokenizer:
     def _chat(self) -> Any:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+        except Exception as error:  # of many kinds, by what is wrong in which file
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(
+                f"transformers cannot load the tokenizer in {self.directory} ({said}); fetch "
+                "tokenizer.json and tokenizer_config.json again"
+            ) from None
         if not tokenizer.chat_template:
             raise DataError(f"{self.directory} has no chat template; give plain text instead")
         return tokenizer

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from leanmoe.errors import CheckpointError
+from leanmoe.errors import CheckpointError, DataError
 from leanmoe.families import MoEShape
 from leanmoe.families.names import HEAD
 from leanmoe.layout import LEAST_PROBABILITY, LayerLayout, transfer_name
@@ -143,10 +143,22 @@ class DecoderStream:
         return self.shape.n_layers
 
     def embed(self, ids_NT: torch.Tensor) -> torch.Tensor:
-        """float32 ``[N, T, D]``."""
+        """float32 ``[N, T, D]``; raises ``DataError`` for ids that the model has no row for."""
+        self._check_ids(ids_NT)
         hidden_NTD = functional.embedding(ids_NT, self._embedding).float()
         scale = self._scales.embedding
         return hidden_NTD if scale == 1.0 else hidden_NTD * scale
+
+    def _check_ids(self, ids_NT: torch.Tensor) -> None:
+        """What a prompt, a task or config.json brings was not looked at before."""
+        known = len(self._embedding)
+        wrong = ids_NT[(ids_NT < 0) | (ids_NT >= known)]
+        if len(wrong):
+            raise DataError(
+                f"token id {int(wrong[0])} is outside the vocabulary of {self.checkpoint.path}, "
+                f"which has {known}: its tokenizer, or a token id in its config.json, is another "
+                "model's; take the files of the original model"
+            )
 
     def forget_embedding(self) -> None:
         """Let the embedding's memory go; it is read again when it is needed again."""

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from leanmoe.cli import main
 from leanmoe.errors import DataError
@@ -17,6 +18,7 @@ from leanmoe_pruning.evaluation.generation import likeliest, sampled
 from leanmoe_pruning.forward.stream import DecoderStream
 from leanmoe_pruning.scores.bundle import ScoreBundle
 from tests.golden.naee_data import CHECKPOINT
+from tests.tiny import write_tiny_mixtral
 
 WINDOW = 16
 
@@ -145,3 +147,58 @@ def test_a_file_without_prompts(lines, chatting, tmp_path):
     prompts.write_text(lines)
     with pytest.raises(DataError, match="holds no prompt"):
         load_data(f"self:{prompts}:2", chatting, "calibration", window=WINDOW)
+
+
+@pytest.fixture(scope="module")
+def small_vocabulary(tmp_path_factory):
+    """A model with fewer rows than its tokenizer has ids."""
+    path, rows = write_tiny_mixtral(tmp_path_factory.mktemp("model") / "m", layers=1), 260
+    tensors = load_file(path / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:rows].contiguous()
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "more"),
+    [
+        ({"text": "question"}, ["score", "--data", "self:FILE:1", "--window", "8"]),
+        ({"prompt": "question", "group": "g"}, ["eval", "--long", "2", "--prompts", "FILE"]),
+        ({"prompt": "question", "answer": "a"}, ["eval", "--tasks", "FILE"]),
+        (
+            {"prompt": "question", "choices": ["a", "b"], "answer": 0},
+            ["eval", "--tasks", "FILE", "--backend", "lm-eval"],
+        ),
+    ],
+)
+def test_ids_outside_the_vocabulary_are_named(small_vocabulary, tmp_path, capsys, line, more):
+    file, (command, *given) = tmp_path / "lines.jsonl", more
+    file.write_text(json.dumps(line) + "\n")
+    given = [one.replace("FILE", str(file)) for one in given]
+    out = ["-o", str(tmp_path / "out")] if command == "score" else []
+    assert main([command, str(small_vocabulary), *given, *out]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "is outside the vocabulary of" in said and "which has 260" in said
+
+
+@pytest.mark.parametrize("start", [99_999, -1])
+def test_a_start_token_outside_the_vocabulary_is_named(tmp_path, capsys, start):
+    model = write_tiny_mixtral(tmp_path / "m", layers=1)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "bos_token_id": start}))
+    assert main(["score", str(model), "--data", "self:1", "-o", str(tmp_path / "out")]) == 2
+    assert f"token id {start} is outside the vocabulary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", ["[]", "{", '{"tokenizer_class": 5}'])
+def test_a_tokenizer_that_cannot_be_loaded_is_no_fault_of_the_chat(tmp_path, capsys, settings):
+    model, chats = write_tiny_mixtral(tmp_path / "m", layers=1), tmp_path / "chats.jsonl"
+    (model / "tokenizer_config.json").write_text(settings)
+    chats.write_text(json.dumps({"messages": [{"role": "user", "content": "the"}]}))
+    assert main(["score", str(model), "--data", str(chats), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot load the tokenizer in {model}" in said and "chats.jsonl" not in said
+    assert len(said.splitlines()) == 1
