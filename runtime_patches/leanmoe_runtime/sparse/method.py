@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError, InputError, RuntimeSeamError
+from leanmoe.input_orders import INPUT_ORDERS_NAME
 from leanmoe.manifest import read_manifest
 from leanmoe.messages import SkipMode
 from leanmoe.sparse.packing import Overflow, Packed, take_groups, take_rows
@@ -137,6 +139,7 @@ class LeanSparseConfig(QuantizationConfig):  # type: ignore[misc]
                 f"{model_name} has no manifest that says by which pattern its weights were zeroed, "
                 f"so --quantization {QUANT_METHOD} cannot pack it; run `leanmoe pack --pattern`"
             )
+        _check_packed_as_loaded(open_checkpoint(folder))
         how = SparseFormat.of_pattern(pattern, "bfloat16")
         if self._dense_inner is not None:
             how = how.model_copy(update={"dtype": "float8_e4m3fn", "inner": self._dense_inner})
@@ -378,6 +381,20 @@ class LeanSparseMethod(FusedMoEMethodBase):  # type: ignore[misc]
         """The experts' share of the block's output, ``[T, D]``."""
         assert self._block is not None, "weights are loaded first"
         return self._block(x, topk_weights, topk_ids)
+
+
+def _check_packed_as_loaded(checkpoint: Checkpoint) -> None:
+    """Raise where a dense checkpoint holds what cannot be packed while loading."""
+    if checkpoint.has_stand_ins:
+        problem = "has stand-ins in the place of removed experts", "serve it without"
+    elif (checkpoint.path / INPUT_ORDERS_NAME).exists():
+        problem = "groups columns in orders of their own (--permute)", "run `leanmoe pack`"
+    else:
+        return
+    raise InputError(
+        f"{checkpoint.path} {problem[0]}, so --quantization {QUANT_METHOD} cannot pack it while "
+        f"loading; {problem[1]}"
+    )
 
 
 def _parameter(layer: Any, name: str, end: str) -> torch.Tensor:

@@ -118,6 +118,24 @@ def test_a_dense_checkpoint_is_packed_while_loading(family, ours, tmp_path):
     assert report.weight_bytes < stock.weight_bytes
 
 
+def test_what_cannot_be_packed_while_loading_is_told_before(ours, tmp_path):
+    source = write_tiny(tmp_path / "source", "mixtral", dtype="float32")
+    sixteen = ("--pattern", "16:32")
+    ordered = prune(source, tmp_path / "ordered", *sixteen)
+    dense = prune(source, tmp_path / "dense", *sixteen, "--no-permute")
+    ids = tmp_path / "ids.safetensors"
+    save_file({"input_ids": torch.arange(64).view(4, 16)}, ids)
+    random = ["prune", str(dense), "--method", "random", "--keep", "5", "--data", str(ids)]
+    said = {ordered: r"ordered groups columns in orders .*; run `leanmoe pack`"}
+    for how in ("constant", "lowrank:4"):
+        out = tmp_path / how[:4]
+        assert main([*random, "--replace", how, "-o", str(out)]) == 0
+        said[out] = rf"{how[:4]} has stand-ins in the place of removed experts.*; serve it without"
+    for model, sentence in said.items():
+        with pytest.raises(LeanMoEError, match=sentence):
+            start(ours, model, {**FLAGS, "quantization": "leanmoe_sparse"})
+
+
 @pytest.mark.parametrize(
     ("family", "how"),
     [
