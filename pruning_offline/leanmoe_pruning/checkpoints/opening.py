@@ -155,6 +155,7 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
         if not (shape.packed and name.endswith(PACKED)):
             reader.check_is_weight(name)
     _check_no_other_expert(checkpoint, reader)
+    _check_no_other_shared_expert(checkpoint, reader)
     _check_packing(checkpoint, reader)
     _check_float8(checkpoint, reader)
     check_scales(reader, block_of(checkpoint))
@@ -222,6 +223,21 @@ def _check_no_other_expert(checkpoint: Checkpoint, reader: ShardReader) -> None:
                 f"{checkpoint.path} holds {name} and its config.json says that layer {layer} has "
                 f"{count or 'no'} experts; config and shards are of different models"
             )
+
+
+def _check_no_other_shared_expert(checkpoint: Checkpoint, reader: ShardReader) -> None:
+    """Raise where a shard holds a shared expert that config.json does not tell of."""
+    family = checkpoint.family
+    if family.parts.shared_expert is None:
+        return
+    layers = [i for i in checkpoint.shape.moe_layers if checkpoint.shared_expert(i) is None]
+    starts = tuple(f"{family.block_prefix(i)}.{family.parts.shared_expert}" for i in layers)
+    found = next((name for name in reader.names if name.startswith(starts)), None)
+    if found is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} holds {found} and its config.json tells of no shared expert; "
+            "config and shards are of different models"
+        )
 
 
 def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:

@@ -280,3 +280,22 @@ def test_an_expert_that_the_config_does_not_have(tmp_path, capsys, name, place) 
     write_tensors(source / "model.safetensors", tensors)
     assert prune(source, tmp_path / "out") == 2
     assert f"holds {place} and its config.json says that layer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["prune", "eval"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("qwen2_moe", {"shared_expert_intermediate_size": 0}),
+        ("deepseek", {"n_shared_experts": None}),
+    ],
+)
+def test_a_shared_expert_that_the_config_does_not_have(tmp_path, capsys, name, change, command):
+    source = write_tiny(tmp_path / "source", name)
+    change_config(source, **change)
+    if command == "prune":
+        assert prune(source, tmp_path / "out") == 2
+    else:
+        assert main(["eval", str(source), "--data", "builtin:gen:1", "--window", "8"]) == 2
+    said = capsys.readouterr().err
+    assert "shared_expert" in said and "tells of no shared expert" in said
