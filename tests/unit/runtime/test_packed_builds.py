@@ -16,12 +16,14 @@ from tests.unit.runtime.packed_host import CUDA, HERE, HOST_FLAGS
 
 # Of a block's threads, twice as many as may live on a multiprocessor at a time.
 _MOST_REGISTERS = {"gather": 80, "tensor": 128, "pairs": 128, "sum": 64, "sort": 128, "dense": 80}
+# Each is twenty instructions and more, and these kernels are to wait for memory alone.
+_MOST_DIVISIONS = {"gather": 24, "tensor": 17, "pairs": 11}
 
 
 def compiled(folder: Path, capability: str) -> dict[str, tuple[int, int]]:
     """Registers and bytes of spilling by kernel."""
     target = f"-gencode=arch=compute_{capability},code=sm_{capability}"
-    flags = ["-O3", "-std=c++17", "-cubin", "-Xptxas=-v", target]
+    flags = ["-O3", "-std=c++17", "-cubin", "-Xptxas=-v", target, "-keep", f"-keep-dir={folder}"]
     command = [builds._nvcc(), *flags, str(CUDA / "packed.cu"), "-o", str(folder / "out")]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -37,6 +39,12 @@ def compiled(folder: Path, capability: str) -> dict[str, tuple[int, int]]:
     return found
 
 
+def divisions(folder: Path) -> dict[str, int]:
+    """Whole divisions by numbers known at run time, by kernel of what was compiled last."""
+    parts = (folder / "packed.ptx").read_text().split(".entry ")[1:]
+    return {part.split("(")[0]: len(re.findall(r"(?:div|rem)\.[su]", part)) for part in parts}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_no_kernel_spills_or_holds_too_many_registers(capability, tmp_path):
@@ -48,6 +56,9 @@ def test_no_kernel_spills_or_holds_too_many_registers(capability, tmp_path):
         kind = re.search("gather|tensor|pairs|sum|sort|dense", name)[0]
         assert spilled == 0, name
         assert registers <= _MOST_REGISTERS[kind], (name, registers)
+    for name, count in divisions(tmp_path).items():
+        kind = re.search("gather|tensor|pairs|sum|sort|dense", name)[0]
+        assert count <= _MOST_DIVISIONS.get(kind, count), (name, count)
 
 
 @pytest.mark.slow

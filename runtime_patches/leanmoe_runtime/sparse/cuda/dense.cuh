@@ -45,14 +45,14 @@ template <class Number, int KEEP>
 DEVICE void write_unit(const Writing& a, int expert, int unit, int lane, u32* own) {
     const Matrix& m = a.matrix;
     const int64_t u = expert * m.units() + unit;
-    const int rows = 32 / m.lanes;
+    const int rows = 1 << m.row_bits();
     Vector<Number> values[KEEP / 8];
 #pragma unroll
     for (int v = 0; v < KEEP / 8; v++)
         values[v] = read_vector<Number>(m, (u * (KEEP / 8) + v) * 32 + lane);
     const int row = unit / m.across * rows, first = unit % m.across * m.lanes;
     const auto scale = [&](int of) {
-        return scale_of<Number>(m, expert, row + of / m.lanes, (first + of % m.lanes) * GROUP);
+        return scale_of<Number>(m, expert, row + m.row_of(of), (first + m.group_of(of)) * GROUP);
     };
 #pragma unroll
     for (int w = 0; w < GROUP / 2; w++) own[w * 32] = 0;
@@ -64,12 +64,12 @@ DEVICE void write_unit(const Writing& a, int expert, int unit, int lane, u32* ow
             put_half<Number>(m, own - lane + (entry & 31), 32, entry, scale(entry & 31));
         }
     __syncwarp();
-    const int column = (first + lane % m.lanes) * GROUP;
+    const int column = (first + m.group_of(lane)) * GROUP;
     if (column >= m.columns) return;
     u32 words[GROUP / 2];
 #pragma unroll
     for (int w = 0; w < GROUP / 2; w++) words[w] = own[w * 32];
-    write<GROUP / 2>(a, expert, row + lane / m.lanes, column, words);
+    write<GROUP / 2>(a, expert, row + m.row_of(lane), column, words);
 }
 
 template <class Number, int KEEP>

@@ -44,15 +44,17 @@ DEVICE void lay_out(const Product& a, int expert, const int32_t* pairs, uint8_t*
     const int32_t* order = a.orders ? a.orders + (int64_t)expert * m.columns : nullptr;
     for (int i = threadIdx.x; i < m.across * 32; i += blockDim.x)
         *(u32*)(xs + i / 32 * UNIT_BYTES + i % 32 * 4) = 0;
+    const uint16_t* rows[T];
+#pragma unroll
+    for (int t = 0; t < T; t++)
+        rows[t] = pairs[t] < 0 ? nullptr : a.x + (int64_t)(pairs[t] / a.pairs_of_row) * m.columns;
     for (int i = threadIdx.x; i < m.across * 128; i += blockDim.x) {
         const int unit = i / 128, eight = i / 32 % 4, lane = i % 32;
-        const int column = (unit * m.lanes + lane % m.lanes) * GROUP + eight * 8;
+        const int column = (unit * m.lanes + m.group_of(lane)) * GROUP + eight * 8;
         uint4 x[T];
 #pragma unroll
-        for (int t = 0; t < T; t++) {
-            const uint16_t* row = a.x + (int64_t)(pairs[t] / a.pairs_of_row) * m.columns;
-            x[t] = pairs[t] < 0 || column >= m.columns ? zeros() : eight_of(row, order, column);
-        }
+        for (int t = 0; t < T; t++)
+            x[t] = rows[t] && column < m.columns ? eight_of(rows[t], order, column) : zeros();
         uint8_t* to = xs + unit * UNIT_BYTES + (1 + eight * 8) * COLUMN_BYTES + lane * 4;
 #pragma unroll
         for (int c = 0; c < 8; c++) {
@@ -84,7 +86,7 @@ DEVICE void take_off(Flight<Number, KEEP>& f, const Matrix& m, int64_t base, int
             f.values[k][v] = read_vector<Number>(m, (u * f.vectors + v) * 32 + lane);
         f.mask[k] = stream(m.mask + u * 32 + lane);
         if (m.starts) {
-            const int64_t at = u * (32 / m.lanes) + lane / m.lanes;
+            const int64_t at = (u << m.row_bits()) + m.row_of(lane);
             f.start[k] = m.starts[at];
             f.stop[k] = m.starts[at + 1];
         }
@@ -96,8 +98,8 @@ DEVICE void add_unit(const Flight<Number, KEEP>& f, int k, const Matrix& m, int 
                      int unit, const uint8_t* xs, int lane, float (&sum)[T]) {
     using Input = GatherInput<Number, T>;
     const uint8_t* own = xs + COLUMN_BYTES + lane * 4;
-    const int row = block * (32 / m.lanes) + lane / m.lanes, first = unit * m.lanes;
-    const auto scale = scale_of<Number>(m, expert, row, (first + lane % m.lanes) * GROUP);
+    const int row = (block << m.row_bits()) + m.row_of(lane), first = unit * m.lanes;
+    const auto scale = scale_of<Number>(m, expert, row, (first + m.group_of(lane)) * GROUP);
     u32 left = f.mask[k];
 #pragma unroll
     for (int i = 0; i < KEEP; i++) {
@@ -108,8 +110,8 @@ DEVICE void add_unit(const Flight<Number, KEEP>& f, int k, const Matrix& m, int 
                    own + (int)place * COLUMN_BYTES);
     }
     if (!m.starts) return;
-    for (int i = f.start[k] + lane % m.lanes; i < f.stop[k]; i += m.lanes) {
-        const u32 entry = m.entries[i], group = first + (entry & 31) % m.lanes;
+    for (int i = f.start[k] + m.group_of(lane); i < f.stop[k]; i += m.lanes) {
+        const u32 entry = m.entries[i], group = first + m.group_of(entry & 31);
         const auto of_group = scale_of<Number>(m, expert, row, group * GROUP);
         Input::add(sum, value_of<Number>(m, entry, of_group),
                    xs + (1 + (entry >> 5 & 31)) * COLUMN_BYTES + (entry & 31) * 4);
@@ -120,13 +122,14 @@ DEVICE void add_unit(const Flight<Number, KEEP>& f, int k, const Matrix& m, int 
 template <class Number, int T>
 DEVICE void put_rows(const Product& a, const int32_t* pairs, int block, int lane, float (&sum)[T],
                      float (&gate)[T]) {
-    const int lanes = a.matrix.lanes, rows = 32 / lanes, row = block * rows + lane / lanes;
+    const Matrix& m = a.matrix;
+    const int lanes = m.lanes, rows = 1 << m.row_bits(), row = block * rows + m.row_of(lane);
 #pragma unroll
     for (int t = 0; t < T; t++) {
         float f = sum[t];
         sum[t] = 0;
         for (int d = lanes / 2; d; d /= 2) f += __shfl_xor_sync(~0u, f, d);
-        const bool speaks = lane % lanes == 0 && pairs[t] >= 0;
+        const bool speaks = m.group_of(lane) == 0 && pairs[t] >= 0;
         if (!a.joined) {
             const float weight = a.weights && speaks ? a.weights[pairs[t]] : 1.0f;
             if (speaks) a.out[(int64_t)pairs[t] * a.matrix.rows + row] = Number::round(f * weight);

@@ -72,13 +72,14 @@ DEVICE void tensor_pairs(const Product& a) {
     const Matrix& m = a.matrix;
     float* parts = (float*)(SHARED + a.shared_x);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tiles = m.rows / TILE_ROWS;
-    const int64_t works = (int64_t)items.count * tiles;
+    const int works = items.count * tiles;
     Tokens<TOKEN_TILES> tokens;
-    for (int64_t work = blockIdx.x; work < works; work += gridDim.x) {
-        const int32_t* pairs = items.pairs + work / tiles * items.per_item;
-        const int expert = items.experts[work / tiles];
-        const int64_t base = expert * m.units() + work % tiles * m.across;
-        const int row = (int)(work % tiles) * TILE_ROWS + lane / 4;
+    for (int work = blockIdx.x; work < works; work += gridDim.x) {
+        const int item = work / tiles, tile = work - item * tiles;
+        const int32_t* pairs = items.pairs + item * items.per_item;
+        const int expert = items.experts[item];
+        const int64_t base = expert * m.units() + (int64_t)tile * m.across;
+        const int row = tile * TILE_ROWS + lane / 4;
         tokens.find(a, pairs, lane);
         float sums[TOKEN_TILES][4];
 #pragma unroll
@@ -93,7 +94,7 @@ DEVICE void tensor_pairs(const Product& a) {
         __syncthreads();  // the tile before has been read
         leave<TOKEN_TILES>(parts, warp, lane, sums);
         __syncthreads();
-        put_tile<Number, TOKEN_TILES>(a, pairs, work % tiles, parts);
+        put_tile<Number, TOKEN_TILES>(a, pairs, tile, parts);
     }
 }
 

@@ -37,8 +37,12 @@ struct Matrix {
     int32_t is_coded;  // values are float8
     Scales scales;
 
-    DEVICE int rows_of_unit() const { return keep ? 32 / lanes : TILE_ROWS; }
-    DEVICE int64_t units() const { return (int64_t)(rows / rows_of_unit()) * across; }
+    // Lanes are a power of two, and a division is twenty instructions: indices are shifted.
+    DEVICE int lane_bits() const { return (int)top_bit((u32)lanes); }
+    DEVICE int row_bits() const { return 5 - lane_bits(); }
+    DEVICE int row_of(int lane) const { return lane >> lane_bits(); }
+    DEVICE int group_of(int lane) const { return lane & (lanes - 1); }
+    DEVICE int64_t units() const { return (int64_t)(keep ? rows >> row_bits() : rows / TILE_ROWS) * across; }
 };
 
 // A product of one projection with the rows of its pairs.

@@ -92,21 +92,25 @@ struct Share {
 
 // Where a block is: a tile of an item, and a strip of its columns.
 struct Place {
-    int64_t work;
-    int strip;
+    int work, item, tile, strip;
 };
 
 struct Grid {
     int tiles, rows, strips, lane, warp;  // rows of a unit, and units of a row that a strip spans
+    int block_bits;                       // of the number of units above each other in a tile
 
-    DEVICE int block_of(int slot) const { return slot % (TILE_ROWS / rows); }
-    DEVICE int across_of(int slot) const { return slot / (TILE_ROWS / rows); }
+    DEVICE Place place(int work) const {
+        const int item = work / tiles;
+        return {work, item, work - item * tiles, 0};
+    }
+    DEVICE int block_of(int slot) const { return slot & ((1 << block_bits) - 1); }
+    DEVICE int across_of(int slot) const { return slot >> block_bits; }
     // The unit in a slot of a strip, -1 past the end of the rows.
     DEVICE int64_t unit(const Matrix& m, const Items& items, const Place& at, int slot) const {
         const int i = at.strip * rows + across_of(slot);
         if (i >= m.across) return -1;
-        const int64_t expert = items.experts[at.work / tiles], tile = at.work % tiles;
-        return expert * m.units() + (tile * (TILE_ROWS / rows) + block_of(slot)) * m.across + i;
+        const int64_t expert = items.experts[at.item], block = (at.tile << block_bits) + block_of(slot);
+        return expert * m.units() + block * m.across + i;
     }
 };
 
@@ -131,14 +135,14 @@ DEVICE void expand(const Share<Number, KEEP>& s, const Matrix& m, const Items& i
     for (int k = 0; k < 2; k++) {
         const int slot = g.warp + k * TENSOR_WARPS;
         u32* corner = strip + g.block_of(slot) * g.rows * STRIP_ROW + g.across_of(slot) * m.lanes;
-        u32* own = corner + g.lane / m.lanes * STRIP_ROW + g.lane % m.lanes;
+        u32* own = corner + m.row_of(g.lane) * STRIP_ROW + m.group_of(g.lane);
 #pragma unroll
         for (int w = 0; w < GROUP / 2; w++) own[w * STRIP_GROUPS] = 0;
-        const int expert = items.experts[at.work / g.tiles];
-        const int row = (int)(at.work % g.tiles) * TILE_ROWS + g.block_of(slot) * g.rows;
+        const int expert = items.experts[at.item];
+        const int row = at.tile * TILE_ROWS + g.block_of(slot) * g.rows;
         const int first = (at.strip * g.rows + g.across_of(slot)) * m.lanes;
         const auto scale = [&](int lane) {
-            return scale_of<Number>(m, expert, row + lane / m.lanes, (first + lane % m.lanes) * GROUP);
+            return scale_of<Number>(m, expert, row + m.row_of(lane), (first + m.group_of(lane)) * GROUP);
         };
         scatter<Number, KEEP>(m, s.values[k], s.mask[k], scale(g.lane), own, STRIP_GROUPS);
         if (!m.starts) continue;
@@ -148,7 +152,7 @@ DEVICE void expand(const Share<Number, KEEP>& s, const Matrix& m, const Items& i
         const int stop = m.starts[(u + 1) * g.rows];
         for (int i = m.starts[u * g.rows] + g.lane; i < stop; i += 32) {
             const u32 entry = m.entries[i], lane = entry & 31;
-            put_half<Number>(m, corner + lane / m.lanes * STRIP_ROW + lane % m.lanes, STRIP_GROUPS,
+            put_half<Number>(m, corner + m.row_of(lane) * STRIP_ROW + m.group_of(lane), STRIP_GROUPS,
                              entry, scale(lane));
         }
     }
@@ -175,7 +179,7 @@ DEVICE void multiply_strip(const u32* strip, const uint4 (&x)[2][TOKEN_TILES][2]
 template <int TOKEN_TILES>
 DEVICE void read_x(uint4 (&x)[2][TOKEN_TILES][2], const Tokens<TOKEN_TILES>& tokens, const Matrix& m,
                    const Grid& g, int strip) {
-    const int group = strip * g.rows * m.lanes + g.warp % 4 * 8 + g.lane % 4 * 2;
+    const int group = strip * STRIP_GROUPS + g.warp % 4 * 8 + g.lane % 4 * 2;
     // Past the strip's own groups its words are zeros.
 #pragma unroll
     for (int quad = 0; quad < 2; quad++)
@@ -193,17 +197,18 @@ DEVICE void tensor(const Product& a) {
     const Matrix& m = a.matrix;
     u32* strips = (u32*)(SHARED + a.shared_x);
     float* parts = (float*)(SHARED + a.shared_x + 2 * STRIP_BYTES);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = 32 / m.lanes;
-    const Grid g = {m.rows / TILE_ROWS, rows, (m.across + rows - 1) / rows, lane, warp};
-    const int64_t works = (int64_t)items.count * g.tiles;
-    Place at = {(int64_t)blockIdx.x, 0};
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = 1 << m.row_bits();
+    const int tiles = m.rows / TILE_ROWS, along = (m.across + rows - 1) >> m.row_bits();
+    const Grid g = {tiles, rows, along, lane, warp, 4 - m.row_bits()};
+    const int works = items.count * g.tiles;
+    Place at = g.place(blockIdx.x);
     if (at.work >= works) return;
     Tokens<TOKEN_TILES> tokens;
     float sums[TOKEN_TILES][4];
     Share<Number, KEEP> share;
     fetch(share, m, items, g, at);
     for (int turn = 0; at.work < works; turn++) {
-        const int32_t* pairs = items.pairs + at.work / g.tiles * items.per_item;
+        const int32_t* pairs = items.pairs + at.item * items.per_item;
         if (at.strip == 0) {
             tokens.find(a, pairs, lane);
 #pragma unroll
@@ -213,15 +218,15 @@ DEVICE void tensor(const Product& a) {
         uint4 x[2][TOKEN_TILES][2];
         expand(share, m, items, g, at, strip);
         read_x(x, tokens, m, g, at.strip);
-        Place next = {at.work, at.strip + 1};
-        if (next.strip == g.strips) next = {at.work + gridDim.x, 0};
+        Place next = at;
+        if (++next.strip == g.strips) next = g.place(at.work + (int)gridDim.x);
         if (next.work < works) fetch(share, m, items, g, next);
         __syncthreads();
         multiply_strip<Number, TOKEN_TILES>(strip, x, g, sums);
         if (next.strip == 0) {
             leave<TOKEN_TILES>(parts, warp, lane, sums);
             __syncthreads();
-            put_tile<Number, TOKEN_TILES>(a, pairs, at.work % g.tiles, parts);
+            put_tile<Number, TOKEN_TILES>(a, pairs, at.tile, parts);
         }
         at = next;
     }

@@ -49,8 +49,9 @@ template <class Number>
 DEVICE GroupScale scale_of(const Matrix& m, int expert, int row, int column) {
     if constexpr (!Stored<Number>::coded) return {};
     const Scales& s = m.scales;
-    const int block = (s.first_row + row / s.halves) / s.block_rows;
-    const int numbers = ((expert * s.halves + row % s.halves) * s.row_blocks + block) * s.column_blocks;
+    const int more = s.halves - 1;  // of two halves, rows lie in turn
+    const int block = (s.first_row + (row >> more)) / s.block_rows;
+    const int numbers = ((expert * s.halves + (row & more)) * s.row_blocks + block) * s.column_blocks;
     // What fills up the last unit of a row is of no block.
     if (column >= m.columns) return {numbers, -1, 0.0f};
     const float all = s.numbers[numbers + ((s.first_column + column) >> s.column_shift)];
