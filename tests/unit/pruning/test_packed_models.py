@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from leanmoe.cli import main
 from leanmoe.errors import CheckpointError
@@ -572,6 +573,15 @@ def test_the_card_of_a_packed_model_does_not_send_it_to_stock_engines(source, tm
     assert "stored and multiplied like any others" not in card
     assert "library_name: leanmoe" in card
     assert "<dt>loads in stock vLLM</dt><dd>no: leanmoe serve</dd>" in page.read_text()
+
+
+def test_transformers_passes_over_packed_experts_as_the_pages_warn(source, tmp_path):
+    """Once it stops by itself, the pages may say so."""
+    packed = pruned(source, tmp_path / "packed", "--pattern", "16:32", "--compress")
+    model, told = AutoModelForCausalLM.from_pretrained(packed, output_loading_info=True)
+    lost = {name.rpartition(".")[2] for name in told["missing_keys"]}
+    assert lost == {"gate_up_proj", "down_proj"}
+    assert model.model.layers[0].mlp.experts.down_proj.any()
 
 
 def test_who_writes_a_packed_model_dense_says_so(source, tmp_path, capsys):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from leanmoe.cli import main
 from leanmoe.manifest import read_manifest
@@ -217,6 +218,20 @@ def test_a_layer_of_its_shared_expert_alone_holds_no_routed_expert(tmp_path, cap
     capsys.readouterr()
     code, _ = prune(out, {"layers": {str(bare): {"condense": {}}}}, again)
     assert code == 2 and "was condensed or merged before" in capsys.readouterr().err
+
+
+def test_transformers_passes_over_the_marker_as_the_page_warns(tmp_path):
+    """Once it stops by itself, the page may say so."""
+    source = write_tiny(tmp_path / "source", "mixtral")
+    code, alike = prune(source, {"layers": {"0": {"keep": EVERY, "top_k": 1}}}, tmp_path)
+    assert code == 0
+    model, told = AutoModelForCausalLM.from_pretrained(alike, output_loading_info=True)
+    assert not told["missing_keys"] and model.model.layers[0].mlp.gate.top_k == 2
+    (tmp_path / "more").mkdir()
+    code, fewer = prune(source, {"layers": {"0": {"keep": [0, 1, 2]}}}, tmp_path / "more")
+    assert code == 0
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(fewer)
 
 
 def test_a_curve_knows_the_layers_that_route(tmp_path, capsys):
