@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import silu
 
+from leanmoe.errors import RuntimeSeamError
 from leanmoe.sparse.packing import pack_by
 from leanmoe.sparse.sparse_format import GROUP, SparseFormat
 from leanmoe_bench.gpu.trials import Case, run
@@ -168,8 +169,19 @@ def _of_layer(named: str, layer: Callable[[], Trial], *, graphs: bool) -> Iterat
 
 
 @cache
+def _found() -> Kernels | RuntimeSeamError:
+    """Looked for once: every case would wait a minute for what does not compile."""
+    try:
+        return Kernels(gpu_library())
+    except RuntimeSeamError as error:
+        return error
+
+
 def _library() -> Kernels:
-    return Kernels(gpu_library())
+    found = _found()
+    if isinstance(found, RuntimeSeamError):
+        raise found
+    return found
 
 
 def main() -> None:

@@ -94,6 +94,12 @@ class Trials:
             "passed": not failed and not left,
             "cases": len(self._names),
             "failed": [row["case"] for row in failed],
-            "errors": {row["case"]: row["error"] for row in failed if "error" in row},
+            "errors": _errors(failed),
             "not_tried": left,
         }
+
+
+def _errors(failed: Iterable[Row]) -> dict[str, str]:
+    """The errors among them, each by the first case that it came of."""
+    first = {row["error"]: row["case"] for row in reversed(list(failed)) if "error" in row}
+    return {case: error for error, case in reversed(first.items())}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from leanmoe.cli import main
-from leanmoe.errors import LeanMoEError
+from leanmoe.errors import LeanMoEError, RuntimeSeamError
 from leanmoe.sparse.sparse_format import SparseFormat
 from leanmoe_bench.gpu import packed_check, packed_part
 from leanmoe_bench.gpu.deadline import Deadline
@@ -88,6 +88,22 @@ def test_every_case_of_a_card_is_named_before_a_kernel_is_built(monkeypatch):
     (first, writes), (second, computes) = islice(named, 2)
     assert first.startswith("dense 16:32") and writes()
     assert second.startswith("1 tokens 16:32") and computes()
+
+
+def test_a_library_that_is_not_to_be_had_is_looked_for_once(monkeypatch):
+    tries = []
+
+    def no_library():
+        tries.append(1)
+        raise RuntimeSeamError("packed.cu could not be built")
+
+    monkeypatch.setattr(packed_check, "gpu_library", no_library)
+    packed_check._found.cache_clear()
+    for _ in range(2):
+        with pytest.raises(RuntimeSeamError, match="could not be built"):
+            packed_check._library()
+    packed_check._found.cache_clear()
+    assert len(tries) == 1
 
 
 def test_times_that_fail_for_one_shape_leave_the_other_s(monkeypatch):
