@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from leanmoe.cli import main
 from leanmoe.errors import CheckpointError
+from leanmoe.manifest import read_manifest
 from leanmoe.sparse.packing import pack
 from leanmoe_pruning.checkpoints.fp8 import check_scales
 from leanmoe_pruning.checkpoints.opening import open_model
@@ -573,6 +574,15 @@ def test_the_card_of_a_packed_model_does_not_send_it_to_stock_engines(source, tm
     assert "stored and multiplied like any others" not in card
     assert "library_name: leanmoe" in card
     assert "<dt>loads in stock vLLM</dt><dd>no: leanmoe serve</dd>" in page.read_text()
+
+
+def test_a_curve_goes_along_with_the_numbers_it_was_measured_of(source, tmp_path):
+    dense = pruned(source, tmp_path / "dense", "--pattern", "16:32")
+    assert run("curve", dense, "--data", "builtin:gen:2") == 0
+    measured = read_manifest(dense).curve
+    assert run("pack", dense, "-o", tmp_path / "packed") == 0
+    assert run("unpack", tmp_path / "packed", "-o", tmp_path / "again") == 0
+    assert [read_manifest(tmp_path / one).curve for one in ("packed", "again")] == [measured] * 2
 
 
 def test_transformers_passes_over_packed_experts_as_the_pages_warn(source, tmp_path):
