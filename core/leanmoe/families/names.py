@@ -22,7 +22,7 @@ from leanmoe.families.base import (
     no_spare_layers,
 )
 
-HEAD = "lm_head.weight"
+HEAD, HEAD_BIAS = "lm_head.weight", "lm_head.bias"
 _LAYER = re.compile(r"model\.layers\.([0-9]+)\.")
 
 OWN_NAMES: Mapping[Projection, str] = {name: name for name in PROJECTIONS}

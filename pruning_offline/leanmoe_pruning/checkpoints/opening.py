@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from leanmoe.checkpoint import Checkpoint, open_checkpoint
 from leanmoe.errors import CheckpointError
 from leanmoe.families.base import Family
-from leanmoe.families.names import HEAD
+from leanmoe.families.names import HEAD, HEAD_BIAS
 from leanmoe.files.digest import file_digest
 from leanmoe.files.output import TOKENIZER_FOLDERS, TUNED_FOLDER
 from leanmoe.layout import marker_name, transfer_name
@@ -28,8 +28,8 @@ from leanmoe.sparse.sparse_format import (
     own_quantization,
     says_float8,
 )
-from leanmoe.stand_ins import stand_in_name, stand_in_sizes
-from leanmoe_pruning.checkpoints.fp8 import FP8, SCALE, block_of, check_scales
+from leanmoe.stand_ins import constants_marker_name, stand_in_name, stand_in_sizes
+from leanmoe_pruning.checkpoints.fp8 import FP8, SCALE, block_of, check_scales, scaled_weight
 from leanmoe_pruning.checkpoints.packed import PackedStack, PackedTensor
 from leanmoe_pruning.checkpoints.shards import WEIGHT_SUFFIXES, ShardReader
 from leanmoe_pruning.forward.families import RUNNABLE
@@ -156,6 +156,7 @@ def check_complete(checkpoint: Checkpoint, reader: ShardReader) -> None:
             reader.check_is_weight(name)
     _check_no_other_expert(checkpoint, reader)
     _check_no_other_shared_expert(checkpoint, reader)
+    _check_no_other_part(checkpoint, reader)
     _check_packing(checkpoint, reader)
     _check_float8(checkpoint, reader)
     check_scales(reader, block_of(checkpoint))
@@ -238,6 +239,36 @@ def _check_no_other_shared_expert(checkpoint: Checkpoint, reader: ShardReader) -
             f"{checkpoint.path} holds {found} and its config.json tells of no shared expert; "
             "config and shards are of different models"
         )
+
+
+def _check_no_other_part(checkpoint: Checkpoint, reader: ShardReader) -> None:
+    """Raise where a shard holds a bias of the head, or a part of a MoE block, of another family."""
+    family = checkpoint.family
+    known = {*family.other_names(checkpoint.config), *block_sizes(checkpoint)}
+    known |= {
+        constants_marker_name(family.block_prefix(layer), own.stand_ins)
+        for layer, own in checkpoint.layers.items()
+        if own.stand_ins
+    }
+    if HEAD_BIAS in reader and HEAD_BIAS not in known:
+        raise CheckpointError(
+            f"{checkpoint.path} holds {HEAD_BIAS}, which a {family.name} model has not; config and "
+            "shards are of different models"
+        )
+    blocks = tuple(f"{family.block_prefix(layer)}." for layer in checkpoint.layers)
+    for name in reader.names:
+        weight = scaled_weight(name, reader) or name
+        if weight.startswith(blocks) and weight not in known:
+            raise unknown_part(checkpoint.path, weight)
+
+
+def unknown_part(path: Path, name: str) -> CheckpointError:
+    """What to say of a tensor of a MoE block that no family tells of."""
+    return CheckpointError(
+        f"{path} holds {name}, a part of a MoE block that belongs to experts in a way LeanMoE does "
+        "not know (a scale of quantised weights?); restore the checkpoint to plain bf16 weights "
+        "first"
+    )
 
 
 def _check_packing(checkpoint: Checkpoint, reader: ShardReader) -> None:

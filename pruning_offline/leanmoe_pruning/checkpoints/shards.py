@@ -187,7 +187,7 @@ class ShardReader:
         return cls(checkpoint.path, checkpoint.family.stacks)
 
     def _shard_path(self, name: str) -> Path:
-        if Path(name).name != name or len(name) > 255:
+        if not name or Path(name).name != name or len(name) > 255:
             raise CheckpointError(
                 f"{self.directory / INDEX_NAME} names the shard {name!r:.300}, expected the name "
                 "of a file beside it; fetch index and shards into one folder"
@@ -197,11 +197,17 @@ class ShardReader:
     def _from_index(self, index: Path) -> dict[str, str]:
         try:
             content = parse_json(index.read_text(encoding="utf-8"))
-            return {str(k): str(v) for k, v in content["weight_map"].items()}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except ValueError as error:
             raise CheckpointError(
                 f"{index} is not a safetensors index ({error}); fetch it again"
             ) from None
+        found = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(found, dict) or not all(type(one) is str for one in found.values()):
+            raise CheckpointError(
+                f"{index} is not a safetensors index: it has no weight_map of tensors and names of "
+                "shards; fetch it again"
+            )
+        return found
 
     def _check_index(self) -> None:
         """Raise unless the index, where there is one, lists what its shards hold."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from leanmoe.errors import CheckpointError, InputError
+from leanmoe.errors import InputError
 from leanmoe.files.digest import file_digest
 from leanmoe.input_orders import INPUT_ORDERS_NAME, write_input_orders
 from leanmoe.layout import LAYOUT_KEY, LayerLayout, Layout, marker_name
@@ -30,6 +30,7 @@ from leanmoe_pruning.checkpoints.opening import (
     left_behind,
     model_files,
     tokenizer_files,
+    unknown_part,
 )
 from leanmoe_pruning.checkpoints.shards import (
     INDEX_NAME,
@@ -196,11 +197,7 @@ class Cutter:
 
     def _check_no_part_of_a_block(self, name: str) -> None:
         if name.startswith(self._blocks) and name not in self._known:
-            raise CheckpointError(
-                f"{self.checkpoint.path} holds {name}, a part of a MoE block that belongs to "
-                "experts in a way LeanMoE does not know (a scale of quantised weights?); restore "
-                "the checkpoint to plain bf16 weights first"
-            )
+            raise unknown_part(self.checkpoint.path, name)
 
     @property
     def has_layout(self) -> bool:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from leanmoe.errors import CheckpointError, DataError
 from leanmoe.families import MoEShape
-from leanmoe.families.names import HEAD
+from leanmoe.families.names import HEAD, HEAD_BIAS
 from leanmoe.layout import LEAST_PROBABILITY, LayerLayout, transfer_name
 from leanmoe_pruning.checkpoints.fp8 import block_of
 from leanmoe_pruning.checkpoints.opening import OpenedModel, check_runnable
@@ -252,7 +252,7 @@ class DecoderStream:
         if HEAD not in self.reader:
             return self._embedding.float(), None
         size = (self.config.vocab_size, self.shape.hidden_size)
-        return self.weights.exact(HEAD, size), self.weights.optional("lm_head.bias")
+        return self.weights.exact(HEAD, size), self.weights.optional(HEAD_BIAS, size[:1])
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """float32 ``[T, V]`` of final hidden states; call it in chunks."""

@@ -123,6 +123,20 @@ def test_index_that_is_not_one(sharded, refused):
     refused(INDEX_NAME, "is not a safetensors index")
 
 
+@pytest.mark.parametrize("held", [[], "x", None, {"lm_head.weight": 5}])
+def test_an_index_without_names_of_shards(sharded, refused, held):
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": held}))
+    refused("model.safetensors.index.json", "it has no weight_map of tensors and names of shards")
+
+
+def test_an_index_that_names_nothing(sharded, refused):
+    path = sharded / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["lm_head.weight"] = ""
+    path.write_text(json.dumps(index))
+    refused("names the shard ''", "expected the name of a file beside it")
+
+
 def test_index_and_shard_of_different_revisions(sharded, refused):
     index = json.loads((sharded / INDEX_NAME).read_text())
     index["weight_map"]["extra"] = SHARD

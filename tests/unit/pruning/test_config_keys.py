@@ -299,3 +299,25 @@ def test_a_shared_expert_that_the_config_does_not_have(tmp_path, capsys, name, c
         assert main(["eval", str(source), "--data", "builtin:gen:1", "--window", "8"]) == 2
     said = capsys.readouterr().err
     assert "shared_expert" in said and "tells of no shared expert" in said
+
+
+@pytest.mark.parametrize("command", ["prune", "eval"])
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        ("lm_head.bias", "which a mixtral model has not"),
+        ("model.layers.0.block_sparse_moe.gate.bias", "a part of a MoE block"),
+        ("model.layers.2.block_sparse_moe.experts.3.w1.weight_scale", "a part of a MoE block"),
+    ],
+)
+def test_a_part_that_no_family_tells_of_is_refused_before_any_work(
+    tmp_path, capsys, tensor, said, command
+):
+    source = write_tiny(tmp_path / "source", "mixtral")
+    tensors = {key: one.clone() for key, one in load_file(source / "model.safetensors").items()}
+    write_tensors(source / "model.safetensors", {**tensors, tensor: torch.ones(4)})
+    data = ["--data", "builtin:gen:1", "--window", "8"]
+    done = prune(source, tmp_path / "out") if command == "prune" else None
+    assert (main(["eval", str(source), *data]) if done is None else done) == 2
+    told = capsys.readouterr().err
+    assert tensor in told and said in told and told.count("\n") == 1
