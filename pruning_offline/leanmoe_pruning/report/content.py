@@ -115,7 +115,12 @@ def _loads_in(checkpoint: OpenedModel) -> str:
     family = checkpoint.family.name
     if _loads_in_stock(checkpoint):
         return f"It loads in stock vLLM and any other engine that loads {family} models."
-    what = "Its layers differ"
+    if checkpoint.has_stand_ins and not checkpoint.layout.layers:
+        return (
+            "Constants stand in for removed experts: it loads in `leanmoe serve`, and as stated by "
+            "vLLM 0.33 there, not in transformers."
+        )
+    what = "Stand-ins replace removed experts" if checkpoint.has_stand_ins else "Its layers differ"
     if checkpoint.packing is not None:
         what = f"Its experts are stored packed ({checkpoint.packing.text})"
     return f"{what}: it loads in `leanmoe serve`, not in stock vLLM or transformers."
@@ -263,7 +268,8 @@ def _not_saved(checkpoint: OpenedModel, manifest: Manifest) -> Iterator[str]:
             "Zeroed weights are stored and multiplied like any others: stock engines have no "
             "kernels for them, so they save neither memory nor time."
         )
-    if _cut_experts(checkpoint, manifest) and all(own.top_k == top_k for own in routed):
+    runs_all = not checkpoint.has_stand_ins and all(own.top_k == top_k for own in routed)
+    if _cut_experts(checkpoint, manifest) and runs_all:
         yield (
             f"A routed token still runs {top_k} experts per layer, as in the source: arithmetic "
             "per token, and what one request alone reads, are not less. Fewer experts save "

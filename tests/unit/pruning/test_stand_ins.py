@@ -122,6 +122,10 @@ def test_commands_read_it(how, mixtral, tmp_path, capsys):
     assert main(["score", model, *DATA, "-o", str(tmp_path / "scores")]) == 0
     assert main(["curve", model, *DATA, "--levels", "3"]) == 0
     assert main(["report", model]) == 0
+    card = (Path(model) / "README.md").read_text()
+    assert "Its layers differ" not in card and "still runs 2 experts" not in card
+    assert ("as stated by vLLM 0.33" in card) == (how == "constant")
+    assert "a token may run fewer experts than in the source" in card
     assert main(["plan", model, "--tflops", "1"]) == 0
     out = capsys.readouterr().out
     assert "It has stand-ins in the place of removed experts and cannot be cut" in out
