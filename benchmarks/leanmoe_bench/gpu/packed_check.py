@@ -31,7 +31,8 @@ PATTERNS = ("16:32", "8:32", "24:32", "2:4", "0.5")
 SIZES = ((96, 64), (1024, 288), (2048, 768), (4096, 512))
 TOKENS = (1, 2, 5, 16, 70)
 _EXPERTS, _TOP_K = 4, 2
-# What half precision of hidden values and outputs leaves of sums of these sizes.
+# What half precision of hidden values and outputs leaves of sums of these sizes, near 0;
+# larger ones are rounded in proportion.
 _TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
 Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Dense = Callable[..., torch.Tensor]
@@ -117,7 +118,8 @@ class Trial:
             gate, up = (x[token].double() @ self.gate_up[expert].double().T).chunk(2, dim=1)
             rows = (silu(gate) * up) @ self.down[expert].double().T
             expected.index_add_(0, token, weights[token, slot].double()[:, None] * rows)
-        return bool(((found.double() - expected).abs() < _TOLERANCE[self.dtype]).all())
+        allowed = _TOLERANCE[self.dtype] * (1 + expected.abs())
+        return bool(((found.double() - expected).abs() < allowed).all())
 
     def computes(self, tokens: int) -> bool:
         step = self.step(tokens)
