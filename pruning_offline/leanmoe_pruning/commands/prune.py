@@ -58,13 +58,8 @@ from leanmoe_pruning.options import (
     read_options,
 )
 from leanmoe_pruning.progress import progress
-from leanmoe_pruning.replacing.replacement import (
-    CONSTANT,
-    NONE,
-    Replacement,
-    fit_stand_ins,
-    removed_experts,
-)
+from leanmoe_pruning.replacing.fitting import fit_stand_ins
+from leanmoe_pruning.replacing.replacement import CONSTANT, NONE, Replacement, removed_experts
 from leanmoe_pruning.scores.bundle import ScoreBundle
 
 _LOG = logging.getLogger(__name__)
