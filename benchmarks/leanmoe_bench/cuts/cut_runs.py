@@ -22,16 +22,8 @@ HEALED_AT_ONCE = 4
 # Of the model whose experts are pairs, and decided here instead of by a command.
 PAIRED = (APART, TOGETHER)
 DOMAINS = ("gen", "fr", "de", "es", "c", "man", "kjv", "math")
-_RANKINGS = (
-    "frequency",
-    "soft-activation",
-    "ean",
-    "man",
-    "msan",
-    "weighted-ean",
-    "coverage",
-    "pairwise",
-)
+# Of names for the same ranking one: man is ean.
+_RANKINGS = ("frequency", "soft-activation", "ean", "msan", "weighted-ean", "coverage", "pairwise")
 _BY_EFFECTS, _BY_TEXT = "naee, spread", "naee, spread, by text"
 # What experts do to predictions and to the log loss of the text decides these.
 _EFFECTS = {_BY_EFFECTS: "{predictions}", _BY_TEXT: "{text}"}
